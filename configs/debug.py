@@ -1,0 +1,19 @@
+"""The smallest whole run: two rounds of StyleDrop in seconds, to see that everything works; the pictures are poor.
+
+    styledrop personalize --config configs/debug.py --workdir runs/debug
+
+Takes the presets of configs/styledrop.py, and a two-core CPU for emoji64.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+
+def get_config(preset: str = "emoji64") -> ConfigDict:
+    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["get_config"](preset)
+    for settings in (config.round_1, config.round_2):
+        settings.train.update(steps=4, batch_size=2, checkpoint_every=2)
+        settings.sample.update(images_per_prompt=2, steps=2)
+    return config

@@ -1,0 +1,27 @@
+"""The tokenizer of emoji64: 64-pixel drawings → 16×16 tokens of 1,024 codes.
+
+    bash launch/fetch_corpus.sh corpus
+    styledrop pretrain --config configs/pretrain_vq.py --workdir pretrain/vq
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "task": "vq",
+            "corpus": "corpus",
+            "vocabulary": "full",
+            "seed": 0,
+            "batch_size": 16,
+            "steps": 3000,
+            "learning_rate": 2e-3,
+            "warmup": 100,
+            "weight_decay": 0.0,
+            "b2": 0.99,
+            "steps_per_call": 1,
+            "checkpoint_every": 500,
+            "revive_every": 50,
+        }
+    )

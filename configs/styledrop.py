@@ -1,0 +1,78 @@
+"""StyleDrop (arXiv 2306.00983): a style from one image, two rounds of adapters, CLIP feedback between them.
+
+    styledrop personalize --config configs/styledrop.py --workdir runs/first
+    styledrop personalize --config configs/styledrop.py --config.reference.image my.png \\
+        --config.reference.content "a house" --config.reference.descriptor "in watercolor painting style" \\
+        --workdir runs/mine
+
+Presets, as `configs/styledrop.py:PRESET`:
+    emoji64 (default)       the shipped 64-pixel model; runs on a two-core CPU
+    amused-256, amused-512  the public aMUSEd checkpoints, from the Hugging Face cache, the hub or a local diffusers
+                            folder (`--config.base FOLDER`); for a GPU
+
+Any field is overridden by `--config.FIELD VALUE`, a scorer's weight too (`--config.round_1.select.scorers.clip_style
+0.5`). Round N takes `round_N`; rounds beyond the last one reuse it. The result is `report.html` in the run folder.
+
+The aMUSEd presets hold the paper's values for its 3B Muse: adapters of rank 4, shared, then 32, unshared; Adam 3e-5,
+batch 8, 1000 steps; 36 decoding steps, temperature 4.5, lambda 2 and 5; 30 prompts x 64 images, the best one of each.
+The paper does not state the share of dropped prompts (Muse's 10% is taken) nor whether lambda ramps (it does not here).
+"""
+
+from ml_collections import ConfigDict
+
+from styledrop_jax.errors import UserError, did_you_mean
+
+PRESETS = ("emoji64", "amused-256", "amused-512")
+
+
+def get_config(preset: str = "emoji64") -> ConfigDict:
+    if preset not in PRESETS:
+        hint = did_you_mean(preset, PRESETS)
+        raise UserError(f"configs/styledrop.py: unknown preset '{preset}'{hint} (one of {', '.join(PRESETS)})")
+    small = preset == "emoji64"
+    config = ConfigDict()
+    config.base = preset if small else f"amused/{preset}"
+    config.method = "styledrop"
+    config.dtype = "float32" if small else "bfloat16"
+    config.seed = 0
+    # Words that are empty come with the bundled image; an image of your own needs both.
+    config.reference = ConfigDict({"image": "bundled:house-blueprint", "content": "", "descriptor": ""})
+    config.prompts = ""
+    config.rounds = 2
+    config.round_1 = _round(small)
+    config.round_2 = _round(small)
+    config.round_2.adapter = ConfigDict({"rank": 16 if small else 32, "shared": False})
+    config.round_2.sample.images_per_prompt = 8  # to be looked at; no later round chooses among them
+    return config
+
+
+def _round(small: bool) -> ConfigDict:
+    return ConfigDict(
+        {
+            "adapter": {"rank": 4, "shared": True},
+            "train": {
+                "steps": 200 if small else 1000,
+                "learning_rate": 3e-3 if small else 3e-5,
+                "batch_size": 8,
+                "random_crop": False,
+                "text_dropout": 0.1,
+                "checkpoint_every": 100,
+            },
+            "sample": {
+                "images_per_prompt": 8 if small else 64,
+                "batch_size": 8,
+                "steps": 12 if small else 36,
+                "temperature": 4.5,
+                "lambda_a": 2.0,
+                "lambda_b": 5.0,
+                "lambda_ramp": False,
+                "negative_prompt": "",
+            },
+            "select": {
+                "scorers": {"clip_text": 1.0, "clip_style": 0.0, "random": 0.0},
+                "by": "prompt",
+                "k": 1,
+                "threshold": 0.0,
+            },
+        }
+    )

@@ -1,0 +1,14 @@
+# Sourced: makes .venv on first use, installs the package with the extras named, and activates it.
+extra="${1:-}"
+stamp=".venv/installed-${extra:-base}-$(sha256sum pyproject.toml | cut -c1-16)"
+if [ ! -f "$stamp" ]; then
+  [ -x .venv/bin/python ] || "${PYTHON:-python3.11}" -m venv .venv
+  # torch first and exactly: a range may bring several gigabytes of CUDA packages.
+  [ "$extra" != dev ] || .venv/bin/pip install --quiet "torch==2.13.0"
+  .venv/bin/pip install --quiet --editable ".${extra:+[$extra]}"
+  touch "$stamp"
+fi
+source .venv/bin/activate
+export NPROC="${NPROC:-32}"  # jaxlib's collectives between virtual CPU devices deadlock with fewer threads
+# Large buffers are reused instead of being returned to the system after every step.
+export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-17179869184}" MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-17179869184}"

@@ -1,0 +1,1 @@
+"""Adapters: small trainable modules set into a frozen model's slots, and their files."""

@@ -1,0 +1,101 @@
+"""The StyleDrop adapter (2306.00983 Fig. S1): two bottlenecks in each transformer layer, written by two generators."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from styledrop_jax.adapters.base import AdapterParam
+from styledrop_jax.errors import UserError
+
+_KIND = "styledrop"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """The adapter's size.
+
+    Attributes:
+        bottleneck: H, the width inside. The paper: 4 in round 1, 32 in round 2 and for super-resolution.
+        shared: one pair of matrices for all layers, shifted by each layer's own vectors, in place of a pair a layer.
+            The paper: shared in round 1, not in round 2.
+    """
+
+    bottleneck: int = 4
+    shared: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `save_adapter` records; `from_dict` reads it."""
+        return {"adapter": _KIND, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Config":
+        """The config of an `AdapterFile`; UserError if it describes another kind of adapter."""
+        fields = dict(fields)
+        if (kind := fields.pop("adapter", None)) != _KIND:
+            raise UserError(f"adapter: {kind!r}, expected {_KIND!r}")
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise UserError(f"adapter: its config does not fit ({error})") from None
+
+
+class Generator(nnx.Module):
+    """The weights of one adapter in each of L layers: wd [d, H] and wu [H, d] of layer l.
+
+    Shared: wd = down[0] + down_shift[l] on every row, wu = up[0] + up_shift[l] on every row. Unshared: wd = down[l],
+    wu = up[l]. Everything up starts at zero, so the adapter starts as an identity; everything down starts as a normal
+    of standard deviation 0.02, truncated at twice that (the paper does not state it for `down_shift`).
+    """
+
+    def __init__(self, config: Config, *, layers: int, width: int, rngs: nnx.Rngs):
+        h, tables = config.bottleneck, 1 if config.shared else layers
+        normal = nnx.initializers.truncated_normal(stddev=0.02)
+        self.down = AdapterParam(normal(rngs.params(), (tables, width, h)))  # [1 or L, d, H]
+        self.up = AdapterParam(jnp.zeros((tables, h, width)))  # [1 or L, H, d]
+        self.shared = config.shared
+        if config.shared:
+            self.down_shift = AdapterParam(normal(rngs.params(), (layers, h)))
+            self.up_shift = AdapterParam(jnp.zeros((layers, width)))
+
+    def __call__(self, layer: int) -> tuple[jax.Array, jax.Array]:
+        """wd [d, H] and wu [H, d] of `layer`."""
+        if self.shared:
+            return self.down[0] + self.down_shift[layer], self.up[0] + self.up_shift[layer]
+        return self.down[layer], self.up[layer]
+
+
+class Adapter(nnx.Module):
+    """out = emb + gelu(emb wd) wu, with a generator's weights for one layer."""
+
+    def __init__(self, generator: Generator, layer: int):
+        self.generator = generator
+        self.layer = layer
+
+    def __call__(self, emb: jax.Array) -> jax.Array:
+        """emb [..., d] → [..., d], computed in emb's dtype."""
+        wd, wu = (w.astype(emb.dtype) for w in self.generator(self.layer))
+        # The tanh form: the paper's listing is JAX, where gelu means that one.
+        return emb + jax.nn.gelu(emb @ wd, approximate=True) @ wu
+
+
+def attach(denoiser: nnx.Module, config: Config, *, rngs: nnx.Rngs) -> None:
+    """Sets fresh adapters in every transformer layer, in place of any that were there; touches no other weight.
+
+    After the cross-attention (`attn_adapter`) and after the MLP (`mlp_adapter`), before their skip connections, each
+    site with one generator that its layers share. Filter on `AdapterParam` for what is trainable; the state names
+    each generator's weights under layer 0.
+
+    Args:
+        denoiser: has `config.hidden_size` and `transformer_layers`, each with the two slots.
+        config: the adapter's size.
+        rngs: the `params` stream initialises the weights.
+    """
+    layers, width = len(denoiser.transformer_layers), denoiser.config.hidden_size
+    attention, mlp = (Generator(config, layers=layers, width=width, rngs=rngs) for _ in range(2))
+    for index, layer in enumerate(denoiser.transformer_layers):
+        layer.attn_adapter = Adapter(attention, index)
+        layer.mlp_adapter = Adapter(mlp, index)

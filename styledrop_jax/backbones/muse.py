@@ -1,0 +1,242 @@
+"""Muse: a VQGAN tokenizer, a U-ViT over masked tokens, and a CLIP text tower (arXiv 2301.00704; aMUSEd, 2401.01808)."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from transformers import PreTrainedTokenizerBase
+
+from styledrop_jax import hub, losses, pretrained, schedules
+from styledrop_jax.models import clip, uvit, vqgan
+from styledrop_jax.models.tokenizer import load_tokenizer, tokenize
+from styledrop_jax.samplers import maskgit
+
+_ENCODE_BATCH = 16
+_AESTHETIC = 6.0
+
+
+class Text(NamedTuple):
+    """What the denoiser sees of prompts: `states` [b, t, c] (second to last layer) and `pooled` [b, p]."""
+
+    states: jax.Array
+    pooled: jax.Array
+
+
+class Group(NamedTuple):
+    """Branches of guidance that run through one graph, batched as one forward.
+
+    Attributes:
+        graphdef: of the denoiser, with whatever adapter it carries.
+        states: trainable state of each branch, stacked on a leading axis [k, …].
+        text: the prompts of each branch, `states` [k, b, t, c] and `pooled` [k, b, p].
+        weights: [steps, k]; the guided logits are the weighted sum over all branches of all groups.
+    """
+
+    graphdef: nnx.GraphDef
+    states: dict
+    text: Text
+    weights: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Muse:
+    """A loaded Muse: what it is made of, and what one does with it.
+
+    Attributes:
+        name: as the user gave it.
+        base_hash: SHA-256 over the denoiser's weight files; adapters carry it.
+        denoiser: predicts tokens. codec: images ↔ tokens. text: prompts → features.
+    """
+
+    name: str
+    base_hash: str
+    denoiser: uvit.UVit
+    codec: vqgan.VQModel
+    text: clip.ClipText
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def grid(self) -> int:
+        """Tokens along one side."""
+        return self.denoiser.config.sample_size
+
+    @property
+    def resolution(self) -> int:
+        """Pixels along one side of the images it draws."""
+        return self.grid * self.codec.config.downsampling
+
+    @property
+    def mask_id(self) -> int:
+        return self.denoiser.config.mask_token_id
+
+    @property
+    def micro(self) -> jax.Array:
+        """aMUSEd's micro-conditions [5]: width, height, crop top, crop left, aesthetic score."""
+        return jnp.array([self.resolution, self.resolution, 0.0, 0.0, _AESTHETIC])
+
+    def encode_text(self, prompts: Sequence[str]) -> Text:
+        """Prompts → features; each distinct prompt is computed once, in batches of one fixed size."""
+        distinct = list(dict.fromkeys(prompts))
+        ids = tokenize(self.tokenizer, distinct, self.text.config.max_position_embeddings)
+        parts = [_text(self.text, chunk) for chunk in _chunks(ids)]
+        states, pooled = (jnp.concatenate(x)[: len(distinct)] for x in zip(*parts, strict=True))
+        rows = np.array([distinct.index(prompt) for prompt in prompts])
+        return Text(states[rows], pooled[rows])
+
+    def encode_images(self, images: np.ndarray) -> np.ndarray:
+        """Images [b, r, r, 3], uint8 or float in [0, 1], r = `resolution` → tokens [b, h, w] int32."""
+        images = np.asarray(images, np.float32) / (255 if images.dtype == np.uint8 else 1)
+        return np.concatenate([_encode(self.codec, chunk) for chunk in _chunks(images)])[: len(images)]
+
+    def decode_tokens(self, tokens: np.ndarray) -> np.ndarray:
+        """Tokens [b, h, w] → images [b, r, r, 3] float32 in [0, 1]."""
+        return np.concatenate([_decode(self.codec, chunk) for chunk in _chunks(tokens)])[: len(tokens)]
+
+    def sample(
+        self,
+        groups: Sequence[Group],
+        frozen: dict,
+        seeds: Sequence[int],
+        *,
+        temperature: float,
+        tokens: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Decodes one batch of tokens [b, h, w]; every image depends on its own seed, prompt and tokens alone.
+
+        Args:
+            groups: see `Group`.
+            frozen: the frozen state of the denoiser.
+            seeds: one an image.
+            temperature: the choice temperature.
+            tokens: [b, h, w] to start from, `mask_id` where to draw; None draws everything.
+        """
+        b = len(seeds)
+        if tokens is None:
+            tokens = np.full((b, self.grid, self.grid), self.mask_id, np.int32)
+        keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+        graphdefs = tuple(group.graphdef for group in groups)
+        arrays = tuple((group.states, group.text, group.weights) for group in groups)
+        return np.asarray(
+            _sample(graphdefs, arrays, frozen, jnp.asarray(tokens), keys, temperature, self.micro, self.mask_id)
+        )
+
+
+def load(name: str, dtype: jnp.dtype = jnp.float32) -> Muse:
+    """Loads a Muse by name: "emoji64", a local diffusers folder, or "amused/amused-256" from the cache or hub.
+
+    Raises:
+        UserError: the model is nowhere, or a file of it is missing or does not fit.
+    """
+    folder = hub.resolve(f"{name}/muse" if (hub.SHIPPED / name / "muse").is_dir() else name)
+    denoiser = uvit.Config.from_dict(hub.read_config(folder / "transformer"))
+    files = pretrained.weight_files(folder / "transformer", "diffusion_pytorch_model")
+    return Muse(
+        name=name,
+        base_hash=_hash(files),
+        denoiser=pretrained.load(
+            lambda: uvit.UVit(denoiser, rngs=nnx.Rngs(0), dtype=dtype),
+            pretrained.Tensors(files, uvit.RULES),
+            uvit.RULES,
+            source=str(folder / "transformer"),
+        ),
+        codec=load_codec(folder / "vqvae", dtype),
+        text=load_text(folder / "text_encoder", dtype),
+        tokenizer=load_tokenizer(folder / "tokenizer"),
+    )
+
+
+def load_codec(folder: Path, dtype: jnp.dtype = jnp.float32) -> vqgan.VQModel:
+    """The tokenizer in a `vqvae` folder; computed in float32 if its config says `force_upcast`."""
+    config = vqgan.Config.from_dict(hub.read_config(folder))
+    dtype = jnp.float32 if config.force_upcast else dtype
+    tensors = pretrained.Tensors(pretrained.weight_files(folder, "diffusion_pytorch_model"), vqgan.RULES)
+    build = functools.partial(vqgan.VQModel, config, rngs=nnx.Rngs(0), dtype=dtype)
+    return pretrained.load(build, tensors, vqgan.RULES, source=str(folder))
+
+
+def load_text(folder: Path, dtype: jnp.dtype = jnp.float32) -> clip.ClipText:
+    """The text tower, with projection, in a `text_encoder` folder."""
+    config = clip.TextConfig.from_dict(hub.read_config(folder))
+    tensors = pretrained.Tensors(pretrained.weight_files(folder, "model"), clip.RULES)
+    build = functools.partial(clip.ClipText, config, rngs=nnx.Rngs(0), dtype=dtype)
+    return pretrained.load(build, tensors, clip.RULES, source=str(folder))
+
+
+def token_loss(
+    denoiser: uvit.UVit, tokens: jax.Array, text: Text, micro: jax.Array, key: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Cross-entropy on a random share of masked tokens (Muse 2301.00704 §2.6), one value an example.
+
+    Args:
+        denoiser: the transformer.
+        tokens: [b, h, w] int32.
+        text: `states` [b, t, c] and `pooled` [b, p].
+        micro: [5].
+        key: of this step.
+    """
+    b = tokens.shape[0]
+    flat = tokens.reshape(b, -1)
+    inputs, mask = schedules.mask_tokens(flat, jax.random.split(key, b), mask_id=denoiser.config.mask_token_id)
+    logits = denoiser(inputs.reshape(tokens.shape), text.states, text.pooled, jnp.tile(micro, (b, 1)))
+    return losses.masked_token_loss(logits.reshape(*flat.shape, -1), flat, mask)
+
+
+def _chunks(array: np.ndarray) -> list[np.ndarray]:
+    """Pieces of one fixed length, the last padded with its own last row: one compiled program for any count."""
+    pieces = [array[i : i + _ENCODE_BATCH] for i in range(0, len(array), _ENCODE_BATCH)]
+    return [np.concatenate([p, np.repeat(p[-1:], _ENCODE_BATCH - len(p), axis=0)]) for p in pieces]
+
+
+def _hash(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+@nnx.jit
+def _text(tower: clip.ClipText, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    out = tower(ids)
+    return out.hidden_states[-2], out.embeds
+
+
+@nnx.jit
+def _encode(codec: vqgan.VQModel, images: jax.Array) -> jax.Array:
+    return codec.encode(images)
+
+
+@nnx.jit
+def _decode(codec: vqgan.VQModel, tokens: jax.Array) -> jax.Array:
+    return codec.decode(tokens)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 7))
+def _sample(graphdefs, groups, frozen, tokens, keys, temperature, micro, mask_id):
+    """One program: the loop over steps, in it one batched forward for each group, then the weighted sum of logits."""
+    b, h, w = tokens.shape
+
+    def forward(graphdef, grid, state, text):
+        denoiser = nnx.merge(graphdef, state, frozen)
+        return denoiser(grid, text.states, text.pooled, jnp.tile(micro, (b, 1))).reshape(b, h * w, -1)
+
+    def predict(flat, step):
+        grid = flat.reshape(b, h, w)
+        return sum(
+            jnp.einsum("k,kbnv->bnv", weights[step], jax.vmap(functools.partial(forward, graphdef, grid))(states, text))
+            for graphdef, (states, text, weights) in zip(graphdefs, groups, strict=True)
+        )
+
+    steps = groups[0][2].shape[0]
+    out = maskgit.decode(
+        predict, tokens.reshape(b, -1), keys, steps=steps, temperature=temperature, mask_id=mask_id
+    )
+    return out.reshape(b, h, w)

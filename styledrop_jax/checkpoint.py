@@ -1,0 +1,51 @@
+"""Checkpoints of the trainable state, by Orbax: atomic, garbage-collected, restored against an abstract target."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from styledrop_jax.errors import UserError
+
+
+class Checkpoints:
+    """The checkpoints of one training stage: separate items `params`, `opt` and `meta`.
+
+    Args:
+        folder: created if absent.
+        keep: how many of the latest are kept.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 2):
+        self._folder = folder
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def latest(self) -> int | None:
+        """The step of the last whole checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: dict[str, Any], meta: dict[str, Any]) -> None:
+        """Saves `state` = {"params", "opt"} (trees of arrays) and `meta` (plain JSON) after `step` steps."""
+        args = {name: ocp.args.StandardSave(state[name]) for name in ("params", "opt")}
+        self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **args))
+
+    def restore(self, step: int, target: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The state and meta saved at `step`, with the shapes and dtypes of `target`.
+
+        Raises:
+            UserError: the checkpoint is damaged or of another shape.
+        """
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
+        args = {name: ocp.args.StandardRestore(abstract[name]) for name in ("params", "opt")}
+        try:
+            found = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **args))
+        except Exception as error:  # Orbax and TensorStore raise many unrelated types for a damaged folder
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(f"{self._folder / str(step)}: the checkpoint cannot be restored ({first}); delete it") from error
+        return {name: found[name] for name in ("params", "opt")}, found["meta"]
+
+    def close(self) -> None:
+        """Frees Orbax's threads."""
+        self._manager.close()

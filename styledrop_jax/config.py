@@ -1,0 +1,293 @@
+"""The config schema: which fields there are, of which type and range; errors that say what was meant.
+
+A config is plain data (`ml_collections.ConfigDict`); a schema mirrors it as nested dicts of `Field`. A key like
+"round_*" stands for round_1, round_2, …; `Weights` stands for a dict of names and numbers.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from styledrop_jax.errors import UserError, did_you_mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One field: `kind` is bool, int, float or str; numbers lie in [low, high], or (low, high] when `above`."""
+
+    kind: type
+    help: str
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    choices: tuple[str, ...] = ()
+    empty: bool = True
+
+    @property
+    def expected(self) -> str:
+        """In words, what a value must be."""
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        name = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[self.kind]
+        if self.low > -math.inf:
+            name += f" {'above' if self.above else 'of at least'} {self.low:.12g}"
+        if self.high < math.inf:
+            name += f"{' and' if self.low > -math.inf else ''} at most {self.high:.12g}"
+        return name if self.empty else name + " that is not empty"
+
+    def accepts(self, value: Any) -> bool:
+        if self.kind is bool or isinstance(value, bool):
+            return self.kind is bool and isinstance(value, bool)
+        if self.kind is str:
+            in_choices = not self.choices or value in self.choices
+            return isinstance(value, str) and in_choices and (self.empty or bool(value.strip()))
+        if not isinstance(value, int if self.kind is int else int | float):
+            return False
+        return math.isfinite(value) and self.low <= value <= self.high and not (self.above and value == self.low)
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A dict of name → number; a name that is left out weighs 0, and not all may weigh 0."""
+
+    names: tuple[str, ...]
+    help: str
+
+
+Schema = Mapping[str, "Field | Weights | Schema"]
+
+_ROUND: Schema = {
+    "adapter": {
+        "rank": Field(int, "bottleneck width H of the adapters", 1, 4096),
+        "shared": Field(bool, "one generator for all layers, with a small offset per layer"),
+    },
+    "train": {
+        "steps": Field(int, "training steps", 1),
+        "learning_rate": Field(float, "Adam's learning rate", 0, 1, above=True),
+        "batch_size": Field(int, "images a step", 1),
+        "random_crop": Field(bool, "crop the references at random instead of from the middle"),
+        "text_dropout": Field(float, "probability that a step's prompt is dropped", 0, 1),
+        "checkpoint_every": Field(int, "steps between checkpoints, at most these are lost by a kill", 1),
+    },
+    "sample": {
+        "images_per_prompt": Field(int, "images drawn for each prompt", 1),
+        "batch_size": Field(int, "images drawn at once: more is faster and takes more memory", 1),
+        "steps": Field(int, "decoding steps", 1, 1000),
+        "temperature": Field(float, "choice temperature, annealed to 0", 0),
+        "lambda_a": Field(float, "guidance towards the style", 0),
+        "lambda_b": Field(float, "guidance towards the text", 0),
+        "lambda_ramp": Field(bool, "let the guidance rise linearly over the steps"),
+        "negative_prompt": Field(str, "what not to draw; empty for nothing"),
+    },
+    "select": {
+        "scorers": Weights(("clip_text", "clip_style", "random"), "weight of each scorer in the sum"),
+        "by": Field(str, "how images are chosen for the next round", choices=("prompt", "top_k", "threshold", "human")),
+        "k": Field(int, "images chosen per prompt (by prompt) or in all (by top_k)", 1),
+        "threshold": Field(float, "lowest score that is chosen (by threshold)"),
+    },
+}
+
+PERSONALIZE: Schema = {
+    "base": Field(str, "base model: a name or a local diffusers folder", empty=False),
+    "method": Field(str, "how the model is taught", choices=("styledrop",)),
+    "dtype": Field(str, "precision of the computation", choices=("float32", "bfloat16")),
+    "seed": Field(int, "the one source of randomness", 0, 2**31 - 1),
+    "reference": {
+        "image": Field(str, "image file, folder, JSONL of {image, content, descriptor}, or bundled:NAME", empty=False),
+        "content": Field(str, 'what it shows, "a house"'),
+        "descriptor": Field(str, 'how it is drawn, "in watercolor painting style"'),
+    },
+    "prompts": Field(str, "text file of contents to draw, one a line; empty for the built-in pool"),
+    "rounds": Field(int, "rounds of train, sample, score, select; those beyond the last round_N reuse it", 1, 100),
+    "round_*": _ROUND,
+}
+
+
+def parse(
+    argv: Sequence[str], *, schema: Schema = PERSONALIZE, default: str | None = None
+) -> tuple[ConfigDict, list[str]]:
+    """Reads `--config FILE[:PRESET]` and the `--config.FIELD VALUE` overrides from a command line.
+
+    Args:
+        argv: arguments without the program's name.
+        schema: what the config must look like.
+        default: the file when `--config` is not given; None makes it required.
+
+    Returns:
+        The locked, valid config, and the arguments that are not about it, in their order.
+
+    Raises:
+        UserError: no such file, preset or field, or a value of the wrong type or range; all fields at once.
+    """
+    file, others = _split_file(argv)
+    if (file or default) is None:
+        raise UserError("--config: missing; expected a config file such as configs/styledrop.py")
+    file = file or default
+    path = Path(file.split(":", 1)[0])
+    if not path.is_file():
+        names = [str(p) for p in path.parent.glob("*.py")]
+        raise UserError(f"--config: no such file {str(path)!r}{did_you_mean(str(path), names)}")
+    plain, _ = _absl([f"--config={file}"])
+    _check_overrides(others, plain)
+    config, rest = _absl([f"--config={file}", *others])
+    return validate(config, schema=schema), rest
+
+
+def validate(config: ConfigDict, *, schema: Schema = PERSONALIZE) -> ConfigDict:
+    """Checks every field of `config` and locks it.
+
+    Raises:
+        UserError: unknown or missing fields, values of a wrong type or range: one line with all of them.
+    """
+    problems = list(_problems(config, schema, ""))
+    if problems:
+        raise UserError(" | ".join(problems))
+    return config.lock()
+
+
+def round_config(config: ConfigDict, number: int) -> ConfigDict:
+    """The settings of round `number` (from 1): `round_<number>`, or the last one that the config defines."""
+    last = max(int(key.removeprefix("round_")) for key in config if re.fullmatch(r"round_\d+", key))
+    return config[f"round_{min(number, last)}"]
+
+
+def describe(schema: Schema = PERSONALIZE, prefix: str = "") -> list[str]:
+    """One line for each field, "round_*.train.steps: training steps (a whole number of at least 1)": for `--help`."""
+    lines = []
+    for key, entry in schema.items():
+        if isinstance(entry, Field):
+            lines.append(f"{prefix}{key}: {entry.help} ({entry.expected})")
+        elif isinstance(entry, Weights):
+            lines.append(f"{prefix}{key}: {entry.help} ({', '.join(entry.names)})")
+        else:
+            lines += describe(entry, f"{prefix}{key}.")
+    return lines
+
+
+def _problems(config: Any, schema: Schema, prefix: str) -> Iterator[str]:
+    keys = list(config)
+    if "round_*" in schema:
+        rounds = [key for key in keys if re.fullmatch(r"round_\d+", key)] or ["round_1"]
+        schema = {**schema, **{f"round_{i}": schema["round_*"] for i in range(1, len(rounds) + 1)}}
+        schema.pop("round_*")
+    for key in keys:
+        if key not in schema:
+            yield f"config.{prefix}{key}: unknown field{did_you_mean(key, schema)}"
+    for key, entry in schema.items():
+        name = f"config.{prefix}{key}"
+        if key not in config:
+            yield f"{name}: missing"
+        elif isinstance(entry, Field):
+            if not entry.accepts(config[key]):
+                close = did_you_mean(str(config[key]), entry.choices)
+                yield f"{name}: found {config[key]!r}, expected {entry.expected}{close}"
+        elif not isinstance(config[key], ConfigDict | dict):
+            inside = ", ".join(entry if _nested(entry) else entry.names)
+            yield f"{name}: found {config[key]!r}, expected the fields {inside}"
+        elif _nested(entry):
+            yield from _problems(config[key], entry, f"{prefix}{key}.")
+        else:
+            yield from _weight_problems(config[key], entry, name)
+
+
+def _nested(entry: Any) -> bool:
+    return not isinstance(entry, Field | Weights)
+
+
+def _weight_problems(weights: Any, entry: Weights, name: str) -> Iterator[str]:
+    number = Field(float, "")
+    for key in weights:
+        if key not in entry.names:
+            yield f"{name}.{key}: unknown{did_you_mean(key, entry.names)} (one of {', '.join(entry.names)})"
+        elif not number.accepts(weights[key]):
+            yield f"{name}.{key}: found {weights[key]!r}, expected a number"
+    if not any(number.accepts(weight) and weight != 0 for weight in weights.values()):
+        yield f"{name}: every weight is 0; expected at least one of {', '.join(entry.names)} to count"
+
+
+def _split_file(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Takes the last `--config FILE` out, and joins `--config.x true` into one word, which absl would not."""
+    file, others, words = None, [], list(argv)
+    while words:
+        word = words.pop(0)
+        if word == "--":
+            return file, [*others, word, *words]
+        if re.fullmatch(r"--?config", word):
+            if not words or words[0].startswith("--"):
+                raise UserError("--config: no value; expected a config file such as configs/styledrop.py")
+            file = words.pop(0)
+        elif match := re.fullmatch(r"--?config=(.*)", word, re.DOTALL):
+            file = match[1]
+        elif re.fullmatch(r"--?config\.[^=]+", word) and words and words[0].lower() in ("true", "false"):
+            others.append(f"{word}={words.pop(0)}")
+        else:
+            others.append(word)
+    return file, others
+
+
+def _absl(argv: list[str]) -> tuple[ConfigDict, list[str]]:
+    """Loads the file and applies the overrides by config_flags; returns the config and the unknown arguments."""
+    argv = ["styledrop", *argv]
+    values = flags.FlagValues()
+    values.set_gnu_getopt(True)  # go on after a word that is not a flag
+    config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
+    with _one_line(values):
+        rest = values(argv, known_only=True)
+        return values.config, rest[1:]
+
+
+@contextlib.contextmanager
+def _one_line(values: flags.FlagValues) -> Iterator[None]:
+    try:
+        yield
+    except flags.IllegalFlagValueError as error:
+        match = re.match(r"flag --(config\.[^=]+)=(.*?): ", str(error), re.DOTALL)
+        if not match:
+            raise UserError(f"--config: the config file failed: {str(error).strip().splitlines()[-1]}") from error
+        kinds = {bool: "true or false", int: "a whole number", float: "a number"}
+        expected = kinds.get(type(values[match[1]].default), "a dict {'name': number}")
+        raise UserError(f"{match[1]}: found {match[2]!r}, expected {expected}") from error
+    except flags.Error as error:
+        raise UserError(f"--config: {' '.join(str(error).split())}") from error
+
+
+def _check_overrides(argv: Sequence[str], config: ConfigDict) -> None:
+    """Every `--config.FIELD` must exist: checked before config_flags, which answers with a traceback."""
+    fields = _field_names(config)
+    problems = []
+    for word in argv:
+        if word == "--":
+            break
+        match = re.match(r"--?(?:no)?config\.([^=]*)", word)
+        if match and match[1] not in fields:
+            problems.append(f"config.{match[1]}: unknown field{_closest(match[1], fields)}")
+    if problems:
+        raise UserError(" | ".join(problems))
+
+
+def _closest(name: str, fields: Sequence[str]) -> str:
+    """The field whose last word is most like the one given, wherever it lives; then the whole name counts."""
+
+    def likeness(field: str) -> tuple[float, float]:
+        pairs = (name.rpartition(".")[2], field.rpartition(".")[2]), (name, field)
+        return tuple(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+    best = max(fields, key=likeness)
+    return f"; did you mean 'config.{best}'?" if max(likeness(best)) >= 0.6 else ""
+
+
+def _field_names(config: ConfigDict, prefix: str = "") -> list[str]:
+    names = []
+    for key, value in config.items():
+        names.append(f"{prefix}{key}")
+        if isinstance(value, ConfigDict):
+            names += _field_names(value, f"{prefix}{key}.")
+    return names

@@ -1,0 +1,64 @@
+"""The bundled reference images: drawings by artists of the training set under treatments no base model has seen.
+
+    from styledrop_jax.data.references import write
+    write("FOLDER/npm/node_modules", "styledrop_jax/assets/references")
+
+draws them again from the packages that `launch/fetch_corpus.sh FOLDER` fetched.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from styledrop_jax.data import compose
+from styledrop_jax.data.drawings import ARTISTS, match_drawings, read_concepts, read_icons, render
+from styledrop_jax.data.treatments import TREATMENTS
+
+SIZE = 256
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Bundled:
+    name: str
+    concept: str
+    artist: str
+    treatment: str
+
+
+_BUNDLED = (
+    _Bundled(name="house-blueprint", concept="house", artist="noto", treatment="blueprint"),
+    _Bundled(name="tree-woodcut", concept="tree", artist="fxemoji", treatment="woodcut"),
+    _Bundled(name="rocket-halftone", concept="rocket", artist="fluent flat", treatment="halftone"),
+    _Bundled(name="strawberry-mosaic", concept="strawberry", artist="noto", treatment="mosaic"),
+    _Bundled(name="crown-gold", concept="crown", artist="noto", treatment="gold foil"),
+)
+
+
+def write(npm: Path | str, folder: Path | str) -> None:
+    """Draws every bundled image from the packages in `npm`, and `references.jsonl` with its words, into `folder`."""
+    npm, folder = Path(npm), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    matched = match_drawings(npm)
+    codes = {concept.label: code for code, concept in read_concepts(npm).items()}
+    artists = {artist.name: artist for artist in ARTISTS}
+    treatments = {treatment.name: treatment for treatment in TREATMENTS}
+    lines = []
+    for bundled in _BUNDLED:
+        artist, treatment = artists[bundled.artist], treatments[bundled.treatment]
+        drawing = render(read_icons(npm, artist), matched[artist.name][codes[bundled.concept]], size=SIZE)
+        canvas = Image.new("RGBA", drawing.size, "white")
+        canvas.alpha_composite(drawing)
+        image = treatment.apply(np.asarray(canvas.convert("RGB")))
+        Image.fromarray(image).save(folder / f"{bundled.name}.png", optimize=True)
+        row = {
+            "image": f"{bundled.name}.png",
+            "content": compose.noun_phrase(bundled.concept),
+            "descriptor": compose.descriptor(None, treatment),
+            "artist": artist.name,  # with the treatment, the style's name in the corpus: its true drawings
+            "treatment": treatment.name,
+        }
+        lines.append(json.dumps(row))
+    (folder / "references.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

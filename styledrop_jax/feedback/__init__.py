@@ -1,0 +1,1 @@
+"""Feedback between rounds: what scores the samples, and what is chosen."""

@@ -1,0 +1,78 @@
+"""A model name → a local folder in the diffusers layout: shipped, a path, or the Hugging Face cache or hub."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from styledrop_jax import pretrained
+from styledrop_jax.errors import UserError, did_you_mean
+from styledrop_jax.run import write_json
+
+SHIPPED = Path(__file__).parent / "assets"
+_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+
+
+def resolve(name: str) -> Path:
+    """The folder of the model `name`.
+
+    Args:
+        name: a model that ships with the package ("emoji64/muse"), a folder on disk, or "owner/name" on the Hugging
+            Face hub: taken from the local cache if it is there, else downloaded. Only safetensors and JSON are fetched.
+
+    Raises:
+        UserError: it is nowhere to be found; says how to get it.
+    """
+    shipped = SHIPPED / name
+    if shipped.is_dir():
+        return shipped
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        names = sorted(f"{p.parent.parent.name}/{p.parent.name}" for p in SHIPPED.glob("*/*/*.json"))
+        raise UserError(f"model {name!r}: no such folder and not a shipped model{did_you_mean(name, set(names))}")
+    for offline in (True, False):
+        try:
+            return Path(snapshot_download(name, allow_patterns=_FILES, local_files_only=offline))
+        except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
+            continue
+    raise UserError(
+        f"model {name!r}: not in the Hugging Face cache and the hub cannot be reached; on a machine with a network run "
+        f"`hf download {name}`, or pass a local diffusers folder as --config.base"
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of a model's component.
+
+    Raises:
+        UserError: it is missing or is not JSON.
+    """
+    path = folder / "config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; expected a diffusers model folder") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+
+
+def stem(config: Mapping[str, Any]) -> str:
+    """The name of a component's weight file: diffusers' configs carry `_class_name`, transformers' do not."""
+    return "diffusion_pytorch_model" if "_class_name" in config else "model"
+
+
+def save_component(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes one component of a model folder: `config.json` and the weights."""
+    pretrained.save(folder / f"{stem(config)}.safetensors", tensors)
+    write_json(folder / "config.json", config)
+
+
+def save_index(folder: Path, pipeline: str, parts: Mapping[str, tuple[str, str]]) -> None:
+    """Writes `model_index.json`, by which the reference library finds a pipeline's parts (library, class)."""
+    write_json(folder / "model_index.json", {"_class_name": pipeline, **{k: list(v) for k, v in parts.items()}})

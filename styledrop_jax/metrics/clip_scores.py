@@ -1,0 +1,105 @@
+"""CLIP's view of pictures: text score, style score, retrieval recall, and the interval of a mean.
+
+Text and Style scores as in StyleDrop §4.2 (arXiv:2306.00983): cosines of CLIP features.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Self
+
+import jax
+import numpy as np
+from flax import nnx
+from transformers import PreTrainedTokenizerBase
+
+from styledrop_jax import hub, pretrained
+from styledrop_jax.models.clip import RULES, Clip, ClipConfig, unit
+from styledrop_jax.models.tokenizer import load_tokenizer, tokenize
+
+
+def preprocess(images: jax.Array, size: int) -> jax.Array:
+    """[n, h, w, 3] in [0, 1] → [n, size, size, 3], as CLIP's image processor does it.
+
+    Bicubic with antialiasing until the shorter side is `size`, then the middle square.
+    """
+    n, h, w, _ = images.shape
+    if (h, w) == (size, size):
+        return images
+    short = min(h, w)
+    new = (int(h * size / short), int(w * size / short))  # the reference rounds down
+    images = jax.image.resize(images, (n, *new, 3), "cubic", antialias=True).clip(0, 1)
+    top, left = (new[0] - size) // 2, (new[1] - size) // 2
+    return images[:, top : top + size, left : left + size]
+
+
+class ClipScorer:
+    """Scores pictures against prompts and against other pictures.
+
+    Everything runs in chunks of one size, so that a picture's score does not depend on what it is scored with, and one
+    compiled program serves any number of them.
+
+    Args:
+        model: both towers.
+        tokenizer: the model's.
+        batch_size: pictures, or prompts, in a chunk.
+    """
+
+    def __init__(self, model: Clip, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 32):
+        self.tokenizer = tokenizer
+        self.length = model.config.text.max_position_embeddings
+        self._batch_size = batch_size
+        graphdef, self._state = nnx.split(model)
+        size = model.config.vision.image_size
+        self._images = jax.jit(lambda state, x: unit(nnx.merge(graphdef, state).vision(preprocess(x, size))))
+        self._texts = jax.jit(lambda state, ids: unit(nnx.merge(graphdef, state).text(ids).embeds))
+
+    @classmethod
+    def load(cls, folder: Path, *, batch_size: int = 32) -> Self:
+        """From a folder with a `CLIPModel` and its tokenizer; UserError if it does not hold one that fits."""
+        config = ClipConfig.from_dict(hub.read_config(folder))
+        tensors = pretrained.Tensors(pretrained.weight_files(folder, "model"), RULES)
+        model = pretrained.load(lambda: Clip(config, rngs=nnx.Rngs(0)), tensors, RULES, source=str(folder))
+        return cls(model, load_tokenizer(folder), batch_size=batch_size)
+
+    def image_features(self, images: np.ndarray) -> np.ndarray:
+        """[n, h, w, 3] in [0, 1], any size → unit features, float32 [n, p]."""
+        return self._in_chunks(self._images, images)
+
+    def text_features(self, prompts: Sequence[str]) -> np.ndarray:
+        """n prompts → unit features, float32 [n, p]. Each distinct prompt is encoded once."""
+        row = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+        features = self._in_chunks(self._texts, tokenize(self.tokenizer, list(row), self.length))
+        return features[[row[prompt] for prompt in prompts]]
+
+    def text_score(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        """The cosine of every picture [n, h, w, 3] and its own prompt, float32 [n]."""
+        if len(images) != len(prompts):
+            raise ValueError(f"{len(images)} images and {len(prompts)} prompts, expected one prompt an image")
+        return np.sum(self.image_features(images) * self.text_features(prompts), axis=1)
+
+    def style_score(self, images: np.ndarray, references: np.ndarray) -> np.ndarray:
+        """The cosine of every picture [n, h, w, 3] and a reference, averaged over references [m, h', w', 3]; [n]."""
+        return (self.image_features(images) @ self.image_features(references).T).mean(axis=1)
+
+    def _in_chunks(self, function: Callable[[nnx.State, jax.Array], jax.Array], rows: np.ndarray) -> np.ndarray:
+        size = self._batch_size
+        chunks = []
+        for start in range(0, len(rows), size):
+            chunk = np.asarray(rows[start : start + size])
+            padding = [(0, size - len(chunk))] + [(0, 0)] * (chunk.ndim - 1)
+            chunks.append(np.asarray(function(self._state, np.pad(chunk, padding)))[: len(chunk)])
+        return np.concatenate(chunks)
+
+
+def recall(similarity: np.ndarray, k: int) -> float:
+    """The share of rows of [n, n] whose own column is among the `k` most similar; ties count against it."""
+    own = np.diagonal(similarity)[:, None]
+    return float(((similarity >= own).sum(axis=1) <= k).mean())
+
+
+def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+    """The mean of values [n] and its 95% bootstrap percentile interval: (mean, low, high)."""
+    values = np.asarray(values, np.float64)
+    rows = np.random.default_rng(seed).integers(0, len(values), (2000, len(values)))
+    low, high = np.quantile(values[rows].mean(axis=1), [0.025, 0.975])
+    return float(values.mean()), float(low), float(high)

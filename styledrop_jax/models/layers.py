@@ -1,0 +1,86 @@
+"""The layers every model is made of: NNX layers with an adapter slot, and attention.
+
+Parameters are float32; `dtype` is the compute dtype.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+LayerNorm = nnx.LayerNorm
+RMSNorm = nnx.RMSNorm
+GroupNorm = nnx.GroupNorm
+Embed = nnx.Embed
+
+
+class Linear(nnx.Linear):
+    """`nnx.Linear` with a slot: a set `adapter(x, y)` maps the input and the output to a new output."""
+
+    def __init__(self, in_features: int, out_features: int, **kwargs):
+        super().__init__(in_features, out_features, **kwargs)
+        self.adapter = nnx.data(None)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = super().__call__(x)
+        return y if self.adapter is None else self.adapter(x, y)
+
+
+class Conv(nnx.Conv):
+    """`nnx.Conv` (channels last, torch-style integer padding) with the adapter slot of `Linear`."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        padding: int | tuple[tuple[int, int], tuple[int, int]] | None = None,
+        groups: int = 1,
+        **kwargs,
+    ):
+        if padding is None:
+            padding = kernel_size // 2
+        if isinstance(padding, int):
+            padding = ((padding, padding), (padding, padding))
+        super().__init__(
+            in_features,
+            out_features,
+            kernel_size=(kernel_size, kernel_size),
+            strides=stride,
+            padding=padding,
+            feature_group_count=groups,
+            **kwargs,
+        )
+        self.adapter = nnx.data(None)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = super().__call__(x)
+        return y if self.adapter is None else self.adapter(x, y)
+
+
+def attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, heads: int, mask: jax.Array | None = None, bias: jax.Array | None = None
+) -> jax.Array:
+    """Scaled dot-product attention with a softmax in float32.
+
+    Args:
+        q: [b, n, c]. k, v: [b, m, c]. `c` is split evenly over `heads`.
+        mask: bool, broadcastable to [b, heads, n, m]; False positions are not attended to.
+        bias: added to the logits, broadcastable to [b, heads, n, m].
+
+    Returns:
+        [b, n, c]
+    """
+    b, n, c = q.shape
+    d = c // heads
+    q = q.reshape(b, n, heads, d) * (d**-0.5)
+    k = k.reshape(b, -1, heads, d)
+    v = v.reshape(b, -1, heads, d)
+    logits = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)
+    if bias is not None:
+        logits = logits + bias
+    if mask is not None:
+        logits = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhnm,bmhd->bnhd", weights, v).reshape(b, n, c)

@@ -1,0 +1,284 @@
+"""The VQGAN tokenizer of aMUSEd and Muse: diffusers' `VQModel`, channels last.
+
+Images in [0, 1], unnormalised, become a grid of codebook indices and back (Esser et al., arXiv 2012.09841, §3.1).
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from styledrop_jax.errors import UserError
+from styledrop_jax.models.layers import Conv, GroupNorm, Linear, attention
+from styledrop_jax.models.rules import COMMON, Rule, Rules
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Sizes, by the names of the reference's `config.json`."""
+
+    block_out_channels: tuple[int, ...]
+    latent_channels: int
+    num_vq_embeddings: int
+    vq_embed_dim: int
+    layers_per_block: int = 1
+    norm_num_groups: int = 32
+    in_channels: int = 3
+    out_channels: int = 3
+    mid_block_add_attention: bool = True
+    lookup_from_codebook: bool = False
+    force_upcast: bool = False
+    sample_size: int = 32
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per token along one side."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Config":
+        """From the reference's `vqvae/config.json`.
+
+        Raises:
+            UserError: a setting this implementation does not have.
+        """
+        for name, supported in (("act_fn", "silu"), ("norm_type", "group")):
+            if values.get(name, supported) != supported:
+                raise UserError(f"vqvae/config.json: {name} is {values[name]!r}, only {supported!r} is supported")
+        known = {field.name for field in dataclasses.fields(cls)}
+        kept = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known and v is not None}
+        kept.setdefault("vq_embed_dim", kept.get("latent_channels", 3))
+        return cls(**kept)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The `config.json` that the reference library loads."""
+        blocks = len(self.block_out_channels)
+        return {
+            "_class_name": "VQModel",
+            **dataclasses.asdict(self),
+            "act_fn": "silu",
+            "down_block_types": ["DownEncoderBlock2D"] * blocks,
+            "up_block_types": ["UpDecoderBlock2D"] * blocks,
+        }
+
+    @classmethod
+    def amused(cls) -> "Config":
+        """The tokenizer of amused-256 and amused-512: 16 pixels a token, 8192 codes."""
+        return cls(
+            block_out_channels=(128, 256, 256, 512, 768),
+            latent_channels=64,
+            num_vq_embeddings=8192,
+            vq_embed_dim=64,
+            layers_per_block=2,
+            mid_block_add_attention=False,
+            lookup_from_codebook=True,
+            force_upcast=True,
+        )
+
+    @classmethod
+    def emoji64(cls) -> "Config":
+        """The shipped tokenizer: 4 pixels a token, 1024 codes."""
+        return cls(
+            block_out_channels=(8, 16, 64),
+            latent_channels=32,
+            num_vq_embeddings=1024,
+            vq_embed_dim=32,
+            norm_num_groups=4,
+            mid_block_add_attention=False,
+            lookup_from_codebook=True,
+            sample_size=64,
+        )
+
+
+class _Resnet(nnx.Module):
+    def __init__(self, c_in: int, c_out: int, groups: int, **kwargs):
+        self.norm1 = GroupNorm(c_in, num_groups=groups, epsilon=1e-6, **kwargs)
+        self.conv1 = Conv(c_in, c_out, 3, **kwargs)
+        self.norm2 = GroupNorm(c_out, num_groups=groups, epsilon=1e-6, **kwargs)
+        self.conv2 = Conv(c_out, c_out, 3, **kwargs)
+        self.conv_shortcut = Linear(c_in, c_out, **kwargs) if c_in != c_out else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = self.conv1(jax.nn.silu(self.norm1(x)))
+        h = self.conv2(jax.nn.silu(self.norm2(h)))
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class _Attention(nnx.Module):
+    def __init__(self, c: int, groups: int, **kwargs):
+        self.group_norm = GroupNorm(c, num_groups=groups, epsilon=1e-6, **kwargs)
+        self.to_q, self.to_k, self.to_v = (Linear(c, c, **kwargs) for _ in range(3))
+        self.to_out = nnx.List([Linear(c, c, **kwargs)])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        b, h, w, c = x.shape
+        n = self.group_norm(x).reshape(b, h * w, c)
+        out = attention(self.to_q(n), self.to_k(n), self.to_v(n), heads=1)
+        return x + self.to_out[0](out).reshape(b, h, w, c)
+
+
+class _Middle(nnx.Module):
+    def __init__(self, c: int, groups: int, add_attention: bool, **kwargs):
+        self.resnets = nnx.List([_Resnet(c, c, groups, **kwargs) for _ in range(2)])
+        self.attentions = nnx.List([_Attention(c, groups, **kwargs)] if add_attention else [])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.resnets[0](x)
+        for block in self.attentions:
+            x = block(x)
+        return self.resnets[1](x)
+
+
+class _Resample(nnx.Module):
+    """Halves by a strided convolution padded right and below, or doubles by nearest neighbour and a convolution."""
+
+    def __init__(self, c: int, *, down: bool, **kwargs):
+        self.down = down
+        padding = ((0, 1), (0, 1)) if down else 1
+        self.conv = Conv(c, c, 3, stride=2 if down else 1, padding=padding, **kwargs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if not self.down:
+            b, h, w, c = x.shape
+            x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+        return self.conv(x)
+
+
+class _Block(nnx.Module):
+    def __init__(self, c_in: int, c_out: int, layers: int, groups: int, *, resample: str, **kwargs):
+        self.resnets = nnx.List(
+            [_Resnet(c_in if i == 0 else c_out, c_out, groups, **kwargs) for i in range(layers)]
+        )
+        if resample == "down":
+            self.downsamplers = nnx.List([_Resample(c_out, down=True, **kwargs)])
+        if resample == "up":
+            self.upsamplers = nnx.List([_Resample(c_out, down=False, **kwargs)])
+        self.resample = resample
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for resnet in self.resnets:
+            x = resnet(x)
+        if self.resample == "down":
+            x = self.downsamplers[0](x)
+        if self.resample == "up":
+            x = self.upsamplers[0](x)
+        return x
+
+
+class Encoder(nnx.Module):
+    """Images [b, h, w, 3] → features [b, h/f, w/f, latent]."""
+
+    def __init__(self, config: Config, **kwargs):
+        channels, groups = config.block_out_channels, config.norm_num_groups
+        self.conv_in = Conv(config.in_channels, channels[0], 3, **kwargs)
+        ins = (channels[0], *channels)
+        self.down_blocks = nnx.List(
+            [
+                _Block(
+                    ins[i], c, config.layers_per_block, groups, resample="down" if i < len(channels) - 1 else "", **kwargs
+                )
+                for i, c in enumerate(channels)
+            ]
+        )
+        self.mid_block = _Middle(channels[-1], groups, config.mid_block_add_attention, **kwargs)
+        self.conv_norm_out = GroupNorm(channels[-1], num_groups=groups, epsilon=1e-6, **kwargs)
+        self.conv_out = Conv(channels[-1], config.latent_channels, 3, **kwargs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.conv_in(x)
+        for block in self.down_blocks:
+            x = block(x)
+        x = self.mid_block(x)
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
+
+
+class Decoder(nnx.Module):
+    """Features [b, h, w, latent] → images [b, h·f, w·f, 3]."""
+
+    def __init__(self, config: Config, **kwargs):
+        channels, groups = config.block_out_channels[::-1], config.norm_num_groups
+        self.conv_in = Conv(config.latent_channels, channels[0], 3, **kwargs)
+        self.mid_block = _Middle(channels[0], groups, config.mid_block_add_attention, **kwargs)
+        ins = (channels[0], *channels)
+        self.up_blocks = nnx.List(
+            [
+                _Block(
+                    ins[i], c, config.layers_per_block + 1, groups, resample="up" if i < len(channels) - 1 else "", **kwargs
+                )
+                for i, c in enumerate(channels)
+            ]
+        )
+        self.conv_norm_out = GroupNorm(channels[-1], num_groups=groups, epsilon=1e-6, **kwargs)
+        self.conv_out = Conv(channels[-1], config.out_channels, 3, **kwargs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.mid_block(self.conv_in(x))
+        for block in self.up_blocks:
+            x = block(x)
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
+
+
+class Codebook(nnx.Module):
+    """The nearest-neighbour quantiser: `embedding` is [codes, dim]."""
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        n = config.num_vq_embeddings
+        init = jax.random.uniform(rngs.params(), (n, config.vq_embed_dim), minval=-1 / n, maxval=1 / n)
+        self.embedding = nnx.Param(init)
+
+    def nearest(self, z: jax.Array) -> jax.Array:
+        """Features [..., d] → indices [...] of the closest code in Euclidean distance."""
+        table = self.embedding[...].astype(jnp.float32)
+        z = z.astype(jnp.float32)
+        return jnp.argmin((table**2).sum(-1) - 2 * z @ table.T, axis=-1).astype(jnp.int32)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Indices [...] → codes [..., d]."""
+        return self.embedding[...][tokens]
+
+
+class VQModel(nnx.Module):
+    """Encoder, codebook, decoder."""
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
+        kwargs = {"rngs": rngs, "dtype": dtype}
+        self.config = config
+        self.encoder = Encoder(config, **kwargs)
+        self.quant_conv = Linear(config.latent_channels, config.vq_embed_dim, **kwargs)
+        self.quantize = Codebook(config, rngs=rngs)
+        self.post_quant_conv = Linear(config.vq_embed_dim, config.latent_channels, **kwargs)
+        self.decoder = Decoder(config, **kwargs)
+
+    def features(self, images: jax.Array) -> jax.Array:
+        """Images [b, h, w, 3] in [0, 1] → unquantised features [b, h/f, w/f, d]."""
+        return self.quant_conv(self.encoder(images))
+
+    def encode(self, images: jax.Array) -> jax.Array:
+        """Images [b, h, w, 3] in [0, 1], sides divisible by `config.downsampling` → tokens [b, h/f, w/f] int32."""
+        return self.quantize.nearest(self.features(images))
+
+    def decode_features(self, z: jax.Array) -> jax.Array:
+        """Codes [b, h, w, d] → images [b, h·f, w·f, 3], not clipped."""
+        return self.decoder(self.post_quant_conv(z))
+
+    def decode(self, tokens: jax.Array) -> jax.Array:
+        """Tokens [b, h, w] → images [b, h·f, w·f, 3] in [0, 1]."""
+        return jnp.clip(self.decode_features(self.quantize(tokens)).astype(jnp.float32), 0, 1)
+
+
+RULES = Rules(
+    rules=(
+        Rule(r"quantize\.embedding", "quantize.embedding.weight"),
+        Rule(r"(.*(?:quant_conv|conv_shortcut))\.kernel", r"\1.weight", "1x1"),
+        Rule(r"(.*conv\w*)\.kernel", r"\1.weight", "conv"),
+        *COMMON,
+    ),
+    renames=(
+        (r"\.attentions\.0\.query\.", ".attentions.0.to_q."),
+        (r"\.attentions\.0\.key\.", ".attentions.0.to_k."),
+        (r"\.attentions\.0\.value\.", ".attentions.0.to_v."),
+        (r"\.attentions\.0\.proj_attn\.", ".attentions.0.to_out.0."),
+    ),
+)

@@ -1,0 +1,1 @@
+"""Samplers: pure functions that take the model as a callback."""

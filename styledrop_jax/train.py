@@ -1,0 +1,133 @@
+"""The training loop: one step function, many steps a dispatch, checkpoints, and nothing about methods or models."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from styledrop_jax import log, tree
+from styledrop_jax.checkpoint import Checkpoints
+from styledrop_jax.errors import UserError
+
+Loss = Callable[[nnx.Module, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+"""`loss(model, batch, key) → (scalar, metrics)`; metrics are averaged over the steps of a dispatch."""
+
+
+def split(model: nnx.Module, trainable: nnx.filterlib.Filter) -> tuple[nnx.GraphDef, dict, dict]:
+    """The graph, the trainable state and all the rest, both as pure trees."""
+    graphdef, params, frozen = nnx.split(model, trainable, ...)
+    return graphdef, nnx.as_pure(params), nnx.as_pure(frozen)
+
+
+def init_state(params: dict, optimizer: optax.GradientTransformation) -> dict[str, Any]:
+    """{"params", "opt", "step"}: everything that a step changes. The parameters are copied: a step donates them."""
+    params = jax.tree.map(jnp.array, params)
+    return {"params": params, "opt": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
+
+
+def make_train_step(loss: Loss, optimizer: optax.GradientTransformation) -> Callable:
+    """Builds `step(graphdef, state, frozen, batches, key) → (state, metrics)`.
+
+    `batches` has a leading axis of steps, all run in one dispatch. The step's randomness is `fold_in(key, step)`, so a
+    run depends neither on how its steps are grouped nor on where it was interrupted. Only `state` is donated.
+    Written for one model; `jax.vmap` over a leading axis of `state` and `batches` trains many at once.
+    """
+
+    def one(graphdef, frozen, key, state, batch):
+        def objective(params):
+            value, metrics = loss(nnx.merge(graphdef, params, frozen), batch, jax.random.fold_in(key, state["step"]))
+            return value, metrics | {"loss": value}
+
+        grads, metrics = jax.grad(objective, has_aux=True)(state["params"])
+        updates, opt = optimizer.update(grads, state["opt"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        return {"params": params, "opt": opt, "step": state["step"] + 1}, metrics
+
+    def step(graphdef, state, frozen, batches, key):
+        run = functools.partial(one, graphdef, frozen, key)
+        steps = jax.tree.leaves(batches)[0].shape[0]
+        if steps == 1:  # a scan of one step costs the CPU its threads
+            state, metrics = run(state, jax.tree.map(lambda x: x[0], batches))
+            return state, metrics
+        state, metrics = jax.lax.scan(run, state, batches)
+        return state, jax.tree.map(lambda m: m.mean(0), metrics)
+
+    return jax.jit(step, static_argnums=0, donate_argnums=1)
+
+
+def fit(
+    model: nnx.Module,
+    trainable: nnx.filterlib.Filter,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    batches: Callable[[int, int], Any],
+    *,
+    steps: int,
+    key: jax.Array,
+    folder: Path,
+    logger: log.Logger,
+    stage: str,
+    steps_per_call: int = 1,
+    checkpoint_every: int = 0,
+    meta: dict[str, Any] | None = None,
+    after: Callable[[int, dict, nnx.GraphDef, dict], dict] | None = None,
+) -> dict:
+    """Trains to `steps` from the last checkpoint in `folder`, and returns the trained parameters (a pure tree).
+
+    Args:
+        model: already carries what is trained.
+        trainable: NNX filter of what is trained; everything else stays as it is.
+        loss: see `Loss`.
+        optimizer: an optax transformation.
+        batches: `batches(start, count)` → the batches of steps [start, start + count), stacked on a leading axis.
+        steps: in all.
+        key: root key of the stage.
+        folder: where the checkpoints go.
+        logger: takes the metrics under `stage`.
+        stage: the name in logs and progress bars.
+        steps_per_call: steps per dispatch, and the grain of logging.
+        checkpoint_every: steps between checkpoints, a multiple of `steps_per_call`; 0: only the last.
+        meta: kept with each checkpoint, and compared on resume.
+        after: `after(step, state, graphdef, frozen) → state`, run on the host between dispatches.
+
+    Raises:
+        UserError: the loss is not finite, or the checkpoint belongs to another setting.
+    """
+    graphdef, params, frozen = split(model, trainable)
+    log.say(f"{stage}: {tree.count(params):,} parameters train, {tree.count(frozen):,} are frozen")
+    state = init_state(params, optimizer)
+    step_fn = make_train_step(loss, optimizer)
+    checkpoints = Checkpoints(folder)
+    start = checkpoints.latest() or 0
+    meta = meta or {}
+    if start:
+        restored, found = checkpoints.restore(start, state)
+        if found != meta:
+            raise UserError(f"{folder}: holds a checkpoint of {found}, this run has {meta}")
+        state = {**restored, "step": jnp.asarray(start, jnp.int32)}
+    logger.start(stage, step=start)
+    with log.progress(stage, steps, start=start) as advance:
+        done = start
+        while done < steps:
+            count = min(steps_per_call, steps - done)
+            state, metrics = step_fn(graphdef, state, frozen, batches(done, count), key)
+            done += count
+            if after is not None:
+                state = after(done, state, graphdef, frozen)
+            metrics = jax.device_get(metrics)
+            if not np.isfinite(metrics["loss"]):
+                good = checkpoints.latest()
+                kept = f"the last good checkpoint is {folder / str(good)}" if good else "there is no checkpoint yet"
+                raise UserError(f"{stage}: the loss became {metrics['loss']} by step {done}; {kept}; lower the learning rate")
+            logger.scalars(done, {name: float(value) for name, value in metrics.items()})
+            advance(count, f"loss {float(metrics['loss']):.3f}")
+            if done == steps or (checkpoint_every and done % checkpoint_every == 0):
+                checkpoints.save(done, state, meta)
+    checkpoints.close()
+    return state["params"]

@@ -1,0 +1,119 @@
+"""Tokenizers: CLIP's and T5's layouts on disk, cutting, padding, and training a new one."""
+
+import json
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models
+from transformers import CLIPTokenizer, T5Tokenizer
+
+from styledrop_jax.errors import UserError
+from styledrop_jax.models.tokenizer import load_tokenizer, save_tokenizer, tokenize, train_tokenizer
+
+CAPTIONS = [
+    "a cat in watercolor painting style",
+    "two cats and a house, drawn in pencil",
+    "a house on the left of a tree",
+    "a red apple in watercolor painting style",
+] * 3
+SCRIPTS = ["猫の絵、水彩", "قطة في الثلج", "🦊👩‍👩‍👧 fox", "naïve café \u0000 \t ½", "Ω≈ç√ кот"]
+
+
+@pytest.fixture(scope="module")
+def trained() -> CLIPTokenizer:
+    return train_tokenizer(CAPTIONS, 560, 16)
+
+
+def test_a_trained_vocabulary_has_clips_order(trained):
+    tokens = trained.convert_ids_to_tokens(list(range(len(trained))))
+    assert len(trained) == 560
+    assert tokens[0] == "!" and tokens[256] == "!</w>" and tokens[94] == "¡"
+    assert all(token.endswith("</w>") for token in tokens[256:512])
+    assert tokens[-2:] == ["<|startoftext|>", "<|endoftext|>"]
+    assert (trained.bos_token_id, trained.eos_token_id, trained.pad_token_id) == (558, 559, 559)
+    assert len(trained("watercolor painting").input_ids) < 12, "frequent words are few tokens"
+
+
+def test_the_same_captions_train_the_same_tokenizer(trained):
+    assert train_tokenizer(CAPTIONS, 560, 16).get_vocab() == trained.get_vocab()
+
+
+def test_few_captions_make_a_smaller_vocabulary():
+    assert 514 < len(train_tokenizer(["a cat"], 4000, 16)) < 530
+    with pytest.raises(ValueError, match="at least 514"):
+        train_tokenizer(["a cat"], 513, 16)
+
+
+@pytest.mark.parametrize("text", SCRIPTS)
+def test_every_script_is_read_byte_by_byte(trained, text):
+    ids = trained(text).input_ids
+    assert trained.eos_token_id not in ids[:-1], "the unknown token is EOS"
+    cleaned = trained.backend_tokenizer.normalizer.normalize_str(text)
+    assert trained.decode(ids, skip_special_tokens=True).replace(" ", "") == cleaned.replace(" ", "")
+
+
+def test_saved_tokenizer_gives_identical_ids(trained, tmp_path):
+    save_tokenizer(trained, tmp_path)
+    texts = [*CAPTIONS, *SCRIPTS, "", "A  Cat's HOUSE 42"]
+    for again in (load_tokenizer(tmp_path), CLIPTokenizer.from_pretrained(tmp_path)):
+        assert again(texts)["input_ids"] == trained(texts)["input_ids"]
+        assert again.model_max_length == 16
+
+
+def test_vocab_and_merges_alone_give_identical_ids(trained, tmp_path):
+    model = json.loads(trained.backend_tokenizer.to_str())["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    merges = "\n".join(" ".join(pair) for pair in model["merges"])
+    (tmp_path / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer(CAPTIONS + SCRIPTS)["input_ids"] == trained(CAPTIONS + SCRIPTS)["input_ids"]
+    assert tokenizer.model_max_length == 77
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 20, "pad_token": "!"}))
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.model_max_length, tokenizer.pad_token_id) == (20, 0)
+
+
+def test_tokenize_pads_and_accepts_the_empty_prompt(trained):
+    ids = tokenize(trained, ["", "   ", "a cat"], 6)
+    assert ids.dtype == np.int32 and ids.shape == (3, 6)
+    assert ids[0].tolist() == ids[1].tolist() == [558, 559, 559, 559, 559, 559]
+    assert ids[2].tolist() == [*trained("a cat").input_ids, 559, 559]
+    assert tokenize(trained, [], 6).shape == (0, 6)
+
+
+def test_a_long_prompt_is_cut_and_the_warning_says_what_is_lost(trained):
+    prompt = "a cat in watercolor painting style Zoë 猫"
+    full = trained(prompt).input_ids
+    with pytest.warns(
+        UserWarning, match=rf"is {len(full)} tokens, the text encoder reads 5; cut: 'watercolor .* Zoë 猫'"
+    ):
+        ids = tokenize(trained, [prompt], 5)
+    assert ids[0].tolist() == [*full[:4], trained.eos_token_id]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_prompt_of_exactly_the_limit_is_not_cut(trained):
+    full = trained("a cat in watercolor").input_ids
+    assert tokenize(trained, ["a cat in watercolor"], len(full))[0].tolist() == full
+
+
+def test_t5_folder_loads(tmp_path):
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁a", -1.0), ("▁cat", -2.0), ("▁", -3.0)]
+    T5Tokenizer(vocab=pieces, extra_ids=0).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    tokenizer = load_tokenizer(tmp_path)
+    assert isinstance(tokenizer, T5Tokenizer) and tokenizer.model_max_length == 512
+    assert tokenize(tokenizer, ["a cat", ""], 5).tolist() == [[3, 4, 1, 0, 0], [1, 0, 0, 0, 0]]
+
+
+def test_folders_without_a_readable_tokenizer_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no tokenizer, expected tokenizer.json"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(UserError, match="no tokenizer"):
+        load_tokenizer(tmp_path / "nowhere")
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="not a readable CLIP"):
+        load_tokenizer(tmp_path)
+    Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match="WordLevel"):
+        load_tokenizer(tmp_path)

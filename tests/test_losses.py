@@ -1,0 +1,72 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from styledrop_jax.losses import masked_token_loss
+from styledrop_jax.schedules import cosine_mask_rate, mask_tokens
+
+
+def _example(b=3, n=10, v=17):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(b, n, v)).astype("f") * 3
+    return logits, rng.integers(0, v, (b, n)), np.arange(n) < np.array([4, 1, 10])[:, None]
+
+
+def test_loss_is_the_mean_cross_entropy_of_each_examples_masked_tokens():
+    logits, targets, mask = _example()
+    loss, metrics = masked_token_loss(logits, targets, mask)
+    for i in range(3):
+        p = np.exp(logits[i]) / np.exp(logits[i]).sum(-1, keepdims=True)
+        np.testing.assert_allclose(loss[i], -np.log(p[np.arange(10), targets[i]])[mask[i]].mean(), rtol=1e-5)
+        right = (logits[i].argmax(-1) == targets[i])[mask[i]].mean()
+        np.testing.assert_allclose(metrics["accuracy"][i], right, rtol=1e-6)
+    np.testing.assert_allclose(metrics["mask_rate"], [0.4, 0.1, 1.0], rtol=1e-6)
+
+
+def test_loss_agrees_with_torch_with_and_without_smoothing():
+    import torch
+
+    logits, targets, mask = _example()
+    for smoothing in (0.0, 0.1):
+        loss, metrics = masked_token_loss(logits, targets, mask, label_smoothing=smoothing)
+        expected = torch.nn.functional.cross_entropy(
+            torch.tensor(logits).flatten(0, 1),
+            torch.tensor(np.where(mask, targets, -100), dtype=torch.long).flatten(),
+            label_smoothing=smoothing,
+        )
+        weights = metrics["mask_rate"] / metrics["mask_rate"].sum()
+        np.testing.assert_allclose((loss * weights).sum(), expected.item(), rtol=1e-5)
+
+
+def test_unmasked_tokens_get_no_gradient():
+    logits, targets, mask = _example()
+    gradient = np.abs(jax.jit(jax.grad(lambda x: masked_token_loss(x, targets, mask)[0].sum()))(logits)).sum(-1)
+    assert (gradient[~mask] == 0).all()
+    assert (gradient[mask] > 0).all()
+
+
+def test_nothing_masked_is_no_loss():
+    logits, targets, mask = _example()
+    loss, _ = masked_token_loss(logits, targets, np.zeros_like(mask))
+    assert (loss == 0).all()
+
+
+def test_mask_rate_follows_the_cosine_law():
+    b, n = 4000, 64
+    tokens = jnp.ones((b, n), jnp.int32)
+    inputs, mask = mask_tokens(tokens, jax.random.split(jax.random.key(0), b), mask_id=99)
+    assert ((inputs == 99) == mask).all() and (jnp.where(mask, 1, inputs) == tokens).all()
+    rates = np.asarray(mask.mean(1))
+    assert rates.min() >= 1 / n
+    expected = np.sort(cosine_mask_rate((np.arange(b) + 0.5) / b))
+    np.testing.assert_allclose(np.sort(rates)[:: b // 20], expected[:: b // 20], atol=0.04)
+    # Every position is as likely as any other.
+    np.testing.assert_allclose(np.asarray(mask.mean(0)), 2 / np.pi, atol=0.05)
+
+
+def test_an_examples_mask_depends_on_its_key_alone():
+    keys = jax.random.split(jax.random.key(0), 4)
+    tokens = jnp.ones((4, 20), jnp.int32)
+    _, together = mask_tokens(tokens, keys, mask_id=99)
+    _, alone = mask_tokens(tokens[2:3], keys[2:3], mask_id=99)
+    assert (alone[0] == together[2]).all()
