@@ -32,6 +32,7 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
     small = preset == "emoji64"
     config = ConfigDict()
     config.base = preset if small else f"amused/{preset}"
+    config.clip = "emoji64/clip" if small else "openai/clip-vit-large-patch14"
     config.method = "styledrop"
     config.dtype = "float32" if small else "bfloat16"
     config.seed = 0

@@ -42,8 +42,8 @@ class Checkpoints:
         try:
             found = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **args))
         except Exception as error:  # Orbax and TensorStore raise many unrelated types for a damaged folder
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"{self._folder / str(step)}: the checkpoint cannot be restored ({first}); delete it") from error
+            cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise UserError(f"{self._folder / str(step)}: cannot be restored ({cause}); delete it") from error
         return {name: found[name] for name in ("params", "opt")}, found["meta"]
 
     def close(self) -> None:

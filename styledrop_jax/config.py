@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,7 @@ _ROUND: Schema = {
 
 PERSONALIZE: Schema = {
     "base": Field(str, "base model: a name or a local diffusers folder", empty=False),
+    "clip": Field(str, "CLIP that scores the drawings: a name or a local transformers folder", empty=False),
     "method": Field(str, "how the model is taught", choices=("styledrop",)),
     "dtype": Field(str, "precision of the computation", choices=("float32", "bfloat16")),
     "seed": Field(int, "the one source of randomness", 0, 2**31 - 1),
@@ -111,14 +112,52 @@ PERSONALIZE: Schema = {
 }
 
 
+_PRETRAIN: Schema = {
+    "task": Field(str, "what is trained", choices=("vq", "clip", "muse")),
+    "corpus": Field(str, "folder that launch/fetch_corpus.sh made", empty=False),
+    "vocabulary": Field(str, "which concepts are drawn", choices=("core", "full")),
+    "seed": Field(int, "the one source of randomness", 0, 2**31 - 1),
+    "batch_size": Field(int, "examples a step", 1),
+    "steps": Field(int, "training steps", 1),
+    "learning_rate": Field(float, "peak of the cosine schedule", 0, 1, above=True),
+    "warmup": Field(int, "steps of linear warm-up", 0),
+    "weight_decay": Field(float, "AdamW's decoupled decay of matrices", 0),
+    "b2": Field(float, "Adam's second-moment decay", 0, 1),
+    "steps_per_call": Field(int, "steps per dispatch: more on a GPU", 1),
+    "checkpoint_every": Field(int, "steps between checkpoints and pictures", 1),
+}
+_TASKS: Mapping[str, Schema] = {
+    "vq": {"revive_every": Field(int, "steps between moves of unused codes", 1)},
+    "clip": {
+        "vocab_size": Field(int, "tokens of the text vocabulary", 514),
+        "max_length": Field(int, "tokens of a caption", 8),
+    },
+    "muse": {
+        "codec": Field(str, "the exported tokenizer, a vqvae folder", empty=False),
+        "clip": Field(str, "the exported CLIP folder", empty=False),
+        "init": Field(str, "an exported muse folder to go on from; empty starts anew"),
+        "pack": Field(int, "distinct examples to encode and train on", 1),
+        "text_dropout": Field(float, "probability that a caption is dropped", 0, 1),
+    },
+}
+
+
+def pretrain_schema(config: ConfigDict) -> Schema:
+    """The schema of configs/pretrain_*.py: common fields and those of `config.task`."""
+    return _PRETRAIN | _TASKS.get(config.get("task", ""), {})
+
+
 def parse(
-    argv: Sequence[str], *, schema: Schema = PERSONALIZE, default: str | None = None
+    argv: Sequence[str],
+    *,
+    schema: Schema | Callable[[ConfigDict], Schema] = PERSONALIZE,
+    default: str | None = None,
 ) -> tuple[ConfigDict, list[str]]:
     """Reads `--config FILE[:PRESET]` and the `--config.FIELD VALUE` overrides from a command line.
 
     Args:
         argv: arguments without the program's name.
-        schema: what the config must look like.
+        schema: what the config must look like, or a function from the config to that.
         default: the file when `--config` is not given; None makes it required.
 
     Returns:
@@ -138,7 +177,7 @@ def parse(
     plain, _ = _absl([f"--config={file}"])
     _check_overrides(others, plain)
     config, rest = _absl([f"--config={file}", *others])
-    return validate(config, schema=schema), rest
+    return validate(config, schema=schema(config) if callable(schema) else schema), rest
 
 
 def validate(config: ConfigDict, *, schema: Schema = PERSONALIZE) -> ConfigDict:

@@ -167,7 +167,7 @@ def draw(
             temperature=settings.temperature,
             tokens=None if tokens is None else tokens[rows],
         )
-        yield model.decode_tokens(chunk)[: n - start]
+        yield model.decode_tokens(chunk, batch_size)[: n - start]
 
 
 def _groups(branches: Sequence[Branch], texts: Sequence[Text], rows: np.ndarray) -> list[Group]:

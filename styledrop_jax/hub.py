@@ -1,17 +1,19 @@
 """A model name → a local folder in the diffusers layout: shipped, a path, or the Hugging Face cache or hub."""
 
+import contextlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import RepositoryNotFoundError
 
 from styledrop_jax import pretrained
 from styledrop_jax.errors import UserError, did_you_mean
-from styledrop_jax.run import write_json
+from styledrop_jax.run import guard, write_json
 
 SHIPPED = Path(__file__).parent / "assets"
 _FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
@@ -27,23 +29,30 @@ def resolve(name: str) -> Path:
     Raises:
         UserError: it is nowhere to be found; says how to get it.
     """
-    shipped = SHIPPED / name
-    if shipped.is_dir():
-        return shipped
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    is_path = not name or name.startswith((".", "/", "~"))
+    if not is_path and (SHIPPED / name).is_dir():
+        return SHIPPED / name
+    if name and (folder := Path(os.path.expanduser(name))).is_dir():
         return folder
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        names = sorted(f"{p.parent.parent.name}/{p.parent.name}" for p in SHIPPED.glob("*/*/*.json"))
-        raise UserError(f"model {name!r}: no such folder and not a shipped model{did_you_mean(name, set(names))}")
-    for offline in (True, False):
-        try:
-            return Path(snapshot_download(name, allow_patterns=_FILES, local_files_only=offline))
-        except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
-            continue
+    folders = {index.parent for index in SHIPPED.glob("*/*/*.json")}
+    hint = did_you_mean(name, {str(f.relative_to(SHIPPED)) for f in folders} | {f.parent.name for f in folders})
+    if is_path or name.count("/") != 1:
+        raise UserError(f"model {name!r}: no such folder and not a shipped model{hint}")
+    # Every failure is caught: the hub's client also raises the types of its HTTP library, and ValueErrors for names.
+    with contextlib.suppress(Exception):
+        return Path(snapshot_download(name, allow_patterns=_FILES, local_files_only=True))
+    try:
+        with guard(f"the Hugging Face cache, for {name}"):
+            return Path(snapshot_download(name, allow_patterns=_FILES))
+    except UserError:
+        raise
+    except RepositoryNotFoundError:
+        why = "the hub has no such model, or asks you to log in (`hf auth login`)"
+    except Exception:
+        why = "the hub cannot be reached"
     raise UserError(
-        f"model {name!r}: not in the Hugging Face cache and the hub cannot be reached; on a machine with a network run "
-        f"`hf download {name}`, or pass a local diffusers folder as --config.base"
+        f"model {name!r}: not in the Hugging Face cache and {why}; on a machine with a network run "
+        f"`hf download {name}`, or pass a local diffusers folder as --config.base{hint}"
     )
 
 
@@ -51,15 +60,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     """`config.json` of a model's component.
 
     Raises:
-        UserError: it is missing or is not JSON.
+        UserError: it is missing or is not a JSON object.
     """
     path = folder / "config.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: missing; expected a diffusers model folder") from None
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: found a JSON {type(config).__name__}, expected an object")
+    return config
 
 
 def stem(config: Mapping[str, Any]) -> str:

@@ -118,7 +118,8 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
 def _examples(data: corpus.Corpus, config: ConfigDict, start: int, count: int) -> tuple[np.ndarray, list[str]]:
     """Examples [start, start + count) of the training stream: uint8 images [n, 64, 64, 3] and captions."""
     pairs = [
-        data.example(i, split="train", vocabulary=config.vocabulary, seed=config.seed) for i in range(start, start + count)
+        data.example(i, split="train", vocabulary=config.vocabulary, seed=config.seed)
+        for i in range(start, start + count)
     ]
     return np.stack([image for image, _, _ in pairs]), [caption for _, caption, _ in pairs]
 
@@ -132,7 +133,7 @@ def _unit(images: jax.Array) -> jax.Array:
 
 
 def _vq_loss(model: vqgan.VQModel, batch: jax.Array, key: jax.Array) -> tuple[jax.Array, dict]:
-    """L1 + L2 + gradient difference of the picture, and the two codebook terms (van den Oord et al., 1711.00937, Eq. 3)."""
+    """L1 + L2 + gradient difference of the picture, and both codebook terms (VQ-VAE, 1711.00937, Eq. 3)."""
     del key
     images = _unit(batch)
     z = model.features(images)
@@ -194,7 +195,8 @@ def _vq(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> Task:
         return folders.grid(list(pairs), columns=8)
 
     def export(trained: vqgan.VQModel, folder: Path) -> None:
-        hub.save_component(folder / "vqvae", model_config.to_dict(), pretrained.export(trained, vqgan.RULES, dtype=np.float16))
+        tensors = pretrained.export(trained, vqgan.RULES, dtype=np.float16)
+        hub.save_component(folder / "vqvae", model_config.to_dict(), tensors)
 
     return Task(model=model, loss=_vq_loss, batches=batches, after=after, picture=picture, export=export)
 
@@ -230,7 +232,8 @@ def _clip(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> Task:
 
     def picture(trained: clip.Clip) -> np.ndarray:
         images, captions = data.held_out_pairs(200)
-        logits = nnx.jit(lambda m, ids, x: m(ids, x))(trained, tokenize(tokenizer, captions, config.max_length), _unit(images))
+        ids = tokenize(tokenizer, captions, config.max_length)
+        logits = nnx.jit(lambda model, ids, x: model(ids, x))(trained, ids, _unit(images))
         best = np.argsort(-np.asarray(logits), axis=1)
         hits = best == np.arange(len(captions))[:, None]
         log.say(
@@ -252,7 +255,9 @@ def _clip(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> Task:
 # ---------------------------------------------------------------- Muse
 
 
-def _pack(config: ConfigDict, data: corpus.Corpus, codec: vqgan.VQModel, ids_of: Callable, path: Path) -> dict[str, np.ndarray]:
+def _pack(
+    config: ConfigDict, data: corpus.Corpus, codec: vqgan.VQModel, ids_of: Callable, path: Path
+) -> dict[str, np.ndarray]:
     """The training stream as tokens [n, h, w] uint16 and caption ids [n, t] uint16: computed once, kept in `path`."""
     if not path.exists():
         encode = nnx.jit(lambda m, images: m.encode(_unit(images)))
@@ -298,10 +303,17 @@ def _muse(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> Task:
     codec = muse.load_codec(Path(config.codec))
     whole = clip_scores.ClipScorer.load(folder)
     text, tokenizer = whole.model.text, whole.tokenizer
-    denoiser_config = uvit.Config.emoji64()
+    if config.init:
+        denoiser = muse.load_denoiser(Path(config.init))
+    else:
+        denoiser = uvit.UVit(uvit.Config.emoji64(), rngs=nnx.Rngs(config.seed))
     model = muse.Muse(
-        name="pretraining", base_hash="", codec=codec, text=text, tokenizer=tokenizer,
-        denoiser=uvit.UVit(denoiser_config, rngs=nnx.Rngs(config.seed)),
+        name="pretraining",
+        base_hash="",
+        codec=codec,
+        text=text,
+        tokenizer=tokenizer,
+        denoiser=denoiser,
     )
 
     def ids_of(captions: list[str]) -> np.ndarray:
@@ -329,17 +341,19 @@ def _muse(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> Task:
     def export(trained: _Conditioned, out: Path) -> None:
         out = out / "muse"
         transformer = pretrained.export(trained.denoiser, uvit.RULES, dtype=np.float16)
-        hub.save_component(out / "transformer", denoiser_config.to_dict(), transformer)
+        hub.save_component(out / "transformer", denoiser.config.to_dict(), transformer)
         hub.save_component(
             out / "vqvae", codec.config.to_dict(), pretrained.export(codec, vqgan.RULES, dtype=np.float16)
         )
         tower = dataclasses.replace(text.config, projection=True)
-        hub.save_component(
-            out / "text_encoder", tower.to_dict(), pretrained.export(text, clip.RULES, dtype=np.float16)
-        )
+        hub.save_component(out / "text_encoder", tower.to_dict(), pretrained.export(text, clip.RULES, dtype=np.float16))
         save_tokenizer(tokenizer, out / "tokenizer")
-        write_json(out / "scheduler" / "scheduler_config.json", _SCHEDULER | {"mask_token_id": denoiser_config.mask_token_id})
+        scheduler = _SCHEDULER | {"mask_token_id": denoiser.config.mask_token_id}
+        write_json(out / "scheduler" / "scheduler_config.json", scheduler)
         hub.save_index(out, "AmusedPipeline", _PARTS)
+        known = data.core | (config.vocabulary == "full")
+        names = {name for concept, kept in zip(data.names, known, strict=True) if kept for name in concept}
+        write_json(out.parent / "vocabulary.json", sorted(names))
 
     return Task(
         model=_Conditioned(model.denoiser, text, ids_of([""])[0]),

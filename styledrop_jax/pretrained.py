@@ -4,6 +4,7 @@ A checkpoint either fits a model exactly, or one error lists every tensor that i
 Only safetensors are read: nothing in a weight file is ever executed.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -26,6 +27,7 @@ _PERMUTATIONS: dict[Layout, tuple[int, ...]] = {
     "conv": (3, 2, 0, 1),
     "conv_transpose": (2, 3, 0, 1),
 }
+_FLOATS = ("F16", "BF16", "F32", "F64")  # quantised weights (I8, F8_E4M3) mean nothing without their scales
 
 
 def _to_file(array: np.ndarray, layout: Layout) -> np.ndarray:
@@ -72,7 +74,7 @@ class Tensors(Mapping[str, np.ndarray]):
         rules: whose renames and ignored names are applied to the files' own names.
 
     Raises:
-        UserError: a file is missing, is not safetensors, or is cut short.
+        UserError: a file is missing, is not safetensors, is cut short, or holds weights that are not plain floats.
     """
 
     def __init__(self, files: list[Path], rules: Rules):
@@ -83,8 +85,12 @@ class Tensors(Mapping[str, np.ndarray]):
                     name = stored
                     for pattern, replacement in rules.renames:
                         name = re.sub(pattern, replacement, name)
-                    if not re.fullmatch(rules.ignored, name):
-                        self._where[name] = (file, stored, tuple(handle.get_slice(stored).get_shape()))
+                    if re.fullmatch(rules.ignored, name):
+                        continue
+                    part = handle.get_slice(stored)
+                    if (dtype := part.get_dtype()) not in _FLOATS:
+                        raise UserError(f"{file}: {stored} is {dtype}, expected one of {', '.join(_FLOATS)}")
+                    self._where[name] = (file, stored, tuple(part.get_shape()))
 
     def __getitem__(self, name: str) -> np.ndarray:
         file, stored, _ = self._where[name]
@@ -117,7 +123,8 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
 
     Args:
         folder: e.g. `<model>/transformer`.
-        stem: `diffusion_pytorch_model` (diffusers) or `model` (transformers). A `.fp16` variant is taken if it is all there is.
+        stem: `diffusion_pytorch_model` (diffusers) or `model` (transformers). A `.fp16` variant is taken when there is
+            no other.
 
     Raises:
         UserError: no safetensors there (a pickle alone is named and refused), or a shard is missing.
@@ -125,7 +132,10 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
     for variant in ("", ".fp16"):
         index = folder / f"{stem}.safetensors.index{variant}.json"
         if index.is_file():
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            try:
+                shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise UserError(f"{index}: not an index of shards, expected JSON with a weight_map") from None
             missing = [shard for shard in shards if not (folder / shard).is_file()]
             if missing:
                 raise UserError(f"{index}: shards not found: {', '.join(missing)}; finish the download")
@@ -167,14 +177,23 @@ def export(module: nnx.Module, rules: Rules, *, dtype=np.float32) -> dict[str, n
     """{tensor name: array in the file's layout}: what the reference library loads."""
     params = dict(nnx.to_flat_state(nnx.state(module, nnx.Param)))
     return {
-        name: np.ascontiguousarray(_to_file(np.asarray(params[path][...]), layout).astype(dtype))
+        name: _to_file(np.asarray(params[path][...]), layout).astype(dtype, order="C")
         for name, (path, layout, _) in _names(module, rules).items()
     }
 
 
 def save(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a safetensors file under a temporary name and renames it: never half-written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a safetensors file under a temporary name and renames it: never half-written.
+
+    Raises:
+        UserError: the disk is full or read-only, or writing is forbidden.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    save_file(dict(tensors), temporary, metadata={"format": "pt", **(metadata or {})})
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(dict(tensors), temporary, metadata={"format": "pt", **(metadata or {})})
+        os.replace(temporary, path)
+    except (SafetensorError, OSError) as error:  # safetensors wraps what the disk says
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error})") from None

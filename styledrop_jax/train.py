@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from styledrop_jax import log, tree
+from styledrop_jax import log, sharding, tree
 from styledrop_jax.checkpoint import Checkpoints
 from styledrop_jax.errors import UserError
 
@@ -97,7 +97,7 @@ def fit(
         after: `after(step, state, graphdef, frozen) → state`, run on the host between dispatches.
 
     Raises:
-        UserError: the loss is not finite, or the checkpoint belongs to another setting.
+        UserError: the loss or the weights are not finite, or the checkpoint is damaged or belongs to another setting.
     """
     graphdef, params, frozen = split(model, trainable)
     log.say(f"{stage}: {tree.count(params):,} parameters train, {tree.count(frozen):,} are frozen")
@@ -111,23 +111,39 @@ def fit(
         if found != meta:
             raise UserError(f"{folder}: holds a checkpoint of {found}, this run has {meta}")
         state = {**restored, "step": jnp.asarray(start, jnp.int32)}
+    devices = sharding.mesh()
+    if devices.size > 1:
+        state, frozen = sharding.replicate((state, frozen), devices)
     logger.start(stage, step=start)
     with log.progress(stage, steps, start=start) as advance:
         done = start
         while done < steps:
             count = min(steps_per_call, steps - done)
-            state, metrics = step_fn(graphdef, state, frozen, batches(done, count), key)
+            batch = batches(done, count)
+            if devices.size > 1:
+                batch = sharding.shard_batches(batch, devices)
+            state, metrics = step_fn(graphdef, state, frozen, batch, key)
             done += count
-            if after is not None:
-                state = after(done, state, graphdef, frozen)
+            saves = done == steps or (checkpoint_every and done % checkpoint_every == 0)
             metrics = jax.device_get(metrics)
-            if not np.isfinite(metrics["loss"]):
+            # A step's loss is that of the weights before it, so the weights to be saved are looked at as well.
+            if not np.isfinite(metrics["loss"]) or (saves and not _finite(state["params"])):
                 good = checkpoints.latest()
                 kept = f"the last good checkpoint is {folder / str(good)}" if good else "there is no checkpoint yet"
-                raise UserError(f"{stage}: the loss became {metrics['loss']} by step {done}; {kept}; lower the learning rate")
+                raise UserError(
+                    f"{stage}: not a number any more by step {done} (loss {metrics['loss']}); {kept}; "
+                    "lower the learning rate"
+                )
+            if after is not None:
+                state = after(done, state, graphdef, frozen)
             logger.scalars(done, {name: float(value) for name, value in metrics.items()})
             advance(count, f"loss {float(metrics['loss']):.3f}")
-            if done == steps or (checkpoint_every and done % checkpoint_every == 0):
+            if saves:
                 checkpoints.save(done, state, meta)
     checkpoints.close()
     return state["params"]
+
+
+@jax.jit
+def _finite(params: dict) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()

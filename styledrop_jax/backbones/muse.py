@@ -95,9 +95,9 @@ class Muse:
         images = np.asarray(images, np.float32) / (255 if images.dtype == np.uint8 else 1)
         return np.concatenate([_encode(self.codec, chunk) for chunk in _chunks(images)])[: len(images)]
 
-    def decode_tokens(self, tokens: np.ndarray) -> np.ndarray:
-        """Tokens [b, h, w] → images [b, r, r, 3] float32 in [0, 1]."""
-        return np.concatenate([_decode(self.codec, chunk) for chunk in _chunks(tokens)])[: len(tokens)]
+    def decode_tokens(self, tokens: np.ndarray, batch_size: int = _ENCODE_BATCH) -> np.ndarray:
+        """Tokens [b, h, w] → images [b, r, r, 3] float32 in [0, 1], `batch_size` at a time."""
+        return np.concatenate([_decode(self.codec, chunk) for chunk in _chunks(tokens, batch_size)])[: len(tokens)]
 
     def sample(
         self,
@@ -135,21 +135,26 @@ def load(name: str, dtype: jnp.dtype = jnp.float32) -> Muse:
         UserError: the model is nowhere, or a file of it is missing or does not fit.
     """
     folder = hub.resolve(f"{name}/muse" if (hub.SHIPPED / name / "muse").is_dir() else name)
-    denoiser = uvit.Config.from_dict(hub.read_config(folder / "transformer"))
-    files = pretrained.weight_files(folder / "transformer", "diffusion_pytorch_model")
     return Muse(
         name=name,
-        base_hash=_hash(files),
-        denoiser=pretrained.load(
-            lambda: uvit.UVit(denoiser, rngs=nnx.Rngs(0), dtype=dtype),
-            pretrained.Tensors(files, uvit.RULES),
-            uvit.RULES,
-            source=str(folder / "transformer"),
-        ),
+        base_hash=_hash(_denoiser_files(folder)),
+        denoiser=load_denoiser(folder, dtype),
         codec=load_codec(folder / "vqvae", dtype),
         text=load_text(folder / "text_encoder", dtype),
         tokenizer=load_tokenizer(folder / "tokenizer"),
     )
+
+
+def _denoiser_files(folder: Path) -> list[Path]:
+    return pretrained.weight_files(folder / "transformer", "diffusion_pytorch_model")
+
+
+def load_denoiser(folder: Path, dtype: jnp.dtype = jnp.float32) -> uvit.UVit:
+    """The transformer of a Muse folder."""
+    config = uvit.Config.from_dict(hub.read_config(folder / "transformer"))
+    tensors = pretrained.Tensors(_denoiser_files(folder), uvit.RULES)
+    source = str(folder / "transformer")
+    return pretrained.load(lambda: uvit.UVit(config, rngs=nnx.Rngs(0), dtype=dtype), tensors, uvit.RULES, source=source)
 
 
 def load_codec(folder: Path, dtype: jnp.dtype = jnp.float32) -> vqgan.VQModel:
@@ -157,7 +162,7 @@ def load_codec(folder: Path, dtype: jnp.dtype = jnp.float32) -> vqgan.VQModel:
     config = vqgan.Config.from_dict(hub.read_config(folder))
     dtype = jnp.float32 if config.force_upcast else dtype
     tensors = pretrained.Tensors(pretrained.weight_files(folder, "diffusion_pytorch_model"), vqgan.RULES)
-    build = functools.partial(vqgan.VQModel, config, rngs=nnx.Rngs(0), dtype=dtype)
+    build = lambda: vqgan.VQModel(config, rngs=nnx.Rngs(0), dtype=dtype)  # noqa: E731
     return pretrained.load(build, tensors, vqgan.RULES, source=str(folder))
 
 
@@ -165,7 +170,7 @@ def load_text(folder: Path, dtype: jnp.dtype = jnp.float32) -> clip.ClipText:
     """The text tower, with projection, in a `text_encoder` folder."""
     config = clip.TextConfig.from_dict(hub.read_config(folder))
     tensors = pretrained.Tensors(pretrained.weight_files(folder, "model"), clip.RULES)
-    build = functools.partial(clip.ClipText, config, rngs=nnx.Rngs(0), dtype=dtype)
+    build = lambda: clip.ClipText(config, rngs=nnx.Rngs(0), dtype=dtype)  # noqa: E731
     return pretrained.load(build, tensors, clip.RULES, source=str(folder))
 
 
@@ -188,10 +193,10 @@ def token_loss(
     return losses.masked_token_loss(logits.reshape(*flat.shape, -1), flat, mask)
 
 
-def _chunks(array: np.ndarray) -> list[np.ndarray]:
+def _chunks(array: np.ndarray, size: int = _ENCODE_BATCH) -> list[np.ndarray]:
     """Pieces of one fixed length, the last padded with its own last row: one compiled program for any count."""
-    pieces = [array[i : i + _ENCODE_BATCH] for i in range(0, len(array), _ENCODE_BATCH)]
-    return [np.concatenate([p, np.repeat(p[-1:], _ENCODE_BATCH - len(p), axis=0)]) for p in pieces]
+    pieces = [array[i : i + size] for i in range(0, len(array), size)]
+    return [np.concatenate([p, np.repeat(p[-1:], size - len(p), axis=0)]) for p in pieces]
 
 
 def _hash(files: Sequence[Path]) -> str:
@@ -236,7 +241,5 @@ def _sample(graphdefs, groups, frozen, tokens, keys, temperature, micro, mask_id
         )
 
     steps = groups[0][2].shape[0]
-    out = maskgit.decode(
-        predict, tokens.reshape(b, -1), keys, steps=steps, temperature=temperature, mask_id=mask_id
-    )
+    out = maskgit.decode(predict, tokens.reshape(b, -1), keys, steps=steps, temperature=temperature, mask_id=mask_id)
     return out.reshape(b, h, w)

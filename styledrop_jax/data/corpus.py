@@ -155,7 +155,7 @@ class Corpus:
     def names(self) -> tuple[tuple[str, ...], ...]:
         """For each concept its label and the other names captions use."""
         labels = set(self.concepts)
-        official = {everyday: label for label, everyday in EVERYDAY.items()}
+        official = {everyday: label for label, everyday in EVERYDAY.items() if len(label.split()) <= 2}
         others = ((SYNONYMS.get(label), official.get(label)) for label in self.concepts)
         return tuple(
             (label, *dict.fromkeys(name for name in more if name and name not in labels))

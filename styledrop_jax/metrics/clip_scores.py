@@ -45,6 +45,7 @@ class ClipScorer:
     """
 
     def __init__(self, model: Clip, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 32):
+        self.model = model
         self.tokenizer = tokenizer
         self.length = model.config.text.max_position_embeddings
         self._batch_size = batch_size

@@ -60,7 +60,13 @@ class Conv(nnx.Conv):
 
 
 def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, heads: int, mask: jax.Array | None = None, bias: jax.Array | None = None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    heads: int,
+    mask: jax.Array | None = None,
+    bias: jax.Array | None = None,
 ) -> jax.Array:
     """Scaled dot-product attention with a softmax in float32.
 

@@ -15,24 +15,22 @@ import jax.numpy as jnp
 from flax import nnx
 
 from styledrop_jax.errors import UserError
+from styledrop_jax.models.grid import DepthwiseConv, FoldingConv, GlobalResponseNorm, UnfoldingConv
 from styledrop_jax.models.layers import Embed, LayerNorm, Linear, RMSNorm, attention
 from styledrop_jax.models.rules import COMMON, Rule, Rules
 
 _BLOCK_NORM_EPS = 1e-6  # the reference fixes it for the norms of its attention blocks, whatever `layer_norm_eps` is
-_GRN_EPS = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """The fields of the reference's config.json under the reference's names; the defaults are aMUSEd-256's.
+    """The fields of the reference's config.json under the reference's names, with the reference's defaults.
 
     Attributes:
         hidden_size: width of the transformer layers.
         use_bias: whether linear layers, convolutions and layer norms carry a bias.
-        cond_embed_dim: width of the pooled text embedding.
-        micro_cond_encode_dim: width of the sinusoid of one micro-condition.
-        micro_cond_embed_dim: all sinusoids together: `micro_cond_encode_dim` × the number of micro-conditions.
-        encoder_hidden_size: width of the text features.
+        cond_embed_dim: width of the pooled text embedding. encoder_hidden_size: of the text features.
+        micro_cond_encode_dim: width of the sinusoid of one micro-condition; micro_cond_embed_dim: of all together.
         vocab_size: rows of the token embedding: codebook entries, padding, and the mask token last.
         codebook_size: number of logits; the mask token is never predicted.
         in_channels: width of the token embedding and of the output layer's input.
@@ -40,9 +38,8 @@ class Config:
         num_res_blocks: residual and attention blocks on each side of the transformer.
         downsample: halve the token grid before the transformer. `upsample`: double it after. Both or neither.
         block_num_heads: heads of the attention blocks.
-        num_hidden_layers, num_attention_heads, intermediate_size: of the transformer; the last is the gated MLP's width.
-        layer_norm_eps: epsilon of every norm but those of the attention blocks.
-        ln_elementwise_affine: whether those norms have a learned scale.
+        num_hidden_layers, num_attention_heads: of the transformer. intermediate_size: width of its gated MLP.
+        layer_norm_eps: of every norm but the attention blocks'. ln_elementwise_affine: whether they learn a scale.
         sample_size: side of the token grid the model was trained at; the module takes any grid.
     """
 
@@ -65,39 +62,29 @@ class Config:
     intermediate_size: int = 2816
     layer_norm_eps: float = 1e-6
     ln_elementwise_affine: bool = True
-    sample_size: int = 16
+    sample_size: int = 64
 
     def __post_init__(self) -> None:
-        for width, heads in (("hidden_size", "num_attention_heads"), ("block_out_channels", "block_num_heads")):
-            self._require_multiple(width, heads)
-        self._require_multiple("micro_cond_embed_dim", "micro_cond_encode_dim")
-        if self.micro_cond_encode_dim % 2:
-            raise UserError(f"transformer config: micro_cond_encode_dim is {self.micro_cond_encode_dim}, expected even")
-        if self.downsample != self.upsample:
-            raise UserError(
-                f"transformer config: downsample is {self.downsample} and upsample {self.upsample}, expected equal"
-            )
-        if self.vocab_size <= self.codebook_size:
-            raise UserError(
-                f"transformer config: vocab_size is {self.vocab_size}, expected more than "
-                f"codebook_size {self.codebook_size}, for the mask token"
-            )
+        def require(fits: bool, field: str, expected: str) -> None:
+            if not fits:
+                raise UserError(f"transformer config: {field} is {getattr(self, field)}, expected {expected}")
 
-    def _require_multiple(self, name: str, of: str) -> None:
-        if getattr(self, name) % getattr(self, of):
-            raise UserError(
-                f"transformer config: {name} is {getattr(self, name)}, expected a multiple of {of} {getattr(self, of)}"
-            )
+        for field, divisor in (
+            ("hidden_size", "num_attention_heads"),
+            ("block_out_channels", "block_num_heads"),
+            ("micro_cond_embed_dim", "micro_cond_encode_dim"),
+        ):
+            size = getattr(self, divisor)
+            require(getattr(self, field) % size == 0, field, f"a multiple of {divisor} {size}")
+        require(self.micro_cond_encode_dim % 2 == 0, "micro_cond_encode_dim", "an even number")
+        require(self.upsample == self.downsample, "upsample", f"the value of downsample, {self.downsample}")
+        least = self.codebook_size + 1
+        require(self.vocab_size >= least, "vocab_size", f"at least {least}, codebook_size and the mask token")
 
     @property
     def mask_token_id(self) -> int:
         """The token that stands for "not decided yet": the last row of the embedding."""
         return self.vocab_size - 1
-
-    @property
-    def num_micro_conditions(self) -> int:
-        """Numbers in the micro-conditioning; 5 for aMUSEd: original width, height, crop top, left, aesthetic score."""
-        return self.micro_cond_embed_dim // self.micro_cond_encode_dim
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Self:
@@ -111,9 +98,7 @@ class Config:
         for key in ("hidden_dropout", "attention_dropout"):
             if config.get(key):
                 raise UserError(f"transformer config: {key} is {config[key]}, expected 0: dropout is not supported")
-        # the reference's default sample_size, unlike the others, is that of no released model
-        known = {"sample_size": 64} | dict(config)
-        return cls(**{field.name: known[field.name] for field in dataclasses.fields(cls) if field.name in known})
+        return cls(**{field.name: config[field.name] for field in dataclasses.fields(cls) if field.name in config})
 
     def to_dict(self) -> dict[str, Any]:
         """A config.json that the reference library loads."""
@@ -122,7 +107,7 @@ class Config:
     @classmethod
     def amused_256(cls) -> Self:
         """`amused/amused-256`: 16×16 tokens, 603M parameters."""
-        return cls()
+        return cls(sample_size=16)
 
     @classmethod
     def amused_512(cls) -> Self:
@@ -149,6 +134,7 @@ class Config:
             num_hidden_layers=6,
             num_attention_heads=6,
             intermediate_size=512,
+            sample_size=16,
         )
 
 
@@ -157,16 +143,8 @@ def gelu(x: jax.Array) -> jax.Array:
     return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
-def sinusoids(values: jax.Array, dim: int) -> jax.Array:
-    """Cosines, then sines, of `values` at `dim / 2` frequencies falling from 1 to 1/10,000.
-
-    Args:
-        values: [...] in any unit.
-        dim: even.
-
-    Returns:
-        float32 [..., dim]
-    """
+def _sinusoids(values: jax.Array, dim: int) -> jax.Array:
+    """float32 [..., dim]: cosines, then sines, of `values` [...] at dim/2 frequencies falling from 1."""
     half = dim // 2
     frequencies = jnp.exp(-math.log(10_000) * jnp.arange(half, dtype=jnp.float32) / half)
     angles = values.astype(jnp.float32)[..., None] * frequencies
@@ -186,51 +164,34 @@ class _Parts:
     """Makes the layers that all of the model's modules share the settings of."""
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype):
-        self.config, self.rngs, self.dtype = config, rngs, dtype
+        self.config = config
+        self.common = {"rngs": rngs, "dtype": dtype}
+        self.grid = self.common | {"use_bias": config.use_bias}  # of the convolutions
+        self.dense = self.grid | {"dot_general": _flat_dot_general}
+        scaled = config.ln_elementwise_affine
+        self.norm = self.common | {"epsilon": config.layer_norm_eps, "use_scale": scaled}
 
-    def linear(self, in_features: int, out_features: int, *, bias: bool | None = None, zero: bool = False) -> Linear:
-        use_bias = self.config.use_bias if bias is None else bias
-        init = {"kernel_init": nnx.initializers.zeros} if zero else {}
-        return Linear(
-            in_features,
-            out_features,
-            use_bias=use_bias,
-            dot_general=_flat_dot_general,
-            dtype=self.dtype,
-            rngs=self.rngs,
-            **init,
-        )
+    def linear(self, in_features: int, out_features: int, **kwargs) -> Linear:
+        return Linear(in_features, out_features, **self.dense, **kwargs)
+
+    def modulation(self, features: int) -> Linear:
+        """Conditioning vector → scale and shift; zero at first, so that training starts without conditioning."""
+        return self.linear(self.config.hidden_size, 2 * features, kernel_init=nnx.initializers.zeros)
 
     def rms_norm(self, features: int) -> RMSNorm:
-        config = self.config
-        return RMSNorm(
-            features,
-            epsilon=config.layer_norm_eps,
-            use_scale=config.ln_elementwise_affine,
-            dtype=self.dtype,
-            rngs=self.rngs,
-        )
+        return RMSNorm(features, **self.norm)
 
     def layer_norm(self, features: int) -> LayerNorm:
-        config = self.config
-        return LayerNorm(
-            features,
-            epsilon=config.layer_norm_eps,
-            use_scale=config.ln_elementwise_affine,
-            use_bias=config.ln_elementwise_affine and config.use_bias,
-            use_fast_variance=False,
-            dtype=self.dtype,
-            rngs=self.rngs,
-        )
+        use_bias = self.config.ln_elementwise_affine and self.config.use_bias
+        return LayerNorm(features, use_bias=use_bias, use_fast_variance=False, **self.norm)
 
 
 class AdaNorm(nnx.Module):
     """A norm whose output the conditioning vector scales and shifts (`AdaLayerNormContinuous`)."""
 
     def __init__(self, parts: _Parts, norm: RMSNorm | LayerNorm):
-        hidden = parts.config.hidden_size
         self.norm = norm
-        self.linear = parts.linear(hidden, 2 * hidden, zero=True)
+        self.linear = parts.modulation(parts.config.hidden_size)
 
     def __call__(self, x: jax.Array, cond: jax.Array) -> jax.Array:
         """x: [b, n, c]. cond: [b, c], after its SiLU."""
@@ -304,94 +265,18 @@ class TransformerLayer(nnx.Module):
         return x + (y if self.mlp_adapter is None else self.mlp_adapter(y))
 
 
-class GlobalResponseNorm(nnx.Module):
-    """Channels compete by their norm over the whole grid (ConvNeXt V2, arXiv 2301.00808, Eq. 1–3)."""
-
-    def __init__(self, features: int):
-        self.gamma = nnx.Param(jnp.zeros(features))
-        self.beta = nnx.Param(jnp.zeros(features))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x: [b, h, w, c]"""
-        total = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=(1, 2), keepdims=True)
-        # the floor keeps the square root's gradient finite for a channel that is zero everywhere
-        norm = jnp.sqrt(jnp.maximum(total, jnp.finfo(jnp.float32).tiny))  # [b, 1, 1, c]
-        share = (norm / (jnp.mean(norm, axis=-1, keepdims=True) + _GRN_EPS)).astype(x.dtype)
-        return self.gamma[...].astype(x.dtype) * (x * share) + self.beta[...].astype(x.dtype) + x
-
-
-class _Kernel(nnx.Module):
-    """A convolution's parameters."""
-
-    def __init__(self, parts: _Parts, shape: tuple[int, ...], *, fan_in: int):
-        init = nnx.initializers.truncated_normal(fan_in**-0.5)
-        self.kernel = nnx.Param(init(parts.rngs.params(), shape))
-        self.bias = nnx.Param(jnp.zeros(shape[-1])) if parts.config.use_bias else None
-        self.dtype = parts.dtype
-
-    def _add_bias(self, y: jax.Array) -> jax.Array:
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
-
-
-class DepthwiseConv(_Kernel):
-    """A 3×3 convolution of each channel by itself, with zeros around.
-
-    Written as nine shifted products, which XLA fuses into one loop: on a CPU nine times faster, forward and backward,
-    than its grouped convolution.
-    """
-
-    def __init__(self, parts: _Parts, channels: int):
-        super().__init__(parts, (3, 3, 1, channels), fan_in=9)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x: [b, h, w, c]"""
-        h, w = x.shape[1:3]
-        kernel = self.kernel[...].astype(self.dtype)
-        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        y = sum(padded[:, i : i + h, j : j + w] * kernel[i, j, 0] for i in range(3) for j in range(3))
-        return self._add_bias(y)
-
-
-class FoldingConv(_Kernel):
-    """A 2×2 convolution of stride 2: each four tokens become one, by one product."""
-
-    def __init__(self, parts: _Parts, channels: int):
-        super().__init__(parts, (2, 2, channels, channels), fan_in=4 * channels)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x: [b, h, w, c], h and w even. Returns [b, h/2, w/2, c]."""
-        b, h, w, c = x.shape
-        x = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 4 * c)
-        y = x @ self.kernel[...].astype(self.dtype).reshape(4 * c, c)
-        return self._add_bias(y.reshape(b, h // 2, w // 2, c))
-
-
-class UnfoldingConv(_Kernel):
-    """A 2×2 transposed convolution of stride 2: each token becomes four, by one product."""
-
-    def __init__(self, parts: _Parts, channels: int):
-        super().__init__(parts, (2, 2, channels, channels), fan_in=channels)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x: [b, h, w, c]. Returns [b, 2h, 2w, c]."""
-        b, h, w, c = x.shape
-        kernel = self.kernel[...].astype(self.dtype).transpose(2, 0, 1, 3).reshape(c, 4 * c)
-        y = (x.reshape(-1, c) @ kernel).reshape(b, h, w, 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
-        return self._add_bias(y.reshape(b, 2 * h, 2 * w, c))
-
-
 class ResBlock(nnx.Module):
     """A ConvNeXt V2 block whose output the conditioning vector scales and shifts."""
 
     def __init__(self, parts: _Parts):
         config = parts.config
         channels = config.block_out_channels
-        self.depthwise = DepthwiseConv(parts, channels)
+        self.depthwise = DepthwiseConv(channels, **parts.grid)
         self.norm = parts.rms_norm(channels)
         self.channelwise_linear_1 = parts.linear(channels, 4 * channels)
         self.channelwise_norm = GlobalResponseNorm(4 * channels)
         self.channelwise_linear_2 = parts.linear(4 * channels, channels)
-        self.cond_embeds_mapper = parts.linear(config.hidden_size, 2 * channels, zero=True)
+        self.cond_embeds_mapper = parts.modulation(channels)
 
     def __call__(self, x: jax.Array, cond: jax.Array) -> jax.Array:
         """x: [b, h, w, c]. cond: [b, d], after its SiLU."""
@@ -408,11 +293,12 @@ class AttentionBlock(nnx.Module):
     def __init__(self, parts: _Parts):
         config = parts.config
         channels, heads = config.block_out_channels, config.block_num_heads
+        block_norm = parts.norm | {"epsilon": _BLOCK_NORM_EPS, "use_scale": True}
         mapped = config.hidden_size != channels
         self.kv_mapper = parts.linear(config.hidden_size, channels) if mapped else None
-        self.norm1 = RMSNorm(channels, epsilon=_BLOCK_NORM_EPS, dtype=parts.dtype, rngs=parts.rngs)
+        self.norm1 = RMSNorm(channels, **block_norm)
         self.attn1 = Attention(parts, channels, heads)
-        self.norm2 = RMSNorm(channels, epsilon=_BLOCK_NORM_EPS, dtype=parts.dtype, rngs=parts.rngs)
+        self.norm2 = RMSNorm(channels, **block_norm)
         self.attn2 = Attention(parts, channels, heads)
 
     def __call__(self, x: jax.Array, text: jax.Array) -> jax.Array:
@@ -429,7 +315,7 @@ class Resample(nnx.Module):
     def __init__(self, parts: _Parts, conv: type[FoldingConv] | type[UnfoldingConv]):
         channels = parts.config.block_out_channels
         self.norm = parts.rms_norm(channels)
-        self.conv = conv(parts, channels)
+        self.conv = conv(channels, **parts.grid)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.conv(self.norm(x))
@@ -461,7 +347,7 @@ class TokenEmbed(nnx.Module):
 
     def __init__(self, parts: _Parts):
         config = parts.config
-        self.embeddings = Embed(config.vocab_size, config.in_channels, dtype=parts.dtype, rngs=parts.rngs)
+        self.embeddings = Embed(config.vocab_size, config.in_channels, **parts.common)
         self.layer_norm = parts.rms_norm(config.in_channels)
         self.conv = parts.linear(config.in_channels, config.block_out_channels)
 
@@ -497,10 +383,7 @@ class TokenHead(nnx.Module):
 class UVit(nnx.Module):
     """The masked-token transformer; see the module's docstring.
 
-    Args:
-        config: sizes.
-        rngs: for the initial weights.
-        dtype: compute dtype; parameters are float32, and so are the statistics of norms and softmaxes.
+    `dtype` is the compute dtype; parameters are float32, and so are the statistics of norms and softmaxes.
     """
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype=jnp.float32):
@@ -540,7 +423,7 @@ class UVit(nnx.Module):
         if self.config.downsample and (h % 2 or w % 2):
             raise ValueError(f"tokens are {h}×{w}; a model that downsamples needs an even grid")
         text = self.encoder_proj_layer_norm(self.encoder_proj(text))  # [b, t, d]
-        sizes = sinusoids(micro, self.config.micro_cond_encode_dim).reshape(b, -1)
+        sizes = _sinusoids(micro, self.config.micro_cond_encode_dim).reshape(b, -1)
         cond = jnp.concatenate([pooled.astype(self.dtype), sizes.astype(self.dtype)], axis=-1)
         cond = nnx.silu(self.cond_embed(cond))  # [b, d]; every use of it takes the SiLU, so it is taken once
 

@@ -47,6 +47,9 @@ class Config:
         for name, supported in (("act_fn", "silu"), ("norm_type", "group")):
             if values.get(name, supported) != supported:
                 raise UserError(f"vqvae/config.json: {name} is {values[name]!r}, only {supported!r} is supported")
+        for name, supported in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+            if others := set(values.get(name, ())) - {supported}:
+                raise UserError(f"vqvae/config.json: {name} has {min(others)!r}, only {supported!r} is supported")
         known = {field.name for field in dataclasses.fields(cls)}
         kept = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known and v is not None}
         kept.setdefault("vq_embed_dim", kept.get("latent_channels", 3))
@@ -148,9 +151,7 @@ class _Resample(nnx.Module):
 
 class _Block(nnx.Module):
     def __init__(self, c_in: int, c_out: int, layers: int, groups: int, *, resample: str, **kwargs):
-        self.resnets = nnx.List(
-            [_Resnet(c_in if i == 0 else c_out, c_out, groups, **kwargs) for i in range(layers)]
-        )
+        self.resnets = nnx.List([_Resnet(c_in if i == 0 else c_out, c_out, groups, **kwargs) for i in range(layers)])
         if resample == "down":
             self.downsamplers = nnx.List([_Resample(c_out, down=True, **kwargs)])
         if resample == "up":
@@ -167,21 +168,24 @@ class _Block(nnx.Module):
         return x
 
 
+def _blocks(channels: tuple[int, ...], layers: int, groups: int, *, resample: str, **kwargs) -> nnx.List:
+    """One block a resolution; all but the last resample."""
+    last = len(channels) - 1
+    return nnx.List(
+        [
+            _Block(channels[max(i - 1, 0)], c, layers, groups, resample=resample if i < last else "", **kwargs)
+            for i, c in enumerate(channels)
+        ]
+    )
+
+
 class Encoder(nnx.Module):
     """Images [b, h, w, 3] → features [b, h/f, w/f, latent]."""
 
     def __init__(self, config: Config, **kwargs):
         channels, groups = config.block_out_channels, config.norm_num_groups
         self.conv_in = Conv(config.in_channels, channels[0], 3, **kwargs)
-        ins = (channels[0], *channels)
-        self.down_blocks = nnx.List(
-            [
-                _Block(
-                    ins[i], c, config.layers_per_block, groups, resample="down" if i < len(channels) - 1 else "", **kwargs
-                )
-                for i, c in enumerate(channels)
-            ]
-        )
+        self.down_blocks = _blocks(channels, config.layers_per_block, groups, resample="down", **kwargs)
         self.mid_block = _Middle(channels[-1], groups, config.mid_block_add_attention, **kwargs)
         self.conv_norm_out = GroupNorm(channels[-1], num_groups=groups, epsilon=1e-6, **kwargs)
         self.conv_out = Conv(channels[-1], config.latent_channels, 3, **kwargs)
@@ -201,15 +205,7 @@ class Decoder(nnx.Module):
         channels, groups = config.block_out_channels[::-1], config.norm_num_groups
         self.conv_in = Conv(config.latent_channels, channels[0], 3, **kwargs)
         self.mid_block = _Middle(channels[0], groups, config.mid_block_add_attention, **kwargs)
-        ins = (channels[0], *channels)
-        self.up_blocks = nnx.List(
-            [
-                _Block(
-                    ins[i], c, config.layers_per_block + 1, groups, resample="up" if i < len(channels) - 1 else "", **kwargs
-                )
-                for i, c in enumerate(channels)
-            ]
-        )
+        self.up_blocks = _blocks(channels, config.layers_per_block + 1, groups, resample="up", **kwargs)
         self.conv_norm_out = GroupNorm(channels[-1], num_groups=groups, epsilon=1e-6, **kwargs)
         self.conv_out = Conv(channels[-1], config.out_channels, 3, **kwargs)
 
@@ -232,7 +228,9 @@ class Codebook(nnx.Module):
         """Features [..., d] → indices [...] of the closest code in Euclidean distance."""
         table = self.embedding[...].astype(jnp.float32)
         z = z.astype(jnp.float32)
-        return jnp.argmin((table**2).sum(-1) - 2 * z @ table.T, axis=-1).astype(jnp.int32)
+        # accelerators would multiply in fewer bits, and near the border between two codes choose the other
+        products = jnp.matmul(z, table.T, precision=jax.lax.Precision.HIGHEST)
+        return jnp.argmin((table**2).sum(-1) - 2 * products, axis=-1).astype(jnp.int32)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Indices [...] → codes [..., d]."""

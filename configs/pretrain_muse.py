@@ -1,0 +1,32 @@
+"""The Muse of emoji64: a U-ViT over 16×16 tokens, conditioned on the text tower of the CLIP.
+
+styledrop pretrain --config configs/pretrain_vq.py --workdir pretrain/vq
+styledrop pretrain --config configs/pretrain_clip.py --workdir pretrain/clip
+styledrop pretrain --config configs/pretrain_muse.py --workdir pretrain/muse
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "task": "muse",
+            "corpus": "corpus",
+            "codec": "pretrain/vq/export/vqvae",
+            "clip": "pretrain/clip/export/clip",
+            "init": "",
+            "vocabulary": "core",
+            "seed": 0,
+            "pack": 40000,
+            "text_dropout": 0.1,
+            "batch_size": 32,
+            "steps": 3000,
+            "learning_rate": 1e-3,
+            "warmup": 100,
+            "weight_decay": 0.03,
+            "b2": 0.98,
+            "steps_per_call": 1,
+            "checkpoint_every": 250,
+        }
+    )

@@ -1,0 +1,207 @@
+"""`styledrop <command>`: one thin function a command."""
+
+import argparse
+import inspect
+import logging
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from styledrop_jax.errors import UserError, did_you_mean
+
+_USAGE = """styledrop teaches a text-to-image model your style or your subject.
+
+    styledrop COMMAND [flags]        styledrop COMMAND --help
+
+commands:
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors are ours: one line, with a close match for a mistyped flag."""
+
+    def __init__(self, **kwargs):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}")
+
+    def read(self, argv: Sequence[str]) -> argparse.Namespace:
+        found, rest = self.parse_known_args(argv)
+        if rest:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            raise UserError(f"{self.prog}: unknown argument {rest[0]!r}{did_you_mean(rest[0].split('=')[0], flags)}")
+        return found
+
+
+def personalize(argv: Sequence[str]) -> None:
+    """Teach a style from images, in rounds of training, drawing, scoring and selecting.
+
+    styledrop personalize --config configs/styledrop.py --workdir runs/first
+    styledrop personalize --config configs/styledrop.py --config.reference.image my.png \\
+        --config.reference.content "a house" --config.reference.descriptor "in watercolor painting style" \\
+        --workdir runs/mine
+
+    Leaves adapters, drawings, scores and report.html in the run folder. The same command continues a run that was
+    stopped. `--config configs/styledrop.py:amused-256` takes another base model; `--config.FIELD VALUE` overrides
+    a field. The fields:
+    """
+    from styledrop_jax import config as schema
+
+    parser = _parser("personalize", personalize, epilog="\n".join(f"  --config.{x}" for x in schema.describe()))
+    parser.add_argument("--config", default="configs/styledrop.py", help="config file, FILE or FILE:PRESET")
+    parser.add_argument("--workdir", type=Path, required=True, help="the run folder: new, or one to continue")
+    if {"-h", "--help"} & set(argv):
+        parser.print_help()
+        return
+    config, rest = schema.parse(argv, default="configs/styledrop.py")
+    flags = parser.read(rest)
+    from styledrop_jax.personalize import Paused
+    from styledrop_jax.personalize import personalize as run
+
+    try:
+        path = run(config, flags.workdir, command="styledrop personalize " + shlex.join(argv))
+    except Paused as waiting:
+        print(waiting)
+        return
+    print(f"report: {path}")
+
+
+def sample(argv: Sequence[str]) -> None:
+    """Draw prompts in the style of a run.
+
+    styledrop sample --run runs/mine --prompt "a cat" --prompt "a red car" --num 8 --seed 0
+
+    Writes a PNG for each image, grid.png, and a line in images.jsonl with everything that reproduces it bit for bit.
+    Image i of a prompt has seed SEED + i. The run's style descriptor is added to every prompt.
+    """
+    parser = _parser("sample", sample)
+    _add_prompts(parser)
+    _add_sampling(parser)
+    parser.add_argument("--run", type=Path, required=True, help="a run folder of `styledrop personalize`")
+    parser.add_argument("--round", type=int, help="the round whose adapter draws; default the last; 0: the base model")
+    flags = parser.read(argv)
+    from styledrop_jax import studio
+
+    print(f"images: {studio.sample(flags)}")
+
+
+def mix(argv: Sequence[str]) -> None:
+    """Draw my object in my style: the guided logits of two runs on one base model, mixed.
+
+    styledrop mix --style runs/watercolor --subject runs/my_dog --gamma 0.6 --prompt "a dog on a beach"
+
+    The style's run sees the prompt with its descriptor, the subject's run the prompt alone (StyleDrop 2306.00983).
+    """
+    parser = _parser("mix", mix)
+    _add_prompts(parser)
+    _add_sampling(parser)
+    parser.add_argument("--style", type=Path, required=True, dest="run", help="the run that knows the style")
+    parser.add_argument("--subject", type=Path, required=True, help="the run that knows the object")
+    parser.add_argument("--gamma", type=float, default=0.6, help="share of the subject, 0 to 1 (default 0.6)")
+    parser.add_argument("--round", type=int, help="the round of both runs; default the last of each")
+    flags = parser.read(argv)
+    from styledrop_jax import studio
+
+    print(f"images: {studio.mix(flags)}")
+
+
+def edit(argv: Sequence[str]) -> None:
+    """Redraw part of an image (with --mask), or a share of all of it (with --strength), in the style of a run.
+
+    styledrop edit --run runs/mine --image in.png --mask mask.png --prompt "a cat"
+    styledrop edit --run runs/mine --image in.png --strength 0.6 --prompt "a cat"
+
+    White in the mask is drawn anew. The image is cut to its middle square and resized to the model's resolution.
+    """
+    parser = _parser("edit", edit)
+    _add_prompts(parser)
+    _add_sampling(parser)
+    parser.add_argument("--run", type=Path, required=True, help="a run folder of `styledrop personalize`")
+    parser.add_argument("--round", type=int, help="the round whose adapter draws; default the last; 0: the base model")
+    parser.add_argument("--image", type=Path, required=True, help="the image to change")
+    parser.add_argument("--mask", type=Path, help="an image of the same size, white where to draw anew")
+    parser.add_argument("--strength", type=float, help="share of tokens redrawn (default 1 with a mask, else 0.6)")
+    flags = parser.read(argv)
+    from styledrop_jax import studio
+
+    print(f"images: {studio.edit(flags)}")
+
+
+def pretrain(argv: Sequence[str]) -> None:
+    """Train one of the shipped base models from the corpus (launch/fetch_corpus.sh).
+
+    styledrop pretrain --config configs/pretrain_vq.py --workdir pretrain/vq
+    styledrop pretrain --config configs/pretrain_clip.py --workdir pretrain/clip
+    styledrop pretrain --config configs/pretrain_muse.py --workdir pretrain/muse
+
+    Resumable by the same command. Leaves the model in WORKDIR/export and pictures of its progress in WORKDIR/pictures.
+    """
+    parser = _parser("pretrain", pretrain)
+    parser.add_argument("--config", required=True, help="configs/pretrain_{vq,clip,muse}.py")
+    parser.add_argument("--workdir", type=Path, required=True, help="the training folder: new, or one to continue")
+    if {"-h", "--help"} & set(argv):
+        parser.print_help()
+        return
+    from styledrop_jax import config as schema
+
+    found, rest = schema.parse(argv, schema=schema.pretrain_schema)
+    flags = parser.read(rest)
+    from styledrop_jax.pretrain import pretrain as run
+
+    run(found, flags.workdir)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    command.__name__: command for command in (personalize, sample, mix, edit, pretrain)
+}
+
+
+def main() -> None:
+    """The entry point: exit code 2 and one line on standard error for what the user can mend."""
+    name, *argv = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        lines = (f"    {name:12} {inspect.getdoc(command).splitlines()[0]}" for name, command in COMMANDS.items())
+        print(_USAGE + "\n".join(lines))
+        return
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    try:
+        if name not in COMMANDS:
+            raise UserError(f"styledrop: unknown command {name!r}{did_you_mean(name, COMMANDS)}; see styledrop --help")
+        COMMANDS[name](argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _parser(name: str, command: Callable, epilog: str = "") -> _Parser:
+    return _Parser(prog=f"styledrop {name}", description=inspect.getdoc(command), epilog=epilog)
+
+
+def _add_prompts(parser: _Parser) -> None:
+    parser.add_argument("--prompt", action="append", default=[], help="what to draw; may be given several times")
+    parser.add_argument("--prompt-file", type=Path, help="a text file of prompts, one a line")
+    parser.add_argument("--descriptor", help="the style's words, in place of the run's own; empty for none")
+    parser.add_argument("--num", type=int, default=4, help="images of each prompt (default 4)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first image of each prompt (default 0)")
+    parser.add_argument("--out", type=Path, help="where the images go (default: drawn/ in the run folder)")
+
+
+def _add_sampling(parser: _Parser) -> None:
+    group = parser.add_argument_group("sampling (defaults: the run's own)")
+    group.add_argument("--lambda-a", type=float, help="guidance towards the style")
+    group.add_argument("--lambda-b", type=float, help="guidance towards the text")
+    group.add_argument("--steps", type=int, help="decoding steps")
+    group.add_argument("--temperature", type=float, help="choice temperature")
+    group.add_argument("--negative-prompt", help="what not to draw")
+    group.add_argument("--batch-size", type=int, help="images drawn at once")

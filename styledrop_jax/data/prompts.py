@@ -1,0 +1,50 @@
+"""The built-in pool of contents to draw, and the check of a prompt's words against what a model knows."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+POOL = (
+    "a cat",
+    "a dog",
+    "a rabbit",
+    "an elephant",
+    "a penguin",
+    "a panda",
+    "a fish",
+    "a bee",
+    "a turtle",
+    "a snail",
+    "a tree",
+    "a sunflower",
+    "a mushroom",
+    "a cactus",
+    "an apple",
+    "a banana",
+    "a strawberry",
+    "a pizza",
+    "a birthday cake",
+    "a hamburger",
+    "a car",
+    "a bus",
+    "a bicycle",
+    "a rocket",
+    "a sailboat",
+    "a castle",
+    "a guitar",
+    "an umbrella",
+    "a key",
+    "a star",
+)
+"""30 everyday contents, as many as StyleDrop's pool has (2306.00983 §3.3; the paper's own list is not published)."""
+
+
+def unknown(prompts: Sequence[str], model: Path) -> list[str]:
+    """The prompts that name nothing in the model's `vocabulary.json`; none if it has no such file."""
+    path = model / "vocabulary.json"
+    if not path.is_file():
+        return []
+    names = json.loads(path.read_text(encoding="utf-8"))
+    known = re.compile(r"\b(?:" + "|".join(map(re.escape, names)) + r")(?:e?s)?\b", re.IGNORECASE)
+    return [prompt for prompt in dict.fromkeys(prompts) if not known.search(prompt)]

@@ -1,0 +1,343 @@
+"""The main job: for each round, train an adapter, draw the prompt pool with it, score the drawings, select some.
+
+Every stage is done when its last file exists, and everything before it is a function of the config, so the same command
+continues a run wherever it was stopped.
+"""
+
+import functools
+import json
+import platform
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from styledrop_jax import draw, hub, log, optim, report, train, tree
+from styledrop_jax.adapters.base import save_adapter
+from styledrop_jax.backbones import muse
+from styledrop_jax.config import round_config
+from styledrop_jax.data import folders, prompts, streams
+from styledrop_jax.errors import UserError
+from styledrop_jax.feedback import scorers, select
+from styledrop_jax.methods.base import Method
+from styledrop_jax.methods.styledrop import STYLEDROP
+from styledrop_jax.metrics.clip_scores import ClipScorer
+from styledrop_jax.run import Run, read_json, read_jsonl, write_bytes, write_json
+
+METHODS = {"styledrop": STYLEDROP}
+_CROPS = 8  # cached variants of each image when crops are random
+
+
+class Example(NamedTuple):
+    """One training image: uint8 [h, w, 3] of any size, and its words."""
+
+    image: np.ndarray
+    content: str
+    descriptor: str
+
+
+class Paused(Exception):
+    """The run waits for a person; the message says for what."""
+
+
+def personalize(config: ConfigDict, workdir: Path, *, command: str) -> Path:
+    """Runs or continues a run, and returns the path of its report.
+
+    Args:
+        config: see configs/styledrop.py.
+        workdir: the run folder.
+        command: what the user typed, for the report.
+
+    Raises:
+        UserError: anything in the config, the images or the folder that is not right.
+        Paused: a person has to choose images first.
+    """
+    references = folders.read_references(config.reference.image, config.reference.content, config.reference.descriptor)
+    contents = folders.read_prompts(config.prompts) if config.prompts else list(prompts.POOL)
+    with Run.open(workdir, config.to_dict()) as run, log.Logger(workdir) as logger:
+        _check_references(run, references)
+        if run.done("report.html"):
+            log.say(f"{workdir}: this run is finished; see {run.path('report.html')}")
+            return run.path("report.html")
+        job = _Job(config, run, logger, references, contents)
+        job.draw_base()
+        examples = [Example(r.image, r.content, r.descriptor) for r in references]
+        for number in range(1, config.rounds + 1):
+            examples = job.round(number, examples)
+        return report.write_report(run, command=command)
+
+
+def _check_references(run: Run, references: Sequence[folders.Reference]) -> None:
+    """The images must be those the run began with: a picture may change under an unchanged path."""
+    found = [reference.sha256 for reference in references]
+    began = [entry["sha256"] for entry in run.manifest.get("references", [])]
+    if began and began != found:
+        raise UserError(f"{run.workdir}: config.reference.image has changed since this run began; use a new --workdir")
+
+
+class _Job:
+    """One run in progress: the models, the run folder, and the stages."""
+
+    def __init__(self, config: ConfigDict, run: Run, logger: log.Logger, references: Sequence, contents: list[str]):
+        self.config, self.run, self.logger = config, run, logger
+        self.method: Method = METHODS[config.method]
+        self.model = muse.load(config.base, jnp.dtype(config.dtype))
+        self.descriptor = references[0].descriptor
+        self.contents = contents
+        self.template = self.method.streams[0]
+        squares = [folders.to_square(r.image, self.model.resolution) for r in references]
+        self.references = np.stack(squares).astype(np.float32) / 255
+        for content in prompts.unknown(contents, hub.SHIPPED / config.base):
+            log.say(f"warning: {content!r} names nothing that {config.base} was taught; its drawings may show anything")
+        self._write_manifest(references, squares)
+
+    @functools.cached_property
+    def clip(self) -> ClipScorer:
+        """The scoring model, loaded when first needed."""
+        return ClipScorer.load(hub.resolve(self.config.clip))
+
+    def _write_manifest(self, references: Sequence, squares: Sequence[np.ndarray]) -> None:
+        entries = []
+        for i, (reference, square) in enumerate(zip(references, squares, strict=True)):
+            name = f"references/{i:03d}.png"
+            if not self.run.done(name):
+                folders.write_png(self.run.path(name), square)
+            caption = self.template.caption(reference.content, reference.descriptor)
+            entries.append(
+                {
+                    "path": str(reference.path),
+                    "file": name,
+                    "content": reference.content,
+                    "descriptor": reference.descriptor,
+                    "sha256": reference.sha256,
+                    "caption": caption,
+                }
+            )
+        libraries = {name: version(name) for name in ("styledrop_jax", "jax", "flax", "optax")}
+        device = jax.devices()[0]
+        self.run.update_manifest(
+            {
+                "references": entries,
+                "base": {
+                    "name": self.model.name,
+                    "hash": self.model.base_hash,
+                    "parameters": tree.count(nnx.state(self.model.denoiser)),
+                },
+                "versions": {**libraries, "python": platform.python_version()},
+                "device": f"{device.platform} {device.device_kind}",
+            }
+        )
+
+    # -------------------------------------------------------------- stages
+
+    def draw_base(self) -> None:
+        """The base model's drawings of the same prompts, from the descriptor's words alone."""
+        settings = _settings(round_config(self.config, 1).sample)
+        self._draw("base", 0, 1, functools.partial(draw.base_branches, self.model), settings, 1)
+        self._score("base", 0, 1, {"clip_text": 1.0}, settings)
+
+    def round(self, number: int, examples: Sequence[Example]) -> list[Example]:
+        """Trains, draws, scores and selects; returns the selected drawings with their words."""
+        stage, settings = f"round_{number}", round_config(self.config, number)
+        if not self.run.done(f"{stage}/adapter.safetensors"):
+            self._train(stage, number, examples, settings)
+        style = draw.load(self.model, self.run.path(stage, "adapter.safetensors"))
+        sampling, count = _settings(settings.sample), settings.sample.images_per_prompt
+        branches = functools.partial(draw.style_branches, style)
+        self._draw(stage, number, count, branches, sampling, settings.sample.batch_size)
+        rows = self._score(stage, number, count, settings.select.scorers, sampling)
+        chosen = self._select(stage, rows, settings.select)
+        return [
+            Example(folders.read_image(self.run.path(stage, row["file"])), row["content"], self.descriptor)
+            for row in chosen
+        ]
+
+    def _train(self, stage: str, number: int, examples: Sequence[Example], settings: ConfigDict) -> None:
+        start = time.monotonic()
+        hyper = settings.train
+        denoiser = draw.copy(self.model.denoiser)
+        key = jax.random.fold_in(jax.random.key(self.config.seed), number)
+        adapter = self.method.attach(denoiser, settings.adapter, nnx.Rngs(params=jax.random.fold_in(key, 0)))
+        data = _Tuning(self.model, denoiser, self._cache(examples, hyper.random_crop), hyper.text_dropout)
+        trainable = nnx.All(self.method.trainable, nnx.PathContains("denoiser"))
+        count = len(data.tokens[...])
+
+        def batches(first: int, steps: int) -> np.ndarray:
+            rows = functools.partial(streams.indices, batch_size=hyper.batch_size, count=count, seed=self.config.seed)
+            return np.stack([rows(step) for step in range(first, first + steps)])
+
+        params = train.fit(
+            data,
+            trainable,
+            _tuning_loss,
+            optim.adam(hyper.learning_rate),
+            batches,
+            steps=hyper.steps,
+            key=jax.random.fold_in(key, 1),
+            folder=self.run.path(stage, "checkpoints"),
+            logger=self.logger,
+            stage=stage,
+            steps_per_call=min(10, hyper.checkpoint_every),
+            checkpoint_every=hyper.checkpoint_every,
+            meta={"base": self.model.base_hash},
+        )
+        save_adapter(
+            self.run.path(stage, "adapter.safetensors"),
+            params["denoiser"],
+            base_name=self.model.name,
+            base_hash=self.model.base_hash,
+            config=adapter,
+            round=number,
+            extra={"descriptor": self.descriptor, "content": examples[0].content},
+        )
+        self.run.update_manifest(
+            {
+                "rounds": {
+                    stage: {
+                        "trainable": tree.count(params),
+                        "frozen": tree.count(nnx.state(self.model.denoiser)),
+                        "images": len(examples),
+                        "training_seconds": round(time.monotonic() - start, 1),
+                    }
+                }
+            }
+        )
+
+    def _cache(self, examples: Sequence[Example], random_crop: bool) -> tuple[np.ndarray, muse.Text]:
+        """Tokens [n, h, w] and text of every example, or of several crops of it: computed once."""
+        crops: list[Any] = [None]
+        if random_crop:
+            rng = np.random.default_rng(self.config.seed)
+            crops = [(*rng.random(2), rng.uniform(0.8, 1.0)) for _ in range(_CROPS)]
+        images = [folders.to_square(e.image, self.model.resolution, crop=crop) for e in examples for crop in crops]
+        captions = [self.template.caption(e.content, e.descriptor) for e in examples for _ in crops]
+        return self.model.encode_images(np.stack(images)), self.model.encode_text(captions)
+
+    def _pool(self, number: int, count: int) -> list[dict[str, Any]]:
+        """What is drawn in a round: `count` images of every prompt, each with its own seed."""
+        return [
+            {
+                "prompt": p,
+                "image": i,
+                "file": f"samples/p{p:03d}_i{i:03d}.png",
+                "content": content,
+                "text": self.template.caption(content, self.descriptor),
+                "seed": self.config.seed + 1000 * number + i,
+            }
+            for p, content in enumerate(self.contents)
+            for i in range(count)
+        ]
+
+    def _draw(self, stage: str, number: int, count: int, branches: Any, settings: draw.Settings, batch: int) -> None:
+        if self.run.done(f"{stage}/scores.jsonl"):
+            return
+        pool = self._pool(number, count)
+        missing = [row for row in pool if not self.run.done(f"{stage}/{row['file']}")]
+        with log.progress(f"{stage}: drawing", len(pool), start=len(pool) - len(missing)) as advance:
+            if missing:
+                texts = [row["text"] for row in missing]
+                chunks = draw.draw(
+                    self.model,
+                    branches(texts, settings),
+                    [row["seed"] for row in missing],
+                    settings=settings,
+                    batch_size=batch,
+                )
+                rows = iter(missing)
+                for chunk in chunks:
+                    for image, row in zip(chunk, rows, strict=False):
+                        folders.write_png(self.run.path(stage, row["file"]), image)
+                    advance(len(chunk))
+
+    def _score(
+        self, stage: str, number: int, count: int, weights: Any, settings: draw.Settings
+    ) -> list[dict[str, Any]]:
+        path = self.run.path(stage, "scores.jsonl")
+        if path.exists():
+            return read_jsonl(path)
+        rows = self._pool(number, count)
+        images = np.stack([folders.read_image(self.run.path(stage, row["file"])) for row in rows])
+        samples = scorers.Samples(
+            images=images.astype(np.float32) / 255,
+            prompts=[row["text"] for row in rows],
+            ids=[(row["prompt"], row["image"]) for row in rows],
+            references=self.references,
+            clip=self.clip,
+            seed=self.config.seed,
+        )
+        scores, total = scorers.score(samples, weights)
+        for i, row in enumerate(rows):
+            row["scores"] = {name: float(values[i]) for name, values in scores.items()}
+            row["score"] = float(total[i])
+        write_bytes(path, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+        return rows
+
+    def _select(self, stage: str, rows: Sequence[dict[str, Any]], settings: ConfigDict) -> list[dict[str, Any]]:
+        path = self.run.path(stage, "selected.json")
+        if path.exists():
+            return read_json(path)["selected"]
+        if settings.by == "human":
+            chosen = self._ask(stage, rows)
+        else:
+            records = [select.Record(prompt=r["prompt"], image=r["image"], score=r["score"]) for r in rows]
+            best = select.select(records, by=settings.by, k=settings.k, threshold=settings.threshold)
+            kept = {(record.prompt, record.image) for record in best}
+            chosen = [row for row in rows if (row["prompt"], row["image"]) in kept]
+        write_json(path, {"selected": chosen})
+        return chosen
+
+    def _ask(self, stage: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        folder = self.run.path(stage, "feedback")
+        answer = folder / select.ANSWER
+        if not answer.exists():
+            select.write_request(
+                folder, [self.run.path(stage, row["file"]) for row in rows], prompts=[row["text"] for row in rows]
+            )
+        if not read_json(answer).get("selected"):
+            raise Paused(
+                f"{stage}: look at {folder / select.SHEET}, write the numbers you choose into {answer}, "
+                "and run the same command again"
+            )
+        return [rows[i] for i in select.read_answer(answer, num_images=len(rows))]
+
+
+def _settings(sample: ConfigDict) -> draw.Settings:
+    return draw.Settings(
+        steps=sample.steps,
+        temperature=sample.temperature,
+        lambda_a=sample.lambda_a,
+        lambda_b=sample.lambda_b,
+        lambda_ramp=sample.lambda_ramp,
+        negative_prompt=sample.negative_prompt,
+    )
+
+
+class _Tuning(nnx.Module):
+    """The denoiser with its adapter, and everything frozen that a step reads, cached on the device."""
+
+    def __init__(self, model: muse.Muse, denoiser: nnx.Module, cache: tuple[np.ndarray, muse.Text], dropout: float):
+        tokens, text = cache
+        empty = model.encode_text([""])
+        self.denoiser = denoiser
+        self.tokens = nnx.Variable(jnp.asarray(tokens))
+        self.states = nnx.Variable(jnp.concatenate([text.states, empty.states]))  # the last row is the empty prompt
+        self.pooled = nnx.Variable(jnp.concatenate([text.pooled, empty.pooled]))
+        self.micro = nnx.Variable(model.micro)
+        self.dropout = dropout
+
+
+def _tuning_loss(model: _Tuning, rows: jax.Array, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Muse's masked-token loss on examples `rows` [b], the prompt dropped with probability `dropout`."""
+    drop_key, mask_key = jax.random.split(key)
+    drop = jax.random.bernoulli(drop_key, model.dropout, rows.shape)
+    words = jnp.where(drop, model.states[...].shape[0] - 1, rows)
+    text = muse.Text(model.states[...][words], model.pooled[...][words])
+    loss, metrics = muse.token_loss(model.denoiser, model.tokens[...][rows], text, model.micro[...], mask_key)
+    return loss.mean(), {"accuracy": metrics["accuracy"].mean()}

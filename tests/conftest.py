@@ -1,0 +1,72 @@
+"""What several test files share: a Muse small enough to draw with in a test."""
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_muse():
+    """A Muse of random weights: 4×4 tokens of 64 codes, 8-pixel images, a text tower of 12 tokens."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from styledrop_jax.backbones.muse import Muse
+    from styledrop_jax.models import clip, uvit, vqgan
+    from styledrop_jax.models.tokenizer import train_tokenizer
+
+    def noisy(module: nnx.Module, seed: int) -> nnx.Module:
+        """Every weight random: at their initial zeros, norms and biases would hide what they do."""
+        graphdef, params, rest = nnx.split(module, nnx.Param, ...)
+        keys = iter(jax.random.split(jax.random.key(seed), len(jax.tree.leaves(params))))
+        params = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(next(keys), p.shape), params)
+        return nnx.merge(graphdef, params, rest)
+
+    tokenizer = train_tokenizer(["a cat in watercolor painting style", "a red house", "a dog"], 530, 12)
+    denoiser = uvit.Config(
+        hidden_size=32,
+        cond_embed_dim=16,
+        micro_cond_encode_dim=8,
+        micro_cond_embed_dim=40,
+        encoder_hidden_size=24,
+        vocab_size=72,
+        codebook_size=64,
+        in_channels=16,
+        block_out_channels=16,
+        num_res_blocks=1,
+        block_num_heads=2,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        sample_size=4,
+    )
+    codec = vqgan.Config(
+        block_out_channels=(8, 8),
+        latent_channels=4,
+        num_vq_embeddings=64,
+        vq_embed_dim=4,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+        lookup_from_codebook=True,
+    )
+    text = clip.TextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=24,
+        intermediate_size=48,
+        projection_dim=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=12,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = Muse(
+        name="tiny",
+        base_hash="0" * 64,
+        denoiser=noisy(uvit.UVit(denoiser, rngs=nnx.Rngs(0)), 1),
+        codec=noisy(vqgan.VQModel(codec, rngs=nnx.Rngs(0)), 2),
+        text=noisy(clip.ClipText(text, rngs=nnx.Rngs(0)), 3),
+        tokenizer=tokenizer,
+    )
+    model.codec.quantize.embedding[...] = jax.random.normal(jax.random.key(4), (64, 4), jnp.float32)
+    return model

@@ -1,0 +1,267 @@
+"""The U-ViT against diffusers' UVit2DModel: names, shapes, values, configs, export and gradients."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import UVit2DModel
+from flax import nnx
+
+from styledrop_jax import pretrained, tree
+from styledrop_jax.errors import UserError
+from styledrop_jax.models import uvit
+from styledrop_jax.models.uvit import RULES, Config, UVit
+
+PUBLIC = {  # transformer/config.json of amused/amused-256; -512 differs in three fields
+    "_class_name": "UVit2DModel",
+    "_diffusers_version": "0.25.0.dev0",
+    "attention_dropout": 0.0,
+    "block_num_heads": 12,
+    "block_out_channels": 768,
+    "codebook_size": 8192,
+    "cond_embed_dim": 768,
+    "downsample": False,
+    "encoder_hidden_size": 768,
+    "hidden_dropout": 0.0,
+    "hidden_size": 1024,
+    "in_channels": 768,
+    "intermediate_size": 2816,
+    "layer_norm_eps": 1e-06,
+    "ln_elementwise_affine": True,
+    "micro_cond_embed_dim": 1280,
+    "micro_cond_encode_dim": 256,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 22,
+    "num_res_blocks": 3,
+    "sample_size": 16,
+    "upsample": False,
+    "use_bias": False,
+    "vocab_size": 8256,
+}
+PUBLIC_512 = PUBLIC | {"downsample": True, "upsample": True, "sample_size": 32}
+SMALL = Config(
+    hidden_size=24,
+    cond_embed_dim=10,
+    micro_cond_encode_dim=6,
+    micro_cond_embed_dim=30,
+    encoder_hidden_size=14,
+    vocab_size=40,
+    codebook_size=32,
+    in_channels=20,
+    block_out_channels=16,
+    num_res_blocks=1,
+    block_num_heads=2,
+    num_hidden_layers=2,
+    num_attention_heads=3,
+    intermediate_size=20,
+    sample_size=4,
+)
+CONFIGS = {
+    "two blocks, odd grid": dataclasses.replace(SMALL, num_res_blocks=2),
+    "resampled, biases, equal widths": dataclasses.replace(
+        SMALL, downsample=True, upsample=True, use_bias=True, hidden_size=16, num_attention_heads=4
+    ),
+    "resampled, norms without scales": dataclasses.replace(
+        SMALL, downsample=True, upsample=True, ln_elementwise_affine=False, layer_norm_eps=1e-3, block_num_heads=4
+    ),
+}
+GRIDS = dict(zip(CONFIGS, [(3, 5), (6, 4), (4, 8)], strict=True))  # height and width in tokens
+RESAMPLED = "resampled, biases, equal widths"
+
+
+def _reference(name: str) -> UVit2DModel:
+    """With every parameter random, so that no bias, norm or zero-initialised layer hides a mistake."""
+    model = UVit2DModel.from_config(CONFIGS[name].to_dict())
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for path, param in model.named_parameters():
+            param.copy_(
+                torch.randn_like(param) * 0.2 + ("norm" in path and path.endswith("weight") and param.ndim == 1)
+            )
+    return model.eval()
+
+
+def _ours(reference: UVit2DModel, config: Config, dtype=jnp.float32) -> UVit:
+    tensors = {name: tensor.numpy() for name, tensor in reference.state_dict().items()}
+    return pretrained.load(lambda: UVit(config, rngs=nnx.Rngs(0), dtype=dtype), tensors, RULES, source="reference")
+
+
+def _inputs(name: str) -> tuple[np.ndarray, ...]:
+    config, rng = CONFIGS[name], np.random.default_rng(0)
+    tokens = rng.integers(0, config.vocab_size, (2, *GRIDS[name])).astype(np.int32)
+    text = rng.standard_normal((2, 7, config.encoder_hidden_size), np.float32)
+    pooled = rng.standard_normal((2, config.cond_embed_dim), np.float32)
+    micro = np.array([[64, 48, 0, 3, 6], [512, 512, 7, 0, 5.5]], np.float32)
+    return tokens, text, pooled, micro
+
+
+def _last(x: torch.Tensor) -> np.ndarray:
+    """Channels last."""
+    return x.detach().numpy().transpose(0, 2, 3, 1) if x.ndim == 4 else x.detach().numpy()
+
+
+@torch.no_grad()
+def _run_reference(model: UVit2DModel, inputs: tuple[np.ndarray, ...]) -> tuple[dict[str, tuple], np.ndarray]:
+    """{submodule: (its inputs as ours takes them, its output)}, and the logits."""
+    calls = {}
+
+    def record(path):
+        def hook(_, args, kwargs, output):
+            cond = kwargs.get("pooled_text_emb")
+            cond = kwargs["added_cond_kwargs"]["pooled_text_emb"] if "added_cond_kwargs" in kwargs else cond
+            text = kwargs.get("encoder_hidden_states")
+            context = () if cond is None else (_last(text), _last(torch.nn.functional.silu(cond)))
+            calls[path] = ((_last(args[0]), *context), _last(output))
+
+        return hook
+
+    paths = ("embed", "cond_embed", "down_block", "transformer_layers.1", "up_block", "mlm_layer")
+    handles = [model.get_submodule(path).register_forward_hook(record(path), with_kwargs=True) for path in paths]
+    logits = _last(model(torch.from_numpy(inputs[0]).long(), *map(torch.from_numpy, inputs[1:])))
+    for handle in handles:
+        handle.remove()
+    return calls, logits
+
+
+@nnx.jit
+def _run_ours(model: UVit, calls: dict[str, tuple], inputs: tuple[jax.Array, ...]) -> dict[str, jax.Array]:
+    parts = {
+        "embed": model.embed,
+        "cond_embed": model.cond_embed,
+        "down_block": model.down_block,
+        "transformer_layers.1": model.transformer_layers[1],
+        "up_block": model.up_block,
+        "mlm_layer": model.mlm_layer,
+    }
+    return {path: part(*calls[path]) for path, part in parts.items()} | {"whole": model(*inputs)}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_outputs_match_the_reference(name: str):
+    reference, inputs = _reference(name), _inputs(name)
+    calls, logits = _run_reference(reference, inputs)
+    expected = {path: output for path, (_, output) in calls.items()} | {"whole": logits}
+    found = _run_ours(_ours(reference, CONFIGS[name]), {path: args for path, (args, _) in calls.items()}, inputs)
+    errors = {path: float(np.abs(found[path] - expected[path]).max()) for path in expected}
+    print(f"\nmax abs error, {name}:", {path: f"{error:.1e}" for path, error in errors.items()})
+    assert found["whole"].shape == (2, *GRIDS[name], CONFIGS[name].codebook_size)
+    assert float(np.abs(logits).max()) > 0.1
+    for path in expected:
+        np.testing.assert_allclose(found[path], expected[path], atol=1e-4, rtol=1e-4, err_msg=path)
+
+
+@pytest.mark.parametrize("public", [PUBLIC, PUBLIC_512], ids=["256", "512"])
+def test_every_tensor_of_the_public_checkpoints_has_a_place(public: dict):
+    with torch.device("meta"):
+        reference = UVit2DModel.from_config(public)
+    expected = {name: tuple(tensor.shape) for name, tensor in reference.state_dict().items()}
+    model = nnx.eval_shape(lambda: UVit(Config.from_dict(public), rngs=nnx.Rngs(0)))
+    assert tree.differences(pretrained.shapes(model, RULES), expected) == []
+
+
+def test_presets_are_the_public_configs():
+    assert Config.from_dict(PUBLIC) == Config.amused_256()
+    assert Config.from_dict(PUBLIC_512) == Config.amused_512()
+
+
+def test_export_reloads_in_the_reference(tmp_path):
+    reference, inputs = _reference(RESAMPLED), _inputs(RESAMPLED)
+    config = CONFIGS[RESAMPLED]
+    pretrained.save(
+        tmp_path / "diffusion_pytorch_model.safetensors", pretrained.export(_ours(reference, config), RULES)
+    )
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    reloaded = UVit2DModel.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(_run_reference(reloaded, inputs)[1], _run_reference(reference, inputs)[1])
+    assert Config.from_dict(dict(reloaded.config)) == config
+
+
+def test_the_shipped_preset_is_one_the_reference_builds():
+    config = Config.emoji64()
+    with torch.device("meta"):
+        reference = UVit2DModel.from_config(config.to_dict())
+    expected = {name: tuple(tensor.shape) for name, tensor in reference.state_dict().items()}
+    model = nnx.eval_shape(lambda: UVit(config, rngs=nnx.Rngs(0)))
+    assert tree.differences(pretrained.shapes(model, RULES), expected) == []
+
+
+@pytest.mark.parametrize("fresh", [False, True], ids=["trained", "fresh"])
+def test_gradients_reach_every_parameter(fresh: bool):
+    """A key's bias moves all logits of a softmax alike, so its gradient is zero by construction; so, at first, is that
+    of whatever acts only through the zero-initialised modulations."""
+    config = CONFIGS[RESAMPLED]
+    model = UVit(config, rngs=nnx.Rngs(0)) if fresh else _ours(_reference(RESAMPLED), config)
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    inputs = _inputs(RESAMPLED)
+    targets = np.random.default_rng(1).integers(0, config.codebook_size, inputs[0].shape)
+
+    @jax.jit
+    def gradient(params):
+        def loss(params):
+            logits = nnx.merge(graphdef, params, rest)(*inputs)
+            return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1))
+
+        return jax.grad(loss)(params)
+
+    norms = {path: float(jnp.abs(leaf).max()) for path, leaf in tree.flatten(gradient(params)).items()}
+    unreached = {path for path, norm in norms.items() if not norm > 1e-9 and not path.endswith("to_k.bias")}
+    assert all(np.isfinite(norm) for norm in norms.values())
+    assert {path for path in unreached if not (fresh and path.startswith("cond_embed."))} == set()
+
+
+class _Double(nnx.Module):
+    def __call__(self, y: jax.Array) -> jax.Array:
+        return 2 * y
+
+
+@nnx.jit
+def _logits(model: UVit, inputs: tuple[jax.Array, ...]) -> jax.Array:
+    return model(*inputs)
+
+
+def test_adapter_slots_act_on_the_branch_before_it_is_added():
+    name = "two blocks, odd grid"  # its linear layers have no bias, so doubling a kernel doubles the branch
+    adapted, scaled = (_ours(_reference(name), CONFIGS[name]) for _ in range(2))
+    for layer in adapted.transformer_layers:
+        layer.attn_adapter, layer.mlp_adapter = _Double(), _Double()
+    for layer in scaled.transformer_layers:
+        for last in (layer.attn2.to_out[0], layer.ff.net[2]):
+            last.kernel[...] = 2 * last.kernel[...]
+    found, expected = _logits(adapted, _inputs(name)), _logits(scaled, _inputs(name))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_bfloat16_compute_stays_close_and_returns_float32():
+    reference, inputs = _reference(RESAMPLED), _inputs(RESAMPLED)
+    found = _logits(_ours(reference, CONFIGS[RESAMPLED], jnp.bfloat16), inputs)
+    expected = _run_reference(reference, inputs)[1]
+    assert found.dtype == jnp.float32
+    assert float(jnp.abs(found - expected).mean()) < 0.03 * float(np.abs(expected).mean())
+
+
+def test_unsupported_configs_name_the_field():
+    for change, field in (
+        ({"hidden_dropout": 0.1}, "hidden_dropout"),
+        ({"hidden_size": 1000}, "hidden_size"),
+        ({"upsample": True}, "upsample"),
+        ({"vocab_size": 8192}, "vocab_size"),
+        ({"_class_name": "UNet2DConditionModel"}, "_class_name"),
+    ):
+        with pytest.raises(UserError, match=field):
+            Config.from_dict(PUBLIC | change)
+
+
+def test_an_odd_grid_is_refused_when_it_would_be_halved():
+    model = nnx.eval_shape(lambda: UVit(CONFIGS[RESAMPLED], rngs=nnx.Rngs(0)))
+    _, text, pooled, micro = _inputs(RESAMPLED)
+    with pytest.raises(ValueError, match="even grid"):
+        model(jnp.zeros((2, 3, 4), jnp.int32), text, pooled, micro)
+
+
+def test_gelu_is_the_exact_one():
+    x = np.linspace(-6, 6, 101, dtype=np.float32)
+    np.testing.assert_allclose(uvit.gelu(x), torch.nn.functional.gelu(torch.from_numpy(x)), atol=2e-7)
