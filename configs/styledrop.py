@@ -39,6 +39,7 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
     # Words that are empty come with the bundled image; an image of your own needs both.
     config.reference = ConfigDict({"image": "bundled:house-blueprint", "content": "", "descriptor": ""})
     config.prompts = ""
+    config.truth = ""
     config.rounds = 2
     config.round_1 = _round(small)
     config.round_2 = _round(small)

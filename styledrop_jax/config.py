@@ -107,6 +107,7 @@ PERSONALIZE: Schema = {
         "descriptor": Field(str, 'how it is drawn, "in watercolor painting style"'),
     },
     "prompts": Field(str, "text file of contents to draw, one a line; empty for the built-in pool"),
+    "truth": Field(str, "folder of true drawings, CONTENT.png, to compare with in the report; empty for none"),
     "rounds": Field(int, "rounds of train, sample, score, select; those beyond the last round_N reuse it", 1, 100),
     "round_*": _ROUND,
 }

@@ -32,6 +32,7 @@ from styledrop_jax.metrics.clip_scores import ClipScorer
 from styledrop_jax.run import Run, read_json, read_jsonl, write_bytes, write_json
 
 METHODS = {"styledrop": STYLEDROP}
+_BY_TEXT = {"clip_text": 1.0}
 _CROPS = 8  # cached variants of each image when crops are random
 
 
@@ -68,6 +69,7 @@ def personalize(config: ConfigDict, workdir: Path, *, command: str) -> Path:
             return run.path("report.html")
         job = _Job(config, run, logger, references, contents)
         job.draw_base()
+        job.score_truth()
         examples = [Example(r.image, r.content, r.descriptor) for r in references]
         for number in range(1, config.rounds + 1):
             examples = job.round(number, examples)
@@ -131,7 +133,7 @@ class _Job:
                     "parameters": tree.count(nnx.state(self.model.denoiser)),
                 },
                 "versions": {**libraries, "python": platform.python_version()},
-                "device": f"{device.platform} {device.device_kind}",
+                "device": device.device_kind,
             }
         )
 
@@ -139,9 +141,33 @@ class _Job:
 
     def draw_base(self) -> None:
         """The base model's drawings of the same prompts, from the descriptor's words alone."""
-        settings = _settings(round_config(self.config, 1).sample)
-        self._draw("base", 0, 1, functools.partial(draw.base_branches, self.model), settings, 1)
-        self._score("base", 0, 1, {"clip_text": 1.0}, settings)
+        sample = round_config(self.config, 1).sample
+        branches = functools.partial(draw.base_branches, self.model)
+        self._draw("base", self._pool(0, 1), branches, _settings(sample), sample.batch_size)
+        self._score("base", self._pool(0, 1), _BY_TEXT)
+
+    def score_truth(self) -> None:
+        """The same scores for the true drawings of the prompts, where the user has them: the ceiling."""
+        folder = self._truth()
+        if folder is None or self.run.done("truth/scores.jsonl"):
+            return
+        rows = []
+        for row in self._pool(0, 1):
+            name = f"{prompts.noun(row['content'])}.png"
+            if (folder / name).is_file():
+                image = folders.to_square(folders.read_image(folder / name), self.model.resolution)
+                folders.write_png(self.run.path("truth", name), image)
+                rows.append(row | {"file": name})
+        if not rows:
+            raise UserError(f"config.truth: no picture of a prompt in {folder}; expected files such as cat.png")
+        self._score("truth", rows, _BY_TEXT)
+
+    def _truth(self) -> Path | None:
+        """The user's folder of true drawings, or the one that comes with a bundled reference."""
+        if self.config.truth:
+            return Path(self.config.truth).expanduser()
+        bundled = folders.BUNDLED.parent / self.config.reference.image.removeprefix("bundled:")
+        return bundled if self.config.reference.image.startswith("bundled:") and bundled.is_dir() else None
 
     def round(self, number: int, examples: Sequence[Example]) -> list[Example]:
         """Trains, draws, scores and selects; returns the selected drawings with their words."""
@@ -149,11 +175,12 @@ class _Job:
         if not self.run.done(f"{stage}/adapter.safetensors"):
             self._train(stage, number, examples, settings)
         style = draw.load(self.model, self.run.path(stage, "adapter.safetensors"))
-        sampling, count = _settings(settings.sample), settings.sample.images_per_prompt
+        pool = self._pool(number, settings.sample.images_per_prompt)
         branches = functools.partial(draw.style_branches, style)
-        self._draw(stage, number, count, branches, sampling, settings.sample.batch_size)
-        rows = self._score(stage, number, count, settings.select.scorers, sampling)
+        self._draw(stage, pool, branches, _settings(settings.sample), settings.sample.batch_size)
+        rows = self._score(stage, pool, settings.select.scorers)
         chosen = self._select(stage, rows, settings.select)
+        self._write_grid(stage, rows, chosen)
         return [
             Example(folders.read_image(self.run.path(stage, row["file"])), row["content"], self.descriptor)
             for row in chosen
@@ -235,10 +262,9 @@ class _Job:
             for i in range(count)
         ]
 
-    def _draw(self, stage: str, number: int, count: int, branches: Any, settings: draw.Settings, batch: int) -> None:
+    def _draw(self, stage: str, pool: Sequence[dict], branches: Any, settings: draw.Settings, batch: int) -> None:
         if self.run.done(f"{stage}/scores.jsonl"):
             return
-        pool = self._pool(number, count)
         missing = [row for row in pool if not self.run.done(f"{stage}/{row['file']}")]
         with log.progress(f"{stage}: drawing", len(pool), start=len(pool) - len(missing)) as advance:
             if missing:
@@ -256,13 +282,11 @@ class _Job:
                         folders.write_png(self.run.path(stage, row["file"]), image)
                     advance(len(chunk))
 
-    def _score(
-        self, stage: str, number: int, count: int, weights: Any, settings: draw.Settings
-    ) -> list[dict[str, Any]]:
+    def _score(self, stage: str, pool: Sequence[dict[str, Any]], weights: Any) -> list[dict[str, Any]]:
         path = self.run.path(stage, "scores.jsonl")
         if path.exists():
             return read_jsonl(path)
-        rows = self._pool(number, count)
+        rows = [dict(row) for row in pool]
         images = np.stack([folders.read_image(self.run.path(stage, row["file"])) for row in rows])
         samples = scorers.Samples(
             images=images.astype(np.float32) / 255,
@@ -292,6 +316,19 @@ class _Job:
             chosen = [row for row in rows if (row["prompt"], row["image"]) in kept]
         write_json(path, {"selected": chosen})
         return chosen
+
+    def _write_grid(self, stage: str, rows: Sequence[dict[str, Any]], chosen: Sequence[dict[str, Any]]) -> None:
+        """All drawings of a round on one sheet, a row a prompt, the chosen ones framed."""
+        if self.run.done(f"{stage}/grid.png"):
+            return
+        kept = {row["file"] for row in chosen}
+        sheet = folders.grid(
+            [folders.read_image(self.run.path(stage, row["file"])) for row in rows],
+            columns=len(rows) // len(self.contents),
+            marked=[i for i, row in enumerate(rows) if row["file"] in kept],
+        )
+        folders.write_png(self.run.path(stage, "grid.png"), sheet)
+        self.logger.image(f"{stage}/drawings", 0, sheet)
 
     def _ask(self, stage: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         folder = self.run.path(stage, "feedback")

@@ -40,6 +40,11 @@ POOL = (
 """30 everyday contents, as many as StyleDrop's pool has (2306.00983 §3.3; the paper's own list is not published)."""
 
 
+def noun(content: str) -> str:
+    """What a content names, without its article: "a cat" → "cat"."""
+    return re.sub(r"^(?:an?|the)\s+", "", content.strip(), flags=re.IGNORECASE)
+
+
 def unknown(prompts: Sequence[str], model: Path) -> list[str]:
     """The prompts that name nothing in the model's `vocabulary.json`; none if it has no such file."""
     path = model / "vocabulary.json"

@@ -3,18 +3,22 @@
     from styledrop_jax.data.references import write
     write("FOLDER/npm/node_modules", "styledrop_jax/assets/references")
 
-draws them again from the packages that `launch/fetch_corpus.sh FOLDER` fetched.
+draws them again from the packages that `launch/fetch_corpus.sh FOLDER` fetched; `write_truth` adds the pool in the same
+styles, from the corpus.
 """
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from styledrop_jax.data import compose
+from styledrop_jax.data.corpus import Corpus
 from styledrop_jax.data.drawings import ARTISTS, match_drawings, read_concepts, read_icons, render
+from styledrop_jax.data.prompts import POOL, noun
 from styledrop_jax.data.treatments import TREATMENTS
 
 SIZE = 256
@@ -35,6 +39,16 @@ _BUNDLED = (
     _Bundled(name="strawberry-mosaic", concept="strawberry", artist="noto", treatment="mosaic"),
     _Bundled(name="crown-gold", concept="crown", artist="noto", treatment="gold foil"),
 )
+
+
+def write_truth(
+    data: Corpus, folder: Path | str, *, artist: str, treatment: str, contents: Sequence[str] = POOL
+) -> None:
+    """Writes the true drawings of a style, NOUN.png each, 64 pixels: what `config.truth` takes."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for name in map(noun, contents):
+        image = data.true_image(name, artist, treatment)
+        Image.fromarray(image).save(Path(folder) / f"{name}.png", optimize=True)
 
 
 def write(npm: Path | str, folder: Path | str) -> None:

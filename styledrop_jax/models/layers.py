@@ -80,13 +80,16 @@ def attention(
     """
     b, n, c = q.shape
     d = c // heads
-    q = q.reshape(b, n, heads, d) * (d**-0.5)
-    k = k.reshape(b, -1, heads, d)
-    v = v.reshape(b, -1, heads, d)
-    logits = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)
+
+    def by_head(x: jax.Array) -> jax.Array:
+        # [b, m, c] → [b, heads, m, d]: batch axes first, so that the products below need no transposition of their own
+        return x.reshape(b, -1, heads, d).swapaxes(1, 2)
+
+    q, k, v = by_head(q * d**-0.5), by_head(k), by_head(v)
+    logits = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32)
     if bias is not None:
         logits = logits + bias
     if mask is not None:
         logits = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhnm,bmhd->bnhd", weights, v).reshape(b, n, c)
+    return jnp.einsum("bhnm,bhmd->bhnd", weights, v).swapaxes(1, 2).reshape(b, n, c)
