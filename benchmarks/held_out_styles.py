@@ -1,0 +1,126 @@
+"""StyleDrop on styles the shipped model never saw, against the true drawings: Text, Style, leakage, concept accuracy.
+
+    python benchmarks/held_out_styles.py --corpus corpus --workdir runs/held_out [--seeds 3] [--images 4]
+
+Four arms on the same references and prompts: the base model given the style's descriptor only; round 1; round 2 trained
+on the images CLIP chose; round 2 trained on as many chosen at random. The ceiling is what the style's artist drew.
+Every score is the mean over images with a 95% bootstrap interval over (style, seed, prompt) means. Resumable.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from styledrop_jax import config as schema
+from styledrop_jax import hub, log
+from styledrop_jax.data import corpus, folders, references
+from styledrop_jax.data.compose import noun_phrase
+from styledrop_jax.data.prompts import POOL
+from styledrop_jax.metrics.clip_scores import ClipScorer, mean_interval
+from styledrop_jax.personalize import personalize
+from styledrop_jax.run import read_jsonl
+
+STYLES = (("noto", "blueprint", "house"), ("fluent flat", "halftone", "rocket"), ("openmoji", "plain", "tree"))
+"""(artist, treatment, the concept of the reference): a held-out treatment twice, a held-out artist once."""
+ARMS = {
+    "base model, descriptor only": ("clip", "base"),
+    "round 1": ("clip", "round_1"),
+    "round 2, chosen by CLIP": ("clip", "round_2"),
+    "round 2, chosen at random": ("random", "round_2"),
+    "true drawings": ("clip", "truth"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, required=True, help="what launch/fetch_corpus.sh made")
+    parser.add_argument("--workdir", type=Path, required=True, help="where the runs go")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=4, help="images of each prompt in a round")
+    flags = parser.parse_args()
+    data = corpus.load(flags.corpus)
+    scorer = ClipScorer.load(hub.resolve("emoji64/clip"))
+    table: dict[str, list[np.ndarray]] = {arm: [] for arm in ARMS}
+    for artist, treatment, concept in STYLES:
+        for seed in range(flags.seeds):
+            runs = _run_style(data, flags, artist, treatment, concept, seed)
+            for arm, (run, stage) in ARMS.items():
+                table[arm].append(_score(scorer, runs[run], stage, noun_phrase(concept)))
+    _print(table)
+
+
+def _run_style(data: corpus.Corpus, flags: argparse.Namespace, artist: str, treatment: str, concept: str, seed: int):
+    """Both runs of one style and seed; the second takes over the first one's base drawings and round 1."""
+    style = next(s for s in corpus.styles(held_out=True) if s.name == f"{artist} / {treatment}")
+    folder = flags.workdir / f"{artist} {treatment}".replace(" ", "-")
+    if not (folder / "reference.png").exists():
+        references.write_truth(data, folder / "truth", artist=artist, treatment=treatment)
+        Image.fromarray(data.true_image(concept, artist, treatment)).save(folder / "reference.png")
+    runs = {}
+    for selection, scorer in (("clip", "clip_text"), ("random", "random")):
+        overrides = [
+            f"--config.reference.image={folder / 'reference.png'}",
+            f"--config.reference.content={noun_phrase(concept)}",
+            f"--config.reference.descriptor={style.descriptor}",
+            f"--config.truth={folder / 'truth'}",
+            f"--config.seed={seed}",
+            f"--config.round_1.sample.images_per_prompt={flags.images}",
+            f"--config.round_2.sample.images_per_prompt={flags.images}",
+            "--config.round_1.select.scorers.clip_text=0",
+            f"--config.round_1.select.scorers.{scorer}=1",
+        ]
+        found, _ = schema.parse(["--config", "configs/styledrop.py", *overrides])
+        run = folder / f"seed_{seed}" / selection
+        if selection == "random" and not run.exists():
+            chosen = shutil.ignore_patterns(
+                "round_2", "selected.json", "grid.png", "report.html", "config.json", ".lock"
+            )
+            shutil.copytree(runs["clip"], run, ignore=chosen)
+        log.say(f"{style.name}, seed {seed}, {selection}")
+        personalize(found, run, command="benchmarks/held_out_styles.py")
+        runs[selection] = run
+    return runs
+
+
+def _score(scorer: ClipScorer, run: Path, stage: str, reference: str) -> np.ndarray:
+    """Means over each prompt's images, [prompts, 4]: Text, Style, leakage, concept accuracy.
+
+    Text: cosine with the prompt. Style: with the reference image. Leakage: with the words of the reference's content.
+    Concept: whether the prompt's content is the nearest of the pool's. The prompt that is the reference's own content is
+    left out: nothing can leak into it.
+    """
+    rows = [row for row in read_jsonl(run / stage / "scores.jsonl") if row["content"] != reference]
+    images = np.stack([folders.read_image(run / stage / row["file"]) for row in rows]).astype(np.float32) / 255
+    features = scorer.image_features(images)
+    leakage = features @ scorer.text_features([reference])[0]
+    nearest = (features @ scorer.text_features(POOL).T).argmax(axis=1)
+    scores = np.stack(
+        [
+            [row["scores"]["clip_text"] for row in rows],
+            [row["scores"]["clip_style"] for row in rows],
+            leakage,
+            [POOL[best] == row["content"] for best, row in zip(nearest, rows, strict=True)],
+        ],
+        axis=1,
+    )
+    prompts = np.array([row["prompt"] for row in rows])
+    return np.stack([scores[prompts == p].mean(axis=0) for p in np.unique(prompts)])
+
+
+def _print(table: dict[str, list[np.ndarray]]) -> None:
+    print("| arm | Text ↑ | Style ↑ | leakage ↓ | concept ↑ |\n|---|---|---|---|---|")
+    for arm, parts in table.items():
+        values = np.concatenate(parts)
+        cells = ["{:.3f} [{:.3f}, {:.3f}]".format(*mean_interval(values[:, i])) for i in range(values.shape[1])]
+        print(f"| {arm} | " + " | ".join(cells) + " |")
+    after = np.concatenate(table["round 2, chosen by CLIP"]) - np.concatenate(table["round 2, chosen at random"])
+    print("\nCLIP minus random, paired by style, seed and prompt:")
+    for i, name in enumerate(("Text", "Style", "leakage", "concept")):
+        print("{}: {:+.3f} [{:+.3f}, {:+.3f}]".format(name, *mean_interval(after[:, i])))
+
+
+if __name__ == "__main__":
+    main()
