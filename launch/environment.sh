@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced: makes .venv on first use, installs the package with the extras named, and activates it.
 extra="${1:-}"
 stamp=".venv/installed-${extra:-base}-$(sha256sum pyproject.toml | cut -c1-16)"

@@ -140,7 +140,8 @@ class Config:
 
 def gelu(x: jax.Array) -> jax.Array:
     """The exact (erf) GELU. `jax.nn.gelu` goes through erfc, which takes several times longer on a CPU."""
-    return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+    y = x.astype(jnp.float32)
+    return (0.5 * y * (1 + jax.lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
 
 
 def _sinusoids(values: jax.Array, dim: int) -> jax.Array:
