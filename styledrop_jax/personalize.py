@@ -29,7 +29,7 @@ from styledrop_jax.feedback import scorers, select
 from styledrop_jax.methods.base import Method
 from styledrop_jax.methods.styledrop import STYLEDROP
 from styledrop_jax.metrics.clip_scores import ClipScorer
-from styledrop_jax.run import Run, read_json, read_jsonl, write_bytes, write_json
+from styledrop_jax.run import Run, guard, read_json, read_jsonl, write_bytes, write_json
 
 METHODS = {"styledrop": STYLEDROP}
 _BY_TEXT = {"clip_text": 1.0}
@@ -62,8 +62,9 @@ def personalize(config: ConfigDict, workdir: Path, *, command: str) -> Path:
     """
     references = folders.read_references(config.reference.image, config.reference.content, config.reference.descriptor)
     contents = folders.read_prompts(config.prompts) if config.prompts else list(prompts.POOL)
-    with Run.open(workdir, config.to_dict()) as run, log.Logger(workdir) as logger:
-        _check_references(run, references)
+    _check_choices(config, len(contents))
+    with Run.open(workdir, config.to_dict()) as run, log.Logger(run.workdir) as logger:
+        _check_inputs(run, references, contents)
         if run.done("report.html"):
             log.say(f"{workdir}: this run is finished; see {run.path('report.html')}")
             return run.path("report.html")
@@ -76,12 +77,36 @@ def personalize(config: ConfigDict, workdir: Path, *, command: str) -> Path:
         return report.write_report(run, command=command)
 
 
-def _check_references(run: Run, references: Sequence[folders.Reference]) -> None:
-    """The images must be those the run began with: a picture may change under an unchanged path."""
-    found = [reference.sha256 for reference in references]
-    began = [entry["sha256"] for entry in run.manifest.get("references", [])]
-    if began and began != found:
-        raise UserError(f"{run.workdir}: config.reference.image has changed since this run began; use a new --workdir")
+def _check_choices(config: ConfigDict, num_prompts: int) -> None:
+    """Found now, not after hours of training: more images to choose than a round draws."""
+    for number in range(1, config.rounds + 1):
+        settings = round_config(config, number)
+        drawn = settings.sample.images_per_prompt
+        most = {"prompt": drawn, "top_k": drawn * num_prompts}.get(settings.select.by)
+        if most is not None and settings.select.k > most:
+            raise UserError(
+                f"config.round_{number}.select.k: found {settings.select.k}, expected at most {most}, "
+                f"the images drawn{' for a prompt' * (settings.select.by == 'prompt')}"
+            )
+
+
+def _check_inputs(run: Run, references: Sequence[folders.Reference], contents: Sequence[str]) -> None:
+    """Images, words and prompts must be those the run began with: a file may change under an unchanged path."""
+    began = run.manifest
+    found = {
+        "reference": [[r.sha256, r.content, r.descriptor] for r in references],
+        "prompts": list(contents),
+    }
+    if began:
+        before = {
+            "reference": [[e["sha256"], e["content"], e["descriptor"]] for e in began["references"]],
+            "prompts": began["prompts"],
+        }
+        if changed := [f"config.{name}" for name in found if found[name] != before[name]]:
+            raise UserError(
+                f"{run.workdir}: what {' and '.join(changed)} names has changed since this run began; "
+                "expected the same files, or another --workdir"
+            )
 
 
 class _Job:
@@ -90,6 +115,7 @@ class _Job:
     def __init__(self, config: ConfigDict, run: Run, logger: log.Logger, references: Sequence, contents: list[str]):
         self.config, self.run, self.logger = config, run, logger
         self.method: Method = METHODS[config.method]
+        self.clip_folder = hub.resolve(config.clip)
         self.model = muse.load(config.base, jnp.dtype(config.dtype))
         self.descriptor = references[0].descriptor
         self.contents = contents
@@ -103,9 +129,11 @@ class _Job:
     @functools.cached_property
     def clip(self) -> ClipScorer:
         """The scoring model, loaded when first needed."""
-        return ClipScorer.load(hub.resolve(self.config.clip))
+        return ClipScorer.load(self.clip_folder)
 
     def _write_manifest(self, references: Sequence, squares: Sequence[np.ndarray]) -> None:
+        if self.run.manifest.get("base", {}).get("hash", self.model.base_hash) != self.model.base_hash:
+            raise UserError(f"{self.run.workdir}: the weights of config.base have changed since this run began")
         entries = []
         for i, (reference, square) in enumerate(zip(references, squares, strict=True)):
             name = f"references/{i:03d}.png"
@@ -127,6 +155,7 @@ class _Job:
         self.run.update_manifest(
             {
                 "references": entries,
+                "prompts": self.contents,
                 "base": {
                     "name": self.model.name,
                     "hash": self.model.base_hash,
@@ -174,6 +203,8 @@ class _Job:
         stage, settings = f"round_{number}", round_config(self.config, number)
         if not self.run.done(f"{stage}/adapter.safetensors"):
             self._train(stage, number, examples, settings)
+        else:
+            self.logger.start(stage, step=settings.train.steps)
         style = draw.load(self.model, self.run.path(stage, "adapter.safetensors"))
         pool = self._pool(number, settings.sample.images_per_prompt)
         branches = functools.partial(draw.style_branches, style)
@@ -211,18 +242,9 @@ class _Job:
             folder=self.run.path(stage, "checkpoints"),
             logger=self.logger,
             stage=stage,
-            steps_per_call=min(10, hyper.checkpoint_every),
+            steps_per_call=max(n for n in range(1, 11) if hyper.checkpoint_every % n == 0),
             checkpoint_every=hyper.checkpoint_every,
             meta={"base": self.model.base_hash},
-        )
-        save_adapter(
-            self.run.path(stage, "adapter.safetensors"),
-            params["denoiser"],
-            base_name=self.model.name,
-            base_hash=self.model.base_hash,
-            config=adapter,
-            round=number,
-            extra={"descriptor": self.descriptor, "content": examples[0].content},
         )
         self.run.update_manifest(
             {
@@ -235,6 +257,15 @@ class _Job:
                     }
                 }
             }
+        )
+        save_adapter(
+            self.run.path(stage, "adapter.safetensors"),
+            params["denoiser"],
+            base_name=self.model.name,
+            base_hash=self.model.base_hash,
+            config=adapter,
+            round=number,
+            extra={"descriptor": self.descriptor, "content": examples[0].content},
         )
 
     def _cache(self, examples: Sequence[Example], random_crop: bool) -> tuple[np.ndarray, muse.Text]:
@@ -300,6 +331,8 @@ class _Job:
         for i, row in enumerate(rows):
             row["scores"] = {name: float(values[i]) for name, values in scores.items()}
             row["score"] = float(total[i])
+        text, style = (np.mean(scores[name]) for name in ("clip_text", "clip_style"))
+        log.say(f"{stage}: text score {text:.3f}, style score {style:.3f}, mean of {len(rows)} drawings")
         write_bytes(path, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
         return rows
 
@@ -334,10 +367,13 @@ class _Job:
         folder = self.run.path(stage, "feedback")
         answer = folder / select.ANSWER
         if not answer.exists():
+            with guard(folder):
+                folder.mkdir(parents=True, exist_ok=True)
             select.write_request(
                 folder, [self.run.path(stage, row["file"]) for row in rows], prompts=[row["text"] for row in rows]
             )
-        if not read_json(answer).get("selected"):
+        content = read_json(answer)
+        if isinstance(content, dict) and content.get("selected") == []:
             raise Paused(
                 f"{stage}: look at {folder / select.SHEET}, write the numbers you choose into {answer}, "
                 "and run the same command again"

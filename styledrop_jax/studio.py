@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,8 +35,8 @@ class _Style:
 
 def sample(flags: argparse.Namespace) -> Path:
     """`styledrop sample`: returns the folder of the images."""
-    style = _style(flags.run, flags)
     jobs = _jobs(flags)
+    style = _style(flags.run, flags)
     texts = [_caption(content, _descriptor(flags, style)) for content, _ in jobs]
     return _write(flags, style, jobs, texts, _branches(style, texts), {})
 
@@ -44,11 +45,11 @@ def mix(flags: argparse.Namespace) -> Path:
     """`styledrop mix`: returns the folder of the images."""
     if not 0 <= flags.gamma <= 1:
         raise UserError(f"--gamma: found {flags.gamma}, expected a number from 0 to 1")
+    jobs = _jobs(flags)
     style = _style(flags.run, flags)
     subject = _style(flags.subject, flags, model=style.model)
     if style.adapted is None or subject.adapted is None:
         raise UserError("--round: 0 is the base model; mix needs an adapter of each run")
-    jobs = _jobs(flags)
     texts = [_caption(content, _descriptor(flags, style)) for content, _ in jobs]
     contents = [content for content, _ in jobs]
     branches = draw.mixed_branches(
@@ -62,16 +63,15 @@ def edit(flags: argparse.Namespace) -> Path:
     strength = flags.strength if flags.strength is not None else (1.0 if flags.mask else 0.6)
     if not 0 < strength <= 1:
         raise UserError(f"--strength: found {strength}, expected a number above 0 and at most 1")
+    jobs = _jobs(flags)
+    picture = folders.read_image(flags.image)
+    whole = folders.read_mask(flags.mask, picture.shape[:2]) if flags.mask else np.ones(picture.shape[:2], bool)
     style = _style(flags.run, flags)
     model = style.model
-    picture = folders.read_image(flags.image)
     image = folders.to_square(picture, model.resolution)
-    region = np.ones((model.resolution, model.resolution), bool)
-    if flags.mask:
-        whole = folders.read_mask(flags.mask, picture.shape[:2])
-        as_image = np.repeat(np.uint8(whole)[..., None] * 255, 3, axis=-1)
-        region = folders.to_square(as_image, model.resolution)[..., 0] > 127
-    jobs = _jobs(flags)
+    region = folders.to_square(np.repeat(np.uint8(whole)[..., None] * 255, 3, axis=-1), model.resolution)[..., 0] > 127
+    if not region.any():
+        raise UserError(f"{flags.mask}: nothing is white in the middle square, which is all that is drawn")
     texts = [_caption(content, _descriptor(flags, style)) for content, _ in jobs]
     tokens = _edited_tokens(model, image, region, strength, [seed for _, seed in jobs])
     record = {"image": str(flags.image), "mask": str(flags.mask or ""), "strength": strength}
@@ -95,6 +95,9 @@ def _edited_tokens(
 
 def _style(workdir: Path, flags: argparse.Namespace, model: muse.Muse | None = None) -> _Style:
     run = Run.load(workdir)
+    references = run.manifest.get("references")
+    if not references:
+        raise UserError(f"{workdir}: holds no run of `styledrop personalize`, or one that has not begun")
     rounds = [n for n in range(1, run.config["rounds"] + 1) if run.done(f"round_{n}/adapter.safetensors")]
     number = flags.round if flags.round is not None else max(rounds, default=None)
     if number is None or (number and number not in rounds):
@@ -115,7 +118,7 @@ def _style(workdir: Path, flags: argparse.Namespace, model: muse.Muse | None = N
     return _Style(
         model=model,
         adapted=style,
-        descriptor=run.manifest["references"][0]["descriptor"],
+        descriptor=references[0]["descriptor"],
         settings=draw.Settings(**{name: value for name, value in sampling.items() if name in fields}),
         batch_size=sampling["batch_size"],
         origin=origin,
@@ -124,8 +127,8 @@ def _style(workdir: Path, flags: argparse.Namespace, model: muse.Muse | None = N
 
 def _check_sampling(sampling: dict[str, Any]) -> None:
     for name, low in (("steps", 1), ("batch_size", 1), ("temperature", 0), ("lambda_a", 0), ("lambda_b", 0)):
-        if not sampling[name] >= low:
-            raise UserError(f"--{name.replace('_', '-')}: found {sampling[name]}, expected at least {low}")
+        if not low <= sampling[name] < math.inf:
+            raise UserError(f"--{name.replace('_', '-')}: found {sampling[name]}, expected a number of at least {low}")
 
 
 def _branches(style: _Style, texts: Sequence[str]) -> list[draw.Branch]:
@@ -169,7 +172,7 @@ def _write(
     keep: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Path:
     """Draws every job; `keep` = (image [r, r, 3], region [r, r, 1]): pixels outside the region stay the image's own."""
-    out = flags.out or Path(flags.run) / "drawn"
+    out = (flags.out or flags.run / "drawn").expanduser()
     chunks = draw.draw(
         style.model,
         branches,
@@ -180,12 +183,13 @@ def _write(
     )
     images: list[np.ndarray] = []
     with log.progress("drawing", len(jobs)) as advance, JsonLines(out / "images.jsonl") as lines:
+        earlier = len(lines.rows)
         for chunk in chunks:
             for image in chunk:
                 (content, seed), text = jobs[len(images)], texts[len(images)]
                 if keep is not None:
                     image = np.where(keep[1], image, keep[0])
-                name = f"{_slug(content)}_{seed}.png"
+                name = f"{earlier + len(images):04d}_{_slug(content)}_{seed}.png"
                 folders.write_png(out / name, image)
                 lines.append(
                     {
@@ -215,5 +219,5 @@ def _scale(images: Sequence[np.ndarray]) -> int:
 
 
 def _slug(text: str) -> str:
-    """A file name: letters and digits of any script, at most 60 characters."""
-    return re.sub(r"\W+", "-", text).strip("-")[:60] or "image"
+    """A file name: letters and digits of any script, at most 40 characters, which are 160 bytes."""
+    return re.sub(r"\W+", "-", text).strip("-")[:40] or "image"

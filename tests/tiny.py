@@ -1,0 +1,177 @@
+"""The smallest whole world: a Muse and a CLIP of random weights on disk, one finished run, and the command line.
+
+Each is made once a session, on first use. Tests that change a folder copy it.
+"""
+
+import functools
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+PROMPTS = ("a cat", "a red house")
+RESOLUTION = 16
+_HOME = tempfile.TemporaryDirectory(prefix="styledrop-tiny-")  # lives as long as the session
+
+
+def home() -> Path:
+    """A folder of this session. With JAX's compilation cache in it, each program is compiled once for all tests."""
+    path = Path(_HOME.name)
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(path / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return path
+
+
+@functools.cache
+def models() -> Path:
+    """A folder with `muse` (16-pixel images, 4×4 tokens of 32 codes, texts of 12 tokens) and `clip`."""
+    return build_models(home() / "models", seed=1)
+
+
+@functools.cache
+def other_models() -> Path:
+    """The same with other weights."""
+    return build_models(home() / "other_models", seed=2)
+
+
+def build_models(folder: Path, *, seed: int) -> Path:
+    from styledrop_jax import hub, pretrained
+    from styledrop_jax.models import clip, uvit, vqgan
+    from styledrop_jax.models.tokenizer import save_tokenizer, train_tokenizer
+
+    tokenizer = train_tokenizer(["a cat", "a red house", "in watercolor painting style"], 530, 12)
+    text = clip.TextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        projection_dim=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=12,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vision = clip.VisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        projection_dim=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=RESOLUTION,
+        patch_size=8,
+    )
+    denoiser = uvit.Config(
+        hidden_size=16,
+        cond_embed_dim=16,
+        micro_cond_encode_dim=4,
+        micro_cond_embed_dim=20,
+        encoder_hidden_size=16,
+        vocab_size=40,
+        codebook_size=32,
+        in_channels=16,
+        block_out_channels=16,
+        num_res_blocks=1,
+        block_num_heads=2,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        sample_size=4,
+    )
+    codec = vqgan.Config(
+        block_out_channels=(4, 4, 8),
+        latent_channels=4,
+        num_vq_embeddings=32,
+        vq_embed_dim=4,
+        norm_num_groups=2,
+        mid_block_add_attention=False,
+        lookup_from_codebook=True,
+    )
+    whole = clip.ClipConfig(text=text, vision=vision, projection_dim=16)
+    parts = (
+        ("muse/transformer", uvit.UVit, denoiser, uvit.RULES),
+        ("muse/vqvae", vqgan.VQModel, codec, vqgan.RULES),
+        ("muse/text_encoder", clip.ClipText, text, clip.RULES),
+        ("clip", clip.Clip, whole, clip.RULES),
+    )
+    for i, (name, model, config, rules) in enumerate(parts):
+        tensors = _noisy(pretrained.export(model(config, rngs=nnx.Rngs(0)), rules), 100 * seed + i)
+        hub.save_component(folder / name, config.to_dict(), tensors)
+    save_tokenizer(tokenizer, folder / "muse" / "tokenizer")
+    save_tokenizer(tokenizer, folder / "clip")
+    return folder
+
+
+def _noisy(tensors: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+    """Every weight random: at its initial zeros and ones much of a model does nothing."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: np.asarray(tensor + rng.normal(0, 1.0 if "quantize" in name else 0.3, tensor.shape), np.float32)
+        for name, tensor in sorted(tensors.items())
+    }
+
+
+def picture(path: Path, *, seed: int = 0, size: tuple[int, int] = (20, 16), **save: object) -> Path:
+    """Writes a picture of coloured squares, `size` = (width, height), in the format of the path's suffix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    squares = np.random.default_rng(seed).integers(0, 256, (4, 4, 3)).astype(np.uint8)
+    Image.fromarray(squares).resize(size, Image.Resampling.NEAREST).save(path, **save)
+    return path
+
+
+@functools.cache
+def reference() -> Path:
+    return picture(home() / "reference.png")
+
+
+@functools.cache
+def prompt_file() -> Path:
+    path = home() / "prompts.txt"
+    path.write_text("\n".join(PROMPTS) + "\n", encoding="utf-8")
+    return path
+
+
+def arguments(workdir: Path, *more: object, image: object = None) -> list[str]:
+    """The command line of the smallest run: two rounds of 4 steps, 2 prompts × 2 images drawn 2 at a time."""
+    config = {
+        "base": models() / "muse",
+        "clip": models() / "clip",
+        "prompts": prompt_file(),
+        "reference.image": image or reference(),
+        "reference.content": "a house",
+        "reference.descriptor": "in watercolor painting style",
+        "round_1.sample.batch_size": 2,
+        "round_2.sample.batch_size": 2,
+    }
+    words = [word for name, value in config.items() for word in (f"--config.{name}", value)]
+    line = ["personalize", "--config", ROOT / "configs" / "debug.py", "--workdir", workdir, *words, *more]
+    return [str(word) for word in line]
+
+
+def styledrop(*words: object) -> int:
+    """Runs the command line in this process; returns its exit code."""
+    from styledrop_jax import cli
+
+    argv, sys.argv = sys.argv, ["styledrop", *(str(word) for word in words)]
+    try:
+        cli.main()
+        return 0
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    finally:
+        sys.argv = argv
+
+
+@functools.cache
+def finished() -> Path:
+    """A finished run, to be looked at or copied, never changed."""
+    workdir = home() / "finished"
+    assert styledrop(*arguments(workdir)) == 0
+    return workdir
