@@ -68,7 +68,12 @@ def personalize(config: ConfigDict, workdir: Path, *, command: str) -> Path:
         if run.done("report.html"):
             log.say(f"{workdir}: this run is finished; see {run.path('report.html')}")
             return run.path("report.html")
-        job = _Job(config, run, logger, references, contents)
+        try:
+            job = _Job(config, run, logger, references, contents)
+        except UserError:
+            if not run.manifest:  # it never began: the folder shall not hold the user to a mistaken config
+                run.path("config.json").unlink()
+            raise
         job.draw_base()
         job.score_truth()
         examples = [Example(r.image, r.content, r.descriptor) for r in references]

@@ -92,7 +92,7 @@ def fit(
         logger: takes the metrics under `stage`.
         stage: the name in logs and progress bars.
         steps_per_call: steps per dispatch, and the grain of logging.
-        checkpoint_every: steps between checkpoints, a multiple of `steps_per_call`; 0: only the last.
+        checkpoint_every: steps between checkpoints; 0: only the last.
         meta: kept with each checkpoint, and compared on resume.
         after: `after(step, state, graphdef, frozen) → state`, run on the host between dispatches.
 
@@ -118,7 +118,8 @@ def fit(
     with log.progress(stage, steps, start=start) as advance:
         done = start
         while done < steps:
-            count = min(steps_per_call, steps - done)
+            until = checkpoint_every - done % checkpoint_every if checkpoint_every else steps
+            count = min(steps_per_call, steps - done, until)
             batch = batches(done, count)
             if devices.size > 1:
                 batch = sharding.shard_batches(batch, devices)

@@ -6,20 +6,23 @@ import pytest
 @pytest.fixture(scope="session")
 def tiny_muse():
     """A Muse of random weights: 4×4 tokens of 64 codes, 8-pixel images, a text tower of 12 tokens."""
-    import jax
-    import jax.numpy as jnp
+    import numpy as np
     from flax import nnx
 
+    from styledrop_jax import pretrained
     from styledrop_jax.backbones.muse import Muse
     from styledrop_jax.models import clip, uvit, vqgan
     from styledrop_jax.models.tokenizer import train_tokenizer
 
-    def noisy(module: nnx.Module, seed: int) -> nnx.Module:
+    def noisy(build, rules, seed: int) -> nnx.Module:
         """Every weight random: at their initial zeros, norms and biases would hide what they do."""
-        graphdef, params, rest = nnx.split(module, nnx.Param, ...)
-        keys = iter(jax.random.split(jax.random.key(seed), len(jax.tree.leaves(params))))
-        params = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(next(keys), p.shape), params)
-        return nnx.merge(graphdef, params, rest)
+        rng = np.random.default_rng(seed)
+        shapes = pretrained.shapes(nnx.eval_shape(build), rules)
+        tensors = {
+            name: rng.normal("norm" in name and name.endswith("weight"), 1.0 if "quantize" in name else 0.25, shape)
+            for name, shape in shapes.items()
+        }
+        return pretrained.load(build, tensors, rules, source="random")
 
     tokenizer = train_tokenizer(["a cat in watercolor painting style", "a red house", "a dog"], 530, 12)
     denoiser = uvit.Config(
@@ -60,13 +63,11 @@ def tiny_muse():
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model = Muse(
+    return Muse(
         name="tiny",
         base_hash="0" * 64,
-        denoiser=noisy(uvit.UVit(denoiser, rngs=nnx.Rngs(0)), 1),
-        codec=noisy(vqgan.VQModel(codec, rngs=nnx.Rngs(0)), 2),
-        text=noisy(clip.ClipText(text, rngs=nnx.Rngs(0)), 3),
+        denoiser=noisy(lambda: uvit.UVit(denoiser, rngs=nnx.Rngs(0)), uvit.RULES, 1),
+        codec=noisy(lambda: vqgan.VQModel(codec, rngs=nnx.Rngs(0)), vqgan.RULES, 2),
+        text=noisy(lambda: clip.ClipText(text, rngs=nnx.Rngs(0)), clip.RULES, 3),
         tokenizer=tokenizer,
     )
-    model.codec.quantize.embedding[...] = jax.random.normal(jax.random.key(4), (64, 4), jnp.float32)
-    return model

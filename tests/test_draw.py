@@ -28,7 +28,7 @@ def _adapted(model, seed: int) -> Adapted:
     styledrop.attach(denoiser, CONFIG, rngs=nnx.Rngs(0))
     graphdef, state, _ = nnx.split(denoiser, AdapterParam, ...)
     rng = np.random.default_rng(seed)
-    state = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), nnx.as_pure(state))
+    state = jax.tree.map(lambda x: rng.normal(size=x.shape).astype("f"), nnx.as_pure(state))
     return Adapted(graphdef=graphdef, state=state)
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from styledrop_jax.errors import UserError
-from styledrop_jax.models.layers import Conv, Embed, LayerNorm, Linear, attention
+from styledrop_jax.models.layers import Conv, Embed, LayerNorm, Linear, attention, gelu
 from styledrop_jax.models.rules import COMMON, Rule, Rules
 
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -26,11 +26,7 @@ def _quick_gelu(x: jax.Array) -> jax.Array:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
-def _gelu(x: jax.Array) -> jax.Array:
-    return jax.nn.gelu(x, approximate=False)
-
-
-_ACTIVATIONS = {"quick_gelu": _quick_gelu, "gelu": _gelu}
+_ACTIVATIONS = {"quick_gelu": _quick_gelu, "gelu": gelu}
 
 
 def _check(config: "TextConfig | VisionConfig") -> None:

@@ -1,7 +1,7 @@
 """Layers on a grid of features [b, h, w, c]: the convolutions of the U-ViT, and the response norm of ConvNeXt V2.
 
 Each convolution is written as products and shifts that run several times faster on a CPU, forward and backward, than
-XLA's convolution, and as fast on an accelerator. Their kernels are HWIO, as `nnx.Conv` has them.
+XLA's convolution. Their kernels are HWIO, as `nnx.Conv` has them.
 """
 
 import jax

@@ -3,6 +3,8 @@
 Parameters are float32; `dtype` is the compute dtype.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -13,11 +15,20 @@ GroupNorm = nnx.GroupNorm
 Embed = nnx.Embed
 
 
+def _flat_dot_general(x: jax.Array, kernel: jax.Array, _dimensions, **kwargs) -> jax.Array:
+    """The product of [..., c] and [c, d] over flattened tokens.
+
+    The kernel's gradient then contracts one axis, which XLA's CPU backend does three times faster than several.
+    """
+    y = jax.lax.dot(x.reshape(-1, x.shape[-1]), kernel, precision=kwargs["precision"])
+    return y.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
 class Linear(nnx.Linear):
     """`nnx.Linear` with a slot: a set `adapter(x, y)` maps the input and the output to a new output."""
 
     def __init__(self, in_features: int, out_features: int, **kwargs):
-        super().__init__(in_features, out_features, **kwargs)
+        super().__init__(in_features, out_features, dot_general=_flat_dot_general, **kwargs)
         self.adapter = nnx.data(None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -57,6 +68,12 @@ class Conv(nnx.Conv):
     def __call__(self, x: jax.Array) -> jax.Array:
         y = super().__call__(x)
         return y if self.adapter is None else self.adapter(x, y)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact (erf) GELU. `jax.nn.gelu` goes through erfc, which takes several times longer on a CPU."""
+    y = x.astype(jnp.float32)
+    return (0.5 * y * (1 + jax.lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
 
 
 def attention(
