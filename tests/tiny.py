@@ -31,7 +31,7 @@ def home() -> Path:
 
 @functools.cache
 def models() -> Path:
-    """A folder with `muse` (16-pixel images, 4×4 tokens of 32 codes, texts of 12 tokens) and `clip`."""
+    """A folder with `muse` (16-pixel images, 4×4 tokens of 32 codes, texts of 16 tokens) and `clip`."""
     return build_models(home() / "models", seed=1)
 
 
@@ -46,7 +46,7 @@ def build_models(folder: Path, *, seed: int) -> Path:
     from styledrop_jax.models import clip, uvit, vqgan
     from styledrop_jax.models.tokenizer import save_tokenizer, train_tokenizer
 
-    tokenizer = train_tokenizer(["a cat", "a red house", "in watercolor painting style"], 530, 12)
+    tokenizer = train_tokenizer(["a cat", "a red house", "in watercolor painting style"], 600, 16)
     text = clip.TextConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,
@@ -54,7 +54,7 @@ def build_models(folder: Path, *, seed: int) -> Path:
         projection_dim=16,
         num_hidden_layers=2,
         num_attention_heads=2,
-        max_position_embeddings=12,
+        max_position_embeddings=16,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -102,20 +102,18 @@ def build_models(folder: Path, *, seed: int) -> Path:
         ("clip", clip.Clip, whole, clip.RULES),
     )
     for i, (name, model, config, rules) in enumerate(parts):
-        tensors = _noisy(pretrained.export(model(config, rngs=nnx.Rngs(0)), rules), 100 * seed + i)
-        hub.save_component(folder / name, config.to_dict(), tensors)
+        shapes = pretrained.shapes(nnx.eval_shape(lambda: model(config, rngs=nnx.Rngs(0))), rules)  # noqa: B023
+        hub.save_component(folder / name, config.to_dict(), _weights(shapes, 100 * seed + i))
     save_tokenizer(tokenizer, folder / "muse" / "tokenizer")
     save_tokenizer(tokenizer, folder / "clip")
     return folder
 
 
-def _noisy(tensors: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
-    """Every weight random: at its initial zeros and ones much of a model does nothing."""
+def _weights(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
+    """Every weight random: at its usual initial zeros and ones much of a model does nothing."""
     rng = np.random.default_rng(seed)
-    return {
-        name: np.asarray(tensor + rng.normal(0, 1.0 if "quantize" in name else 0.3, tensor.shape), np.float32)
-        for name, tensor in sorted(tensors.items())
-    }
+    spread = {name: 1.0 if "quantize" in name else 0.3 for name in sorted(shapes)}
+    return {name: np.asarray(rng.normal(0, s, shapes[name]), np.float32) for name, s in spread.items()}
 
 
 def picture(path: Path, *, seed: int = 0, size: tuple[int, int] = (20, 16), **save: object) -> Path:
