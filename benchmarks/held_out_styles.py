@@ -89,8 +89,8 @@ def _score(scorer: ClipScorer, run: Path, stage: str, reference: str) -> np.ndar
     """Means over each prompt's images, [prompts, 4]: Text, Style, leakage, concept accuracy.
 
     Text: cosine with the prompt. Style: with the reference image. Leakage: with the words of the reference's content.
-    Concept: whether the prompt's content is the nearest of the pool's. The prompt of the reference's own content is left
-    out: nothing can leak into it.
+    Concept: whether the prompt's content is the nearest of the pool's. The reference's own content is left out: nothing
+    can leak into it.
     """
     rows = [row for row in read_jsonl(run / stage / "scores.jsonl") if row["content"] != reference]
     images = np.stack([folders.read_image(run / stage / row["file"]) for row in rows]).astype(np.float32) / 255

@@ -17,7 +17,7 @@ from styledrop_jax.metrics.clip_scores import ClipScorer, mean_interval, recall
 PROMPTS = (
     *POOL[:12],
     "a cat in pencil sketch style",
-    "a rocket in neon sign style",
+    "a rocket in neon light style",
     "a red car on a blue background",
     "a small tree on the left",
 )

@@ -44,7 +44,7 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
     config.round_1 = _round(small)
     config.round_2 = _round(small)
     config.round_2.adapter = ConfigDict({"rank": 16 if small else 32, "shared": False})
-    config.round_2.sample.images_per_prompt = 8  # to be looked at; no later round chooses among them
+    config.round_2.sample.images_per_prompt = 4 if small else 8  # to be looked at; no later round chooses among them
     return config
 
 
@@ -53,7 +53,7 @@ def _round(small: bool) -> ConfigDict:
         {
             "adapter": {"rank": 4, "shared": True},
             "train": {
-                "steps": 200 if small else 1000,
+                "steps": 150 if small else 1000,
                 "learning_rate": 3e-3 if small else 3e-5,
                 "batch_size": 8,
                 "random_crop": False,
@@ -61,12 +61,12 @@ def _round(small: bool) -> ConfigDict:
                 "checkpoint_every": 100,
             },
             "sample": {
-                "images_per_prompt": 8 if small else 64,
+                "images_per_prompt": 4 if small else 64,
                 "batch_size": 8,
                 "steps": 12 if small else 36,
-                "temperature": 4.5,
+                "temperature": 2.0 if small else 4.5,
                 "lambda_a": 2.0,
-                "lambda_b": 5.0,
+                "lambda_b": 2.0 if small else 5.0,
                 "lambda_ramp": False,
                 "negative_prompt": "",
             },

@@ -37,7 +37,7 @@ _PROMPTS = (
     "a house",
     "a red apple",
     "a car in pencil sketch style",
-    "a tree in flat design neon style",
+    "a tree in flat design neon light style",
     "a dog on a blue background",
     "a small fish at the top left",
     "a rocket in glossy 3d style",
