@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +34,9 @@ from PIL import Image
 
 _ASSETS = Path(__file__).resolve().parents[1] / "styledrop_jax" / "assets"
 _TOLERANCE = 1e-3
+_QUIET = 0.3  # load average of each core
 _CHECKED = 2  # images in the check
+_RANDOM = ("tiny", "amused-256", "amused-512")
 _CACHED = "reference, cached"
 _TASKS = {
     "adapter": ("StyleDrop adapter, training", "steps/s", ("reference", _CACHED)),
@@ -59,7 +62,8 @@ def main() -> None:
         "JAX_PLATFORMS": "cuda" if flags.device == "gpu" else "cpu",
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # several processes share the device, and the peak is to be read
     }
-    load = os.getloadavg()[0]
+    if (load := os.getloadavg()[0]) > _QUIET * (os.cpu_count() or 1):
+        print(f"warning: the load average is {load:.1f}: other work falsifies the ratios", file=sys.stderr)
     with tempfile.TemporaryDirectory() as work:
         job, config = _job(flags, Path(work))
         check = _compare(job)
@@ -86,6 +90,8 @@ def _flags() -> argparse.Namespace:
     parser.add_argument("--train-steps", type=int, default=20, help="training steps in one turn")
     parser.add_argument("--steps-per-call", type=int, default=10, help="training steps in one dispatch of ours")
     parser.add_argument("--batches", type=int, default=2, help="batches of images in one turn")
+    threads = "threads of torch; on a machine whose cores are hyperthreads, fewer may be faster"
+    parser.add_argument("--torch-threads", type=int, default=os.cpu_count(), help=threads)
     parser.add_argument("--repeats", type=int, default=5, help="timed turns of every arm")
     parser.add_argument("--tasks", nargs="+", choices=tuple(_TASKS), default=list(_TASKS))
     parser.add_argument("--peak-tflops", type=float, default=989.0, help="of the GPU; 989: H100 and H200, dense bf16")
@@ -104,6 +110,8 @@ def _job(flags: argparse.Namespace, work: Path) -> tuple[Job, dict]:
     shipped = _ASSETS / flags.model / "muse"
     folder = shipped if shipped.is_dir() else Path(flags.model).expanduser()
     if not folder.is_dir():
+        if flags.model not in _RANDOM:
+            raise SystemExit(f"--model {flags.model}: no such folder, and not one of emoji64, {', '.join(_RANDOM)}")
         folder = work / flags.model
         with _process(_write_random, folder, flags.model):
             pass
@@ -130,6 +138,7 @@ def _job(flags: argparse.Namespace, work: Path) -> tuple[Job, dict]:
         train_steps=flags.train_steps,
         steps_per_call=flags.steps_per_call,
         batches=flags.batches,
+        torch_threads=flags.torch_threads,
     )
     return job, config | {"text_length": text["max_position_embeddings"]}
 
@@ -317,7 +326,8 @@ def _notes(job: Job, found: dict[str, dict[str, Measured]], *, check: str, load:
         f"`{_CACHED}` is the same loop without that, which is how ours trains.",
         f"Memory: {memory}.",
         f"Seconds to load, encode, compile and take the first turn: {warm}.",
-        f"{os.cpu_count()} cores, load average {load:.1f} before the run; {libraries}.",
+        f"{os.cpu_count()} cores, {job.torch_threads} torch threads, load average before the run {load:.1f}; "
+        f"{libraries}.",
     ]
     if tflops:
         lines.append(f"FLOP utilisation counts the transformer's matrix products; assumed peak {tflops:g} TFLOP/s.")

@@ -1,5 +1,7 @@
 """Checkpoints of the trainable state, by Orbax: atomic, garbage-collected, restored against an abstract target."""
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from styledrop_jax.errors import UserError
+from styledrop_jax.run import guard
 
 
 class Checkpoints:
@@ -20,16 +23,27 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep: int = 2):
         self._folder = folder
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        with guard(folder):
+            self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def latest(self) -> int | None:
         """The step of the last whole checkpoint, or None."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: dict[str, Any], meta: dict[str, Any]) -> None:
-        """Saves `state` = {"params", "opt"} (trees of arrays) and `meta` (plain JSON) after `step` steps."""
+        """Saves `state` = {"params", "opt"} (trees of arrays) and `meta` (plain JSON) after `step` steps.
+
+        Raises:
+            UserError: the disk is full or read-only, or writing is forbidden; earlier checkpoints stay.
+        """
         args = {name: ocp.args.StandardSave(state[name]) for name in ("params", "opt")}
-        self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **args))
+        with guard(self._folder / str(step)):
+            try:
+                self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **args))
+            except ValueError as error:  # TensorStore wraps what the disk says
+                if not (code := re.search(r"os_error_code='(\d+)'", str(error))):
+                    raise
+                raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
 
     def restore(self, step: int, target: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The state and meta saved at `step`, with the shapes and dtypes of `target`.

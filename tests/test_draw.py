@@ -62,8 +62,9 @@ def as_logits(as_tokens, monkeypatch):
     def decode(predict, tokens, keys, *, steps, temperature, mask_id):
         return Kept(jnp.stack([predict(tokens, jnp.int32(step)) for step in range(steps)], axis=1))
 
+    sample = muse._sample.__wrapped__
     monkeypatch.setattr(muse.maskgit, "decode", decode)
-    monkeypatch.setattr(muse, "_sample", jax.jit(muse._sample.__wrapped__, static_argnums=(0, 7)))
+    monkeypatch.setattr(muse, "_sample", jax.jit(lambda *args: sample(*args), static_argnums=(0, 7)))
 
 
 def _draw(model, branches, *, seeds=None, settings=SETTINGS, batch_size=BATCH, tokens=None) -> np.ndarray:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
@@ -217,6 +218,18 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     _fit(tmp_path, steps=4)
     with pytest.raises(UserError, match=r"checkpoints/4: cannot be restored"):
         _fit(tmp_path, model=Tiny(width=5))
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path, monkeypatch):
+    """As TensorStore reports it."""
+
+    def full(self, step, **kwargs):
+        raise ValueError("RESOURCE_EXHAUSTED: Error writing \"a\": No space left on device [os_error_code='28']")
+
+    _fit(tmp_path, steps=4)
+    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
+    with pytest.raises(UserError, match=r"checkpoints/8: cannot be written: the disk is full"):
+        _fit(tmp_path)
 
 
 def test_a_checkpoint_of_another_setting_is_refused(tmp_path):

@@ -22,6 +22,7 @@ class Job:
         steps: of decoding.
         train_steps, steps_per_call: training steps in one turn, and in one dispatch of ours.
         batches: batches of images in one turn.
+        torch_threads: of the reference on the CPU; JAX takes what it takes by default.
     """
 
     folder: Path
@@ -32,6 +33,7 @@ class Job:
     train_steps: int
     steps_per_call: int
     batches: int
+    torch_threads: int
 
     @property
     def batch(self) -> int:

@@ -4,13 +4,14 @@ That trainer, `examples/amused/train_amused.py`, needs torchvision, datasets and
 """
 
 import functools
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
+import transformers
 from diffusers import AmusedPipeline, AmusedScheduler, UVit2DModel, VQModel
 from torch import nn
 from torch.nn import functional
@@ -18,11 +19,17 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 
 from muse_sides.job import GUIDANCE, LEARNING_RATE, RANK, Job
 
-torch.set_num_threads(os.cpu_count() or 1)
+for library in (diffusers, transformers):
+    library.utils.logging.set_verbosity_error()
+    library.utils.logging.disable_progress_bar()
+
+_LOCAL: dict[str, Any] = dict(local_files_only=True)
+_WHOLE: dict[str, Any] = dict(low_cpu_mem_usage=False, **_LOCAL)  # anything else asks for accelerate
 
 
 def prepare(job: Job, task: str, *, cached: bool) -> Callable[[], int]:
     """Loads the model; each call of the result does one turn's work, to the end, and returns its units."""
+    torch.set_num_threads(job.torch_threads)
     return _sampling(job) if task == "sample" else _training(job, task, cached=cached)
 
 
@@ -34,6 +41,7 @@ def peak() -> float:
 def check(job: Job) -> dict[str, np.ndarray]:
     """What both sides must agree on, in float32, with our side's `adapter.npz`."""
     torch.backends.cudnn.allow_tf32 = False
+    torch.set_num_threads(job.torch_threads)
     model = _Model(job)
     adapter = _attach(model.transformer.requires_grad_(False))
     inputs, values = np.load(job.work / "check.npz"), np.load(job.work / "adapter.npz")
@@ -65,12 +73,13 @@ class _Model:
 
     def __init__(self, job: Job):
         self.device = "cuda" if job.device == "gpu" else "cpu"
-        load: dict[str, Any] = dict(torch_dtype=torch.float32, local_files_only=True)
-        self.transformer = UVit2DModel.from_pretrained(job.folder / "transformer", **load).to(self.device).train()
-        self.codec = VQModel.from_pretrained(job.folder / "vqvae", **load).to(self.device).requires_grad_(False)
-        tower = CLIPTextModelWithProjection.from_pretrained(job.folder / "text_encoder", **load).to(self.device)
-        self.tower = tower.eval().requires_grad_(False)
-        tokenizer = CLIPTokenizer.from_pretrained(job.folder / "tokenizer", local_files_only=True)
+        transformer = UVit2DModel.from_pretrained(job.folder / "transformer", dtype=torch.float32, **_WHOLE)
+        codec = VQModel.from_pretrained(job.folder / "vqvae", dtype=torch.float32, **_WHOLE)
+        tower = CLIPTextModelWithProjection.from_pretrained(job.folder / "text_encoder", dtype=torch.float32, **_LOCAL)
+        tokenizer = CLIPTokenizer.from_pretrained(job.folder / "tokenizer", **_LOCAL)
+        self.transformer = transformer.to(self.device).train()
+        self.codec = codec.to(self.device).requires_grad_(False)
+        self.tower = tower.to(self.device).eval().requires_grad_(False)
         length = tower.config.max_position_embeddings
         ids = tokenizer(list(job.prompts), padding="max_length", truncation=True, max_length=length)["input_ids"]
         self.ids = torch.tensor(ids, device=self.device)  # [b, t]
@@ -159,7 +168,7 @@ def _training(job: Job, task: str, *, cached: bool) -> Callable[[], int]:
 
 def _sampling(job: Job) -> Callable[[], int]:
     dtype, device = (torch.bfloat16, "cuda") if job.device == "gpu" else (torch.float32, "cpu")
-    pipeline = AmusedPipeline.from_pretrained(job.folder, torch_dtype=dtype, local_files_only=True).to(device)
+    pipeline = AmusedPipeline.from_pretrained(job.folder, dtype=dtype, **_WHOLE).to(device)
     pipeline.set_progress_bar_config(disable=True)
     settings: dict[str, Any] = dict(num_inference_steps=job.steps, guidance_scale=GUIDANCE, output_type="pt")
 
