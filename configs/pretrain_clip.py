@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
             "vocabulary": "core",
             "seed": 0,
             "batch_size": 128,
-            "steps": 800,
+            "steps": 500,
             "learning_rate": 1e-3,
             "warmup": 50,
             "weight_decay": 0.1,

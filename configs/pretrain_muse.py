@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
             "pack": 40000,
             "text_dropout": 0.1,
             "batch_size": 32,
-            "steps": 3000,
+            "steps": 2500,
             "learning_rate": 1e-3,
             "warmup": 100,
             "weight_decay": 0.03,

@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
             "vocabulary": "full",
             "seed": 0,
             "batch_size": 16,
-            "steps": 3000,
+            "steps": 1500,
             "learning_rate": 2e-3,
             "warmup": 100,
             "weight_decay": 0.0,

@@ -37,7 +37,7 @@ def tiny_muse():
         block_out_channels=16,
         num_res_blocks=1,
         block_num_heads=2,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=48,
         sample_size=4,

@@ -15,6 +15,9 @@ from styledrop_jax import log, train
 from styledrop_jax.errors import UserError
 from styledrop_jax.optim import adam
 
+# when one read of a damaged checkpoint fails, Orbax drops its others
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 KEY = jax.random.key(0)
 HEAD = nnx.All(nnx.Param, nnx.PathContains("head"))
 
@@ -213,7 +216,6 @@ def test_a_damaged_checkpoint_is_named(how, tmp_path):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax drops its other reads
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     _fit(tmp_path, steps=4)
     with pytest.raises(UserError, match=r"checkpoints/4: cannot be restored"):
