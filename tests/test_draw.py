@@ -88,8 +88,12 @@ def test_an_image_is_the_same_in_any_company(tiny_muse, style):
     for rows in ([5], [2, 0], [4, 3, 2, 1]):
         some = _draw(tiny_muse, style_branches(style, [PROMPTS[i] for i in rows], SETTINGS), seeds=rows)
         np.testing.assert_array_equal(some, images[rows])
-    other_size = _draw(tiny_muse, style_branches(style, PROMPTS, SETTINGS), batch_size=3)
-    np.testing.assert_allclose(other_size, images, atol=1e-4)
+
+
+def test_an_image_does_not_depend_on_the_batch_size(tiny_muse):
+    branches = base_branches(tiny_muse, PROMPTS, SETTINGS)
+    images, other = _draw(tiny_muse, branches), _draw(tiny_muse, branches, batch_size=3)
+    np.testing.assert_allclose(other, images, atol=1e-4)
 
 
 def test_seeds_and_prompts_make_the_image(tiny_muse, style, as_tokens):

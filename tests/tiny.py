@@ -110,10 +110,14 @@ def build_models(folder: Path, *, seed: int) -> Path:
 
 
 def _weights(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
-    """Every weight random: at its usual initial zeros and ones much of a model does nothing."""
+    """Random, with scales at which different images are different tokens, and different tokens different images."""
     rng = np.random.default_rng(seed)
-    spread = {name: 1.0 if "quantize" in name else 0.3 for name in sorted(shapes)}
-    return {name: np.asarray(rng.normal(0, s, shapes[name]), np.float32) for name, s in spread.items()}
+
+    def weight(name: str) -> np.ndarray:
+        noise = rng.normal(0, 1.0 if "quantize" in name else 0.3, shapes[name])
+        return noise * (not name.endswith("bias")) + ("norm" in name and name.endswith("weight"))
+
+    return {name: np.asarray(weight(name), np.float32) for name in sorted(shapes)}
 
 
 def picture(path: Path, *, seed: int = 0, size: tuple[int, int] = (20, 16), **save: object) -> Path:
