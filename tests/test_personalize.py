@@ -16,6 +16,7 @@ from styledrop_jax import run as run_folder
 from styledrop_jax.adapters.base import load_adapter
 from styledrop_jax.checkpoint import Checkpoints
 from styledrop_jax.data import folders
+from styledrop_jax.feedback import scorers
 from styledrop_jax.run import JsonLines, read_json, read_jsonl, write_json
 
 
@@ -386,11 +387,16 @@ def test_scorers_decide_by_their_weighted_sum(tmp_path, weights):
     assert read_json(workdir / "round_1" / "selected.json")["selected"] == best
 
 
-def test_random_feedback_is_another_choice_than_clips(tmp_path):
+def test_random_feedback_looks_at_nothing_but_the_seed():
     rows = read_jsonl(tiny.finished() / "round_1" / "scores.jsonl")
-    by_text, by_chance = (sorted(rows, key=lambda row: row["scores"][name]) for name in ("clip_text", "random"))
-    assert [row["file"] for row in by_text] != [row["file"] for row in by_chance]
-    assert len({row["scores"]["random"] for row in rows}) == len(rows)
+    ids = [(row["prompt"], row["image"]) for row in rows]
+
+    def chance(seed: int) -> list[float]:
+        samples = scorers.Samples(images=None, prompts=[], ids=ids, references=None, clip=None, seed=seed)
+        return list(scorers.SCORERS["random"](samples))
+
+    assert [row["scores"]["random"] for row in rows] == chance(read_json(tiny.finished() / "config.json")["seed"])
+    assert chance(1) != chance(2)
 
 
 def test_top_k_and_threshold(tmp_path, capfd):

@@ -12,8 +12,11 @@ from diffusers import AmusedPipeline, AmusedScheduler, UVit2DModel, VQModel
 from flax import nnx
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
+from styledrop_jax import hub
 from styledrop_jax.backbones import muse
 from styledrop_jax.errors import UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore:prompt .* tokens, the text encoder reads 12")
 
 PROMPTS = ["a cat in watercolor painting style", "猫の絵、水彩", "قطة في الثلج", "🦊👩‍👩‍👧", "naïve café", ""]
 
@@ -130,6 +133,34 @@ def test_every_step_of_the_reference_pipeline_has_our_logits(loaded, pipeline):
     with torch.no_grad():
         pictures = pipeline.vqvae.decode(tokens, force_not_quantize=True, shape=shape).sample.clip(0, 1)
     _close(loaded.decode_tokens(tokens.numpy()), pictures.permute(0, 2, 3, 1))
+
+
+def test_the_shipped_model_opens_in_the_reference_library_and_agrees():
+    pipeline = AmusedPipeline.from_pretrained(hub.SHIPPED / "emoji64" / "muse").to(torch.float32)
+    model = muse.load("emoji64")
+    prompts, n = ["a cat in pencil sketch style", ""], model.grid
+    ids = pipeline.tokenizer(
+        prompts,
+        return_tensors="pt",
+        padding="max_length",
+        truncation=True,
+        max_length=pipeline.tokenizer.model_max_length,
+    ).input_ids
+    tokens = np.random.default_rng(0).integers(0, 1024, (2, n, n)).astype(np.int32)
+    tokens[:, : n // 2] = model.mask_id
+    micro = jnp.tile(model.micro, (2, 1))
+    with torch.no_grad():
+        text = pipeline.text_encoder(ids, output_hidden_states=True)
+        logits = pipeline.transformer(
+            torch.from_numpy(tokens).long(),
+            micro_conds=torch.from_numpy(np.asarray(micro).copy()),
+            pooled_text_emb=text.text_embeds,
+            encoder_hidden_states=text.hidden_states[-2],
+        )
+    ours = nnx.jit(lambda denoiser, *inputs: denoiser(*inputs))(
+        model.denoiser, tokens, *model.encode_text(prompts), micro
+    )
+    _close(ours, logits.permute(0, 2, 3, 1))
 
 
 @pytest.mark.parametrize(
