@@ -10,6 +10,5 @@ if [ ! -f "$stamp" ]; then
   touch "$stamp"
 fi
 source .venv/bin/activate
-export NPROC="${NPROC:-32}"  # jaxlib's collectives between virtual CPU devices deadlock with fewer threads
 # Huge pages for XLA's buffers: a third less time in the kernel on a CPU.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"

@@ -70,14 +70,14 @@ def test_a_picture_does_not_depend_on_what_it_is_drawn_with(tmp_path):
 def test_a_line_of_images_jsonl_reproduces_its_picture(tmp_path):
     words = ["--prompt", "a cat", "--seed", 7, "--num", 2, "--round", 1, "--negative-prompt", "a red house"]
     first = _draw(tmp_path / "first", *words, "--lambda-a", 0.5, "--lambda-b", 1.5, "--temperature", 2)
-    line, picture = first[1]
+    line, picture = first[0]
     flags = ("round", "seed", "lambda_a", "lambda_b", "steps", "temperature", "negative_prompt", "batch_size")
     words = [word for name in flags for word in (f"--{name.replace('_', '-')}", line[name])]
     again = _draw(tmp_path / "again", "--prompt", line["text"], "--descriptor=", "--num", 1, *words, run=line["run"])
     assert _pictures(again) == [picture]
     assert line["base_hash"] == read_json(tiny.finished() / "manifest.json")["base"]["hash"]
     assert {"version", "jax", "device", "adapter", "lambda_ramp"} <= set(line)
-    plain = _draw(tmp_path / "plain", "--prompt", "a cat", "--seed", 8, "--num", 1, "--round", 1)
+    plain = _draw(tmp_path / "plain", "--prompt", "a cat", "--seed", 7, "--num", 1, "--round", 1)
     assert _pictures(plain) != [picture], "the flags did nothing"
 
 
