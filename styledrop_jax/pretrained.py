@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple, Self
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +20,7 @@ from safetensors.numpy import save_file
 
 from styledrop_jax import tree
 from styledrop_jax.errors import UserError
+from styledrop_jax.models import single_file
 from styledrop_jax.models.rules import Layout, Rules
 
 _PERMUTATIONS: dict[Layout, tuple[int, ...]] = {
@@ -66,6 +68,15 @@ def shapes(module: nnx.Module, rules: Rules) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, (_, _, shape) in _names(module, rules).items()}
 
 
+class _Place(NamedTuple):
+    """Of a tensor: its file, its name there, its shape, and which third of the stored rows it is, None for all."""
+
+    file: Path
+    stored: str
+    shape: tuple[int, ...]
+    third: int | None = None
+
+
 class Tensors(Mapping[str, np.ndarray]):
     """The tensors of one or more safetensors files, read one at a time on access.
 
@@ -78,7 +89,7 @@ class Tensors(Mapping[str, np.ndarray]):
     """
 
     def __init__(self, files: list[Path], rules: Rules):
-        self._where = {}
+        self._where: dict[str, _Place] = {}
         for file in files:
             with open_safetensors(file) as handle:
                 for stored in handle.keys():  # noqa: SIM118  a safetensors handle is not a mapping
@@ -90,12 +101,34 @@ class Tensors(Mapping[str, np.ndarray]):
                     part = handle.get_slice(stored)
                     if (dtype := part.get_dtype()) not in _FLOATS:
                         raise UserError(f"{file}: {stored} is {dtype}, expected one of {', '.join(_FLOATS)}")
-                    self._where[name] = (file, stored, tuple(part.get_shape()))
+                    self._where[name] = _Place(file, stored, tuple(part.get_shape()))
+
+    @classmethod
+    def of_single_file(cls, file: Path) -> dict[str, Self]:
+        """The components of a Stable Diffusion checkpoint in one file, by the names of the diffusers layout.
+
+        Returns:
+            {"unet" | "vae" | "text_encoder": its tensors}
+
+        Raises:
+            UserError: it is not such a file, or not readable.
+        """
+        whole = cls([file], Rules(rules=(), ignored=single_file.IGNORED))._where
+        components = {}
+        for component, sources in single_file.split(list(whole), source=str(file)).items():
+            components[component] = tensors = cls([], Rules(rules=()))
+            for name, (stored, third) in sources.items():
+                shape = whole[stored].shape
+                shape = shape if third is None else (shape[0] // 3, *shape[1:])
+                tensors._where[name] = _Place(file, stored, shape, third)
+        return components
 
     def __getitem__(self, name: str) -> np.ndarray:
-        file, stored, _ = self._where[name]
+        file, stored, shape, third = self._where[name]
         with open_safetensors(file) as handle:
-            return handle.get_tensor(stored)
+            if third is None:
+                return handle.get_tensor(stored)
+            return handle.get_slice(stored)[third * shape[0] : (third + 1) * shape[0]]
 
     def __iter__(self):
         return iter(self._where)
@@ -105,7 +138,7 @@ class Tensors(Mapping[str, np.ndarray]):
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """{name: shape} without reading any data."""
-        return {name: shape for name, (_, _, shape) in self._where.items()}
+        return {name: place.shape for name, place in self._where.items()}
 
 
 def open_safetensors(file: Path):
@@ -147,10 +180,18 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
     raise UserError(f"{folder}: expected {stem}.safetensors{hint}")
 
 
+def _viewed(shape: tuple[int, ...], layout: Layout, expected: tuple[int, ...]) -> tuple[int, ...]:
+    """`expected` for a linear layer stored as a 1×1 convolution or the reverse, which hold the same numbers."""
+    same = layout in ("linear", "1x1") and shape[:2] == expected[:2] and set(shape[2:]) <= {1}
+    return expected if same else shape
+
+
 def load(
     build: Callable[[], nnx.Module], tensors: Mapping[str, np.ndarray], rules: Rules, *, source: str, dtype=jnp.float32
 ) -> nnx.Module:
     """Builds a module without initialising it and fills every parameter from `tensors`, one tensor at a time.
+
+    A linear layer may be stored as a 1×1 convolution and the reverse.
 
     Args:
         build: constructs the module; run abstractly, so no memory is spent on random weights.
@@ -165,10 +206,14 @@ def load(
     module = nnx.eval_shape(build)
     names = _names(module, rules)
     found = tensors.shapes() if isinstance(tensors, Tensors) else {name: a.shape for name, a in tensors.items()}
+    found = {name: _viewed(shape, *names[name][1:]) if name in names else shape for name, shape in found.items()}
     if problems := tree.differences(found, {name: shape for name, (_, _, shape) in names.items()}):
         raise UserError(f"{source} does not fit the model, {len(problems)} tensors differ: " + "; ".join(problems))
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
-    filled = {path: jnp.asarray(_from_file(tensors[name], layout), dtype) for name, (path, layout, _) in names.items()}
+    filled = {
+        path: jnp.asarray(_from_file(tensors[name].reshape(shape), layout), dtype)
+        for name, (path, layout, shape) in names.items()
+    }
     flat = [(path, param.replace(filled[path])) for path, param in nnx.to_flat_state(params)]
     return nnx.merge(graphdef, nnx.from_flat_state(flat), rest)
 
@@ -192,6 +237,7 @@ def save(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, s
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(dict(tensors), temporary, metadata={"format": "pt", **(metadata or {})})
+        temporary.chmod(path.parent.stat().st_mode & 0o666)  # safetensors leaves it to its owner alone
         os.replace(temporary, path)
     except (SafetensorError, OSError) as error:  # safetensors wraps what the disk says
         with contextlib.suppress(OSError):

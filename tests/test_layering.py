@@ -12,7 +12,7 @@ ROOT = Path(styledrop_jax.__file__).parent
 # `models` do not know each other.
 RUNGS = [
     {"errors"},
-    {"run", "tree", "sharding", "schedules"},
+    {"run", "tree", "sharding", "schedules", "noise"},
     {"log"},
     {"models", "samplers", "losses", "data", "config"},
     {"pretrained", "adapters", "optim", "checkpoint"},

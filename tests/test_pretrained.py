@@ -232,6 +232,12 @@ def test_quantised_weights_are_refused(tmp_path):
         _load([tmp_path / "x.safetensors"])
 
 
+def test_who_may_read_the_folder_may_read_what_is_saved_in_it(tmp_path):
+    tmp_path.chmod(0o755)
+    pretrained.save(tmp_path / "a.safetensors", {"w": np.zeros(2, np.float32)})
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o644
+
+
 def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     file = tmp_path / "x.safetensors"
     pretrained.save(file, _tensors())

@@ -4,6 +4,7 @@ Images in [0, 1], unnormalised, become a grid of codebook indices and back (Esse
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -44,12 +45,7 @@ class Config:
         Raises:
             UserError: a setting this implementation does not have.
         """
-        for name, supported in (("act_fn", "silu"), ("norm_type", "group")):
-            if values.get(name, supported) != supported:
-                raise UserError(f"vqvae/config.json: {name} is {values[name]!r}, only {supported!r} is supported")
-        for name, supported in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
-            if others := set(values.get(name, ())) - {supported}:
-                raise UserError(f"vqvae/config.json: {name} has {min(others)!r}, only {supported!r} is supported")
+        check_blocks(values, source="vqvae/config.json")
         known = {field.name for field in dataclasses.fields(cls)}
         kept = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known and v is not None}
         kept.setdefault("vq_embed_dim", kept.get("latent_channels", 3))
@@ -82,17 +78,31 @@ class Config:
 
     @classmethod
     def emoji64(cls) -> "Config":
-        """The shipped tokenizer: 4 pixels a token, 1024 codes."""
+        """The shipped tokenizer: 4 pixels a token, 256 codes."""
         return cls(
             block_out_channels=(8, 16, 64),
             latent_channels=32,
-            num_vq_embeddings=1024,
+            num_vq_embeddings=256,
             vq_embed_dim=32,
             norm_num_groups=4,
             mid_block_add_attention=False,
             lookup_from_codebook=True,
             sample_size=64,
         )
+
+
+def check_blocks(values: Mapping[str, Any], *, source: str) -> None:
+    """Refuses a config, read from the file `source`, whose encoder or decoder has blocks other than those here.
+
+    Raises:
+        UserError: names the first setting that is not supported.
+    """
+    for name, supported in (("act_fn", "silu"), ("norm_type", "group")):
+        if values.get(name, supported) != supported:
+            raise UserError(f"{source}: {name} is {values[name]!r}, only {supported!r} is supported")
+    for name, supported in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+        if others := set(values.get(name, ())) - {supported}:
+            raise UserError(f"{source}: {name} has {min(others)!r}, only {supported!r} is supported")
 
 
 class _Resnet(nnx.Module):
