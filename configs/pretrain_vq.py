@@ -1,4 +1,4 @@
-"""The tokenizer of emoji64: 64-pixel drawings → 16×16 tokens of 1,024 codes.
+"""The tokenizer of emoji64: 64-pixel drawings → 16×16 tokens of 256 codes.
 
 bash launch/fetch_corpus.sh corpus
 styledrop pretrain --config configs/pretrain_vq.py --workdir pretrain/vq
@@ -12,15 +12,18 @@ def get_config() -> ConfigDict:
         {
             "task": "vq",
             "corpus": "corpus",
+            "init": "",
             "vocabulary": "full",
             "seed": 0,
             "batch_size": 16,
             "steps": 1500,
+            "optimizer": "adam",
             "learning_rate": 2e-3,
             "warmup": 100,
             "weight_decay": 0.0,
             "b2": 0.99,
             "steps_per_call": 1,
+            "precision": "float32",
             "checkpoint_every": 500,
             "revive_every": 50,
         }

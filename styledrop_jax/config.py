@@ -116,19 +116,26 @@ PERSONALIZE: Schema = {
 _PRETRAIN: Schema = {
     "task": Field(str, "what is trained", choices=("vq", "clip", "muse")),
     "corpus": Field(str, "folder that launch/fetch_corpus.sh made", empty=False),
-    "vocabulary": Field(str, "which concepts are drawn", choices=("core", "full")),
+    "vocabulary": Field(str, "which concepts are drawn", choices=("starter", "core", "full")),
     "seed": Field(int, "the one source of randomness", 0, 2**31 - 1),
     "batch_size": Field(int, "examples a step", 1),
     "steps": Field(int, "training steps", 1),
+    "optimizer": Field(str, "muon: Muon for the matrices, Adam for the rest", choices=("adam", "muon")),
     "learning_rate": Field(float, "peak of the cosine schedule", 0, 1, above=True),
     "warmup": Field(int, "steps of linear warm-up", 0),
     "weight_decay": Field(float, "AdamW's decoupled decay of matrices", 0),
     "b2": Field(float, "Adam's second-moment decay", 0, 1),
     "steps_per_call": Field(int, "steps per dispatch: more on a GPU", 1),
+    "precision": Field(
+        str, "of products; bfloat16 sums in float32 and is faster on matrix units", choices=("float32", "bfloat16")
+    ),
     "checkpoint_every": Field(int, "steps between checkpoints and pictures", 1),
 }
 _TASKS: Mapping[str, Schema] = {
-    "vq": {"revive_every": Field(int, "steps between moves of unused codes", 1)},
+    "vq": {
+        "revive_every": Field(int, "steps between moves of unused codes", 1),
+        "init": Field(str, "an exported vqvae folder whose decoder to train on, its tokens kept; empty starts anew"),
+    },
     "clip": {
         "vocab_size": Field(int, "tokens of the text vocabulary", 514),
         "max_length": Field(int, "tokens of a caption", 8),

@@ -240,7 +240,7 @@ class _Job:
             data,
             trainable,
             _tuning_loss,
-            optim.adam(hyper.learning_rate),
+            optim.make(hyper.learning_rate),
             batches,
             steps=hyper.steps,
             key=jax.random.fold_in(key, 1),

@@ -74,7 +74,12 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
         UserError: the corpus or a model that this one builds on is missing.
     """
     tasks = {"vq": _vq, "clip": _clip, "muse": _muse}
-    with Run.open(workdir, config.to_dict()) as run, log.Logger(workdir) as logger:
+    products = {"float32": None, "bfloat16": "BF16_BF16_F32"}[config.precision]
+    with (
+        jax.default_matmul_precision(products),
+        Run.open(workdir, config.to_dict()) as run,
+        log.Logger(workdir) as logger,
+    ):
         data = corpus.load(Path(config.corpus))
         task = tasks[config.task](config, data, Path(workdir))
         graphdef, _, frozen = train.split(task.model, task.trainable)
@@ -93,11 +98,12 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
             task.model,
             task.trainable,
             task.loss,
-            optim.adam(
+            optim.make(
                 config.learning_rate,
                 steps=config.steps,
                 warmup=config.warmup,
                 schedule="cosine",
+                muon=config.optimizer == "muon",
                 weight_decay=config.weight_decay,
                 clip_norm=1.0,
                 b2=config.b2,
@@ -152,10 +158,15 @@ def _vq_loss(model: vqgan.VQModel, batch: jax.Array, key: jax.Array) -> tuple[ja
 
 @jax.jit
 def _revive(table: jax.Array, features: jax.Array, key: jax.Array) -> jax.Array:
-    """Codes [v, d] that no feature [n, d] of a large batch chose, moved onto features drawn at random."""
-    distance = (table**2).sum(-1) - 2 * features @ table.T
+    """Codes [v, d] that no feature [n, d] of a large batch chose, moved to where the codebook errs most.
+
+    Features are drawn by their squared distance to the nearest code (k-means++). Drawn evenly, most would be of the
+    plain background, which would then take hundreds of codes and hide the drawing from whoever reads the tokens.
+    """
+    distance = (features**2).sum(-1, keepdims=True) + (table**2).sum(-1) - 2 * features @ table.T
     dead = jnp.bincount(jnp.argmin(distance, -1), length=table.shape[0]) == 0
-    drawn = features[jax.random.randint(key, (table.shape[0],), 0, features.shape[0])]
+    error = jnp.maximum(distance.min(-1), 1e-9)
+    drawn = features[jax.random.categorical(key, jnp.log(error), shape=(table.shape[0],))]
     return jnp.where(dead[:, None], drawn, table)
 
 
@@ -167,8 +178,13 @@ def _vq(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> Task:
         images, _ = _examples(data, config, start * size, count * size)
         return jnp.asarray(images).reshape(count, size, *images.shape[1:])
 
+    held = data.held_out_images(32)
     model_config = vqgan.Config.emoji64()
-    model = vqgan.VQModel(model_config, rngs=nnx.Rngs(config.seed))
+    if config.init:
+        model = muse.load_codec(Path(config.init))
+        model_config = model.config
+    else:
+        model = vqgan.VQModel(model_config, rngs=nnx.Rngs(config.seed))
     encode = nnx.jit(lambda m, images: m.features(_unit(images)))
 
     def spread(params_model: vqgan.VQModel, step: int) -> jax.Array:
@@ -177,16 +193,15 @@ def _vq(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> Task:
         key = jax.random.fold_in(jax.random.key(config.seed + 1), step)
         return _revive(params_model.quantize.embedding[...], features, key)
 
-    model.quantize.embedding[...] = spread(model, 0)
+    if not config.init:
+        model.quantize.embedding[...] = spread(model, 0)
 
     def after(step: int, state: dict, graphdef: nnx.GraphDef, frozen: dict) -> dict:
-        if step % config.revive_every or step > config.steps * 3 // 4:
+        if config.init or step % config.revive_every or step > config.steps * 3 // 4:
             return state
         merged = nnx.merge(graphdef, state["params"], frozen)
         state["params"]["quantize"]["embedding"] = spread(merged, step)
         return state
-
-    held = data.held_out_images(32)
 
     def picture(trained: vqgan.VQModel) -> np.ndarray:
         out = trained.decode(trained.encode(_unit(held)))
@@ -198,7 +213,16 @@ def _vq(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> Task:
         tensors = pretrained.export(trained, vqgan.RULES, dtype=np.float16)
         hub.save_component(folder / "vqvae", model_config.to_dict(), tensors)
 
-    return Task(model=model, loss=_vq_loss, batches=batches, after=after, picture=picture, export=export)
+    decoder = nnx.Any(nnx.PathContains("decoder"), nnx.PathContains("post_quant_conv"))
+    return Task(
+        model=model,
+        trainable=nnx.All(nnx.Param, decoder) if config.init else nnx.Param,
+        loss=_vq_loss,
+        batches=batches,
+        after=after,
+        picture=picture,
+        export=export,
+    )
 
 
 # ---------------------------------------------------------------- CLIP
@@ -333,7 +357,7 @@ def _muse(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> Task:
     def picture(trained: _Conditioned) -> np.ndarray:
         prompts = [prompt for prompt in _PROMPTS for _ in range(4)]
         current = dataclasses.replace(model, denoiser=trained.denoiser)
-        settings = draw.Settings(lambda_b=3.0)
+        settings = draw.Settings(temperature=2.0, lambda_b=1.0)
         branches = draw.base_branches(current, prompts, settings)
         chunks = draw.draw(current, branches, range(len(prompts)), settings=settings, batch_size=16)
         return folders.grid(list(np.concatenate(list(chunks))), columns=8, captions=prompts, scale=2)
@@ -351,7 +375,7 @@ def _muse(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> Task:
         scheduler = _SCHEDULER | {"mask_token_id": denoiser.config.mask_token_id}
         write_json(out / "scheduler" / "scheduler_config.json", scheduler)
         hub.save_index(out, "AmusedPipeline", _PARTS)
-        known = data.core | (config.vocabulary == "full")
+        known = data.vocabulary(config.vocabulary)
         names = {name for concept, kept in zip(data.names, known, strict=True) if kept for name in concept}
         write_json(out.parent / "vocabulary.json", sorted(names))
 

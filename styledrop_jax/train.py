@@ -104,13 +104,8 @@ def fit(
     state = init_state(params, optimizer)
     step_fn = make_train_step(loss, optimizer)
     checkpoints = Checkpoints(folder)
-    start = checkpoints.latest() or 0
     meta = meta or {}
-    if start:
-        restored, found = checkpoints.restore(start, state)
-        if found != meta:
-            raise UserError(f"{folder}: holds a checkpoint of {found}, this run has {meta}")
-        state = {**restored, "step": jnp.asarray(start, jnp.int32)}
+    start, state = _resume(checkpoints, folder, state, meta)
     devices = sharding.mesh()
     if devices.size > 1:
         state, frozen = sharding.replicate((state, frozen), devices)
@@ -131,10 +126,8 @@ def fit(
             if not np.isfinite(metrics["loss"]) or (saves and not _finite(state["params"])):
                 good = checkpoints.latest()
                 kept = f"the last good checkpoint is {folder / str(good)}" if good else "there is no checkpoint yet"
-                raise UserError(
-                    f"{stage}: not a number any more by step {done} (loss {metrics['loss']}); {kept}; "
-                    "lower the learning rate"
-                )
+                found = f"not a number any more by step {done} (loss {metrics['loss']})"
+                raise UserError(f"{stage}: {found}; {kept}; lower the learning rate")
             if after is not None:
                 state = after(done, state, graphdef, frozen)
             logger.scalars(done, {name: float(value) for name, value in metrics.items()})
@@ -143,6 +136,17 @@ def fit(
                 checkpoints.save(done, state, meta)
     checkpoints.close()
     return state["params"]
+
+
+def _resume(checkpoints: Checkpoints, folder: Path, state: dict, meta: dict[str, Any]) -> tuple[int, dict]:
+    """The step of the last checkpoint and the state it holds; 0 and `state` if there is none."""
+    start = checkpoints.latest() or 0
+    if not start:
+        return 0, state
+    restored, found = checkpoints.restore(start, state)
+    if found != meta:
+        raise UserError(f"{folder}: holds a checkpoint of {found}, this run has {meta}")
+    return start, {**restored, "step": jnp.asarray(start, jnp.int32)}
 
 
 @jax.jit

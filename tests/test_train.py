@@ -11,9 +11,8 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
-from styledrop_jax import log, train
+from styledrop_jax import log, optim, train
 from styledrop_jax.errors import UserError
-from styledrop_jax.optim import adam
 
 # when one read of a damaged checkpoint fails, Orbax drops its others
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -65,7 +64,7 @@ def _fit(folder, *, steps=8, model=None, loss=_loss, batches=_batches, trainable
             Tiny() if model is None else model,
             trainable,
             loss,
-            adam(1e-2),
+            optim.make(1e-2),
             batches,
             steps=steps,
             key=KEY,
@@ -243,7 +242,7 @@ def test_a_checkpoint_of_another_setting_is_refused(tmp_path):
 
 
 def test_many_styles_train_at_once_as_they_do_alone():
-    optimizer = adam(1e-2)
+    optimizer = optim.make(1e-2)
     graphdef, params, frozen = train.split(Tiny(), HEAD)
     step = train.make_train_step(_loss, optimizer)
     starts = [jax.tree.map(lambda p, scale=scale: p * scale, params) for scale in (1.0, 0.5, -2.0)]
@@ -272,12 +271,26 @@ def test_schedules_of_the_learning_rate():
             sizes.append(float(jnp.abs(updates["b"]).max()))
         return updates, sizes
 
-    _, rising = sizes(adam(0.1, warmup=4), params, 6)
+    _, rising = sizes(optim.make(0.1, warmup=4), params, 6)
     np.testing.assert_allclose(rising, [0, 0.025, 0.05, 0.075, 0.1, 0.1], atol=1e-5)
-    _, cosine = sizes(adam(0.1, warmup=1, steps=5, schedule="cosine"), params, 6)
+    _, cosine = sizes(optim.make(0.1, warmup=1, steps=5, schedule="cosine"), params, 6)
     assert cosine[0] == 0 and cosine[1] == pytest.approx(0.1, abs=1e-5) and cosine[5] == pytest.approx(0, abs=1e-6)
-    updates, _ = sizes(adam(0.1, weight_decay=0.5), zeros, 1)
+    updates, _ = sizes(optim.make(0.1, weight_decay=0.5), zeros, 1)
     np.testing.assert_allclose(updates["w"], -0.05 * np.ones((2, 2)), rtol=1e-5)
     np.testing.assert_array_equal(updates["b"], 0)
-    clipped = adam(0.1, clip_norm=1.0)
+    clipped = optim.make(0.1, clip_norm=1.0)
     assert isinstance(clipped, optax.GradientTransformation)
+
+
+@pytest.mark.parametrize("muon", [False, True])
+def test_muon_takes_matrices_inside_the_network(muon):
+    rng = np.random.default_rng(0)
+    uneven = rng.standard_normal((8, 6)) @ np.diag([9, 3, 1, 0.3, 0.1, 0.03])
+    grads = {name: {"kernel": jnp.asarray(uneven, jnp.float32)} for name in ("layer", "embedding")}
+    grads["bias"] = jnp.ones(3)
+    optimizer = optim.make(0.1, muon=muon)
+    updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
+    spread = np.linalg.svd(updates["layer"]["kernel"], compute_uv=False)
+    assert (spread[-1] / spread[0] > 0.3) == muon, "orthogonalised: every direction moves alike"
+    for moved in (updates["embedding"]["kernel"], updates["bias"]):  # Adam's first step: the same for every number
+        np.testing.assert_allclose(np.abs(moved), np.abs(moved).max(), rtol=1e-3)

@@ -66,7 +66,7 @@ def _training(job: Job, model: muse.Muse, task: str) -> Callable[[], int]:
     tokens, text = jnp.asarray(model.encode_images(job.images())), model.encode_text(job.prompts)
     denoiser, trainable = (model.denoiser, nnx.Param) if task == "full" else (_adapted(model), AdapterParam)
     graphdef, params, frozen = train.split(denoiser, trainable)
-    optimizer = optim.adam(LEARNING_RATE)
+    optimizer = optim.make(LEARNING_RATE)
     state = train.init_state(params, optimizer)
 
     def loss(denoiser, rows, key):

@@ -96,9 +96,9 @@ def draw_scene(
         treatment: what will be done to the picture; colours are only named where it keeps them.
     """
     roll = rng.random()
-    layout = "centred" if roll < 0.72 else "small" if roll < 0.84 else "large" if roll < 0.89 else "paired"
+    layout = "centred" if roll < 0.88 else "small" if roll < 0.93 else "large" if roll < 0.96 else "paired"
     count = 2 if layout == "paired" else 1
-    coloured = treatment.keeps_colour and rng.random() < 0.4
+    coloured = treatment.keeps_colour and rng.random() < 0.3
     return Scene(
         drawings=drawings[:count],
         names=names[:count],

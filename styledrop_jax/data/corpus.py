@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from styledrop_jax.data import compose
 from styledrop_jax.data.drawings import ARTISTS, SIZE, Artist, match_drawings, read_concepts, read_icons, render
 from styledrop_jax.data.treatments import TREATMENTS, Treatment
-from styledrop_jax.data.words import CORE_EXCLUDED, CORE_INCLUDED, CORE_SUBGROUPS, EVERYDAY, SYNONYMS
+from styledrop_jax.data.words import CORE_EXCLUDED, CORE_INCLUDED, CORE_SUBGROUPS, EVERYDAY, STARTER, SYNONYMS
 from styledrop_jax.errors import UserError, did_you_mean
 
 MIN_SETS = 5
@@ -98,7 +98,8 @@ def build(npm: Path | str, data_dir: Path | str) -> None:
 
 
 SPLITS = ("train", "held_out_pairs", "held_out_concepts")
-VOCABULARIES = ("core", "full")
+VOCABULARIES = ("starter", "core", "full")
+"""Each holds the one before it: what the first shipped Muse draws, what all sets drew, everything."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,6 +132,11 @@ def styles(*, held_out: bool) -> tuple[Style, ...]:
 def _share(text: str) -> float:
     """A number in [0, 1) that depends on nothing but `text`."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
+
+
+def _check(kind: str, value: str, options: tuple[str, ...]) -> None:
+    if value not in options:
+        raise UserError(f"{kind}: found '{value}', expected one of {', '.join(options)}{did_you_mean(value, options)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -186,17 +192,24 @@ class Corpus:
         split[held_out[self.artist]] = -1
         return split
 
+    def vocabulary(self, name: str) -> NDArray[np.bool_]:
+        """Which concepts belong to a vocabulary, bool [c].
+
+        Raises:
+            UserError: no such vocabulary.
+        """
+        _check("vocabulary", name, VOCABULARIES)
+        starter = np.array([label in STARTER for label in self.concepts])
+        return {"starter": self.core & starter, "core": self.core, "full": np.ones(len(self.concepts), bool)}[name]
+
     def pool(self, split: str, vocabulary: str) -> NDArray[np.int32]:
         """Indices of the drawings that belong to a split and a vocabulary.
 
         Raises:
             UserError: no such split or vocabulary.
         """
-        for kind, value, options in (("split", split, SPLITS), ("vocabulary", vocabulary, VOCABULARIES)):
-            if value not in options:
-                raise UserError(
-                    f"{kind}: found '{value}', expected one of {', '.join(options)}{did_you_mean(value, options)}"
-                )
+        _check("split", split, SPLITS)
+        _check("vocabulary", vocabulary, VOCABULARIES)
         return self._pools[split, vocabulary][0]
 
     @cached_property
@@ -205,7 +218,7 @@ class Corpus:
         pools = {}
         for s, split in enumerate(SPLITS):
             for vocabulary in VOCABULARIES:
-                allowed = (self._split == s) & (self.core[self.concept] | (vocabulary == "full"))
+                allowed = (self._split == s) & self.vocabulary(vocabulary)[self.concept]
                 by_artist = [np.flatnonzero(allowed & (self.artist == a)).astype(np.int32) for a in range(len(ARTISTS))]
                 pools[split, vocabulary] = np.flatnonzero(allowed).astype(np.int32), by_artist
         return pools
@@ -219,8 +232,8 @@ class Corpus:
         first = pool[rng.integers(len(pool))]
         same_artist = self._pools[split, vocabulary][1][self.artist[first]]
         drawings = int(first), int(same_artist[rng.integers(len(same_artist))])
-        # A plain drawing is what a bare prompt asks for, and the hardest to get right: three in ten.
-        treatment = _TRAINING[0] if rng.random() < 0.3 else _TRAINING[rng.integers(1, len(_TRAINING))]
+        # A plain drawing is what a bare prompt asks for, and the hardest to get right: half of them.
+        treatment = _TRAINING[0] if rng.random() < 0.5 else _TRAINING[rng.integers(1, len(_TRAINING))]
         names = [self.names[self.concept[drawing]] for drawing in drawings]
         left, right = (known[0] if rng.random() < 0.85 else known[rng.integers(len(known))] for known in names)
         scene = compose.draw_scene(rng, drawings, (left, right), ARTISTS[self.artist[first]], treatment)
@@ -234,7 +247,7 @@ class Corpus:
         Args:
             index: any number from 0.
             split: one of `SPLITS`; all of them use training artists and training treatments.
-            vocabulary: `core` or `full`.
+            vocabulary: one of `VOCABULARIES`.
             seed: another stream.
 
         Returns:

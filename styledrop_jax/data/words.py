@@ -383,3 +383,11 @@ CORE_INCLUDED = _names(
     claus, skull, sleeping face, surfer, swimmer, thumbs up, warning sign, waving hand, woman
     """
 )
+
+# What the shipped Muse draws: of the core, the built-in pool and a few more that people ask for first.
+STARTER = _names(
+    """airplane, apple, balloon, banana, bee, bicycle, bird, birthday cake, book, bus, cactus, car, castle, cat, cloud,
+    crescent moon, crown, dog, elephant, fish, gift, guitar, hamburger, happy face, heart, house, key, light bulb,
+    mushroom, orange, panda, penguin, pig face, pizza, rabbit, rocket, rose, sailboat, snail, star, strawberry, sun,
+    sunflower, train, tree, turtle, umbrella, watermelon"""
+)

@@ -1,8 +1,9 @@
 """The masked-token transformer of aMUSEd: a U-ViT over a grid of image tokens, conditioned on text.
 
 The architecture is `UVit2DModel` of the diffusers library (aMUSEd, arXiv 2401.01808, after Muse, arXiv 2301.00704, and
-the U-ViT of simple diffusion, arXiv 2301.11093), tensor for tensor. There is no position embedding: tokens learn where
-they are from the zero padding of the depthwise convolutions, `num_res_blocks` steps in from the border.
+the U-ViT of simple diffusion, arXiv 2301.11093), tensor for tensor. It has no position embedding: tokens learn where
+they are from the zero padding of the depthwise convolutions, `num_res_blocks` steps in from the border. A small model
+learns that too slowly to draw shapes; with `positional_masks` the masked tokens themselves say where they are.
 """
 
 import dataclasses
@@ -41,6 +42,9 @@ class Config:
         num_hidden_layers, num_attention_heads: of the transformer. intermediate_size: width of its gated MLP.
         layer_norm_eps: of every norm but the attention blocks'. ln_elementwise_affine: whether they learn a scale.
         sample_size: side of the token grid the model was trained at; the module takes any grid.
+        positional_masks: a masked token is embedded as one of `sample_size`² tokens that follow the codebook in the
+            vocabulary, by its place in the grid. Not in the reference, which ignores the field: it takes such tokens
+            as inputs, but its own pipeline only knows the one mask token.
     """
 
     hidden_size: int = 1024
@@ -63,6 +67,7 @@ class Config:
     layer_norm_eps: float = 1e-6
     ln_elementwise_affine: bool = True
     sample_size: int = 64
+    positional_masks: bool = False
 
     def __post_init__(self) -> None:
         def require(fits: bool, field: str, expected: str) -> None:
@@ -78,8 +83,8 @@ class Config:
             require(getattr(self, field) % size == 0, field, f"a multiple of {divisor} {size}")
         require(self.micro_cond_encode_dim % 2 == 0, "micro_cond_encode_dim", "an even number")
         require(self.upsample == self.downsample, "upsample", f"the value of downsample, {self.downsample}")
-        least = self.codebook_size + 1
-        require(self.vocab_size >= least, "vocab_size", f"at least {least}, codebook_size and the mask token")
+        least = self.codebook_size + 1 + self.positional_masks * self.sample_size**2
+        require(self.vocab_size >= least, "vocab_size", f"at least {least}, the codebook and the mask tokens")
 
     @property
     def mask_token_id(self) -> int:
@@ -102,7 +107,10 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """A config.json that the reference library loads."""
-        return {"_class_name": "UVit2DModel", **dataclasses.asdict(self)}
+        fields = dataclasses.asdict(self)
+        if not self.positional_masks:
+            fields.pop("positional_masks")
+        return {"_class_name": "UVit2DModel", **fields}
 
     @classmethod
     def amused_256(cls) -> Self:
@@ -116,18 +124,18 @@ class Config:
 
     @classmethod
     def emoji64(cls) -> Self:
-        """The shipped model of 64-pixel images: 16×16 tokens of a 1,024-entry codebook, 8×8 inside."""
+        """The shipped model of 64-pixel images: 16×16 tokens of a 256-entry codebook, 8×8 inside."""
         return cls(
             hidden_size=192,
             cond_embed_dim=192,
             micro_cond_encode_dim=16,
             micro_cond_embed_dim=80,
             encoder_hidden_size=192,
-            vocab_size=1040,
-            codebook_size=1024,
+            vocab_size=528,
+            codebook_size=256,
             in_channels=128,
             block_out_channels=128,
-            num_res_blocks=3,
+            num_res_blocks=2,
             downsample=True,
             upsample=True,
             block_num_heads=4,
@@ -135,6 +143,7 @@ class Config:
             num_attention_heads=6,
             intermediate_size=512,
             sample_size=16,
+            positional_masks=True,
         )
 
 
@@ -144,6 +153,11 @@ def _sinusoids(values: jax.Array, dim: int) -> jax.Array:
     frequencies = jnp.exp(-math.log(10_000) * jnp.arange(half, dtype=jnp.float32) / half)
     angles = values.astype(jnp.float32)[..., None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def _places(h: int, w: int, side: int) -> jax.Array:
+    """int32 [h, w]: for each position of a grid, the nearest one of a grid of `side` × `side`, row by row."""
+    return jnp.arange(h)[:, None] * side // h * side + jnp.arange(w) * side // w
 
 
 class _Parts:
@@ -407,6 +421,9 @@ class UVit(nnx.Module):
         b, h, w = tokens.shape
         if self.config.downsample and (h % 2 or w % 2):
             raise ValueError(f"tokens are {h}×{w}; a model that downsamples needs an even grid")
+        if self.config.positional_masks:
+            places = self.config.codebook_size + _places(h, w, self.config.sample_size)
+            tokens = jnp.where(tokens == self.config.mask_token_id, places, tokens)
         text = self.encoder_proj_layer_norm(self.encoder_proj(text))  # [b, t, d]
         sizes = _sinusoids(micro, self.config.micro_cond_encode_dim).reshape(b, -1)
         cond = jnp.concatenate([pooled.astype(self.dtype), sizes.astype(self.dtype)], axis=-1)

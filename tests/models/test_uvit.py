@@ -265,5 +265,28 @@ def test_an_odd_grid_is_refused_when_it_would_be_halved():
 
 def test_gelu_is_the_exact_one():
     x = np.linspace(-6, 6, 101, dtype=np.float32)
-    # two roundings to float32: of 1 + erf, times half an x of up to 6 (atol), and of the result (rtol)
-    np.testing.assert_allclose(uvit.gelu(x), torch.nn.functional.gelu(torch.from_numpy(x)), atol=4e-7, rtol=1.2e-7)
+    # a few roundings to float32 on either side, whose number depends on the processor; the tanh form is off by 5e-4
+    np.testing.assert_allclose(uvit.gelu(x), torch.nn.functional.gelu(torch.from_numpy(x)), atol=1e-6, rtol=2e-7)
+
+
+def test_positional_masks_say_where_a_masked_token_is():
+    """The mask token is embedded as the token of its place, which the reference may be given outright."""
+    name = RESAMPLED
+    plain = CONFIGS[name]
+    config = dataclasses.replace(plain, positional_masks=True, vocab_size=plain.codebook_size + 16 + 1, sample_size=4)
+    model = UVit(config, rngs=nnx.Rngs(0))
+    _, *rest = _inputs(name)
+    masked = np.full((2, 4, 4), config.mask_token_id, np.int32)
+    places = np.broadcast_to(config.codebook_size + np.arange(16, dtype=np.int32).reshape(4, 4), masked.shape)
+    np.testing.assert_array_equal(model(masked, *rest), model(places, *rest))
+    half = np.where(np.arange(4) < 2, masked, 5)
+    np.testing.assert_array_equal(model(half, *rest), model(np.where(np.arange(4) < 2, places, 5), *rest))
+    wide = np.full((2, 4, 8), config.mask_token_id, np.int32)
+    np.testing.assert_array_equal(model(wide, *rest), model(np.repeat(places, 2, axis=2), *rest))
+    reference = UVit2DModel.from_config(config.to_dict())
+    assert reference.embed.embeddings.num_embeddings == config.vocab_size
+
+
+def test_positional_masks_need_room_in_the_vocabulary():
+    with pytest.raises(UserError, match="vocab_size is 40, expected at least 49"):
+        dataclasses.replace(SMALL, positional_masks=True)
