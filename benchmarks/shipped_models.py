@@ -21,7 +21,7 @@ PROMPTS = (
     "a red car on a blue background",
     "a small tree on the left",
 )
-SETTINGS = draw.Settings(lambda_b=2.0, temperature=2.0)
+SETTINGS = draw.Settings(temperature=2.0, lambda_b=1.0)
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
     config.dtype = "float32" if small else "bfloat16"
     config.seed = 0
     # Words that are empty come with the bundled image; an image of your own needs both.
-    config.reference = ConfigDict({"image": "bundled:house-blueprint", "content": "", "descriptor": ""})
+    config.reference = ConfigDict({"image": "bundled:tree-woodcut", "content": "", "descriptor": ""})
     config.prompts = ""
     config.truth = ""
     config.rounds = 2
@@ -51,10 +51,10 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
 def _round(small: bool) -> ConfigDict:
     return ConfigDict(
         {
-            "adapter": {"rank": 4, "shared": True},
+            "adapter": {"rank": 16 if small else 4, "shared": not small},
             "train": {
                 "steps": 150 if small else 1000,
-                "learning_rate": 3e-3 if small else 3e-5,
+                "learning_rate": 1e-3 if small else 3e-5,
                 "batch_size": 8,
                 "random_crop": False,
                 "text_dropout": 0.1,
@@ -64,9 +64,9 @@ def _round(small: bool) -> ConfigDict:
                 "images_per_prompt": 4 if small else 64,
                 "batch_size": 8,
                 "steps": 12 if small else 36,
-                "temperature": 2.0 if small else 4.5,
-                "lambda_a": 2.0,
-                "lambda_b": 2.0 if small else 5.0,
+                "temperature": 1.0 if small else 4.5,
+                "lambda_a": 0.5 if small else 2.0,
+                "lambda_b": 0.5 if small else 5.0,
                 "lambda_ramp": False,
                 "negative_prompt": "",
             },

@@ -53,7 +53,7 @@ class TextConfig:
 
     Attributes:
         eos_token_id: where the pooled features are read: at the first such token, except that 2, which old configs
-            hold in error, means at the highest id.
+            hold in error, means at the highest id of the vocabulary.
         projection: whether the pooled features are projected to `projection_dim`.
     """
 
@@ -253,13 +253,18 @@ class _Encoder(nnx.Module):
 
 
 class _TextEmbeddings(nnx.Module):
+    """With a slot: a set `adapter(ids, x)` maps ids [b, t] and their rows of the table [b, t, d] to the rows to use."""
+
     def __init__(self, config: TextConfig, *, rngs: nnx.Rngs, dtype: Any):
         init = {"embedding_init": _normal(0.02), "dtype": dtype, "rngs": rngs}
         self.token_embedding = Embed(config.vocab_size, config.hidden_size, **init)
         self.position_embedding = Embed(config.max_position_embeddings, config.hidden_size, **init)
+        self.adapter = nnx.data(None)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        return self.token_embedding(ids) + self.position_embedding(jnp.arange(ids.shape[1]))
+        x = self.token_embedding(ids)
+        x = x if self.adapter is None else self.adapter(ids, x)
+        return x + self.position_embedding(jnp.arange(ids.shape[1]))
 
 
 class _TextTransformer(nnx.Module):
@@ -312,7 +317,9 @@ class ClipText(nnx.Module):
         causal = jnp.tril(jnp.ones((t, t), bool))
         states = self.text_model.encoder(self.text_model.embeddings(ids), mask=causal)
         last = self.text_model.final_layer_norm(states[-1])
-        ends = ids if self.config.eos_token_id == 2 else ids == self.config.eos_token_id
+        # an adapter's tokens have ids above the vocabulary's, where the highest must stay the end of the text
+        known = jnp.where(ids < self.config.vocab_size, ids, 0)
+        ends = known if self.config.eos_token_id == 2 else ids == self.config.eos_token_id
         pooled = jnp.take_along_axis(last, jnp.argmax(ends, axis=1)[:, None, None], axis=1)[:, 0]
         embeds = None if self.text_projection is None else self.text_projection(pooled)
         return TextOutput(states, last, pooled, embeds)

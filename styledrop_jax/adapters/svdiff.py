@@ -1,0 +1,92 @@
+"""SVDiff (arXiv 2303.11305): shifts of the singular values of the frozen weights, one number a value.
+
+W = U diag(σ) Vᵀ becomes U diag(relu(σ + δ)) Vᵀ (Eq. 2 and 3), and only δ trains. The layer's product is not made again:
+its output moves by ((x V) ∘ (relu(σ + δ) − σ)) Uᵀ, so that δ = 0 moves nothing.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from styledrop_jax.adapters.base import AdapterParam
+from styledrop_jax.adapters.lora import TARGETS, Projection, Targets, fill
+from styledrop_jax.errors import UserError
+from styledrop_jax.models.layers import Conv, Linear
+
+_KIND = "svdiff"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Which weights shift.
+
+    Attributes:
+        targets: "all" linear layers and convolutions that have a slot, as in the paper, or those of "attention" alone,
+            which take less memory: U and V of a square weight are as large as two of it.
+    """
+
+    targets: Targets = "all"
+
+    def __post_init__(self) -> None:
+        if self.targets not in TARGETS:
+            raise UserError(f"svdiff targets: found {self.targets!r}, expected one of {', '.join(TARGETS)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `save_adapter` records; `from_dict` reads it."""
+        return {"adapter": _KIND, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Config":
+        """The config of an `AdapterFile`; UserError if it describes another kind of adapter."""
+        fields = dict(fields)
+        if (kind := fields.pop("adapter", None)) != _KIND:
+            raise UserError(f"adapter: {kind!r}, expected {_KIND!r}")
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise UserError(f"adapter: its config does not fit ({error})") from None
+
+
+class Adapter(nnx.Module):
+    """y + ((x V) ∘ (relu(σ + δ) − σ)) Uᵀ.
+
+    A convolution's kernel counts as the matrix of its [k·k·c_in, c_out]: V is then a convolution of r filters, U a 1×1
+    one. The factors are frozen variables, no parameters: the base's weights determine them.
+    """
+
+    def __init__(self, layer: Linear | Conv):
+        *inner, c_out = layer.kernel.shape
+        matrix = layer.kernel[...].astype(jnp.float32).reshape(-1, c_out)
+        v, sigma, ut = jnp.linalg.svd(matrix, full_matrices=False)
+        self.v = nnx.Variable(v.reshape(*inner, -1))  # [c, r] or [k, k, c, r]
+        self.sigma = nnx.Variable(sigma)  # [r], r the smaller side of the matrix
+        self.ut = nnx.Variable(ut)  # [r, c_out]
+        self.delta = AdapterParam(jnp.zeros_like(sigma))
+        self.projection = Projection(layer)
+
+    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        """x: the layer's input. y: its output [..., c_out]. Returns the new output, computed in y's dtype."""
+        sigma = self.sigma[...]
+        shift = (jax.nn.relu(sigma + self.delta[...]) - sigma).astype(y.dtype)
+        inner = self.projection(x.astype(y.dtype), self.v[...].astype(y.dtype))
+        return y + (inner * shift) @ self.ut[...].astype(y.dtype)
+
+
+def attach(module: nnx.Module, config: Config, *, rngs: nnx.Rngs) -> None:
+    """Sets adapters into the layers of `config.targets`, in place of any in any layer; touches no weight.
+
+    Takes the singular values of every such weight, once: the module must hold the base's weights by now.
+
+    Args:
+        module: a U-ViT, a U-Net, a CLIP tower, or anything made of `models.layers`.
+        config: which layers.
+        rngs: not drawn from: every shift starts at zero.
+
+    Raises:
+        UserError: the module has no such layers.
+    """
+    fill(module, TARGETS[config.targets], Adapter)

@@ -1,0 +1,141 @@
+"""Custom Diffusion: which matrices train, and its file as diffusers reads it."""
+
+import functools
+import json
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+import torch
+from bases import BASES, adapted, load, random, reference, tensors, with_kernels
+from flax import nnx
+
+from styledrop_jax import pretrained, tree
+from styledrop_jax.adapters import custom_diffusion
+from styledrop_jax.adapters.base import AdapterParam, identity
+from styledrop_jax.errors import UserError
+from styledrop_jax.models import unet
+
+CONFIG = custom_diffusion.Config()
+BOTH = pytest.mark.parametrize("name", ["uvit", "unet"])
+
+
+def _attach(module):
+    custom_diffusion.attach(module, CONFIG, rngs=nnx.Rngs(0))
+
+
+@functools.cache
+def _attached(name):
+    return adapted(name, _attach)
+
+
+@functools.cache
+def _trained(name):
+    return random(_attached(name).fresh, scale=0.5)
+
+
+def _module(name):
+    """The base with the trained adapter in it."""
+    module = load(name)
+    _attach(module)
+    nnx.update(module, nnx.State(_trained(name)))
+    return module
+
+
+def test_the_keys_and_values_of_every_cross_attention_train():
+    attentions = {
+        "unet": [
+            f"{block}.attentions.{i}.transformer_blocks.0.attn2"
+            for block, layers in (("down_blocks.0", 1), ("mid_block", 1), ("up_blocks.1", 2))
+            for i in range(layers)
+        ],
+        "uvit": [
+            "transformer_layers.0.attn2",
+            *(f"{side}_block.attention_blocks.0.attn{i}" for side in ("down", "up") for i in (1, 2)),
+        ],
+    }
+    for name, paths in attentions.items():
+        expected = {f"{path}.to_{side}.adapter.delta" for path in paths for side in "kv"}
+        assert tree.flatten(_attached(name).fresh).keys() == expected
+
+
+def test_the_count_is_the_papers():
+    """75 MB in float32 for Stable Diffusion 1.x, of which the text is 768 wide."""
+
+    def build():
+        module = unet.UNet(unet.Config.sd15(), rngs=nnx.Rngs(0))
+        _attach(module)
+        return module
+
+    widths = 5 * 320 + 5 * 640 + 6 * 1280
+    assert tree.count(nnx.state(nnx.eval_shape(build), AdapterParam)) == 2 * 768 * widths == 19_169_280
+
+
+@BOTH
+def test_output_is_that_of_the_changed_matrices(name):
+    changes = {path.removesuffix(".adapter.delta"): np.asarray(d) for path, d in tree.flatten(_trained(name)).items()}
+    expected = with_kernels(name, lambda path, kernel: kernel + changes.get(path, 0))
+    assert np.abs(expected - with_kernels(name)).max() > 0.05
+    np.testing.assert_allclose(_attached(name).run(_trained(name)), expected, atol=1e-4)
+
+
+@BOTH
+def test_fresh_and_zero_states_change_nothing(name):
+    model = _attached(name)
+    for state in (model.fresh, identity(_trained(name))):
+        np.testing.assert_array_equal(model.run(state), with_kernels(name))
+
+
+def test_gradients_reach_every_difference_and_nothing_else():
+    gradients = tree.flatten(_attached("uvit").gradient(_attached("uvit").fresh))
+    assert gradients.keys() == tree.flatten(_attached("uvit").fresh).keys()
+    assert all((gradient != 0).any() for gradient in gradients.values())
+
+
+def test_the_first_token_counts_but_does_not_train():
+    rng = np.random.default_rng(0)
+    x, y, weight = (rng.standard_normal(shape).astype("f") for shape in ((2, 4, 5), (2, 4, 3), (2, 4, 3)))
+    layer = custom_diffusion.Linear(5, 3, use_bias=False, rngs=nnx.Rngs(0))
+    graphdef, state = nnx.split(custom_diffusion.Adapter(layer))
+    state = random(nnx.as_pure(state))
+    apply = lambda state: nnx.merge(graphdef, state)(x, y)  # noqa: E731
+    np.testing.assert_allclose(apply(state), y + x @ state["delta"], rtol=1e-5, atol=1e-5)
+    gradient = jax.grad(lambda state: (apply(state) * weight).sum())(state)["delta"]
+    np.testing.assert_allclose(gradient, np.einsum("btc,btd->cd", x[:, 1:], weight[:, 1:]), rtol=1e-5, atol=1e-5)
+
+
+def test_the_file_is_the_same_model_in_the_reference(tmp_path):
+    file = custom_diffusion.export_diffusers(_module("unet"), unet.RULES)
+    first = "mid_block.attentions.0.transformer_blocks.0.attn2"
+    assert file[f"{first}.processor.to_k_custom_diffusion.weight"].shape == (12, 10)
+    assert all(".attn2.processor.to_" in key for key, tensor in file.items() if tensor.size)
+    pretrained.save(tmp_path / "pytorch_custom_diffusion_weights.safetensors", file)
+    model = BASES["unet"].reference().eval()
+    model.load_state_dict({key: torch.from_numpy(tensor) for key, tensor in tensors("unet").items()})
+    pipeline = SimpleNamespace(hf_device_map=None, components={})  # without one the reference reads and does no more
+    model.load_attn_procs(tmp_path, weight_name="pytorch_custom_diffusion_weights.safetensors", _pipeline=pipeline)
+    latents, *rest = map(torch.from_numpy, BASES["unet"].inputs)
+    with torch.no_grad():
+        out = model(latents.permute(0, 3, 1, 2), *rest).sample.permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(out, _attached("unet").run(_trained("unet")), atol=1e-4)
+
+
+def test_the_u_vits_file_holds_whole_matrices_too():
+    file = custom_diffusion.export_diffusers(_module("uvit"), BASES["uvit"].rules)
+    weights = dict(tensors("uvit"))
+    for key, tensor in file.items():
+        if tensor.size:
+            weights[key.replace(".processor", "").replace("_custom_diffusion", "")] = tensor
+    assert weights.keys() == tensors("uvit").keys()
+    np.testing.assert_allclose(reference("uvit", weights), _attached("uvit").run(_trained("uvit")), atol=1e-4)
+
+
+def test_configs_and_models_are_checked():
+    assert custom_diffusion.Config.from_dict(json.loads(json.dumps(CONFIG.to_dict()))) == CONFIG
+    with pytest.raises(UserError, match="'lora', expected 'custom_diffusion'"):
+        custom_diffusion.Config.from_dict({"adapter": "lora"})
+    with pytest.raises(UserError, match="found rank, expected nothing more"):
+        custom_diffusion.Config.from_dict({"adapter": "custom_diffusion", "rank": 4})
+    with pytest.raises(UserError, match="ClipText has no layers"):
+        _attach(load("text"))
