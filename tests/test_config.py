@@ -131,8 +131,8 @@ def test_all_problems_come_at_once():
 
 
 def test_rounds_beyond_the_last_reuse_it_and_gaps_are_refused():
-    config, _ = parse(["--config", STYLEDROP, "--config.rounds", "4"])
-    assert [round_config(config, i).adapter.rank for i in (1, 2, 3, 4)] == [16, 16, 16, 16]
+    config, _ = parse(["--config", f"{STYLEDROP}:amused-256", "--config.rounds", "4"])
+    assert [round_config(config, i).adapter.rank for i in (1, 2, 3, 4)] == [4, 32, 32, 32]
     loose = ConfigDict(config.to_dict())
     loose.round_10 = loose.round_2
     with pytest.raises(UserError, match="config.round_3: missing"):
