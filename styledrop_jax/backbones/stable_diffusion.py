@@ -1,0 +1,450 @@
+"""Stable Diffusion 1.x and 2.x: an autoencoder, a U-Net over noisy latents, a CLIP text tower (arXiv 2112.10752)."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.tree_util import Partial
+from transformers import PreTrainedTokenizerBase
+
+from styledrop_jax import hub, pretrained
+from styledrop_jax.backbones.muse import Group
+from styledrop_jax.errors import UserError
+from styledrop_jax.models import clip, unet, vae
+from styledrop_jax.models.rules import Rules
+from styledrop_jax.models.tokenizer import load_tokenizer, tokenize
+from styledrop_jax.noise import NoiseSchedule
+from styledrop_jax.run import read_json
+from styledrop_jax.samplers import diffusion
+
+_TEXT_BATCH = 16
+_IMAGE_BATCH = 4  # of 768 pixels the autoencoder's activations are gigabytes
+
+Control = Callable[[jax.Array, str, jax.Array, jax.Array], jax.Array]
+"""Edits the cross-attention while images are drawn: (weights, place, step, branch) → the weights to use instead.
+
+`weights` and `place` are those of `unet.UNet.__call__`; `step` counts from 0, `branch` over all branches of all groups,
+both traced int32 scalars. A `jax.tree_util.Partial` may hold arrays, which can change without compiling anew.
+"""
+
+
+class Text(NamedTuple):
+    """What the denoiser sees of prompts: `states` [b, t, c], the last layer's after the final norm."""
+
+    states: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StableDiffusion:
+    """A loaded Stable Diffusion: what it is made of, and what one does with it.
+
+    Attributes:
+        name: as the user gave it.
+        base_hash: SHA-256 over the denoiser's weight files; adapters carry it.
+        denoiser: predicts the noise or v. codec: images ↔ latents. text: prompts → features.
+        schedule: the noise of each timestep, and which of the two the denoiser predicts.
+    """
+
+    name: str
+    base_hash: str
+    denoiser: unet.UNet
+    codec: vae.AutoencoderKL
+    text: clip.ClipText
+    tokenizer: PreTrainedTokenizerBase
+    schedule: NoiseSchedule
+
+    @property
+    def resolution(self) -> int:
+        """Pixels along one side of the images it was trained on, and draws unless told otherwise."""
+        return self.denoiser.config.sample_size * self.codec.config.downsampling
+
+    def encode_text(self, prompts: Sequence[str]) -> Text:
+        """Prompts → features; each distinct prompt is computed once, in batches of one fixed size."""
+        distinct = list(dict.fromkeys(prompts))
+        ids = tokenize(self.tokenizer, distinct, self.text.config.max_position_embeddings)
+        states = jnp.concatenate([_text(self.text, chunk) for chunk in _chunks(ids, _TEXT_BATCH)])
+        return Text(states[np.array([distinct.index(prompt) for prompt in prompts])])
+
+    def encode_images(self, images: np.ndarray) -> vae.Posterior:
+        """Images [b, h, w, 3], uint8 or float in [0, 1], sides divisible by the codec's → NumPy arrays [b, h', w', c].
+
+        The mean is what to take for an image; with both cached, training can sample other latents at each step.
+        """
+        images = np.asarray(images, np.float32) / (255 if images.dtype == np.uint8 else 1)
+        parts = [_encode(self.codec, chunk) for chunk in _chunks(images, _IMAGE_BATCH)]
+        return vae.Posterior(*(np.concatenate(x)[: len(images)] for x in zip(*parts, strict=True)))
+
+    def decode_latents(self, latents: np.ndarray, batch_size: int = _IMAGE_BATCH) -> np.ndarray:
+        """Latents [b, h, w, c] → images [b, h·f, w·f, 3] float32 in [0, 1], `batch_size` at a time."""
+        return np.concatenate([_decode(self.codec, chunk) for chunk in _chunks(latents, batch_size)])[: len(latents)]
+
+    def sample(
+        self,
+        groups: Sequence[Group],
+        frozen: dict,
+        seeds: Sequence[int],
+        *,
+        sampler: str | diffusion.Sampler,
+        steps: int,
+        guidance_rescale: float = 0.0,
+        size: tuple[int, int] | None = None,
+        latents: np.ndarray | None = None,
+        strength: float | None = None,
+        known: np.ndarray | None = None,
+        mask: np.ndarray | None = None,
+        control: Control | None = None,
+    ) -> np.ndarray:
+        """Draws one batch of latents; every image depends on its own seed, prompt and inputs alone.
+
+        Args:
+            groups: see `muse.Group`; `text` is a `Text`, and the weights [steps, k] are of the denoiser's outputs.
+                Classifier-free guidance of scale s weights the prompt with s and the negative prompt with 1 - s.
+            frozen: the frozen state of the denoiser.
+            seeds: one an image. Its first noise depends neither on the sampler nor on the steps.
+            sampler: a name in `diffusion.SAMPLERS`, or a function like those.
+            steps: from pure noise; `strength` takes a share of them.
+            guidance_rescale: share in [0, 1] by which the guided output's deviation is pulled back to that of the first
+                branch (2305.08891 section 3.4).
+            size: height and width of the images in pixels; None is a square of `resolution`. Latents have their own.
+            latents: [b, h, w, c] to start from: noise of unit variance, or with `strength` the latents of images.
+            strength: in [0, 1], how much of `latents` is redrawn (SDEdit 2108.01073).
+            known, mask: latents [b, h, w, c] to keep where the mask [b, h, w, 1], bool or float, is 0; 1 is to draw.
+            control: edits the attention; see `Control`.
+
+        Returns:
+            latents [b, h, w, c] float32
+
+        Raises:
+            UserError: the sampler is unknown, or a size, number of steps or strength does not fit.
+            ValueError: what belongs together is not given together.
+        """
+        if any(len(group.weights) != steps for group in groups):
+            raise ValueError(f"weights of {[len(group.weights) for group in groups]} steps, expected {steps}")
+        if strength is not None and latents is None:
+            raise ValueError("strength needs latents")
+        shape = self._shape(size) if latents is None else latents.shape[1:]
+        plan = _Plan(tuple(group.graphdef for group in groups), self.schedule, sampler, steps, shape)
+        inputs = _Inputs(
+            latents=latents,
+            start=None if strength is None else diffusion.sdedit_start(steps, strength),
+            known=known,
+            mask=None if mask is None else np.asarray(mask, np.float32),
+            # traced, for its arrays; a second Partial would hide those of a first
+            control=control if control is None or isinstance(control, Partial) else Partial(control),
+        )
+        arrays = tuple((group.states, group.text, group.weights) for group in groups)
+        keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+        return np.asarray(_sample(plan, arrays, frozen, keys, guidance_rescale, inputs))
+
+    def _shape(self, size: tuple[int, int] | None) -> tuple[int, int, int]:
+        height, width = size or (self.resolution, self.resolution)
+        factor = self.codec.config.downsampling
+        if height < 1 or width < 1 or height % factor or width % factor:
+            raise UserError(f"size: found {height} high and {width} wide, expected pixels divisible by {factor}")
+        return height // factor, width // factor, self.codec.config.latent_channels
+
+
+def denoising_loss(
+    denoiser: unet.UNet,
+    schedule: NoiseSchedule,
+    latents: jax.Array,
+    text: Text,
+    key: jax.Array,
+    *,
+    min_snr_gamma: float | None = None,
+    noise_offset: float = 0.0,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The error of the denoiser at one random timestep for each example: `loss_at` of `draw_noise`.
+
+    Args:
+        denoiser: the U-Net.
+        schedule: what it was trained with.
+        latents: [b, h, w, c], of images.
+        text: `states` [b, t, d].
+        key: of this step.
+        min_snr_gamma, noise_offset: see those functions.
+    """
+    t, noise = draw_noise(schedule, latents.shape, key, noise_offset=noise_offset)
+    return loss_at(denoiser, schedule, latents, text, t, noise, min_snr_gamma=min_snr_gamma)
+
+
+def draw_noise(
+    schedule: NoiseSchedule, shape: tuple[int, int, int, int], key: jax.Array, *, noise_offset: float = 0.0
+) -> tuple[jax.Array, jax.Array]:
+    """A uniform timestep and unit noise for each example, whatever batch it is in.
+
+    Args:
+        schedule: has the number of timesteps.
+        shape: b, h, w, c of the latents.
+        key: of this step.
+        noise_offset: deviation of a number that is added to a whole channel of an example, so that the model learns to
+            move the brightness of a picture too; 0.05 to 0.1 is usual. No paper states it.
+
+    Returns:
+        timesteps [b] int32 and noise [b, h, w, c] float32
+    """
+
+    def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        time_key, noise_key, offset_key = jax.random.split(key, 3)
+        offset = noise_offset * jax.random.normal(offset_key, shape[-1:])
+        t = jax.random.randint(time_key, (), 0, schedule.num_train_timesteps)
+        return t, jax.random.normal(noise_key, shape[1:]) + offset
+
+    return jax.vmap(draw)(jax.random.split(key, shape[0]))
+
+
+def loss_at(
+    denoiser: unet.UNet,
+    schedule: NoiseSchedule,
+    latents: jax.Array,
+    text: Text,
+    t: jax.Array,
+    noise: jax.Array,
+    *,
+    min_snr_gamma: float | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The mean squared error of what the denoiser predicts of noised latents (2006.11239 Eq. 14), in float32.
+
+    Args:
+        denoiser, schedule, latents, text: see `denoising_loss`.
+        t: [b] int32, timesteps.
+        noise: [b, h, w, c].
+        min_snr_gamma: weights every example, of whichever stream, by its timestep (`NoiseSchedule.min_snr_weight`);
+            None weights all the same.
+
+    Returns:
+        loss [b], and metrics, each [b]: `error`, the loss without its weight, and `timestep`.
+    """
+    latents = latents.astype(jnp.float32)
+    output = denoiser(schedule.add_noise(latents, noise, t), t, text.states)
+    error = jnp.mean((output - schedule.target(latents, noise, t)) ** 2, axis=(1, 2, 3))
+    weight = 1.0 if min_snr_gamma is None else schedule.min_snr_weight(t, min_snr_gamma)
+    return weight * error, {"error": error, "timestep": t}
+
+
+class _Kind(NamedTuple):
+    """How a component of the diffusers layout is read: its config, its module, their names, its weights' file."""
+
+    config: type
+    module: type
+    rules: Rules
+    stem: str
+
+
+_KINDS = {
+    "unet": _Kind(unet.Config, unet.UNet, unet.RULES, "diffusion_pytorch_model"),
+    "vae": _Kind(vae.Config, vae.AutoencoderKL, vae.RULES, "diffusion_pytorch_model"),
+    "text_encoder": _Kind(clip.TextConfig, clip.ClipText, clip.RULES, "model"),
+}
+_TEXT_1 = clip.TextConfig.vit_l_14(projection=False)
+_WIDER = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 23}
+_TEXT_2 = dataclasses.replace(_TEXT_1, hidden_act="gelu", **_WIDER)
+_PRESETS = {
+    1: {"unet": unet.Config.sd15(), "vae": vae.Config.sd(), "text_encoder": _TEXT_1},
+    2: {"unet": unet.Config.sd21(), "vae": vae.Config.sd(), "text_encoder": _TEXT_2},
+}
+"""Configs by major version: a single file has none."""
+_BASE_2_SAMPLE_SIZE = 64  # of the 2.x that predict the noise; those that predict v draw 768 pixels
+_SCHEDULE = NoiseSchedule(
+    beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, set_alpha_to_one=False
+)
+_TOKENIZER = "openai/clip-vit-large-patch14"
+_PADDING_2 = "!"  # 2.x was trained on texts padded with the token 0
+
+
+def load(name: str, dtype: jnp.dtype = jnp.float32) -> StableDiffusion:
+    """Loads a Stable Diffusion 1.x or 2.x by name.
+
+    Args:
+        name: "emoji64"; a local diffusers folder; "owner/name" from the cache or hub; or a single `.safetensors` file.
+            With such a file `tuned.safetensors` comes neither a tokenizer nor a schedule: they are taken from
+            `tuned/tokenizer` and `tuned/scheduler` beside it if they are there, else CLIP's from the cache or hub, and
+            the released models' with the prediction type that the file's metadata gives.
+        dtype: the compute dtype; that of the codec is float32 if its config says `force_upcast`.
+
+    Raises:
+        UserError: the model is nowhere, or a file of it is missing, damaged or does not fit.
+    """
+    file = Path(name).expanduser()
+    if file.is_file() or file.suffix == ".safetensors":
+        return _load_file(name, file, dtype)
+    folder = hub.resolve(f"{name}/sd" if (hub.SHIPPED / name / "sd").is_dir() else name)
+    configs = {part: kind.config.from_dict(hub.read_config(folder / part)) for part, kind in _KINDS.items()}
+    files = {part: pretrained.weight_files(folder / part, kind.stem) for part, kind in _KINDS.items()}
+    tensors = {part: pretrained.Tensors(files[part], kind.rules) for part, kind in _KINDS.items()}
+    rest = {"tokenizer": load_tokenizer(folder / "tokenizer"), "schedule": _read_schedule(folder)}
+    return _assemble(name, configs, tensors, dtype, hashed=files["unet"], **rest)
+
+
+def _load_file(name: str, file: Path, dtype: jnp.dtype) -> StableDiffusion:
+    tensors = pretrained.Tensors.of_single_file(file)
+    version = 2 if "text_model.encoder.layers.12.layer_norm1.weight" in tensors["text_encoder"] else 1
+    schedule, configs = _schedule_of_file(file, version), dict(_PRESETS[version])
+    if version == 2 and schedule.prediction_type == "epsilon":
+        configs["unet"] = dataclasses.replace(configs["unet"], sample_size=_BASE_2_SAMPLE_SIZE)
+    beside = file.with_suffix("") / "tokenizer"
+    if beside.is_dir():
+        tokenizer = load_tokenizer(beside)
+    else:
+        tokenizer = load_tokenizer(hub.resolve(_TOKENIZER))
+        if version == 2:
+            tokenizer.pad_token = _PADDING_2
+    return _assemble(name, configs, tensors, dtype, hashed=[file], tokenizer=tokenizer, schedule=schedule)
+
+
+def _schedule_of_file(file: Path, version: int) -> NoiseSchedule:
+    beside = file.with_suffix("")
+    if (beside / "scheduler").is_dir():
+        return _read_schedule(beside)
+    with pretrained.open_safetensors(file) as handle:
+        found = (handle.metadata() or {}).get("modelspec.prediction_type", "epsilon" if version == 1 else None)
+    if found is None:
+        raise UserError(
+            f"{file}: a 2.x model that does not say whether it predicts the noise or v; expected "
+            f"modelspec.prediction_type in its metadata, or its scheduler_config.json in {beside / 'scheduler'}"
+        )
+    return dataclasses.replace(_SCHEDULE, prediction_type="v_prediction" if found == "v" else found)
+
+
+def _read_schedule(folder: Path) -> NoiseSchedule:
+    return NoiseSchedule.from_dict(read_json(folder / "scheduler" / "scheduler_config.json"))
+
+
+def _assemble(
+    name: str,
+    configs: dict[str, Any],
+    tensors: Mapping[str, pretrained.Tensors],
+    dtype: jnp.dtype,
+    *,
+    hashed: Sequence[Path],
+    **rest: Any,
+) -> StableDiffusion:
+    """Loads the components, once it is known that they fit each other."""
+    denoiser, codec, text = (configs[part] for part in _KINDS)
+    channels = f"the latent_channels {codec.latent_channels} of vae"
+    for field, fits, expected in (
+        ("cross_attention_dim", text.hidden_size, f"the hidden_size {text.hidden_size} of text_encoder"),
+        ("in_channels", codec.latent_channels, channels),
+        ("out_channels", codec.latent_channels, channels),
+    ):
+        if (found := getattr(denoiser, field)) != fits:
+            raise UserError(f"{name}: unet has {field} {found}, expected {expected}")
+    configs["text_encoder"] = dataclasses.replace(text, projection="text_projection.weight" in tensors["text_encoder"])
+
+    def build(part: str, dtype: jnp.dtype) -> nnx.Module:
+        kind, config = _KINDS[part], configs[part]
+        make = lambda: kind.module(config, rngs=nnx.Rngs(0), dtype=dtype)  # noqa: E731
+        return pretrained.load(make, tensors[part], kind.rules, source=f"{part} of {name}")
+
+    return StableDiffusion(
+        name=name,
+        base_hash=_hash(hashed),
+        denoiser=build("unet", dtype),
+        codec=build("vae", jnp.float32 if codec.force_upcast else dtype),
+        text=build("text_encoder", dtype),
+        **rest,
+    )
+
+
+def _chunks(array: np.ndarray, size: int) -> list[np.ndarray]:
+    """Pieces of one fixed length, the last padded with its own last row: one compiled program for any count."""
+    pieces = [array[i : i + size] for i in range(0, len(array), size)]
+    return [np.concatenate([p, np.repeat(p[-1:], size - len(p), axis=0)]) for p in pieces]
+
+
+def _hash(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as handle:
+            hashlib.file_digest(handle, lambda: digest)
+    return digest.hexdigest()
+
+
+@nnx.jit
+def _text(tower: clip.ClipText, ids: jax.Array) -> jax.Array:
+    return tower(ids).last_hidden_state
+
+
+@nnx.jit
+def _encode(codec: vae.AutoencoderKL, images: jax.Array) -> vae.Posterior:
+    return codec.encode(images)
+
+
+@nnx.jit
+def _decode(codec: vae.AutoencoderKL, latents: jax.Array) -> jax.Array:
+    return jnp.clip(codec.decode(latents), 0, 1)
+
+
+class _Plan(NamedTuple):
+    """What a program is compiled for. `shape` is h, w, c of the latents."""
+
+    graphdefs: tuple[nnx.GraphDef, ...]
+    schedule: NoiseSchedule
+    sampler: str | diffusion.Sampler
+    steps: int
+    shape: tuple[int, int, int]
+
+
+class _Inputs(NamedTuple):
+    """What may be given to a program or not; `start` is the first step that is taken of image-to-image."""
+
+    latents: jax.Array | None
+    start: int | None
+    known: jax.Array | None
+    mask: jax.Array | None
+    control: Control | None
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _sample(plan, groups, frozen, keys, rescale, inputs):
+    """One program: the loop over steps, in it one batched forward for each group, then the weighted sum of outputs."""
+    first_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    weights = jnp.concatenate([weights for _, _, weights in groups], axis=1)  # [steps, k]
+    ends = np.cumsum([group_weights.shape[1] for _, _, group_weights in groups])
+    branches = jnp.split(jnp.arange(weights.shape[1]), ends[:-1])
+
+    def forward(graphdef, x, t, step, state, text, branch):
+        denoiser = nnx.merge(graphdef, state, frozen)
+        edit = None if inputs.control is None else lambda maps, place: inputs.control(maps, place, step, branch)
+        return denoiser(x, jnp.broadcast_to(t, len(x)), text.states, control=edit)
+
+    def predict(x, t, step):
+        outputs = [
+            jax.vmap(functools.partial(forward, graphdef, x, t, step))(states, text, numbers)
+            for graphdef, (states, text, _), numbers in zip(plan.graphdefs, groups, branches, strict=True)
+        ]
+        outputs = jnp.concatenate(outputs)  # [k, b, h, w, c]
+        # fewer bits, which accelerators would take, are seen at a large guidance scale
+        guided = jnp.einsum("k,kbhwc->bhwc", weights[step], outputs, precision=jax.lax.Precision.HIGHEST)
+        return diffusion.guidance(outputs[0], guided, 0.0, rescale=rescale)  # at scale 0 it only rescales
+
+    return diffusion.sample(
+        predict,
+        _first(plan, first_keys, inputs),
+        plan.schedule,
+        steps=plan.steps,
+        sampler=plan.sampler,
+        keys=step_keys,
+        start=0 if inputs.start is None else inputs.start,
+        known=inputs.known,
+        mask=inputs.mask,
+    )
+
+
+def _first(plan: _Plan, keys: jax.Array, inputs: _Inputs) -> jax.Array:
+    """What the first step is taken from: noise, the given latents, or those noised to the level of `start`."""
+    if inputs.latents is not None and inputs.start is None:
+        return inputs.latents
+    noise = jax.vmap(lambda key: jax.random.normal(key, plan.shape))(keys)
+    if inputs.latents is None:
+        return noise
+    times = jnp.asarray(diffusion.timesteps(plan.schedule, plan.steps, plan.sampler))
+    noised = plan.schedule.add_noise(inputs.latents, noise, times[jnp.minimum(inputs.start, plan.steps - 1)])
+    return jnp.where(inputs.start < plan.steps, noised, inputs.latents)
