@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,18 @@ from styledrop_jax.errors import UserError, did_you_mean
 from styledrop_jax.run import guard, write_json
 
 SHIPPED = Path(__file__).parent / "assets"
-_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+# A model's own folders, and a lone model's weights; not the single-file checkpoints that lie beside them.
+_FILES = ("*.json", "*.txt", "*.model", "*/*.safetensors", "model*.safetensors")
+_OTHERS = ("safety_checker/*", "*.non_ema.safetensors")
 
 
-def resolve(name: str) -> Path:
+def resolve(name: str, *, files: Sequence[str] = _FILES) -> Path:
     """The folder of the model `name`.
 
     Args:
         name: a model that ships with the package ("emoji64/muse"), a folder on disk, or "owner/name" on the Hugging
             Face hub: taken from the local cache if it is there, else downloaded. Only safetensors and JSON are fetched.
+        files: patterns of what is fetched.
 
     Raises:
         UserError: it is nowhere to be found; says how to get it.
@@ -39,11 +42,12 @@ def resolve(name: str) -> Path:
     if is_path or name.count("/") != 1:
         raise UserError(f"model {name!r}: no such folder and not a shipped model{hint}")
     # Every failure is caught: the hub's client also raises the types of its HTTP library, and ValueErrors for names.
+    wanted = {"allow_patterns": list(files), "ignore_patterns": list(_OTHERS)}
     with contextlib.suppress(Exception):
-        return Path(snapshot_download(name, allow_patterns=_FILES, local_files_only=True))
+        return Path(snapshot_download(name, **wanted, local_files_only=True))
     try:
         with guard(f"the Hugging Face cache, for {name}"):
-            return Path(snapshot_download(name, allow_patterns=_FILES))
+            return Path(snapshot_download(name, **wanted))
     except UserError:
         raise
     except RepositoryNotFoundError:

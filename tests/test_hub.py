@@ -81,7 +81,7 @@ def test_a_model_that_is_nowhere_says_how_to_get_it(shipped, cache, name):
 
 
 def _failing(error: Exception):
-    def download(name, *, allow_patterns, local_files_only=False):
+    def download(name, *, allow_patterns, ignore_patterns, local_files_only=False):
         assert not any(pattern.endswith((".bin", ".pt", ".ckpt")) for pattern in allow_patterns), "never pickles"
         raise LocalEntryNotFoundError("not there") if local_files_only else error
 
@@ -110,7 +110,7 @@ def test_a_failed_download_says_why(shipped, tmp_path, monkeypatch, error, words
 
 
 def test_what_is_not_cached_is_downloaded(shipped, tmp_path, monkeypatch):
-    def download(name, *, allow_patterns, local_files_only=False):
+    def download(name, *, allow_patterns, ignore_patterns, local_files_only=False):
         if local_files_only:
             raise LocalEntryNotFoundError("not there")
         return str(tmp_path / name)

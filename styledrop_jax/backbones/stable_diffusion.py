@@ -293,7 +293,7 @@ def _load_file(name: str, file: Path, dtype: jnp.dtype) -> StableDiffusion:
     if beside.is_dir():
         tokenizer = load_tokenizer(beside)
     else:
-        tokenizer = load_tokenizer(hub.resolve(_TOKENIZER))
+        tokenizer = load_tokenizer(hub.resolve(_TOKENIZER, files=("*.json", "*.txt")))
         if version == 2:
             tokenizer.pad_token = _PADDING_2
     return _assemble(name, configs, tensors, dtype, hashed=[file], tokenizer=tokenizer, schedule=schedule)

@@ -146,19 +146,21 @@ def test_the_shipped_model_opens_in_the_reference_library_and_agrees():
         truncation=True,
         max_length=pipeline.tokenizer.model_max_length,
     ).input_ids
-    tokens = np.random.default_rng(0).integers(0, 1024, (2, n, n)).astype(np.int32)
-    tokens[:, : n // 2] = model.mask_id
+    codes = model.denoiser.config.codebook_size
+    tokens = np.random.default_rng(0).integers(0, codes, (2, n, n)).astype(np.int32)
+    places = codes + np.arange(n * n, dtype=np.int32).reshape(n, n)  # the masked tokens' own, see `positional_masks`
+    upper = np.arange(n)[:, None] < n // 2
     micro = jnp.tile(model.micro, (2, 1))
     with torch.no_grad():
         text = pipeline.text_encoder(ids, output_hidden_states=True)
         logits = pipeline.transformer(
-            torch.from_numpy(tokens).long(),
+            torch.from_numpy(np.where(upper, places, tokens)).long(),
             micro_conds=torch.from_numpy(np.asarray(micro).copy()),
             pooled_text_emb=text.text_embeds,
             encoder_hidden_states=text.hidden_states[-2],
         )
     ours = nnx.jit(lambda denoiser, *inputs: denoiser(*inputs))(
-        model.denoiser, tokens, *model.encode_text(prompts), micro
+        model.denoiser, np.where(upper, model.mask_id, tokens), *model.encode_text(prompts), micro
     )
     _close(ours, logits.permute(0, 2, 3, 1))
 

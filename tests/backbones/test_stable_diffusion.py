@@ -201,7 +201,7 @@ def test_a_single_file_is_loaded(version, parts, tmp_path, monkeypatch):
     monkeypatch.setitem(stable_diffusion._PRESETS, version, presets)
     asked = []
     save_tokenizer(parts["tokenizer"], tmp_path / "openai")
-    monkeypatch.setattr(hub, "resolve", lambda name: asked.append(name) or tmp_path / "openai")
+    monkeypatch.setattr(hub, "resolve", lambda name, **_: asked.append(name) or tmp_path / "openai")
 
     save_file(tensors, file, metadata={"modelspec.prediction_type": "v"} if version == 2 else None)
     model = load(str(file))
