@@ -75,10 +75,9 @@ def _run_style(data: corpus.Corpus, flags: argparse.Namespace, artist: str, trea
         found, _ = schema.parse(["--config", "configs/styledrop.py", *overrides])
         run = folder / f"seed_{seed}" / selection
         if selection == "random" and not run.exists():
-            chosen = shutil.ignore_patterns(
-                "round_2", "selected.json", "grid.png", "report.html", "config.json", ".lock"
-            )
-            shutil.copytree(runs["clip"], run, ignore=chosen)
+            # Scores go too: the sum in them is the one that CLIP selected by.
+            own = ("round_2", "scores.jsonl", "selected.json", "grid.png", "report.html", "config.json", ".lock")
+            shutil.copytree(runs["clip"], run, ignore=shutil.ignore_patterns(*own))
         log.say(f"{style.name}, seed {seed}, {selection}")
         personalize(found, run, command="benchmarks/held_out_styles.py")
         runs[selection] = run

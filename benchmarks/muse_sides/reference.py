@@ -4,6 +4,7 @@ That trainer, `examples/amused/train_amused.py`, needs torchvision, datasets and
 """
 
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,10 @@ class _Model:
         self.pixels = torch.from_numpy(job.images()).permute(0, 3, 1, 2).contiguous()  # [b, 3, r, r], on the host
         side = float(self.pixels.shape[-1])
         self.micro = torch.tensor([side, side, 0, 0, 6.0], device=self.device)
+        config = json.loads((job.folder / "transformer" / "config.json").read_text())
+        self.masks = torch.tensor(config["vocab_size"] - 1, device=self.device)
+        if config.get("positional_masks"):  # ours alone: the reference is given each place's own mask token
+            self.masks = config["codebook_size"] + torch.arange(config["sample_size"] ** 2, device=self.device)
 
     @torch.no_grad()
     def encode_text(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,7 +106,7 @@ class _Model:
     def loss(self, tokens, mask, states, pooled) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens and mask [b, n] → the mean cross-entropy of the masked tokens, and logits [b, n, v]."""
         b, side = len(tokens), self.transformer.config.sample_size
-        grid = torch.where(mask, self.transformer.config.vocab_size - 1, tokens).reshape(b, side, side)
+        grid = torch.where(mask, self.masks, tokens).reshape(b, side, side)
         with torch.autocast("cuda", torch.bfloat16, enabled=states.dtype == torch.bfloat16):
             logits = self.transformer(grid, states, pooled, self.micro.expand(b, -1))  # [b, v, h, w]
         logits = logits.float().flatten(2).permute(0, 2, 1)
