@@ -11,7 +11,8 @@ from flax import nnx
 
 from styledrop_jax.adapters import styledrop
 from styledrop_jax.adapters.base import AdapterFile, AdapterParam, identity, load_adapter, restore
-from styledrop_jax.backbones.muse import Group, Muse, Text
+from styledrop_jax.backbones.base import Group
+from styledrop_jax.backbones.muse import Muse, Text
 from styledrop_jax.samplers.maskgit import linear_ramp, mix, two_scale
 
 

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,32 @@ class AdapterParam(nnx.Param):
 
     Contract: an adapter whose `AdapterParam`s are all zero changes nothing, exactly.
     """
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """What builds one kind of adapter, as its file records it. Fields are what JSON can hold."""
+
+    kind: ClassVar[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `save_adapter` records; `from_dict` reads it."""
+        return {"adapter": self.kind, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """The config of an `AdapterFile`; UserError if it describes another kind of adapter."""
+        fields = dict(fields)
+        if (kind := fields.pop("adapter", None)) != cls.kind:
+            raise UserError(f"adapter: {kind!r}, expected {cls.kind!r}")
+        names = [field.name for field in dataclasses.fields(cls)]
+        if unknown := [name for name in fields if name not in names]:
+            expected = ", ".join(names) or "nothing more"
+            raise UserError(f"adapter: its config does not fit (found {', '.join(unknown)}, expected {expected})")
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise UserError(f"adapter: its config does not fit ({error})") from None
 
 
 def identity(state: Any) -> Any:

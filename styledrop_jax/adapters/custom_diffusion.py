@@ -6,42 +6,27 @@ What trains is the difference to the base's matrices, zero at first. The method'
 
 import dataclasses
 import re
-from collections.abc import Mapping
-from typing import Any
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from styledrop_jax.adapters.base import AdapterParam
+from styledrop_jax.adapters.base import AdapterConfig, AdapterParam
 from styledrop_jax.adapters.lora import fill, slots
-from styledrop_jax.errors import UserError
 from styledrop_jax.models.layers import Linear
 from styledrop_jax.models.rules import Rules
 
-_KIND = "custom_diffusion"
 # In the U-ViT's blocks of convolutions both attentions look at the text.
 _TARGETS = r".+\.(?:attn2|attention_blocks\.\d+\.attn1)\.to_[kv]"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(AdapterConfig):
     """There is nothing to choose: the paper trains all keys and values of cross-attention, at full rank."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """What `save_adapter` records; `from_dict` reads it."""
-        return {"adapter": _KIND}
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> "Config":
-        """The config of an `AdapterFile`; UserError if it describes another kind of adapter."""
-        fields = dict(fields)
-        if (kind := fields.pop("adapter", None)) != _KIND:
-            raise UserError(f"adapter: {kind!r}, expected {_KIND!r}")
-        if fields:
-            raise UserError(f"adapter: its config does not fit (found {', '.join(fields)}, expected nothing more)")
-        return cls()
+    kind: ClassVar[str] = "custom_diffusion"
 
 
 class Adapter(nnx.Module):

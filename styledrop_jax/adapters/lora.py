@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,11 @@ import numpy as np
 from flax import nnx
 
 from styledrop_jax import tree
-from styledrop_jax.adapters.base import AdapterParam
+from styledrop_jax.adapters.base import AdapterConfig, AdapterParam
 from styledrop_jax.errors import UserError
 from styledrop_jax.models.layers import Conv, Linear
 from styledrop_jax.models.rules import Layout, Rules
 
-_KIND = "lora"
 _METADATA = "lora_adapter_metadata"  # where diffusers keeps the peft config of each component, as JSON
 _KOHYA = {"unet": "lora_unet", "transformer": "lora_unet", "text_encoder": "lora_te"}
 
@@ -35,7 +34,7 @@ TARGETS: dict[Targets, str] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(AdapterConfig):
     """The adapter's size.
 
     Attributes:
@@ -46,6 +45,7 @@ class Config:
             layers (depthwise, down- and upsampling) have none.
     """
 
+    kind: ClassVar[str] = "lora"
     rank: int = 4
     alpha: float = 4.0
     targets: Targets = "attention"
@@ -57,21 +57,6 @@ class Config:
             raise UserError(f"lora alpha: found {self.alpha!r}, expected a positive number")
         if self.targets not in TARGETS:
             raise UserError(f"lora targets: found {self.targets!r}, expected one of {', '.join(TARGETS)}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """What `save_adapter` records; `from_dict` reads it."""
-        return {"adapter": _KIND, **dataclasses.asdict(self)}
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> "Config":
-        """The config of an `AdapterFile`; UserError if it describes another kind of adapter."""
-        fields = dict(fields)
-        if (kind := fields.pop("adapter", None)) != _KIND:
-            raise UserError(f"adapter: {kind!r}, expected {_KIND!r}")
-        try:
-            return cls(**fields)
-        except TypeError as error:
-            raise UserError(f"adapter: its config does not fit ({error})") from None
 
 
 class Projection(nnx.Module):

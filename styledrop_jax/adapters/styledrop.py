@@ -1,21 +1,17 @@
 """The StyleDrop adapter (2306.00983 Fig. S1): two bottlenecks in each transformer layer, written by two generators."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from styledrop_jax.adapters.base import AdapterParam
-from styledrop_jax.errors import UserError
-
-_KIND = "styledrop"
+from styledrop_jax.adapters.base import AdapterConfig, AdapterParam
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(AdapterConfig):
     """The adapter's size.
 
     Attributes:
@@ -24,23 +20,9 @@ class Config:
             The paper: shared in round 1, not in round 2.
     """
 
+    kind: ClassVar[str] = "styledrop"
     bottleneck: int = 4
     shared: bool = True
-
-    def to_dict(self) -> dict[str, Any]:
-        """What `save_adapter` records; `from_dict` reads it."""
-        return {"adapter": _KIND, **dataclasses.asdict(self)}
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> "Config":
-        """The config of an `AdapterFile`; UserError if it describes another kind of adapter."""
-        fields = dict(fields)
-        if (kind := fields.pop("adapter", None)) != _KIND:
-            raise UserError(f"adapter: {kind!r}, expected {_KIND!r}")
-        try:
-            return cls(**fields)
-        except TypeError as error:
-            raise UserError(f"adapter: its config does not fit ({error})") from None
 
 
 class Generator(nnx.Module):

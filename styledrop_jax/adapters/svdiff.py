@@ -5,23 +5,20 @@ its output moves by ((x V) ∘ (relu(σ + δ) − σ)) Uᵀ, so that δ = 0 move
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from styledrop_jax.adapters.base import AdapterParam
+from styledrop_jax.adapters.base import AdapterConfig, AdapterParam
 from styledrop_jax.adapters.lora import TARGETS, Projection, Targets, fill
 from styledrop_jax.errors import UserError
 from styledrop_jax.models.layers import Conv, Linear
 
-_KIND = "svdiff"
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(AdapterConfig):
     """Which weights shift.
 
     Attributes:
@@ -29,26 +26,12 @@ class Config:
             which take less memory: U and V of a square weight are as large as two of it.
     """
 
+    kind: ClassVar[str] = "svdiff"
     targets: Targets = "all"
 
     def __post_init__(self) -> None:
         if self.targets not in TARGETS:
             raise UserError(f"svdiff targets: found {self.targets!r}, expected one of {', '.join(TARGETS)}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """What `save_adapter` records; `from_dict` reads it."""
-        return {"adapter": _KIND, **dataclasses.asdict(self)}
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> "Config":
-        """The config of an `AdapterFile`; UserError if it describes another kind of adapter."""
-        fields = dict(fields)
-        if (kind := fields.pop("adapter", None)) != _KIND:
-            raise UserError(f"adapter: {kind!r}, expected {_KIND!r}")
-        try:
-            return cls(**fields)
-        except TypeError as error:
-            raise UserError(f"adapter: its config does not fit ({error})") from None
 
 
 class Adapter(nnx.Module):

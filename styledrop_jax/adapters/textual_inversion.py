@@ -9,7 +9,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,10 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
-from styledrop_jax.adapters.base import AdapterParam
+from styledrop_jax.adapters.base import AdapterConfig, AdapterParam
 from styledrop_jax.errors import UserError
 from styledrop_jax.models.clip import ClipText
 
-_KIND = "textual_inversion"
 _KOHYA = "emb_params"
 _TWO_TOWERS = {"clip_l", "clip_g"}
 
@@ -55,7 +54,7 @@ class Token:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(AdapterConfig):
     """The new words.
 
     Attributes:
@@ -63,30 +62,18 @@ class Config:
         norm: the new rows are scaled to the mean length of the table's, whatever they train to. The paper does not.
     """
 
+    kind: ClassVar[str] = "textual_inversion"
     tokens: tuple[Token, ...]
     norm: bool = False
 
     def __post_init__(self) -> None:
+        if not all(isinstance(token, Token) for token in self.tokens):  # as a file holds them
+            object.__setattr__(self, "tokens", tuple(Token(**token) for token in self.tokens))
         names = [name for token in self.tokens for name in token.names]
         if not names:
             raise UserError("textual inversion tokens: found none, expected at least one")
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise UserError(f"textual inversion tokens: found {', '.join(twice)} twice, expected different words")
-
-    def to_dict(self) -> dict[str, Any]:
-        """What `save_adapter` records; `from_dict` reads it."""
-        return {"adapter": _KIND, "tokens": [dataclasses.asdict(token) for token in self.tokens], "norm": self.norm}
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> "Config":
-        """The config of an `AdapterFile`; UserError if it describes another kind of adapter."""
-        fields = dict(fields)
-        if (kind := fields.pop("adapter", None)) != _KIND:
-            raise UserError(f"adapter: {kind!r}, expected {_KIND!r}")
-        try:
-            return cls(**fields | {"tokens": tuple(Token(**token) for token in fields["tokens"])})
-        except (TypeError, KeyError) as error:
-            raise UserError(f"adapter: its config does not fit ({error})") from None
 
 
 class Rows(nnx.Module):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from flax import nnx
 from transformers import PreTrainedTokenizerBase
 
 from styledrop_jax import hub, losses, pretrained, schedules
+from styledrop_jax.backbones.base import Group, chunks, hash_files
 from styledrop_jax.models import clip, uvit, vqgan
 from styledrop_jax.models.tokenizer import load_tokenizer, tokenize
 from styledrop_jax.samplers import maskgit
@@ -27,22 +27,6 @@ class Text(NamedTuple):
 
     states: jax.Array
     pooled: jax.Array
-
-
-class Group(NamedTuple):
-    """Branches of guidance that run through one graph, batched as one forward.
-
-    Attributes:
-        graphdef: of the denoiser, with whatever adapter it carries.
-        states: trainable state of each branch, stacked on a leading axis [k, …].
-        text: the prompts of each branch, `states` [k, b, t, c] and `pooled` [k, b, p].
-        weights: [steps, k]; the guided logits are the weighted sum over all branches of all groups.
-    """
-
-    graphdef: nnx.GraphDef
-    states: dict
-    text: Text
-    weights: jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,7 +69,7 @@ class Muse:
         """Prompts → features; each distinct prompt is computed once, in batches of one fixed size."""
         distinct = list(dict.fromkeys(prompts))
         ids = tokenize(self.tokenizer, distinct, self.text.config.max_position_embeddings)
-        parts = [_text(self.text, chunk) for chunk in _chunks(ids)]
+        parts = [_text(self.text, chunk) for chunk in chunks(ids, _ENCODE_BATCH)]
         states, pooled = (jnp.concatenate(x)[: len(distinct)] for x in zip(*parts, strict=True))
         rows = np.array([distinct.index(prompt) for prompt in prompts])
         return Text(states[rows], pooled[rows])
@@ -93,11 +77,11 @@ class Muse:
     def encode_images(self, images: np.ndarray) -> np.ndarray:
         """Images [b, r, r, 3], uint8 or float in [0, 1], r = `resolution` → tokens [b, h, w] int32."""
         images = np.asarray(images, np.float32) / (255 if images.dtype == np.uint8 else 1)
-        return np.concatenate([_encode(self.codec, chunk) for chunk in _chunks(images)])[: len(images)]
+        return np.concatenate([_encode(self.codec, chunk) for chunk in chunks(images, _ENCODE_BATCH)])[: len(images)]
 
     def decode_tokens(self, tokens: np.ndarray, batch_size: int = _ENCODE_BATCH) -> np.ndarray:
         """Tokens [b, h, w] → images [b, r, r, 3] float32 in [0, 1], `batch_size` at a time."""
-        return np.concatenate([_decode(self.codec, chunk) for chunk in _chunks(tokens, batch_size)])[: len(tokens)]
+        return np.concatenate([_decode(self.codec, chunk) for chunk in chunks(tokens, batch_size)])[: len(tokens)]
 
     def sample(
         self,
@@ -137,7 +121,7 @@ def load(name: str, dtype: jnp.dtype = jnp.float32) -> Muse:
     folder = hub.resolve(f"{name}/muse" if (hub.SHIPPED / name / "muse").is_dir() else name)
     return Muse(
         name=name,
-        base_hash=_hash(_denoiser_files(folder)),
+        base_hash=hash_files(_denoiser_files(folder)),
         denoiser=load_denoiser(folder, dtype),
         codec=load_codec(folder / "vqvae", dtype),
         text=load_text(folder / "text_encoder", dtype),
@@ -191,21 +175,6 @@ def token_loss(
     inputs, mask = schedules.mask_tokens(flat, jax.random.split(key, b), mask_id=denoiser.config.mask_token_id)
     logits = denoiser(inputs.reshape(tokens.shape), text.states, text.pooled, jnp.tile(micro, (b, 1)))
     return losses.masked_token_loss(logits.reshape(*flat.shape, -1), flat, mask)
-
-
-def _chunks(array: np.ndarray, size: int = _ENCODE_BATCH) -> list[np.ndarray]:
-    """Pieces of one fixed length, the last padded with its own last row: one compiled program for any count."""
-    pieces = [array[i : i + size] for i in range(0, len(array), size)]
-    return [np.concatenate([p, np.repeat(p[-1:], size - len(p), axis=0)]) for p in pieces]
-
-
-def _hash(files: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as handle:
-            while block := handle.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 @nnx.jit

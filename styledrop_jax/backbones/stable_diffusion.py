@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from jax.tree_util import Partial
 from transformers import PreTrainedTokenizerBase
 
 from styledrop_jax import hub, pretrained
-from styledrop_jax.backbones.muse import Group
+from styledrop_jax.backbones.base import Group, chunks, hash_files
 from styledrop_jax.errors import UserError
 from styledrop_jax.models import clip, unet, vae
 from styledrop_jax.models.rules import Rules
@@ -69,7 +68,7 @@ class StableDiffusion:
         """Prompts → features; each distinct prompt is computed once, in batches of one fixed size."""
         distinct = list(dict.fromkeys(prompts))
         ids = tokenize(self.tokenizer, distinct, self.text.config.max_position_embeddings)
-        states = jnp.concatenate([_text(self.text, chunk) for chunk in _chunks(ids, _TEXT_BATCH)])
+        states = jnp.concatenate([_text(self.text, chunk) for chunk in chunks(ids, _TEXT_BATCH)])
         return Text(states[np.array([distinct.index(prompt) for prompt in prompts])])
 
     def encode_images(self, images: np.ndarray) -> vae.Posterior:
@@ -78,12 +77,12 @@ class StableDiffusion:
         The mean is what to take for an image; with both cached, training can sample other latents at each step.
         """
         images = np.asarray(images, np.float32) / (255 if images.dtype == np.uint8 else 1)
-        parts = [_encode(self.codec, chunk) for chunk in _chunks(images, _IMAGE_BATCH)]
+        parts = [_encode(self.codec, chunk) for chunk in chunks(images, _IMAGE_BATCH)]
         return vae.Posterior(*(np.concatenate(x)[: len(images)] for x in zip(*parts, strict=True)))
 
     def decode_latents(self, latents: np.ndarray, batch_size: int = _IMAGE_BATCH) -> np.ndarray:
         """Latents [b, h, w, c] → images [b, h·f, w·f, 3] float32 in [0, 1], `batch_size` at a time."""
-        return np.concatenate([_decode(self.codec, chunk) for chunk in _chunks(latents, batch_size)])[: len(latents)]
+        return np.concatenate([_decode(self.codec, chunk) for chunk in chunks(latents, batch_size)])[: len(latents)]
 
     def sample(
         self,
@@ -104,7 +103,7 @@ class StableDiffusion:
         """Draws one batch of latents; every image depends on its own seed, prompt and inputs alone.
 
         Args:
-            groups: see `muse.Group`; `text` is a `Text`, and the weights [steps, k] are of the denoiser's outputs.
+            groups: see `base.Group`; `text` is a `Text`, and the weights [steps, k] are of the denoiser's outputs.
                 Classifier-free guidance of scale s weights the prompt with s and the negative prompt with 1 - s.
             frozen: the frozen state of the denoiser.
             seeds: one an image. Its first noise depends neither on the sampler nor on the steps.
@@ -345,26 +344,12 @@ def _assemble(
 
     return StableDiffusion(
         name=name,
-        base_hash=_hash(hashed),
+        base_hash=hash_files(hashed),
         denoiser=build("unet", dtype),
         codec=build("vae", jnp.float32 if codec.force_upcast else dtype),
         text=build("text_encoder", dtype),
         **rest,
     )
-
-
-def _chunks(array: np.ndarray, size: int) -> list[np.ndarray]:
-    """Pieces of one fixed length, the last padded with its own last row: one compiled program for any count."""
-    pieces = [array[i : i + size] for i in range(0, len(array), size)]
-    return [np.concatenate([p, np.repeat(p[-1:], size - len(p), axis=0)]) for p in pieces]
-
-
-def _hash(files: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as handle:
-            hashlib.file_digest(handle, lambda: digest)
-    return digest.hexdigest()
 
 
 @nnx.jit

@@ -107,9 +107,8 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """A config.json that the reference library loads."""
-        fields = dataclasses.asdict(self)
-        if not self.positional_masks:
-            fields.pop("positional_masks")
+        ours_alone = () if self.positional_masks else ("positional_masks",)
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in ours_alone}
         return {"_class_name": "UVit2DModel", **fields}
 
     @classmethod

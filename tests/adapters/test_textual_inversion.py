@@ -251,7 +251,7 @@ def test_configs_are_checked_and_survive():
         (lambda: Token(word="<a>", initializer="cat", vectors=0), "found 0 vectors"),
         (lambda: Config(tokens=(HUT, dataclasses.replace(CAT, word="<hut>_2"))), "found <hut>_2 twice"),
         (lambda: Config.from_dict({"adapter": "lora"}), "'lora', expected 'textual_inversion'"),
-        (lambda: Config.from_dict({"adapter": textual_inversion._KIND}), "does not fit"),
+        (lambda: Config.from_dict({"adapter": textual_inversion.Config.kind}), "does not fit"),
     ):
         with pytest.raises(UserError, match=words):
             build()

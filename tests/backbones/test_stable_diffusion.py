@@ -22,7 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from styledrop_jax import hub, pretrained, tree
 from styledrop_jax.backbones import stable_diffusion
-from styledrop_jax.backbones.muse import Group
+from styledrop_jax.backbones.base import Group
 from styledrop_jax.backbones.stable_diffusion import StableDiffusion, Text, denoising_loss, draw_noise, load, loss_at
 from styledrop_jax.errors import UserError
 from styledrop_jax.models import clip, unet, vae
