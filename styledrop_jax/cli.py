@@ -48,14 +48,19 @@ def personalize(argv: Sequence[str]) -> None:
 
     Leaves adapters, drawings, scores and report.html in the run folder. The same command continues a run that was
     stopped. `--config configs/styledrop.py:amused-256` takes another base model; `--config.FIELD VALUE` overrides
-    a field. The fields:
+    a field. The fields, with the values that this command gives them:
     """
     from styledrop_jax import config as schema
 
-    parser = _parser("personalize", personalize, epilog="\n".join(f"  --config.{x}" for x in schema.describe()))
+    parser = _parser("personalize", personalize)
     parser.add_argument("--config", default="configs/styledrop.py", help="config file, FILE or FILE:PRESET")
     parser.add_argument("--workdir", type=Path, required=True, help="the run folder: new, or one to continue")
-    if {"-h", "--help"} & set(argv):
+    if asked := {"-h", "--help"} & set(argv):
+        try:
+            config, _ = schema.parse([word for word in argv if word not in asked], default="configs/styledrop.py")
+            parser.epilog = "\n".join(f"  --config.{line}" for line in schema.describe(config))
+        except UserError as error:  # run from a folder without the config files
+            parser.epilog = f"  (not shown: {error})"
         parser.print_help()
         return
     config, rest = schema.parse(argv, default="configs/styledrop.py")
@@ -80,7 +85,7 @@ def sample(argv: Sequence[str]) -> None:
     Image i of a prompt has seed SEED + i. The run's style descriptor is added to every prompt.
     """
     parser = _parser("sample", sample)
-    _add_prompts(parser)
+    _add_prompts(parser, folder="drawn")
     _add_sampling(parser)
     parser.add_argument("--run", type=Path, required=True, help="a run folder of `styledrop personalize`")
     parser.add_argument("--round", type=int, help="the round whose adapter draws; default the last; 0: the base model")
@@ -98,7 +103,7 @@ def mix(argv: Sequence[str]) -> None:
     The style's run sees the prompt with its descriptor, the subject's run the prompt alone (StyleDrop 2306.00983).
     """
     parser = _parser("mix", mix)
-    _add_prompts(parser)
+    _add_prompts(parser, folder="mixed")
     _add_sampling(parser)
     parser.add_argument("--style", type=Path, required=True, dest="run", help="the run that knows the style")
     parser.add_argument("--subject", type=Path, required=True, help="the run that knows the object")
@@ -119,7 +124,7 @@ def edit(argv: Sequence[str]) -> None:
     White in the mask is drawn anew. The image is cut to its middle square and resized to the model's resolution.
     """
     parser = _parser("edit", edit)
-    _add_prompts(parser)
+    _add_prompts(parser, folder="edited")
     _add_sampling(parser)
     parser.add_argument("--run", type=Path, required=True, help="a run folder of `styledrop personalize`")
     parser.add_argument("--round", type=int, help="the round whose adapter draws; default the last; 0: the base model")
@@ -189,13 +194,13 @@ def _parser(name: str, command: Callable, epilog: str = "") -> _Parser:
     return _Parser(prog=f"styledrop {name}", description=inspect.getdoc(command), epilog=epilog)
 
 
-def _add_prompts(parser: _Parser) -> None:
+def _add_prompts(parser: _Parser, *, folder: str) -> None:
     parser.add_argument("--prompt", action="append", default=[], help="what to draw; may be given several times")
     parser.add_argument("--prompt-file", type=Path, help="a text file of prompts, one a line")
     parser.add_argument("--descriptor", help="the style's words, in place of the run's own; empty for none")
     parser.add_argument("--num", type=int, default=4, help="images of each prompt (default 4)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first image of each prompt (default 0)")
-    parser.add_argument("--out", type=Path, help="where the images go (default: drawn/ in the run folder)")
+    parser.add_argument("--out", type=Path, help=f"where the images go (default: {folder}/ in the run folder)")
 
 
 def _add_sampling(parser: _Parser) -> None:

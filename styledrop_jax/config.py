@@ -206,17 +206,33 @@ def round_config(config: ConfigDict, number: int) -> ConfigDict:
     return config[f"round_{min(number, last)}"]
 
 
-def describe(schema: Schema = PERSONALIZE, prefix: str = "") -> list[str]:
-    """One line for each field, "round_*.train.steps: training steps (a whole number of at least 1)": for `--help`."""
-    lines = []
-    for key, entry in schema.items():
-        if isinstance(entry, Field):
-            lines.append(f"{prefix}{key}: {entry.help} ({entry.expected})")
-        elif isinstance(entry, Weights):
-            lines.append(f"{prefix}{key}: {entry.help} ({', '.join(entry.names)})")
-        else:
-            lines += describe(entry, f"{prefix}{key}.")
+def describe(config: ConfigDict, schema: Schema = PERSONALIZE) -> list[str]:
+    """One line for each field of `config`, for `--help`: "seed 0: the one source of randomness (a whole number …)".
+
+    A round that differs from the one before it shows what differs.
+    """
+    lines, before = [], None
+    for key, value in config.items():
+        entry = schema.get(key, schema.get("round_*"))
+        mine = list(_lines(value, entry, key))
+        if key.startswith("round_"):
+            shown = before or {}
+            before = {line.removeprefix(key): line for line in mine}
+            mine = [line for name, line in before.items() if name not in shown]
+        lines += mine
     return lines
+
+
+def _lines(value: Any, entry: Any, name: str) -> Iterator[str]:
+    if _nested(entry):
+        for key, inner in value.items():
+            yield from _lines(inner, entry[key], f"{name}.{key}")
+    elif isinstance(entry, Weights):
+        for key, weight in value.items():
+            yield f"{name}.{key} {weight}: {entry.help}"
+    else:
+        shown = str(value).lower() if isinstance(value, bool) else value if value != "" else '""'
+        yield f"{name} {shown}: {entry.help} ({entry.expected})"
 
 
 def _problems(config: Any, schema: Schema, prefix: str) -> Iterator[str]:

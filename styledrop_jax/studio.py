@@ -38,7 +38,7 @@ def sample(flags: argparse.Namespace) -> Path:
     jobs = _jobs(flags)
     style = _style(flags.run, flags)
     texts = [_caption(content, _descriptor(flags, style)) for content, _ in jobs]
-    return _write(flags, style, jobs, texts, _branches(style, texts), {})
+    return _write(flags, style, jobs, texts, _branches(style, texts), {}, folder="drawn")
 
 
 def mix(flags: argparse.Namespace) -> Path:
@@ -55,7 +55,8 @@ def mix(flags: argparse.Namespace) -> Path:
     branches = draw.mixed_branches(
         style.adapted, subject.adapted, texts, contents, gamma=flags.gamma, settings=style.settings
     )
-    return _write(flags, style, jobs, texts, branches, {"gamma": flags.gamma, "subject": subject.origin})
+    record = {"gamma": flags.gamma, "subject": subject.origin}
+    return _write(flags, style, jobs, texts, branches, record, folder="mixed")
 
 
 def edit(flags: argparse.Namespace) -> Path:
@@ -76,7 +77,8 @@ def edit(flags: argparse.Namespace) -> Path:
     tokens = _edited_tokens(model, image, region, strength, [seed for _, seed in jobs])
     record = {"image": str(flags.image), "mask": str(flags.mask or ""), "strength": strength}
     keep = None if flags.mask is None else (image.astype(np.float32) / 255, region[..., None])
-    return _write(flags, style, jobs, texts, _branches(style, texts), record, tokens=tokens, keep=keep)
+    branches = _branches(style, texts)
+    return _write(flags, style, jobs, texts, branches, record, folder="edited", tokens=tokens, keep=keep)
 
 
 def _edited_tokens(
@@ -168,11 +170,15 @@ def _write(
     branches: Sequence[draw.Branch],
     record: dict[str, Any],
     *,
+    folder: str,
     tokens: np.ndarray | None = None,
     keep: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Path:
-    """Draws every job; `keep` = (image [r, r, 3], region [r, r, 1]): pixels outside the region stay the image's own."""
-    out = (flags.out or flags.run / "drawn").expanduser()
+    """Draws every job into `folder` of the run, unless the user names another.
+
+    `keep` = (image [r, r, 3], region [r, r, 1]): pixels outside the region stay the image's own.
+    """
+    out = (flags.out or flags.run / folder).expanduser()
     chunks = draw.draw(
         style.model,
         branches,
@@ -209,7 +215,9 @@ def _write(
                 images.append(image)
             advance(len(chunk))
     columns = max(flags.num, 4) if flags.num > 1 else None
-    folders.write_png(out / "grid.png", folders.grid(images, columns=columns, scale=_scale(images)))
+    captions = [content for content, _ in jobs]
+    sheet = folders.grid(images, columns=columns, scale=_scale(images), captions=captions)
+    folders.write_png(out / "grid.png", sheet)
     return out
 
 

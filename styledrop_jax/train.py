@@ -100,7 +100,8 @@ def fit(
         UserError: the loss or the weights are not finite, or the checkpoint is damaged or belongs to another setting.
     """
     graphdef, params, frozen = split(model, trainable)
-    log.say(f"{stage}: {tree.count(params):,} parameters train, {tree.count(frozen):,} are frozen")
+    _, _, weights, _ = nnx.split(model, trainable, nnx.Param, ...)
+    log.say(f"{stage}: {tree.count(params):,} parameters train, {tree.count(weights):,} are frozen")
     state = init_state(params, optimizer)
     step_fn = make_train_step(loss, optimizer)
     checkpoints = Checkpoints(folder)

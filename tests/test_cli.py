@@ -52,7 +52,7 @@ def test_the_help_of_a_command_teaches(capfd, command):
     assert f"styledrop {command} --" in said.out, "an example to copy"
     assert not said.err
     expected = {
-        "personalize": ("--workdir", "--config.reference.image", "--config.round_*.train.steps", "amused-256"),
+        "personalize": ("--workdir", "--config.reference.image", "--config.round_1.train.steps", "amused-256"),
         "sample": ("--prompt-file", "--num", "--seed", "--lambda-a", "--lambda-b", "--negative-prompt", "--round"),
         "mix": ("--subject", "--gamma"),
         "edit": ("--mask", "--strength"),

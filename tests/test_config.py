@@ -149,10 +149,13 @@ def test_a_config_file_of_ones_own(tmp_path):
         parse(["--config", f"{tmp_path / 'mine.py'}:preset"], schema=schema)
 
 
-def test_help_names_every_field():
-    lines = describe()
-    assert "round_*.train.steps: training steps (a whole number of at least 1)" in lines
-    assert any(line.startswith("round_*.select.scorers: ") and "clip_style" in line for line in lines)
+def test_help_names_every_field_with_its_value_and_of_later_rounds_what_differs():
+    config, _ = parse(["--config", "configs/styledrop.py", "--config.round_2.train.steps", "77"])
+    lines = describe(config)
+    assert "round_1.train.steps 150: training steps (a whole number of at least 1)" in lines
+    assert any(line.startswith("round_1.select.scorers.clip_style 0.0: ") for line in lines)
+    assert "round_2.train.steps 77: training steps (a whole number of at least 1)" in lines
+    assert not any(line.startswith("round_2.train.batch_size") for line in lines)
 
 
 def test_did_you_mean():

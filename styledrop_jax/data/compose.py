@@ -113,8 +113,9 @@ def draw_scene(
 def caption(rng: np.random.Generator, scene: Scene) -> str:
     """Words a scene: contents, position, background, style. Chance picks the template and leaves words out.
 
-    An untreated picture often goes without its style, so that a bare prompt means a bare drawing; a treatment is always
-    named, its artist mostly.
+    An untreated picture often goes without its style, so that a bare prompt means a bare drawing, or names one that
+    does not exist, so that a style the model does not know means one too. A treatment is always named, its artist
+    mostly.
     """
     if scene.layout == "paired":
         left, right = (noun_phrase(name) for name in scene.names)
@@ -134,10 +135,20 @@ def caption(rng: np.random.Generator, scene: Scene) -> str:
     elif roll < 0.4 and scene.layout == "centred" and content.startswith(("a ", "an ")):
         content = f"one {scene.names[0]}"
     style = descriptor(scene.artist, scene.treatment)
-    if rng.random() < (0.3 if scene.treatment.words else 0.45):
+    roll = rng.random()
+    if roll < (0.3 if scene.treatment.words else 0.4):
         style = descriptor(None, scene.treatment)
+    elif roll > 0.75 and not scene.treatment.words:
+        style = f"in {' '.join(_invented(rng) for _ in range(rng.integers(1, 4)))} style"
     ground = "" if scene.background == "white" else f"on {noun_phrase(scene.background)} background"
     return " ".join(part for part in (content, scene.position, ground, style) if part)
+
+
+def _invented(rng: np.random.Generator) -> str:
+    """A word of one or two syllables that means nothing, such as "drampel"."""
+    onsets, vowels, codas = ("b", "br", "c", "d", "dr", "f", "g", "l", "m", "p", "s", "t", "w"), "aeiou", "lmnrst"
+    parts = ((onsets, vowels, codas)[i % 3] for i in range(3 * rng.integers(1, 3)))
+    return "".join(part[rng.integers(len(part))] for part in parts)
 
 
 @lru_cache(maxsize=16)

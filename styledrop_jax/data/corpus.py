@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from styledrop_jax.data import compose
 from styledrop_jax.data.drawings import ARTISTS, SIZE, Artist, match_drawings, read_concepts, read_icons, render
+from styledrop_jax.data.inks import TWO_COLOUR
 from styledrop_jax.data.treatments import TREATMENTS, Treatment
 from styledrop_jax.data.words import CORE_EXCLUDED, CORE_INCLUDED, CORE_SUBGROUPS, EVERYDAY, STARTER, SYNONYMS
 from styledrop_jax.errors import UserError, did_you_mean
@@ -232,8 +233,10 @@ class Corpus:
         first = pool[rng.integers(len(pool))]
         same_artist = self._pools[split, vocabulary][1][self.artist[first]]
         drawings = int(first), int(same_artist[rng.integers(len(same_artist))])
-        # A plain drawing is what a bare prompt asks for, and the hardest to get right: half of them.
-        treatment = _TRAINING[0] if rng.random() < 0.5 else _TRAINING[rng.integers(1, len(_TRAINING))]
+        # A plain drawing is what a bare prompt asks for; the rest spread over points and directions of style.
+        roll = rng.random()
+        kinds = _TRAINING[:1] if roll < 0.35 else _TRAINING[1:] if roll < 0.7 else TWO_COLOUR
+        treatment = kinds[rng.integers(len(kinds))]
         names = [self.names[self.concept[drawing]] for drawing in drawings]
         left, right = (known[0] if rng.random() < 0.85 else known[rng.integers(len(known))] for known in names)
         scene = compose.draw_scene(rng, drawings, (left, right), ARTISTS[self.artist[first]], treatment)

@@ -117,7 +117,7 @@ def read_references(image: str, content: str, descriptor: str) -> list[Reference
     """
     entries = _entries(image, content.strip(), descriptor.strip())
     references = [
-        Reference(str(path), read_image(path), *_words(path, where, content, descriptor), _sha256(path))
+        Reference(str(path), _read_named(path, where), *_words(path, where, content, descriptor), _sha256(path))
         for path, where, content, descriptor in entries
     ]
     first: dict[str, str] = {}
@@ -126,6 +126,13 @@ def read_references(image: str, content: str, descriptor: str) -> list[Reference
             _LOG.warning("%s: the same image as %s: it counts twice", reference.path, first[reference.sha256])
         first.setdefault(reference.sha256, reference.path)
     return references
+
+
+def _read_named(path: Path, where: str) -> np.ndarray:
+    try:
+        return read_image(path)
+    except UserError as error:
+        raise UserError(f"{where}.image: {error}") from None
 
 
 def read_mask(path: str | os.PathLike, image_shape: tuple[int, int]) -> np.ndarray:

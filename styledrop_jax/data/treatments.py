@@ -11,10 +11,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-Image = NDArray[np.uint8]  # [h, w, 3]
-_Float = NDArray[np.float32]
-
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+from styledrop_jax.data import pixels as px
+from styledrop_jax.data.pixels import Float, Image
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,115 +34,6 @@ class Treatment:
     held_out: bool = False
 
 
-# Shared pieces, on float32 in [0, 1].
-
-
-def _float(image: Image) -> _Float:
-    return image.astype(np.float32) * np.float32(1 / 255)
-
-
-def _bytes(x: _Float) -> Image:
-    return (np.clip(x, 0, 1) * 255 + 0.5).astype(np.uint8)
-
-
-def _light(x: _Float) -> _Float:
-    return x @ _LUMA  # [h, w]
-
-
-def _unit(x: NDArray) -> int:
-    """Pixels that one pixel of a 64 px image stands for."""
-    return max(1, round(min(x.shape[:2]) / 64))
-
-
-def _rgb(code: str) -> _Float:
-    return np.array([int(code[i : i + 2], 16) for i in (0, 2, 4)], np.float32) / 255
-
-
-@lru_cache
-def _ramp(*codes: str) -> Image:
-    """A palette of 256 colours [256, 3] that runs through the given ones, dark to light."""
-    stops = np.stack([_rgb(code) for code in codes])  # [n, 3]
-    at = np.linspace(0, len(codes) - 1, 256)
-    return _bytes(np.stack([np.interp(at, np.arange(len(codes)), stops[:, c]) for c in range(3)], 1))
-
-
-def _through(light: _Float, *codes: str) -> Image:
-    return _ramp(*codes)[(np.clip(light, 0, 1) * 255).astype(np.uint8)]
-
-
-def _padded(x: _Float, width: int) -> _Float:
-    """[h, w, ...] with `width` more pixels on every side, edges repeated (np.pad costs more than the treatments)."""
-    rows, columns = (np.clip(np.arange(-width, side + width), 0, side - 1) for side in x.shape[:2])
-    return x[rows].take(columns, axis=1)
-
-
-def _blur(x: _Float, radius: int) -> _Float:
-    """Box blur of [h, w, ...] over 2 radius + 1 pixels each way, edges repeated."""
-    height, width = x.shape[:2]
-    wide = _padded(x, radius)
-    tall = sum(wide[i : i + height] for i in range(2 * radius + 1))
-    return sum(tall[:, i : i + width] for i in range(2 * radius + 1)) * np.float32((2 * radius + 1) ** -2)
-
-
-def _largest(x: _Float) -> _Float:
-    """Largest channel [h, w] (a reduction over so short an axis is slow)."""
-    return np.maximum(np.maximum(x[..., 0], x[..., 1]), x[..., 2])
-
-
-def _edges(x: _Float, *, gain: float = 2.0) -> _Float:
-    """Strength [h, w] in [0, 1] of the strongest colour change around each pixel, one unit away."""
-    unit = _unit(x)
-    wide = _padded(_blur(x, unit // 2) if unit > 1 else x, unit)
-    across = np.abs(wide[unit:-unit, 2 * unit :] - wide[unit:-unit, : -2 * unit])
-    down = np.abs(wide[2 * unit :, unit:-unit] - wide[: -2 * unit, unit:-unit])
-    return np.minimum(_largest(across + down) * np.float32(gain / 2), 1)
-
-
-def _saturate(x: _Float, amount: float) -> _Float:
-    grey = _light(x)[..., None]
-    return np.clip(grey + (x - grey) * np.float32(amount), 0, 1)
-
-
-@lru_cache(maxsize=64)
-def _noise(height: int, width: int, cell: int, seed: int) -> _Float:
-    """Fixed grain [h, w] in [0, 1]: one value to each cell of `cell` pixels, the same pattern at any image size."""
-    grid = np.random.default_rng(seed).random((512, 512), np.float32)
-    rows, columns = np.arange(height) // cell % 512, np.arange(width) // cell % 512
-    return grid[rows[:, None], columns]
-
-
-@lru_cache(maxsize=64)
-def _positions(height: int, width: int) -> tuple[_Float, _Float]:
-    """Coordinates in units of a 64 px image: rows [h, 1] and columns [1, w]."""
-    unit = min(height, width) / 64
-    return (np.arange(height, dtype=np.float32) / unit)[:, None], (np.arange(width, dtype=np.float32) / unit)[None]
-
-
-def _grain(x: NDArray, seed: int = 0) -> _Float:
-    return _noise(x.shape[0], x.shape[1], _unit(x), seed)
-
-
-@lru_cache(maxsize=64)
-def _hatching(height: int, width: int, period: int, slope: int) -> _Float:
-    """Diagonal stripes [h, w] in [0, 1], `period` units apart."""
-    rows, columns = _positions(height, width)
-    phase = (rows * slope + columns) % period / period
-    return np.abs(2 * phase - 1)
-
-
-def _cells(x: _Float, side: int) -> tuple[_Float, NDArray, NDArray]:
-    """Mean colour over square cells of `side` units, back at full size, and each pixel's place in its cell."""
-    height, width = x.shape[:2]
-    step = side * _unit(x)
-    rows, columns = np.arange(height), np.arange(width)
-    sums = np.add.reduceat(np.add.reduceat(x, rows[::step], axis=0), columns[::step], axis=1)
-    tall = np.diff(np.append(rows[::step], height))[:, None, None]
-    wide = np.diff(np.append(columns[::step], width))[None, :, None]
-    means = (sums / (tall * wide)).astype(np.float32)
-    unit = _unit(x)
-    return means[rows[:, None] // step, columns // step], rows % step // unit, columns % step // unit
-
-
 # The treatments, those of training first.
 
 
@@ -153,11 +42,11 @@ def _plain(image: Image) -> Image:
 
 
 def _grayscale(image: Image) -> Image:
-    return _through(_light(_float(image)), "101010", "ffffff")
+    return px.through(px.light(px.as_float(image)), "101010", "ffffff")
 
 
 def _sepia(image: Image) -> Image:
-    return _through(_light(_float(image)), "2a1505", "9c6b3a", "f6e6c4")
+    return px.through(px.light(px.as_float(image)), "2a1505", "9c6b3a", "f6e6c4")
 
 
 def _inverted(image: Image) -> Image:
@@ -165,60 +54,60 @@ def _inverted(image: Image) -> Image:
 
 
 def _posterised(image: Image) -> Image:
-    x = _saturate(_float(image), 1.6)
+    x = px.saturate(px.as_float(image), 1.6)
     levels = np.floor(x * 2.99) / 2
-    flat = np.where(_light(x)[..., None] > 0.97, _rgb("ffe9a8"), levels)
-    return _bytes(flat)
+    flat = np.where(px.light(x)[..., None] > 0.97, px.rgb("ffe9a8"), levels)
+    return px.as_bytes(flat)
 
 
 def _pencil(image: Image) -> Image:
-    x = _float(image)
-    light = _light(x)
-    lines = _edges(x, gain=1.6)
-    shade = (light < 0.92) * (1 - light) * (_hatching(*light.shape, 4, 1) > 0.45)
-    graphite = np.maximum(lines * (0.75 + 0.25 * _grain(x)), 0.62 * shade)
-    return _through(1 - graphite, "2e2e33", "f5f3ec")
+    x = px.as_float(image)
+    light = px.light(x)
+    lines = px.edges(x, gain=1.6)
+    shade = (light < 0.92) * (1 - light) * (px.hatching(*light.shape, 4, 1) > 0.45)
+    graphite = np.maximum(lines * (0.75 + 0.25 * px.grain(x)), 0.62 * shade)
+    return px.through(1 - graphite, "2e2e33", "f5f3ec")
 
 
 def _chalk(image: Image) -> Image:
-    x = _float(image)
-    dusty = _edges(x, gain=1.8) * (0.55 + 0.45 * _grain(x, 1))
-    fill = (_light(x) < 0.95) * (0.25 + 0.35 * (_hatching(*dusty.shape, 3, -1) > 0.5))
-    board = _rgb("22392f") + 0.05 * (_blur(_grain(x, 2), 2 * _unit(x)) - 0.5)[..., None]
+    x = px.as_float(image)
+    dusty = px.edges(x, gain=1.8) * (0.55 + 0.45 * px.grain(x, 1))
+    fill = (px.light(x) < 0.95) * (0.25 + 0.35 * (px.hatching(*dusty.shape, 3, -1) > 0.5))
+    board = px.rgb("22392f") + 0.05 * (px.blur(px.grain(x, 2), 2 * px.unit_of(x)) - 0.5)[..., None]
     coloured = board + (0.35 + 0.65 * x - board) * fill[..., None]
-    return _bytes(coloured + (np.float32(0.97) - coloured) * dusty[..., None])
+    return px.as_bytes(coloured + (np.float32(0.97) - coloured) * dusty[..., None])
 
 
 def _neon(image: Image) -> Image:
-    x = _float(image)
-    lines = _edges(x, gain=2.2)
-    largest, smallest = _largest(x), -_largest(-x)
-    coloured = _saturate(x, 2.5)
-    tube = coloured / np.maximum(_largest(coloured), 0.2)[..., None]
-    tube[largest - smallest < 0.12] = _rgb("3fe0ff")
+    x = px.as_float(image)
+    lines = px.edges(x, gain=2.2)
+    largest, smallest = px.largest(x), -px.largest(-x)
+    coloured = px.saturate(x, 2.5)
+    tube = coloured / np.maximum(px.largest(coloured), 0.2)[..., None]
+    tube[largest - smallest < 0.12] = px.rgb("3fe0ff")
     lit = lines[..., None] * tube
-    glow = _blur(lit, 2 * _unit(x)) * np.float32(1.5)
+    glow = px.blur(lit, 2 * px.unit_of(x)) * np.float32(1.5)
     core = (lines * lines * lines * np.float32(0.35))[..., None]
-    return _bytes(lit + glow + core + _rgb("0b0620"))
+    return px.as_bytes(lit + glow + core + px.rgb("0b0620"))
 
 
 def _handheld(image: Image) -> Image:
-    x = _float(image)
-    rows, columns = _positions(*x.shape[:2])
+    x = px.as_float(image)
+    rows, columns = px.positions(*x.shape[:2])
     threshold = ((rows.astype(int) * 2 + columns.astype(int) * 3) % 4 + 0.5) / 4
-    step = np.floor(_light(x) * 3 + 0.72 * (threshold - 0.5) + 0.5)
-    return _through(step / 3, "0f380f", "306230", "8bac0f", "c5d86d")
+    step = np.floor(px.light(x) * 3 + 0.72 * (threshold - 0.5) + 0.5)
+    return px.through(step / 3, "0f380f", "306230", "8bac0f", "c5d86d")
 
 
 def _watercolor(image: Image) -> Image:
-    x = _float(image)
-    unit = _unit(x)
+    x = px.as_float(image)
+    unit = px.unit_of(x)
     moved = x.reshape(-1, 3)[_wobble(*x.shape[:2])]
-    wet = (_blur(moved, unit) + moved) / 2
-    rim = _edges(wet, gain=1.0)[..., None] * (1.1 - wet)  # pigment gathers where the wash ends
-    wash = 0.28 + 0.72 * _saturate(wet, 1.35) - 0.5 * rim
-    bloom = _clouds(*x.shape[:2])[..., None] * (1 - _light(wet)[..., None])
-    return _bytes((wash + bloom) * _rgb("fcf8ec"))
+    wet = (px.blur(moved, unit) + moved) / 2
+    rim = px.edges(wet, gain=1.0)[..., None] * (1.1 - wet)  # pigment gathers where the wash ends
+    wash = 0.28 + 0.72 * px.saturate(wet, 1.35) - 0.5 * rim
+    bloom = _clouds(*x.shape[:2])[..., None] * (1 - px.light(wet)[..., None])
+    return px.as_bytes((wash + bloom) * px.rgb("fcf8ec"))
 
 
 @lru_cache(maxsize=16)
@@ -226,7 +115,9 @@ def _wobble(height: int, width: int) -> NDArray:
     """Flat indices [h, w] of pixels displaced by a smooth field of about one unit: no hand draws a straight line."""
     unit = max(1, round(min(height, width) / 64))
     shift = [
-        np.round((_blur(_blur(_noise(height, width, unit, seed), 3 * unit), 2 * unit) - 0.5) * 22 * unit).astype(int)
+        np.round((px.blur(px.blur(px.noise(height, width, unit, seed), 3 * unit), 2 * unit) - 0.5) * 22 * unit).astype(
+            int
+        )
         for seed in (5, 6)
     ]
     rows = np.clip(np.arange(height)[:, None] + shift[0], 0, height - 1)
@@ -234,41 +125,41 @@ def _wobble(height: int, width: int) -> NDArray:
 
 
 @lru_cache(maxsize=16)
-def _clouds(height: int, width: int) -> _Float:
+def _clouds(height: int, width: int) -> Float:
     """Slow variation [h, w] around 0 of how much pigment the paper took."""
     unit = max(1, round(min(height, width) / 64))
-    field = _blur(_blur(_noise(height, width, unit, 7), 3 * unit), 2 * unit) - 0.5
+    field = px.blur(px.blur(px.noise(height, width, unit, 7), 3 * unit), 2 * unit) - 0.5
     return field * np.float32(2.6)
 
 
 def _risograph(image: Image) -> Image:
-    x = _float(image)
-    grain = 0.8 + 0.4 * (_grain(x, 3) - 0.5)[..., None]
+    x = px.as_float(image)
+    grain = 0.8 + 0.4 * (px.grain(x, 3) - 0.5)[..., None]
     pink, blue = (1 - x[..., 1:2]) * grain, (1 - x[..., :1]) * grain
-    return _bytes(_rgb("faf3e0") * (1 - pink * (1 - _rgb("ff4f9a"))) * (1 - blue * (1 - _rgb("1f6fd0"))))
+    return px.as_bytes(px.rgb("faf3e0") * (1 - pink * (1 - px.rgb("ff4f9a"))) * (1 - blue * (1 - px.rgb("1f6fd0"))))
 
 
 def _sunset(image: Image) -> Image:
-    x = _float(image)
-    rows, _ = _positions(*x.shape[:2])
+    x = px.as_float(image)
+    rows, _ = px.positions(*x.shape[:2])
     height = (rows / rows[-1])[..., None]  # [h, 1, 1]
-    sky = _rgb("ffb347") * (1 - height) + _rgb("ff5e7e") * height
-    return _bytes((0.12 + 0.88 * x) * sky)
+    sky = px.rgb("ffb347") * (1 - height) + px.rgb("ff5e7e") * height
+    return px.as_bytes((0.12 + 0.88 * x) * sky)
 
 
 def _night(image: Image) -> Image:
-    x = _saturate(_float(image), 0.55)
-    return _bytes((x**1.3) * _rgb("3b56a6") + _rgb("050a22"))
+    x = px.saturate(px.as_float(image), 0.55)
+    return px.as_bytes((x**1.3) * px.rgb("3b56a6") + px.rgb("050a22"))
 
 
 def _thermal(image: Image) -> Image:
-    light = _blur(_light(_float(image)), _unit(image))
-    return _through(1 - light, "14104a", "7a1fa2", "e8482e", "ffb300", "fffbd0")
+    light = px.blur(px.light(px.as_float(image)), px.unit_of(image))
+    return px.through(1 - light, "14104a", "7a1fa2", "e8482e", "ffb300", "fffbd0")
 
 
 def _pop_art(image: Image) -> Image:
-    x = _float(image)
-    step = np.floor(np.clip(_light(_saturate(x, 1.3)), 0, 0.999) * 4).astype(int)
+    x = px.as_float(image)
+    step = np.floor(np.clip(px.light(px.saturate(x, 1.3)), 0, 0.999) * 4).astype(int)
     return _POP_ART[step]
 
 
@@ -276,22 +167,22 @@ _POP_ART = np.array([[38, 20, 110], [255, 45, 135], [255, 215, 0], [70, 215, 225
 
 
 def _stained_glass(image: Image) -> Image:
-    x = _float(image)
+    x = px.as_float(image)
     owner, border = _panes(*x.shape[:2])
     counts = np.bincount(owner.ravel()).astype(np.float32)
     means = np.stack([np.bincount(owner.ravel(), x[..., c].ravel()) for c in range(3)], 1) / counts[:, None]
     clear = means.min(1, keepdims=True) > 0.9
-    panes = np.where(clear, _rgb("bfe6ff"), means).astype(np.float32)[owner]
-    glass = _saturate(np.float32(0.6) * panes + np.float32(0.4) * x, 1.8)
-    lead = np.maximum(0.6 * border, np.minimum(1.6 * _edges(x, gain=1.4), 1) ** 2)[..., None]
-    return _bytes(glass * (1 - 0.9 * lead))
+    panes = np.where(clear, px.rgb("bfe6ff"), means).astype(np.float32)[owner]
+    glass = px.saturate(np.float32(0.6) * panes + np.float32(0.4) * x, 1.8)
+    lead = np.maximum(0.6 * border, np.minimum(1.6 * px.edges(x, gain=1.4), 1) ** 2)[..., None]
+    return px.as_bytes(glass * (1 - 0.9 * lead))
 
 
 @lru_cache(maxsize=16)
 def _panes(height: int, width: int) -> tuple[NDArray, NDArray]:
     """A fixed pattern of glass panes: each pixel's pane [h, w] and whether it lies on a border [h, w]."""
     rng = np.random.default_rng(11)
-    rows, columns = _positions(height, width)
+    rows, columns = px.positions(height, width)
     across = int(np.ceil(max(height, width) / min(height, width) * 64 / 9)) + 1
     corners = np.stack(np.meshgrid(np.arange(across), np.arange(across), indexing="ij"), -1).reshape(-1, 2) * 9.0
     seeds = corners + rng.uniform(0, 9, corners.shape)
@@ -309,109 +200,113 @@ def _panes(height: int, width: int) -> tuple[NDArray, NDArray]:
 
 
 def _embossed(image: Image) -> Image:
-    light = _light(_float(image))
-    unit = _unit(image)
-    wide = _padded(light, unit)
+    light = px.light(px.as_float(image))
+    unit = px.unit_of(image)
+    wide = px.padded(light, unit)
     relief = wide[2 * unit :, 2 * unit :] - wide[: -2 * unit, : -2 * unit]
-    return _through(0.55 + 0.75 * relief + 0.1 * (light - 1), "20242c", "8d95a3", "f2f6fb")
+    return px.through(0.55 + 0.75 * relief + 0.1 * (light - 1), "20242c", "8d95a3", "f2f6fb")
 
 
 def _stamp(image: Image) -> Image:
-    x = _float(image)
-    light = _light(x)
-    ink = np.maximum((light < 0.55), (_edges(x, gain=1.5) > 0.45)) * 1.0
-    ink = np.maximum(ink, 0.35 * ((light < 0.9) & (_hatching(*light.shape, 3, 1) > 0.5)))
-    worn = ink * (_blur(_grain(x, 4), _unit(x)) > 0.36)
-    return _through(1 - worn, "b3162c", "f7f1e3")
+    x = px.as_float(image)
+    light = px.light(x)
+    ink = np.maximum((light < 0.55), (px.edges(x, gain=1.5) > 0.45)) * 1.0
+    ink = np.maximum(ink, 0.35 * ((light < 0.9) & (px.hatching(*light.shape, 3, 1) > 0.5)))
+    worn = ink * (px.blur(px.grain(x, 4), px.unit_of(x)) > 0.36)
+    return px.through(1 - worn, "b3162c", "f7f1e3")
 
 
 def _pastel(image: Image) -> Image:
-    x = _float(image)
-    soft = 0.5 + 0.5 * _saturate(x, 1.1)
-    return _bytes(soft * np.where(_light(x)[..., None] > 0.96, _rgb("ffe3ec"), np.float32(1)))
+    x = px.as_float(image)
+    soft = 0.5 + 0.5 * px.saturate(x, 1.1)
+    return px.as_bytes(soft * np.where(px.light(x)[..., None] > 0.96, px.rgb("ffe3ec"), np.float32(1)))
 
 
 def _comic(image: Image) -> Image:
-    x = _float(image)
-    flat = np.floor(_saturate(x, 1.8) * 3.99) / 3
-    flat = np.where(_light(x)[..., None] > 0.96, _rgb("ffd93b"), flat)
-    return _bytes(flat * (1 - (_blur(_edges(x, gain=2.6), _unit(x) // 2) > 0.5))[..., None])
+    x = px.as_float(image)
+    flat = np.floor(px.saturate(x, 1.8) * 3.99) / 3
+    flat = np.where(px.light(x)[..., None] > 0.96, px.rgb("ffd93b"), flat)
+    return px.as_bytes(flat * (1 - (px.blur(px.edges(x, gain=2.6), px.unit_of(x) // 2) > 0.5))[..., None])
 
 
 def _xray(image: Image) -> Image:
-    x = _float(image)
-    body = 0.75 * (1 - _light(x)) + 0.18 * (_light(x) < 0.96)
-    return _through(np.maximum(_blur(body, _unit(x)), 0.9 * _edges(x)), "04080f", "1f5c80", "b9ecff", "ffffff")
+    x = px.as_float(image)
+    body = 0.75 * (1 - px.light(x)) + 0.18 * (px.light(x) < 0.96)
+    return px.through(
+        np.maximum(px.blur(body, px.unit_of(x)), 0.9 * px.edges(x)), "04080f", "1f5c80", "b9ecff", "ffffff"
+    )
 
 
 def _blueprint(image: Image) -> Image:
-    x = _float(image)
-    rows, columns = _positions(*x.shape[:2])
+    x = px.as_float(image)
+    rows, columns = px.positions(*x.shape[:2])
     grid = 0.14 * np.maximum(rows % 8 < 1, columns % 8 < 1)
-    shade = 0.22 * (_light(x) < 0.93) * (_hatching(*x.shape[:2], 4, 1) > 0.5)
-    return _through(np.maximum(np.maximum(grid, shade), _edges(x, gain=2.2)), "12409c", "ffffff")
+    shade = 0.22 * (px.light(x) < 0.93) * (px.hatching(*x.shape[:2], 4, 1) > 0.5)
+    return px.through(np.maximum(np.maximum(grid, shade), px.edges(x, gain=2.2)), "12409c", "ffffff")
 
 
 def _halftone(image: Image) -> Image:
-    x = _float(image)
-    rows, columns = _positions(*x.shape[:2])
+    x = px.as_float(image)
+    rows, columns = px.positions(*x.shape[:2])
     turned, across = (rows + columns) * 0.7071, (rows - columns) * 0.7071
     dot = np.hypot(turned % 4 - 2, across % 4 - 2) / 2.83
-    darkness = 1 - _blur(_light(x), _unit(x))
-    ink = np.clip((np.sqrt(np.clip(darkness, 0, 1)) * 1.02 - dot) * 4 * _unit(x), 0, 1)
-    return _through(1 - ink, "15151a", "fffdf5")
+    darkness = 1 - px.blur(px.light(x), px.unit_of(x))
+    ink = np.clip((np.sqrt(np.clip(darkness, 0, 1)) * 1.02 - dot) * 4 * px.unit_of(x), 0, 1)
+    return px.through(1 - ink, "15151a", "fffdf5")
 
 
 def _mosaic(image: Image) -> Image:
-    tiles, row, column = _cells(_float(image), 4)
+    tiles, row, column = px.cells(px.as_float(image), 4)
     grout = ((row == 0)[:, None] | (column == 0))[..., None]
-    return _bytes(np.where(grout, np.float32(0.78) * tiles + np.float32(0.02), _saturate(tiles, 1.3)))
+    return px.as_bytes(np.where(grout, np.float32(0.78) * tiles + np.float32(0.02), px.saturate(tiles, 1.3)))
 
 
 def _woodcut(image: Image) -> Image:
-    x = _float(image)
-    rows, columns = _positions(*x.shape[:2])
+    x = px.as_float(image)
+    rows, columns = px.positions(*x.shape[:2])
     groove = np.abs(((rows + 1.6 * np.sin(columns / 6)) % 4) / 2 - 1)
-    carved = (_light(x) * 1.08 > groove + 0.06) & (_edges(x, gain=1.8) < 0.55)
-    return _through(carved * 1.0, "1b120b", "efdcb4")
+    carved = (px.light(x) * 1.08 > groove + 0.06) & (px.edges(x, gain=1.8) < 0.55)
+    return px.through(carved * 1.0, "1b120b", "efdcb4")
 
 
 def _cross_stitch(image: Image) -> Image:
-    cells, row, column = _cells(_float(image), 5)
+    cells, row, column = px.cells(px.as_float(image), 5)
     row = row[:, None]
     thread = ((row == column) | (row + column == 4))[..., None]
     hole = ((row % 4 == 0) & (column % 4 == 0))[..., None]
-    cloth = np.where(hole, _rgb("c9b48c"), _rgb("e9dcc0"))
-    sewn = _light(cells)[..., None] < 0.93
-    return _bytes(np.where(sewn & thread, _saturate(cells, 1.5), np.where(sewn, 0.4 * cells + 0.3 * cloth, cloth)))
+    cloth = np.where(hole, px.rgb("c9b48c"), px.rgb("e9dcc0"))
+    sewn = px.light(cells)[..., None] < 0.93
+    return px.as_bytes(
+        np.where(sewn & thread, px.saturate(cells, 1.5), np.where(sewn, 0.4 * cells + 0.3 * cloth, cloth))
+    )
 
 
 def _gold_foil(image: Image) -> Image:
-    x = _float(image)
-    rows, columns = _positions(*x.shape[:2])
-    sheen = 0.62 + 0.3 * np.sin((rows + columns) / 6) + 0.16 * (_grain(x, 9) - 0.5)
-    inside = 0.34 * (_light(x) < 0.94) * (1 - _light(x)) + 0.16 * (_light(x) < 0.94)
-    return _through(np.maximum(_edges(x, gain=2.2), inside) * sheen, "0c0a09", "7a5312", "e3b341", "fff3b8")
+    x = px.as_float(image)
+    rows, columns = px.positions(*x.shape[:2])
+    sheen = 0.62 + 0.3 * np.sin((rows + columns) / 6) + 0.16 * (px.grain(x, 9) - 0.5)
+    inside = 0.34 * (px.light(x) < 0.94) * (1 - px.light(x)) + 0.16 * (px.light(x) < 0.94)
+    return px.through(np.maximum(px.edges(x, gain=2.2), inside) * sheen, "0c0a09", "7a5312", "e3b341", "fff3b8")
 
 
 def _old_screen(image: Image) -> Image:
-    x = _float(image)
-    shift = _unit(x)
+    x = px.as_float(image)
+    shift = px.unit_of(x)
     split = np.stack([np.roll(x[..., 0], shift, 1), x[..., 1], np.roll(x[..., 2], -shift, 1)], -1)
-    rows, columns = _positions(*x.shape[:2])
+    rows, columns = px.positions(*x.shape[:2])
     line = np.where(rows.astype(int) % 3 == 0, np.float32(0.45), np.float32(1))[..., None]
     corner = 1 - 0.55 * (((rows / rows[-1] - 0.5) ** 2 + (columns / columns[0, -1] - 0.5) ** 2) * 2)[..., None]
-    return _bytes(split * line * corner * _rgb("c8ffe6") + _rgb("06120e"))
+    return px.as_bytes(split * line * corner * px.rgb("c8ffe6") + px.rgb("06120e"))
 
 
 def _comic_dots(image: Image) -> Image:
-    x = _float(image)
-    rows, columns = _positions(*x.shape[:2])
+    x = px.as_float(image)
+    rows, columns = px.positions(*x.shape[:2])
     dot = np.hypot(rows % 4 - 1.5, columns % 4 - 1.5) / 2.6
-    light = _light(x)
+    light = px.light(x)
     tone = np.where(dot < np.sqrt(np.clip(1 - light, 0, 1)), np.float32(0.5), np.float32(1))
-    tone = np.where((light < 0.3) | (_edges(x, gain=2.0) > 0.6), np.float32(0), tone)
-    return _through(tone, "1d1b4c", "ff7a1a", "bff3ea")
+    tone = np.where((light < 0.3) | (px.edges(x, gain=2.0) > 0.6), np.float32(0), tone)
+    return px.through(tone, "1d1b4c", "ff7a1a", "bff3ea")
 
 
 TREATMENTS = (

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from styledrop_jax.data.inks import TWO_COLOUR
 from styledrop_jax.data.treatments import TREATMENTS
 
 
@@ -18,7 +19,7 @@ def _drawing(height: int, width: int) -> np.ndarray:
     return image
 
 
-@pytest.mark.parametrize("treatment", TREATMENTS, ids=lambda t: t.name)
+@pytest.mark.parametrize("treatment", (*TREATMENTS, *TWO_COLOUR[::14]), ids=lambda t: t.name)
 @pytest.mark.parametrize("shape", [(64, 64), (48, 100), (257, 130), (7, 5)])
 def test_any_size_in_the_same_size_out(treatment, shape):
     image = _drawing(*shape)
@@ -44,6 +45,15 @@ def test_no_two_treatments_give_nearly_the_same_picture():
     distance = np.abs(outs[:, None] - outs[None]).mean((2, 3, 4)) + 99 * np.eye(len(outs))
     first, second = np.unravel_index(distance.argmin(), distance.shape)
     assert distance.min() > 6, (TREATMENTS[first].name, TREATMENTS[second].name)
+
+
+def test_two_colour_prints_differ_from_each_other_and_from_every_held_out_style():
+    prints = np.stack([t.apply(_drawing(64, 64)).astype(float) for t in TWO_COLOUR])
+    held_out = np.stack([t.apply(_drawing(64, 64)).astype(float) for t in TREATMENTS if t.held_out])
+    among = np.abs(prints[:, None] - prints[None]).mean((2, 3, 4)) + 99 * np.eye(len(prints))
+    assert among.min() > 2
+    assert np.abs(prints[:, None] - held_out[None]).mean((2, 3, 4)).min() > 20
+    assert len({t.words for t in (*TWO_COLOUR, *TREATMENTS)}) == len(TWO_COLOUR) + len(TREATMENTS)
 
 
 @pytest.mark.parametrize("treatment", TREATMENTS, ids=lambda t: t.name)
