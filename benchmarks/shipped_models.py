@@ -10,6 +10,7 @@ import numpy as np
 
 from styledrop_jax import draw, hub
 from styledrop_jax.backbones import muse
+from styledrop_jax.backbones.base import Settings
 from styledrop_jax.data import corpus, folders
 from styledrop_jax.data.prompts import POOL, noun
 from styledrop_jax.metrics.clip_scores import ClipScorer, mean_interval, recall
@@ -21,7 +22,7 @@ PROMPTS = (
     "a red car on a blue background",
     "a small tree on the left",
 )
-SETTINGS = draw.Settings(temperature=2.0, lambda_b=1.0)
+SETTINGS = Settings(temperature=2.0, lambda_b=1.0)
 
 
 def main() -> None:
@@ -55,7 +56,7 @@ def _retrieval(data: corpus.Corpus, scorer: ClipScorer) -> None:
 def _drawings(data: corpus.Corpus, model: muse.Muse, scorer: ClipScorer, out: Path) -> None:
     def drawn(prompts: list[str]) -> np.ndarray:
         branches = draw.base_branches(model, prompts, SETTINGS)
-        chunks = draw.draw(model, branches, range(len(prompts)), settings=SETTINGS, batch_size=16)
+        chunks = draw.draw(branches, range(len(prompts)), settings=SETTINGS, batch_size=16)
         return np.concatenate(list(chunks))
 
     contents = [content for content in POOL for _ in range(4)]

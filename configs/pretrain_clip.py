@@ -12,6 +12,7 @@ def get_config() -> ConfigDict:
         {
             "task": "clip",
             "corpus": "corpus",
+            "init": "",
             "vocabulary": "core",
             "seed": 0,
             "batch_size": 128,

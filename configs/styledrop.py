@@ -38,12 +38,13 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
     config.seed = 0
     # Words that are empty come with the bundled image; an image of your own needs both.
     config.reference = ConfigDict({"image": "bundled:tree-woodcut", "content": "", "descriptor": ""})
+    config.words = ConfigDict({"identifier": "", "noun": ""})
     config.prompts = ""
     config.truth = ""
     config.rounds = 2
     config.round_1 = _round(small)
     config.round_2 = _round(small)
-    config.round_2.adapter = ConfigDict({"rank": 16 if small else 32, "shared": False})
+    config.round_2.adapter.update(rank=16 if small else 32, shared=False)
     config.round_2.sample.images_per_prompt = 4 if small else 8  # to be looked at; no later round chooses among them
     return config
 
@@ -51,7 +52,17 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
 def _round(small: bool) -> ConfigDict:
     return ConfigDict(
         {
-            "adapter": {"rank": 16 if small else 4, "shared": not small},
+            "adapter": {
+                "kind": "styledrop",
+                "rank": 16 if small else 4,
+                "shared": not small,
+                "alpha": 16.0,
+                "targets": "all",
+                "text_encoder": False,
+                "vectors": 1,
+                "initializer": "style",
+                "norm": False,
+            },
             "train": {
                 "steps": 150 if small else 1000,
                 "learning_rate": 5e-4 if small else 3e-5,
@@ -59,12 +70,17 @@ def _round(small: bool) -> ConfigDict:
                 "random_crop": False,
                 "text_dropout": 0.1,
                 "checkpoint_every": 100,
+                "min_snr_gamma": 0.0,
+                "noise_offset": 0.0,
             },
             "sample": {
                 "images_per_prompt": 4 if small else 64,
                 "batch_size": 8,
                 "steps": 12 if small else 36,
+                "guidance": "two_scale",
                 "temperature": 1.0 if small else 4.5,
+                "sampler": "ddim",
+                "guidance_rescale": 0.0,
                 "lambda_a": 1.0 if small else 2.0,
                 "lambda_b": 1.0 if small else 5.0,
                 "lambda_ramp": False,

@@ -58,7 +58,9 @@ def personalize(argv: Sequence[str]) -> None:
     if asked := {"-h", "--help"} & set(argv):
         try:
             config, _ = schema.parse([word for word in argv if word not in asked], default="configs/styledrop.py")
-            parser.epilog = "\n".join(f"  --config.{line}" for line in schema.describe(config))
+            parser.epilog = "\n".join(
+                f"  --config.{line}" for line in schema.describe(config, schema.personalize_schema(config))
+            )
         except UserError as error:  # run from a folder without the config files
             parser.epilog = f"  (not shown: {error})"
         parser.print_help()

@@ -64,10 +64,23 @@ class Weights:
 
 Schema = Mapping[str, "Field | Weights | Schema"]
 
+KINDS = ("styledrop", "lora", "textual_inversion", "custom_diffusion", "svdiff", "full")
+"""What may train, as `config.round_N.adapter.kind`."""
+METHODS = ("styledrop", "dreambooth", "styleforge", "style_word")
+SAMPLERS = ("ddim", "ddpm", "dpm_solver", "dpm_solver_karras", "euler")
+GUIDANCE = ("two_scale", "classifier_free")
+
 _ROUND: Schema = {
     "adapter": {
-        "rank": Field(int, "bottleneck width H of the adapters", 1, 4096),
-        "shared": Field(bool, "one generator for all layers, with a small offset per layer"),
+        "kind": Field(str, "what trains", choices=KINDS),
+        "rank": Field(int, "width inside an adapter (styledrop, lora)", 1, 4096),
+        "shared": Field(bool, "one generator for all layers, with a small offset per layer (styledrop)"),
+        "alpha": Field(float, "strength of the product is alpha / rank (lora)", 0, above=True),
+        "targets": Field(str, "which layers (lora, svdiff)", choices=("attention", "all")),
+        "text_encoder": Field(bool, "the text tower trains too (lora, svdiff, full)"),
+        "vectors": Field(int, "tokens of the new word (textual_inversion, custom_diffusion)", 1, 64),
+        "initializer": Field(str, "what the new word starts as, words of at most `vectors` tokens (the same)"),
+        "norm": Field(bool, "the new word's rows keep the length of the table's (textual_inversion)"),
     },
     "train": {
         "steps": Field(int, "training steps", 1),
@@ -76,12 +89,21 @@ _ROUND: Schema = {
         "random_crop": Field(bool, "crop the references at random instead of from the middle"),
         "text_dropout": Field(float, "probability that a step's prompt is dropped", 0, 1),
         "checkpoint_every": Field(int, "steps between checkpoints, at most these are lost by a kill", 1),
+        "min_snr_gamma": Field(float, "bound of the signal-to-noise weights, usually 5; 0 for none (diffusion)", 0),
+        "noise_offset": Field(float, "deviation of a constant added to the noise of a channel (diffusion)", 0, 1),
     },
     "sample": {
         "images_per_prompt": Field(int, "images drawn for each prompt", 1),
         "batch_size": Field(int, "images drawn at once: more is faster and takes more memory", 1),
         "steps": Field(int, "decoding steps", 1, 1000),
-        "temperature": Field(float, "choice temperature, annealed to 0", 0),
+        "guidance": Field(
+            str,
+            "two_scale: StyleDrop's Eq. 4; classifier_free: lambda_b alone",
+            choices=("two_scale", "classifier_free"),
+        ),
+        "temperature": Field(float, "choice temperature, annealed to 0 (Muse)", 0),
+        "sampler": Field(str, "how noise is removed (diffusion)", choices=SAMPLERS),
+        "guidance_rescale": Field(float, "share by which the guided contrast is pulled back (diffusion)", 0, 1),
         "lambda_a": Field(float, "guidance towards the style", 0),
         "lambda_b": Field(float, "guidance towards the text", 0),
         "lambda_ramp": Field(bool, "let the guidance rise linearly over the steps"),
@@ -95,10 +117,16 @@ _ROUND: Schema = {
     },
 }
 
-PERSONALIZE: Schema = {
+_STREAM: Schema = {
+    "image": Field(str, "its images: a file, folder or JSONL; empty where the frozen model may draw them"),
+    "weight": Field(float, "of its loss beside the reference's", 0),
+    "generate": Field(int, "images that the frozen model draws where none are given", 1),
+}
+_SECTIONS = ("prior", "aux")
+_PERSONALIZE: Schema = {
     "base": Field(str, "base model: a name or a local diffusers folder", empty=False),
     "clip": Field(str, "CLIP that scores the drawings: a name or a local transformers folder", empty=False),
-    "method": Field(str, "how the model is taught", choices=("styledrop",)),
+    "method": Field(str, "which images train under which prompts", choices=METHODS),
     "dtype": Field(str, "precision of the computation", choices=("float32", "bfloat16")),
     "seed": Field(int, "the one source of randomness", 0, 2**31 - 1),
     "reference": {
@@ -106,11 +134,20 @@ PERSONALIZE: Schema = {
         "content": Field(str, 'what it shows, "a house"'),
         "descriptor": Field(str, 'how it is drawn, "in watercolor painting style"'),
     },
+    "words": {
+        "identifier": Field(str, "the word that stands for what is learnt"),
+        "noun": Field(str, "the class of a subject, such as dog"),
+    },
     "prompts": Field(str, "text file of contents to draw, one a line; empty for the built-in pool"),
     "truth": Field(str, "folder of true drawings, CONTENT.png, to compare with in the report; empty for none"),
     "rounds": Field(int, "rounds of train, sample, score, select; those beyond the last round_N reuse it", 1, 100),
     "round_*": _ROUND,
 }
+
+
+def personalize_schema(config: ConfigDict) -> Schema:
+    """The schema of a config for `styledrop personalize`: common fields, and the further streams that it has."""
+    return _PERSONALIZE | {section: _STREAM for section in _SECTIONS if section in config}
 
 
 _PRETRAIN: Schema = {
@@ -139,6 +176,7 @@ _TASKS: Mapping[str, Schema] = {
     "clip": {
         "vocab_size": Field(int, "tokens of the text vocabulary", 514),
         "max_length": Field(int, "tokens of a caption", 8),
+        "init": Field(str, "an exported clip folder whose vision to train on, its text tower kept; empty starts anew"),
     },
     "muse": {
         "codec": Field(str, "the exported tokenizer, a vqvae folder", empty=False),
@@ -158,7 +196,7 @@ def pretrain_schema(config: ConfigDict) -> Schema:
 def parse(
     argv: Sequence[str],
     *,
-    schema: Schema | Callable[[ConfigDict], Schema] = PERSONALIZE,
+    schema: Schema | Callable[[ConfigDict], Schema] = personalize_schema,
     default: str | None = None,
 ) -> tuple[ConfigDict, list[str]]:
     """Reads `--config FILE[:PRESET]` and the `--config.FIELD VALUE` overrides from a command line.
@@ -188,7 +226,7 @@ def parse(
     return validate(config, schema=schema(config) if callable(schema) else schema), rest
 
 
-def validate(config: ConfigDict, *, schema: Schema = PERSONALIZE) -> ConfigDict:
+def validate(config: ConfigDict, *, schema: Schema) -> ConfigDict:
     """Checks every field of `config` and locks it.
 
     Raises:
@@ -206,7 +244,7 @@ def round_config(config: ConfigDict, number: int) -> ConfigDict:
     return config[f"round_{min(number, last)}"]
 
 
-def describe(config: ConfigDict, schema: Schema = PERSONALIZE) -> list[str]:
+def describe(config: ConfigDict, schema: Schema) -> list[str]:
     """One line for each field of `config`, for `--help`: "seed 0: the one source of randomness (a whole number …)".
 
     A round that differs from the one before it shows what differs.

@@ -3,60 +3,41 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from styledrop_jax.adapters import styledrop
-from styledrop_jax.adapters.base import AdapterFile, AdapterParam, identity, load_adapter, restore
-from styledrop_jax.backbones.base import Group
-from styledrop_jax.backbones.muse import Muse, Text
-from styledrop_jax.samplers.maskgit import linear_ramp, mix, two_scale
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How to decode.
-
-    Attributes:
-        steps: decoding steps. temperature: MaskGIT's choice temperature.
-        lambda_a: strength of the style, and lambda_b of the text (StyleDrop 2306.00983 Eq. 4).
-        lambda_ramp: whether both rise linearly over the steps, as Muse's guidance does, or are constant.
-        negative_prompt: what to move away from; empty is the unconditional model.
-    """
-
-    steps: int = 12
-    temperature: float = 4.5
-    lambda_a: float = 2.0
-    lambda_b: float = 5.0
-    lambda_ramp: bool = False
-    negative_prompt: str = ""
-
-    def scales(self) -> tuple[jax.Array, jax.Array]:
-        """lambda_a and lambda_b at every step, [steps] each."""
-        step = jnp.arange(self.steps)
-        share = linear_ramp(0.0, 1.0, step=step, steps=self.steps) if self.lambda_ramp else jnp.ones(self.steps)
-        return self.lambda_a * share, self.lambda_b * share
+from styledrop_jax import trainable
+from styledrop_jax.adapters.base import AdapterParam, identity
+from styledrop_jax.backbones.base import Backbone, Edit, Group, Settings
+from styledrop_jax.samplers.maskgit import mix, two_scale
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Adapted:
-    """A denoiser with an adapter, or with none, taken apart: the frozen part is the base's own arrays.
+    """A backbone with what was trained in it, its denoiser taken apart: arrays that did not train are the base's own.
 
     Attributes:
-        graphdef: how to put it together. state: the adapter's weights, empty without one.
+        base: the backbone without it. model: with it; encodes prompts.
+        graphdef: how to put the denoiser together. state: its adapter's weights, if any. frozen: all others.
+        off: what the branch with the adapter off has in place of `state`; None if only the base itself will do.
     """
 
+    base: Backbone
+    model: Backbone
     graphdef: nnx.GraphDef
     state: dict
+    frozen: dict
+    off: dict | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Branch:
-    """One evaluation of the model in every step: with `adapted`'s adapter on or off, under `prompts` [n], and the
-    weight [steps] of its logits in the guided sum."""
+    """One evaluation of the model in every step: of `adapted`, on or off, under `prompts` [n], and the weight [steps]
+    of its output in the guided sum."""
 
     adapted: Adapted
     on: bool
@@ -64,53 +45,50 @@ class Branch:
     weight: jax.Array
 
 
-def copy(denoiser: nnx.Module) -> nnx.Module:
-    """The same arrays in a new module, to attach adapters to."""
-    return nnx.merge(*nnx.split(denoiser))
+def adapted(base: Backbone, model: Backbone, plan: trainable.Plan) -> Adapted:
+    """`model`, which is `base` with a trained `plan` in it, ready to draw."""
+    graphdef, state, frozen = nnx.split(model.denoiser, AdapterParam, ...)
+    state = nnx.as_pure(state)
+    off = identity(state) if plan.switches_off else None
+    return Adapted(base=base, model=model, graphdef=graphdef, state=state, frozen=nnx.as_pure(frozen), off=off)
 
 
-def bare(model: Muse) -> Adapted:
-    """The base model without an adapter."""
-    graphdef, _ = nnx.split(model.denoiser)
-    return Adapted(graphdef=graphdef, state={})
+def bare(base: Backbone) -> Adapted:
+    """The base model alone."""
+    return adapted(base, base, trainable.Plan())
 
 
-def adapted(model: Muse, file: AdapterFile) -> Adapted:
-    """The base model with the adapter of a file.
-
-    Raises:
-        UserError: the file's tensors do not fit this model.
-    """
-    denoiser = copy(model.denoiser)
-    styledrop.attach(denoiser, styledrop.Config.from_dict(file.config), rngs=nnx.Rngs(0))
-    graphdef, state, _ = nnx.split(denoiser, AdapterParam, ...)
-    return Adapted(graphdef=graphdef, state=jax.tree.map(jnp.asarray, nnx.as_pure(restore(state, file))))
+def load(base: Backbone, path: Path) -> Adapted:
+    """The base model with what was trained at `path`; UserError if that was on another base."""
+    return adapted(base, *trainable.load(base, path))
 
 
-def load(model: Muse, path: Path) -> Adapted:
-    """The base model with the adapter at `path`; UserError if it was trained on another base."""
-    return adapted(model, load_adapter(path, base_hash=model.base_hash))
-
-
-def base_branches(model: Muse, prompts: Sequence[str], settings: Settings) -> list[Branch]:
+def base_branches(base: Backbone, prompts: Sequence[str], settings: Settings) -> list[Branch]:
     """Classifier-free guidance of the base model, of scale 1 + lambda_b."""
+    return _classifier_free(bare(base), prompts, settings)
+
+
+def _classifier_free(style: Adapted, prompts: Sequence[str], settings: Settings) -> list[Branch]:
     _, lambda_b = settings.scales()
-    base, negative = bare(model), [settings.negative_prompt] * len(prompts)
+    negative = [settings.negative_prompt] * len(prompts)
     return [
-        Branch(adapted=base, on=False, prompts=prompts, weight=1 + lambda_b),
-        Branch(adapted=base, on=False, prompts=negative, weight=-lambda_b),
+        Branch(adapted=style, on=True, prompts=prompts, weight=1 + lambda_b),
+        Branch(adapted=style, on=True, prompts=negative, weight=-lambda_b),
     ]
 
 
 def style_branches(style: Adapted, prompts: Sequence[str], settings: Settings) -> list[Branch]:
-    """The three branches of StyleDrop's Eq. 4, all in one group."""
+    """The branches of `settings.guidance`; the three of StyleDrop's Eq. 4 make one group if the adapter can be off."""
+    if settings.guidance == "classifier_free":
+        return _classifier_free(style, prompts, settings)
     lambda_a, lambda_b = settings.scales()
     weights = jax.vmap(lambda a, b: two_scale(*jnp.eye(3), lambda_a=a, lambda_b=b))(lambda_a, lambda_b)  # [steps, 3]
     negative = [settings.negative_prompt] * len(prompts)
+    without = {"adapted": bare(style.base), "on": True} if style.off is None else {"adapted": style, "on": False}
     return [
         Branch(adapted=style, on=True, prompts=prompts, weight=weights[:, 0]),
-        Branch(adapted=style, on=False, prompts=prompts, weight=weights[:, 1]),
-        Branch(adapted=style, on=False, prompts=negative, weight=weights[:, 2]),
+        Branch(**without, prompts=prompts, weight=weights[:, 1]),
+        Branch(**without, prompts=negative, weight=weights[:, 2]),
     ]
 
 
@@ -134,55 +112,55 @@ def mixed_branches(
 
 
 def draw(
-    model: Muse,
     branches: Sequence[Branch],
     seeds: Sequence[int],
     *,
     settings: Settings,
     batch_size: int = 8,
-    tokens: np.ndarray | None = None,
+    edit: Edit | None = None,
 ) -> Iterator[np.ndarray]:
     """Yields images in chunks [at most batch_size, r, r, 3], float32 in [0, 1].
 
-    Every chunk is padded to `batch_size` and runs the same program, so an image depends on its prompt, seed and tokens
-    alone, not on what it is drawn with.
+    Every chunk is padded to `batch_size` and runs the same program, so an image depends on its prompt and seed alone,
+    not on what it is drawn with.
 
     Args:
-        model: the base.
-        branches: prompts of length n each.
+        branches: prompts of length n each, all of one base.
         seeds: n of them.
-        settings: steps and temperature.
+        settings: how to draw.
         batch_size: images at a time.
-        tokens: [n, h, w] to start from, with the mask where to draw; None draws everything.
+        edit: a picture to start from.
     """
-    n = len(seeds)
-    texts = [model.encode_text(branch.prompts) for branch in branches]
-    _, _, frozen = nnx.split(model.denoiser, AdapterParam, ...)
-    frozen = nnx.as_pure(frozen)
+    n, base = len(seeds), branches[0].adapted.base
+    texts = [(b.adapted.model if b.on else b.adapted.base).encode_text(b.prompts) for b in branches]
     for start in range(0, n, batch_size):
         rows = np.minimum(np.arange(start, start + batch_size), n - 1)
-        chunk = model.sample(
-            _groups(branches, texts, rows),
-            frozen,
-            [seeds[row] for row in rows],
-            temperature=settings.temperature,
-            tokens=None if tokens is None else tokens[rows],
-        )
-        yield model.decode_tokens(chunk, batch_size)[: n - start]
+        groups = _groups(branches, texts, rows)
+        yield base.draw(groups, [seeds[row] for row in rows], settings=settings, edit=edit)[: n - start]
 
 
-def _groups(branches: Sequence[Branch], texts: Sequence[Text], rows: np.ndarray) -> list[Group]:
+def _groups(branches: Sequence[Branch], texts: Sequence[Any], rows: np.ndarray) -> list[Group]:
     """Branches of one adapter, stacked."""
     groups = []
     for owner in dict.fromkeys(id(branch.adapted) for branch in branches):
         mine = [i for i, branch in enumerate(branches) if id(branch.adapted) == owner]
-        states = [b.adapted.state if b.on else identity(b.adapted.state) for b in (branches[i] for i in mine)]
+        whole = branches[mine[0]].adapted
+        shared = len({branches[i].on for i in mine}) == 1
+        if shared:
+            states = whole.state if branches[mine[0]].on else whole.off
+        else:
+            each = [whole.state if branches[i].on else whole.off for i in mine]
+            states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
         groups.append(
             Group(
-                graphdef=branches[mine[0]].adapted.graphdef,
-                states=jax.tree.map(lambda *leaves: jnp.stack(leaves), *states),
-                text=Text(*(jnp.stack([texts[i][part][rows] for i in mine]) for part in range(2))),
+                graphdef=whole.graphdef,
+                states=states,
+                frozen=whole.frozen,
+                text=jax.tree.map(
+                    lambda *leaves: jnp.stack([leaf[rows] for leaf in leaves]), *(texts[i] for i in mine)
+                ),
                 weights=jnp.stack([branches[i].weight for i in mine], axis=1),
+                shared=shared,
             )
         )
     return groups

@@ -4,6 +4,7 @@ Every stage is done when its last file exists, and everything before it is a fun
 continues a run wherever it was stopped.
 """
 
+import dataclasses
 import functools
 import json
 import platform
@@ -19,19 +20,19 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from styledrop_jax import draw, hub, log, optim, report, train, tree
+from styledrop_jax import class_images, draw, hub, log, optim, report, train, trainable, tree, tuning
 from styledrop_jax.adapters.base import save_adapter
-from styledrop_jax.backbones import muse
+from styledrop_jax.backbones.base import Settings
+from styledrop_jax.backbones.load import load as load_backbone
 from styledrop_jax.config import round_config
-from styledrop_jax.data import folders, prompts, streams
+from styledrop_jax.data import folders, prompts
 from styledrop_jax.errors import UserError
 from styledrop_jax.feedback import scorers, select
 from styledrop_jax.methods.base import Method
-from styledrop_jax.methods.styledrop import STYLEDROP
+from styledrop_jax.methods.table import METHODS
 from styledrop_jax.metrics.clip_scores import ClipScorer
 from styledrop_jax.run import Run, guard, read_json, read_jsonl, write_bytes, write_json
 
-METHODS = {"styledrop": STYLEDROP}
 _BY_TEXT = {"clip_text": 1.0}
 _CROPS = 8  # cached variants of each image when crops are random
 
@@ -40,8 +41,8 @@ class Example(NamedTuple):
     """One training image: uint8 [h, w, 3] of any size, and its words."""
 
     image: np.ndarray
-    content: str
-    descriptor: str
+    content: str = ""
+    descriptor: str = ""
 
 
 class Paused(Exception):
@@ -60,8 +61,10 @@ def personalize(config: ConfigDict, workdir: Path, *, command: str) -> Path:
         UserError: anything in the config, the images or the folder that is not right.
         Paused: a person has to choose images first.
     """
-    references = folders.read_references(config.reference.image, config.reference.content, config.reference.descriptor)
-    contents = folders.read_prompts(config.prompts) if config.prompts else list(prompts.POOL)
+    method = METHODS[config.method]
+    needs = [name for name in ("content", "descriptor") if f"{{{name}}}" in method.streams[0].prompt]
+    references = folders.read_references(**config.reference, needs=needs)
+    contents = folders.read_prompts(config.prompts) if config.prompts else list(method.pool or prompts.POOL)
     _check_choices(config, len(contents))
     with Run.open(workdir, config.to_dict()) as run, log.Logger(run.workdir) as logger:
         _check_inputs(run, references, contents)
@@ -121,13 +124,20 @@ class _Job:
         self.config, self.run, self.logger = config, run, logger
         self.method: Method = METHODS[config.method]
         self.clip_folder = hub.resolve(config.clip)
-        self.model = muse.load(config.base, jnp.dtype(config.dtype))
+        self.model = load_backbone(config.base, jnp.dtype(config.dtype))
         self.descriptor = references[0].descriptor
         self.contents = contents
-        self.template = self.method.streams[0]
+        self.plans = [
+            trainable.plan(round_config(config, number).adapter, config.words.identifier)
+            for number in range(1, config.rounds + 1)
+        ]
+        for plan in self.plans:  # new words that do not fit are found before anything is drawn
+            trainable.attach(self.model, dataclasses.replace(plan, denoiser=None, text=None), rngs=nnx.Rngs(0))
+        self.others = self._further_streams()
         squares = [folders.to_square(r.image, self.model.resolution) for r in references]
         self.references = np.stack(squares).astype(np.float32) / 255
-        for content in prompts.unknown(contents, hub.SHIPPED / config.base):
+        judged = {self.method.judgement(config.words, content): content for content in contents}
+        for content in (judged[text] for text in prompts.unknown(list(judged), hub.SHIPPED / config.base)):
             log.say(f"warning: {content!r} names nothing that {config.base} was taught; its drawings may show anything")
         self._write_manifest(references, squares)
 
@@ -144,7 +154,7 @@ class _Job:
             name = f"references/{i:03d}.png"
             if not self.run.done(name):
                 folders.write_png(self.run.path(name), square)
-            caption = self.template.caption(reference.content, reference.descriptor)
+            caption = self._caption(reference.content, reference.descriptor)
             entries.append(
                 {
                     "path": str(reference.path),
@@ -192,6 +202,8 @@ class _Job:
                 image = folders.to_square(folders.read_image(folder / name), self.model.resolution)
                 folders.write_png(self.run.path("truth", name), image)
                 rows.append(row | {"file": name})
+        if not rows and not self.config.truth:
+            return
         if not rows:
             raise UserError(f"config.truth: no picture of a prompt in {folder}; expected files such as cat.png")
         self._score("truth", rows, _BY_TEXT)
@@ -222,26 +234,53 @@ class _Job:
             for row in chosen
         ]
 
+    def _caption(self, content: str, descriptor: str) -> str:
+        """What an image of the first stream trains under."""
+        return self.method.caption(self.method.streams[0], self.config.words, content, descriptor)
+
+    def _further_streams(self) -> list[tuning.Stream]:
+        """The streams beside the reference's, the same in every round."""
+        found = []
+        for stream in self.method.streams[1:]:
+            section = self.config.get(stream.section)
+            if section is None:
+                raise UserError(f"config.{stream.section}: missing; method {self.config.method} has such a stream")
+            prompt = self.method.caption(stream, self.config.words)
+            if prompt == self._caption("", ""):
+                raise UserError(f"config.words: both streams train under {prompt!r}; expected an identifier of its own")
+            if section.image:
+                images = [r.image for r in folders.read_references(section.image, "", "", needs=())]
+            elif stream.generated:
+                sample = round_config(self.config, 1).sample
+                images = class_images.class_images(
+                    self.model,
+                    prompt,
+                    section.generate,
+                    settings=_settings(sample),
+                    batch_size=sample.batch_size,
+                    seed=self.config.seed,
+                )
+            else:
+                raise UserError(
+                    f"config.{stream.section}.image: empty; expected images of {prompt!r}, a file or folder"
+                )
+            squares = np.stack([folders.to_square(image, self.model.resolution) for image in images])
+            found.append(tuning.Stream(squares, [prompt] * len(squares), section.weight))
+        return found
+
     def _train(self, stage: str, number: int, examples: Sequence[Example], settings: ConfigDict) -> None:
         start = time.monotonic()
-        hyper = settings.train
-        denoiser = draw.copy(self.model.denoiser)
+        hyper, plan = settings.train, self.plans[number - 1]
         key = jax.random.fold_in(jax.random.key(self.config.seed), number)
-        adapter = self.method.attach(denoiser, settings.adapter, nnx.Rngs(params=jax.random.fold_in(key, 0)))
-        data = _Tuning(self.model, denoiser, self._cache(examples, hyper.random_crop), hyper.text_dropout)
-        trainable = nnx.All(self.method.trainable, nnx.PathContains("denoiser"))
-        count = len(data.tokens[...])
-
-        def batches(first: int, steps: int) -> np.ndarray:
-            rows = functools.partial(streams.indices, batch_size=hyper.batch_size, count=count, seed=self.config.seed)
-            return np.stack([rows(step) for step in range(first, first + steps)])
-
+        model = trainable.attach(self.model, plan, rngs=nnx.Rngs(params=jax.random.fold_in(key, 0)))
+        sources = [self._reference_stream(examples, hyper.random_crop), *self.others]
+        data, loss = tuning.prepare(model, plan, sources, hyper)
         params = train.fit(
             data,
-            trainable,
-            _tuning_loss,
+            plan.filter(),
+            loss,
             optim.make(hyper.learning_rate),
-            batches,
+            tuning.batches(sources, batch_size=hyper.batch_size, seed=self.config.seed),
             steps=hyper.steps,
             key=jax.random.fold_in(key, 1),
             folder=self.run.path(stage, "checkpoints"),
@@ -251,12 +290,13 @@ class _Job:
             checkpoint_every=hyper.checkpoint_every,
             meta={"base": self.model.base_hash},
         )
+        trained, whole = tree.count(params), tree.count(nnx.state(data.parts, nnx.Param))
         self.run.update_manifest(
             {
                 "rounds": {
                     stage: {
-                        "trainable": tree.count(params),
-                        "frozen": tree.count(nnx.state(self.model.denoiser)),
+                        "trainable": trained,
+                        "frozen": whole - trained,
                         "images": len(examples),
                         "training_seconds": round(time.monotonic() - start, 1),
                     }
@@ -265,23 +305,24 @@ class _Job:
         )
         save_adapter(
             self.run.path(stage, "adapter.safetensors"),
-            params["denoiser"],
+            params["parts"],
             base_name=self.model.name,
             base_hash=self.model.base_hash,
-            config=adapter,
+            config=plan.to_dict(),
             round=number,
             extra={"descriptor": self.descriptor, "content": examples[0].content},
         )
 
-    def _cache(self, examples: Sequence[Example], random_crop: bool) -> tuple[np.ndarray, muse.Text]:
-        """Tokens [n, h, w] and text of every example, or of several crops of it: computed once."""
+    def _reference_stream(self, examples: Sequence[Example], random_crop: bool) -> tuning.Stream:
+        """The round's own images, each once, or in several crops, under their prompts."""
         crops: list[Any] = [None]
         if random_crop:
             rng = np.random.default_rng(self.config.seed)
             crops = [(*rng.random(2), rng.uniform(0.8, 1.0)) for _ in range(_CROPS)]
         images = [folders.to_square(e.image, self.model.resolution, crop=crop) for e in examples for crop in crops]
-        captions = [self.template.caption(e.content, e.descriptor) for e in examples for _ in crops]
-        return self.model.encode_images(np.stack(images)), self.model.encode_text(captions)
+        return tuning.Stream(
+            np.stack(images), [self._caption(e.content, e.descriptor) for e in examples for _ in crops]
+        )
 
     def _pool(self, number: int, count: int) -> list[dict[str, Any]]:
         """What is drawn in a round: `count` images of every prompt, each with its own seed."""
@@ -291,14 +332,15 @@ class _Job:
                 "image": i,
                 "file": f"samples/p{p:03d}_i{i:03d}.png",
                 "content": content,
-                "text": self.template.caption(content, self.descriptor),
+                "text": self.method.prompt(self.config.words, content, self.descriptor),
+                "judged": self.method.judgement(self.config.words, content, self.descriptor),
                 "seed": self.config.seed + 1000 * number + i,
             }
             for p, content in enumerate(self.contents)
             for i in range(count)
         ]
 
-    def _draw(self, stage: str, pool: Sequence[dict], branches: Any, settings: draw.Settings, batch: int) -> None:
+    def _draw(self, stage: str, pool: Sequence[dict], branches: Any, settings: Settings, batch: int) -> None:
         if self.run.done(f"{stage}/scores.jsonl"):
             return
         missing = [row for row in pool if not self.run.done(f"{stage}/{row['file']}")]
@@ -306,7 +348,6 @@ class _Job:
             if missing:
                 texts = [row["text"] for row in missing]
                 chunks = draw.draw(
-                    self.model,
                     branches(texts, settings),
                     [row["seed"] for row in missing],
                     settings=settings,
@@ -326,7 +367,7 @@ class _Job:
         images = np.stack([folders.read_image(self.run.path(stage, row["file"])) for row in rows])
         samples = scorers.Samples(
             images=images.astype(np.float32) / 255,
-            prompts=[row["text"] for row in rows],
+            prompts=[row["judged"] for row in rows],
             ids=[(row["prompt"], row["image"]) for row in rows],
             references=self.references,
             clip=self.clip,
@@ -386,36 +427,5 @@ class _Job:
         return [rows[i] for i in select.read_answer(answer, num_images=len(rows))]
 
 
-def _settings(sample: ConfigDict) -> draw.Settings:
-    return draw.Settings(
-        steps=sample.steps,
-        temperature=sample.temperature,
-        lambda_a=sample.lambda_a,
-        lambda_b=sample.lambda_b,
-        lambda_ramp=sample.lambda_ramp,
-        negative_prompt=sample.negative_prompt,
-    )
-
-
-class _Tuning(nnx.Module):
-    """The denoiser with its adapter, and everything frozen that a step reads, cached on the device."""
-
-    def __init__(self, model: muse.Muse, denoiser: nnx.Module, cache: tuple[np.ndarray, muse.Text], dropout: float):
-        tokens, text = cache
-        empty = model.encode_text([""])
-        self.denoiser = denoiser
-        self.tokens = nnx.Variable(jnp.asarray(tokens))
-        self.states = nnx.Variable(jnp.concatenate([text.states, empty.states]))  # the last row is the empty prompt
-        self.pooled = nnx.Variable(jnp.concatenate([text.pooled, empty.pooled]))
-        self.micro = nnx.Variable(model.micro)
-        self.dropout = dropout
-
-
-def _tuning_loss(model: _Tuning, rows: jax.Array, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Muse's masked-token loss on examples `rows` [b], the prompt dropped with probability `dropout`."""
-    drop_key, mask_key = jax.random.split(key)
-    drop = jax.random.bernoulli(drop_key, model.dropout, rows.shape)
-    words = jnp.where(drop, model.states[...].shape[0] - 1, rows)
-    text = muse.Text(model.states[...][words], model.pooled[...][words])
-    loss, metrics = muse.token_loss(model.denoiser, model.tokens[...][rows], text, model.micro[...], mask_key)
-    return loss.mean(), {"accuracy": metrics["accuracy"].mean()}
+def _settings(sample: ConfigDict) -> Settings:
+    return Settings(**{field.name: sample[field.name] for field in dataclasses.fields(Settings)})

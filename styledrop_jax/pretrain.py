@@ -241,10 +241,14 @@ def _clip_loss(model: clip.Clip, batch: dict, key: jax.Array) -> tuple[jax.Array
 def _clip(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> Task:
     size = config.batch_size
     folder = workdir / "tokenizer"
-    if not (folder / "tokenizer.json").exists():
-        save_tokenizer(train_tokenizer(data.captions(), config.vocab_size, config.max_length), folder)
-    tokenizer = load_tokenizer(folder)
-    model_config = clip.ClipConfig.emoji64(vocab_size=len(tokenizer))
+    if config.init:
+        start = clip_scores.ClipScorer.load(Path(config.init))
+        model, tokenizer = start.model, start.tokenizer
+    else:
+        if not (folder / "tokenizer.json").exists():
+            save_tokenizer(train_tokenizer(data.captions(), config.vocab_size, config.max_length), folder)
+        tokenizer = load_tokenizer(folder)
+        model = clip.Clip(clip.ClipConfig.emoji64(vocab_size=len(tokenizer)), rngs=nnx.Rngs(config.seed))
 
     def batches(start: int, count: int) -> dict[str, jax.Array]:
         images, captions = _examples(data, config, start * size, count * size)
@@ -269,11 +273,12 @@ def _clip(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> Task:
 
     def export(trained: clip.Clip, out: Path) -> None:
         tensors = pretrained.export(trained, clip.RULES, dtype=np.float16)
-        hub.save_component(out / "clip", model_config.to_dict(), tensors)
+        hub.save_component(out / "clip", model.config.to_dict(), tensors)
         save_tokenizer(tokenizer, out / "clip")
 
-    model = clip.Clip(model_config, rngs=nnx.Rngs(config.seed))
-    return Task(model=model, loss=_clip_loss, batches=batches, picture=picture, export=export)
+    seen = nnx.All(nnx.Param, nnx.Not(nnx.PathContains("text")))
+    trainable = seen if config.init else nnx.Param
+    return Task(model=model, loss=_clip_loss, batches=batches, picture=picture, export=export, trainable=trainable)
 
 
 # ---------------------------------------------------------------- Muse
@@ -359,7 +364,7 @@ def _muse(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> Task:
         current = dataclasses.replace(model, denoiser=trained.denoiser)
         settings = draw.Settings(temperature=2.0, lambda_b=1.0)
         branches = draw.base_branches(current, prompts, settings)
-        chunks = draw.draw(current, branches, range(len(prompts)), settings=settings, batch_size=16)
+        chunks = draw.draw(branches, range(len(prompts)), settings=settings, batch_size=16)
         return folders.grid(list(np.concatenate(list(chunks))), columns=8, captions=prompts, scale=2)
 
     def export(trained: _Conditioned, out: Path) -> None:

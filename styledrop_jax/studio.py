@@ -13,22 +13,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from styledrop_jax import __version__, draw, log
-from styledrop_jax.adapters.base import load_adapter
-from styledrop_jax.backbones import muse
+from styledrop_jax.backbones.base import Backbone, Edit, Settings
+from styledrop_jax.backbones.load import load as load_backbone
 from styledrop_jax.data import folders
 from styledrop_jax.errors import UserError
+from styledrop_jax.methods.base import Method
+from styledrop_jax.methods.table import METHODS
 from styledrop_jax.run import JsonLines, Run
-from styledrop_jax.samplers.maskgit import mask_for_edit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _Style:
     """A run's adapter, or the base model for round 0, and how the run drew with it."""
 
-    model: muse.Muse
+    model: Backbone
+    method: Method
+    words: dict[str, str]
     adapted: draw.Adapted | None
     descriptor: str
-    settings: draw.Settings
+    settings: Settings
     batch_size: int
     origin: dict[str, Any]
 
@@ -37,7 +40,7 @@ def sample(flags: argparse.Namespace) -> Path:
     """`styledrop sample`: returns the folder of the images."""
     jobs = _jobs(flags)
     style = _style(flags.run, flags)
-    texts = [_caption(content, _descriptor(flags, style)) for content, _ in jobs]
+    texts = _texts(flags, style, jobs)
     return _write(flags, style, jobs, texts, _branches(style, texts), {}, folder="drawn")
 
 
@@ -50,8 +53,8 @@ def mix(flags: argparse.Namespace) -> Path:
     subject = _style(flags.subject, flags, model=style.model)
     if style.adapted is None or subject.adapted is None:
         raise UserError("--round: 0 is the base model; mix needs an adapter of each run")
-    texts = [_caption(content, _descriptor(flags, style)) for content, _ in jobs]
-    contents = [content for content, _ in jobs]
+    texts = _texts(flags, style, jobs)
+    contents = [subject.method.prompt(subject.words, content) for content, _ in jobs]
     branches = draw.mixed_branches(
         style.adapted, subject.adapted, texts, contents, gamma=flags.gamma, settings=style.settings
     )
@@ -68,34 +71,20 @@ def edit(flags: argparse.Namespace) -> Path:
     picture = folders.read_image(flags.image)
     whole = folders.read_mask(flags.mask, picture.shape[:2]) if flags.mask else np.ones(picture.shape[:2], bool)
     style = _style(flags.run, flags)
-    model = style.model
-    image = folders.to_square(picture, model.resolution)
-    region = folders.to_square(np.repeat(np.uint8(whole)[..., None] * 255, 3, axis=-1), model.resolution)[..., 0] > 127
+    side = style.model.resolution
+    image = folders.to_square(picture, side).astype(np.float32) / 255
+    region = folders.to_square(np.repeat(np.uint8(whole)[..., None] * 255, 3, axis=-1), side)[..., 0] > 127
     if not region.any():
         raise UserError(f"{flags.mask}: nothing is white in the middle square, which is all that is drawn")
-    texts = [_caption(content, _descriptor(flags, style)) for content, _ in jobs]
-    tokens = _edited_tokens(model, image, region, strength, [seed for _, seed in jobs])
+    texts = _texts(flags, style, jobs)
     record = {"image": str(flags.image), "mask": str(flags.mask or ""), "strength": strength}
-    keep = None if flags.mask is None else (image.astype(np.float32) / 255, region[..., None])
+    start = Edit(image, region, strength)
+    keep = None if flags.mask is None else (image, region[..., None])
     branches = _branches(style, texts)
-    return _write(flags, style, jobs, texts, branches, record, folder="edited", tokens=tokens, keep=keep)
+    return _write(flags, style, jobs, texts, branches, record, folder="edited", start=start, keep=keep)
 
 
-def _edited_tokens(
-    model: muse.Muse, image: np.ndarray, region: np.ndarray, strength: float, seeds: Sequence[int]
-) -> np.ndarray:
-    """The image's own tokens [n, h, w], masked for each seed; a token is redrawn if any of its pixels is."""
-    grid, pixels = model.grid, model.codec.config.downsampling
-    own = np.repeat(model.encode_images(image[None]), len(seeds), axis=0).reshape(len(seeds), -1)
-    patches = region.reshape(grid, pixels, grid, pixels).any(axis=(1, 3)).ravel()
-    keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))(jnp.asarray(seeds, jnp.uint32))
-    masked = mask_for_edit(
-        jnp.asarray(own), keys, mask_id=model.mask_id, region=jnp.tile(patches, (len(seeds), 1)), strength=strength
-    )
-    return np.asarray(masked).reshape(-1, grid, grid)
-
-
-def _style(workdir: Path, flags: argparse.Namespace, model: muse.Muse | None = None) -> _Style:
+def _style(workdir: Path, flags: argparse.Namespace, model: Backbone | None = None) -> _Style:
     run = Run.load(workdir)
     references = run.manifest.get("references")
     if not references:
@@ -105,23 +94,25 @@ def _style(workdir: Path, flags: argparse.Namespace, model: muse.Muse | None = N
     if number is None or (number and number not in rounds):
         found = ", ".join(map(str, rounds)) or "none yet: let `styledrop personalize` finish a round"
         raise UserError(f"--round: found {number}, rounds of {workdir} with an adapter: {found}")
-    model = model or muse.load(run.config["base"], jnp.dtype(run.config["dtype"]))
+    model = model or load_backbone(run.config["base"], jnp.dtype(run.config["dtype"]))
     last = max(int(key.removeprefix("round_")) for key in run.config if re.fullmatch(r"round_\d+", key))
     sampling = dict(run.config[f"round_{min(number or 1, last)}"]["sample"])
-    fields = {field.name for field in dataclasses.fields(draw.Settings)}
+    fields = {field.name for field in dataclasses.fields(Settings)}
     given = {name: getattr(flags, name) for name in sampling if getattr(flags, name, None) is not None}
     sampling |= given
     _check_sampling(sampling)
     origin: dict[str, Any] = {"run": str(workdir), "round": number, "base": model.name, "base_hash": model.base_hash}
     style = None
     if number:
-        file = load_adapter(run.path(f"round_{number}", "adapter.safetensors"), base_hash=model.base_hash)
-        style, origin["adapter"] = draw.adapted(model, file), str(file.path)
+        path = run.path(f"round_{number}", "adapter.safetensors")
+        style, origin["adapter"] = draw.load(model, path), str(path)
     return _Style(
         model=model,
+        method=METHODS[run.config["method"]],
+        words=run.config["words"],
         adapted=style,
         descriptor=references[0]["descriptor"],
-        settings=draw.Settings(**{name: value for name, value in sampling.items() if name in fields}),
+        settings=Settings(**{name: value for name, value in sampling.items() if name in fields}),
         batch_size=sampling["batch_size"],
         origin=origin,
     )
@@ -153,13 +144,10 @@ def _jobs(flags: argparse.Namespace) -> list[tuple[str, int]]:
     return [(content, flags.seed + i) for content in contents for i in range(flags.num)]
 
 
-def _descriptor(flags: argparse.Namespace, style: _Style) -> str:
-    return style.descriptor if flags.descriptor is None else flags.descriptor
-
-
-def _caption(content: str, descriptor: str) -> str:
-    """The prompt with the style's words, once."""
-    return content if descriptor in content else f"{content} {descriptor}"
+def _texts(flags: argparse.Namespace, style: _Style, jobs: Sequence[tuple[str, int]]) -> list[str]:
+    """Every prompt as the run's method draws it, with the words of the style."""
+    descriptor = style.descriptor if flags.descriptor is None else flags.descriptor
+    return [style.method.prompt(style.words, content, descriptor) for content, _ in jobs]
 
 
 def _write(
@@ -171,7 +159,7 @@ def _write(
     record: dict[str, Any],
     *,
     folder: str,
-    tokens: np.ndarray | None = None,
+    start: Edit | None = None,
     keep: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Path:
     """Draws every job into `folder` of the run, unless the user names another.
@@ -180,12 +168,11 @@ def _write(
     """
     out = (flags.out or flags.run / folder).expanduser()
     chunks = draw.draw(
-        style.model,
         branches,
         [seed for _, seed in jobs],
         settings=style.settings,
         batch_size=style.batch_size,
-        tokens=tokens,
+        edit=start,
     )
     images: list[np.ndarray] = []
     with log.progress("drawing", len(jobs)) as advance, JsonLines(out / "images.jsonl") as lines:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from styledrop_jax.config import Field, describe, parse, round_config, validate
+from styledrop_jax.config import Field, describe, parse, personalize_schema, round_config, validate
 from styledrop_jax.errors import UserError, did_you_mean
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -119,7 +119,7 @@ def test_all_problems_come_at_once():
     assert "config.sed" in message and "config.round_1.train.stpes" in message
     config = ConfigDict({"seed": -1, "rounds": True, "extra": 1, "round_1": 3})
     with pytest.raises(UserError) as caught:
-        validate(config)
+        validate(config, schema=personalize_schema(config))
     for words in (
         "config.seed: found -1",
         "config.rounds: found True",
@@ -136,7 +136,7 @@ def test_rounds_beyond_the_last_reuse_it_and_gaps_are_refused():
     loose = ConfigDict(config.to_dict())
     loose.round_10 = loose.round_2
     with pytest.raises(UserError, match="config.round_3: missing"):
-        validate(loose)
+        validate(loose, schema=personalize_schema(loose))
 
 
 def test_a_config_file_of_ones_own(tmp_path):
@@ -151,7 +151,7 @@ def test_a_config_file_of_ones_own(tmp_path):
 
 def test_help_names_every_field_with_its_value_and_of_later_rounds_what_differs():
     config, _ = parse(["--config", "configs/styledrop.py", "--config.round_2.train.steps", "77"])
-    lines = describe(config)
+    lines = describe(config, personalize_schema(config))
     assert "round_1.train.steps 150: training steps (a whole number of at least 1)" in lines
     assert any(line.startswith("round_1.select.scorers.clip_style 0.0: ") for line in lines)
     assert "round_2.train.steps 77: training steps (a whole number of at least 1)" in lines

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from styledrop_jax import draw
+from styledrop_jax import draw, trainable
 from styledrop_jax.adapters import styledrop
-from styledrop_jax.adapters.base import AdapterParam, identity, save_adapter
+from styledrop_jax.adapters.base import AdapterParam, save_adapter
 from styledrop_jax.backbones import muse
-from styledrop_jax.draw import Adapted, Settings, base_branches, mixed_branches, style_branches
+from styledrop_jax.backbones.base import Settings
+from styledrop_jax.draw import Adapted, base_branches, mixed_branches, style_branches
 from styledrop_jax.errors import UserError
 from styledrop_jax.samplers.maskgit import two_scale
 
@@ -23,17 +24,18 @@ CONFIG = styledrop.Config(bottleneck=4, shared=True)
 
 
 _SAMPLE = muse._sample.__wrapped__
-_LOGITS = jax.jit(lambda *args: _SAMPLE(*args), static_argnums=(0, 7))
+_LOGITS = jax.jit(lambda *args: _SAMPLE(*args), static_argnums=(0, 6))
+PLAN = trainable.Plan(denoiser=CONFIG)
 
 
 def _adapted(model, seed: int) -> Adapted:
     """The model with an adapter whose every weight is random, as if trained."""
-    denoiser = draw.copy(model.denoiser)
-    styledrop.attach(denoiser, CONFIG, rngs=nnx.Rngs(0))
-    graphdef, state, _ = nnx.split(denoiser, AdapterParam, ...)
+    tuned = trainable.attach(model, PLAN, rngs=nnx.Rngs(0))
+    graphdef, state, rest = nnx.split(tuned.denoiser, AdapterParam, ...)
     rng = np.random.default_rng(seed)
     state = jax.tree.map(lambda x: rng.normal(size=x.shape).astype("f"), nnx.as_pure(state))
-    return Adapted(graphdef=graphdef, state=state)
+    tuned = dataclasses.replace(tuned, denoiser=nnx.merge(graphdef, state, nnx.as_pure(rest)))
+    return draw.adapted(model, tuned, PLAN)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def style(tiny_muse):
 
 @pytest.fixture(scope="module")
 def off(style):
-    return dataclasses.replace(style, state=identity(style.state))
+    return dataclasses.replace(style, state=style.off)
 
 
 @pytest.fixture
@@ -73,7 +75,13 @@ def as_logits(as_tokens, monkeypatch):
 
 def _draw(model, branches, *, seeds=None, settings=SETTINGS, batch_size=BATCH, tokens=None) -> np.ndarray:
     seeds = range(len(branches[0].prompts)) if seeds is None else seeds
-    chunks = list(draw.draw(model, branches, seeds, settings=settings, batch_size=batch_size, tokens=tokens))
+    """`tokens`, one grid a drawing of a single batch, stand for an edited picture's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        if tokens is not None:
+            given = np.concatenate([tokens, np.repeat(tokens[-1:], batch_size - len(tokens), axis=0)])
+            patch.setattr(muse.Muse, "_masked", lambda self, edit, seeds: edit)
+            tokens = given
+        chunks = list(draw.draw(branches, seeds, settings=settings, batch_size=batch_size, edit=tokens))
     assert all(len(chunk) <= batch_size for chunk in chunks)
     return np.concatenate(chunks)
 
@@ -136,8 +144,7 @@ def test_guided_logits_are_those_of_separate_forwards(tiny_muse, style, as_logit
     ours = _draw(tiny_muse, style_branches(style, PROMPTS[:4], settings), settings=settings, tokens=grid)
     plain = _draw(tiny_muse, base_branches(tiny_muse, PROMPTS[:4], settings), settings=settings, tokens=grid)
 
-    frozen = nnx.as_pure(nnx.split(tiny_muse.denoiser, AdapterParam, ...)[2])
-    with_adapter = nnx.merge(style.graphdef, style.state, frozen)
+    with_adapter = nnx.merge(style.graphdef, style.state, style.frozen)
     forward = nnx.jit(lambda denoiser, *inputs: denoiser(*inputs).reshape(4, 16, 64))
     micro = jnp.tile(tiny_muse.micro, (4, 1))
     text, negative = tiny_muse.encode_text(PROMPTS[:4]), tiny_muse.encode_text(["a dog"] * 4)
@@ -168,7 +175,7 @@ def test_tokens_that_are_given_stay(tiny_muse, style, as_tokens):
     holes = np.random.default_rng(1).random((6, 4, 4)) < 0.5
     holes[5] = False
     start = np.where(holes, tiny_muse.mask_id, given)
-    tokens = _draw(tiny_muse, style_branches(style, PROMPTS, SETTINGS), tokens=start)
+    tokens = _draw(tiny_muse, style_branches(style, PROMPTS, SETTINGS), tokens=start, batch_size=6)
     np.testing.assert_array_equal(tokens[~holes], given[~holes])
     assert tokens.max() < 64, "every hole is filled"
     assert (tokens[holes] != given[holes]).any()
@@ -176,19 +183,20 @@ def test_tokens_that_are_given_stay(tiny_muse, style, as_tokens):
 
 def test_an_adapter_file_draws_what_was_saved(tiny_muse, style, as_tokens, tmp_path):
     path = tmp_path / "adapter.safetensors"
-    fields = {"base_name": "tiny", "config": CONFIG.to_dict(), "round": 1}
-    save_adapter(path, style.state, base_hash=tiny_muse.base_hash, **fields)
+    fields = {"base_name": "tiny", "config": PLAN.to_dict(), "round": 1}
+    state = {"denoiser": style.state}
+    save_adapter(path, state, base_hash=tiny_muse.base_hash, **fields)
     loaded = draw.load(tiny_muse, path)
     np.testing.assert_array_equal(
         _draw(tiny_muse, style_branches(loaded, PROMPTS, SETTINGS)),
         _draw(tiny_muse, style_branches(style, PROMPTS, SETTINGS)),
     )
     assert all(layer.attn_adapter is None for layer in tiny_muse.denoiser.transformer_layers), "the base stays bare"
-    save_adapter(path, style.state, base_hash="f" * 64, **fields)
+    save_adapter(path, state, base_hash="f" * 64, **fields)
     with pytest.raises(UserError, match="trained on base model"):
         draw.load(tiny_muse, path)
-    wider = styledrop.Config(bottleneck=8).to_dict()
-    save_adapter(path, style.state, base_hash=tiny_muse.base_hash, **fields | {"config": wider})
+    wider = trainable.Plan(denoiser=styledrop.Config(bottleneck=8)).to_dict()
+    save_adapter(path, state, base_hash=tiny_muse.base_hash, **fields | {"config": wider})
     with pytest.raises(UserError, match="does not fit"):
         draw.load(tiny_muse, path)
 

@@ -18,10 +18,12 @@ RUNGS = [
     {"pretrained", "adapters", "optim", "checkpoint"},
     {"hub"},
     {"backbones"},
+    {"trainable"},
     {"draw"},
-    {"methods", "metrics"},
+    {"methods", "metrics", "class_images"},
     {"feedback"},
     {"train", "report", "studio"},
+    {"tuning"},
     {"personalize", "pretrain"},
     {"cli"},
 ]

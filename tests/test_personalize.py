@@ -14,6 +14,7 @@ from PIL import Image
 from styledrop_jax import personalize
 from styledrop_jax import run as run_folder
 from styledrop_jax.adapters.base import load_adapter
+from styledrop_jax.backbones import muse
 from styledrop_jax.checkpoint import Checkpoints
 from styledrop_jax.data import folders
 from styledrop_jax.feedback import scorers
@@ -115,7 +116,7 @@ def test_a_run_leaves_adapters_drawings_scores_and_a_report():
     for number, width in ((1, 4), (2, 16)):
         folder = workdir / f"round_{number}"
         adapter = load_adapter(folder / "adapter.safetensors", base_hash=manifest["base"]["hash"])
-        assert adapter.round == number and adapter.config["bottleneck"] == width
+        assert adapter.round == number and adapter.config["denoiser"]["bottleneck"] == width
         rows = read_jsonl(folder / "scores.jsonl")
         assert [(row["prompt"], row["image"]) for row in rows] == [(0, 0), (0, 1), (1, 0), (1, 1)]
         assert {row["text"] for row in rows} == {f"{p} in watercolor painting style" for p in tiny.PROMPTS}
@@ -211,7 +212,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(tmp_path, ca
 def test_a_loss_that_is_no_number_names_the_step_and_the_last_good_checkpoint(tmp_path, capfd, monkeypatch):
     workdir = _copy(tmp_path)
     _forget(workdir, "report.html", "round_2/adapter.safetensors", "round_2/checkpoints/4", "round_2/selected.json")
-    monkeypatch.setattr(personalize, "_tuning_loss", lambda *args: (jnp.nan, {"accuracy": jnp.zeros(())}))
+    monkeypatch.setattr(muse.Muse, "loss", lambda *args: (jnp.full(2, jnp.nan), {"accuracy": jnp.zeros(2)}))
     assert tiny.styledrop(*tiny.arguments(workdir)) == 2
     error = _one_line(capfd)
     assert "round_2: not a number" in error and "step 4" in error and str(workdir / "round_2/checkpoints/2") in error
@@ -367,7 +368,7 @@ def test_round_2_trains_a_new_adapter_on_what_was_selected(tmp_path):
     assert first[:2] == second[:2]
     assert first[2]["loss"] != second[2]["loss"]
     shapes = [load_adapter(tiny.finished() / f"round_{n}" / "adapter.safetensors") for n in (1, 2)]
-    assert [adapter.config["shared"] for adapter in shapes] == [True, False]
+    assert [adapter.config["denoiser"]["shared"] for adapter in shapes] == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,41 @@ def build_models(folder: Path, *, seed: int) -> Path:
     return folder
 
 
+@functools.cache
+def stable_diffusion() -> Path:
+    """A folder of a Stable Diffusion: 16-pixel images, 8×8 latents, texts of 16 tokens."""
+    from styledrop_jax import hub, pretrained
+    from styledrop_jax.models import clip, unet, vae
+    from styledrop_jax.models.tokenizer import load_tokenizer, save_tokenizer
+    from styledrop_jax.run import write_json
+
+    folder, tokenizer = home() / "stable_diffusion", load_tokenizer(models() / "clip")
+    text = clip.ClipConfig.from_dict(hub.read_config(models() / "clip")).text
+    denoiser = unet.Config(
+        sample_size=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(8, 12),
+        layers_per_block=1,
+        norm_num_groups=2,
+        cross_attention_dim=text.hidden_size,
+        attention_head_dim=2,
+    )
+    codec = vae.Config(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=2, sample_size=16)
+    parts = (
+        ("unet", unet.UNet, denoiser, unet.RULES),
+        ("vae", vae.AutoencoderKL, codec, vae.RULES),
+        ("text_encoder", clip.ClipText, text, clip.RULES),
+    )
+    for i, (name, model, config, rules) in enumerate(parts):
+        shapes = pretrained.shapes(nnx.eval_shape(lambda: model(config, rngs=nnx.Rngs(0))), rules)  # noqa: B023
+        hub.save_component(folder / name, config.to_dict(), _weights(shapes, 300 + i))
+    save_tokenizer(tokenizer, folder / "tokenizer")
+    scheduler = {"_class_name": "DDIMScheduler", "clip_sample": False}
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    return folder
+
+
 def _weights(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
     """Random, with scales at which different images are different tokens, and different tokens different images."""
     rng = np.random.default_rng(seed)

@@ -8,10 +8,12 @@ import numpy as np
 from flax import nnx
 
 from muse_sides.job import GUIDANCE, LEARNING_RATE, RANK, Job
-from styledrop_jax import draw, losses, optim, train, tree
+from styledrop_jax import draw, losses, optim, train, trainable, tree, tuning
 from styledrop_jax.adapters import styledrop
-from styledrop_jax.adapters.base import AdapterParam
 from styledrop_jax.backbones import muse
+from styledrop_jax.backbones.base import Settings
+
+_ADAPTER = trainable.Plan(denoiser=styledrop.Config(bottleneck=RANK, shared=True))
 
 
 def prepare(job: Job, task: str) -> Callable[[], int]:
@@ -29,7 +31,8 @@ def check(job: Job) -> dict[str, np.ndarray]:
     """What both sides must agree on, in float32; writes the adapter that both use, `adapter.npz`."""
     jax.config.update("jax_default_matmul_precision", "highest")
     model, inputs = muse.load(str(job.folder)), np.load(job.work / "check.npz")
-    graphdef, params, frozen = train.split(_adapted(model), AdapterParam)
+    tuned = trainable.attach(model, _ADAPTER, rngs=nnx.Rngs(0))
+    graphdef, params, frozen = train.split(tuned.denoiser, _ADAPTER.filter())
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda p: jnp.asarray(rng.normal(0, 0.05, p.shape), p.dtype), params)
     np.savez(job.work / "adapter.npz", **tree.flatten(params))
@@ -54,33 +57,21 @@ def check(job: Job) -> dict[str, np.ndarray]:
     }
 
 
-def _adapted(model: muse.Muse) -> nnx.Module:
-    """The denoiser with a fresh adapter."""
-    denoiser = draw.copy(model.denoiser)
-    styledrop.attach(denoiser, styledrop.Config(bottleneck=RANK, shared=True), rngs=nnx.Rngs(0))
-    return denoiser
-
-
 def _training(job: Job, model: muse.Muse, task: str) -> Callable[[], int]:
     """As `personalize` trains: images and prompts encoded once, several steps a dispatch, metrics after each."""
-    tokens, text = jnp.asarray(model.encode_images(job.images())), model.encode_text(job.prompts)
-    denoiser, trainable = (model.denoiser, nnx.Param) if task == "full" else (_adapted(model), AdapterParam)
-    graphdef, params, frozen = train.split(denoiser, trainable)
+    plan = trainable.Plan(denoiser=trainable.Full()) if task == "full" else _ADAPTER
+    tuned = trainable.attach(model, plan, rngs=nnx.Rngs(0))
+    data, loss = tuning.prepare(tuned, plan, [tuning.Stream(job.images(), job.prompts)], {"text_dropout": 0.0})
+    graphdef, params, frozen = train.split(data, plan.filter())
     optimizer = optim.make(LEARNING_RATE)
     state = train.init_state(params, optimizer)
-
-    def loss(denoiser, rows, key):
-        words = muse.Text(text.states[rows], text.pooled[rows])
-        value, metrics = muse.token_loss(denoiser, tokens[rows], words, model.micro, key)
-        return value.mean(), jax.tree.map(jnp.mean, metrics)
-
     step = train.make_train_step(loss, optimizer)
     rng, key = np.random.default_rng(0), jax.random.key(0)
 
     def run() -> int:
         nonlocal state
         for _ in range(job.train_steps // job.steps_per_call):
-            rows = np.stack([rng.permutation(job.batch) for _ in range(job.steps_per_call)])
+            rows = np.stack([rng.permutation(job.batch)[:, None] for _ in range(job.steps_per_call)])
             state, metrics = step(graphdef, state, frozen, rows, key)
             assert np.isfinite(jax.device_get(metrics)["loss"])
         jax.block_until_ready(state)
@@ -90,18 +81,17 @@ def _training(job: Job, model: muse.Muse, task: str) -> Callable[[], int]:
 
 
 def _sampling(job: Job, model: muse.Muse, task: str) -> Callable[[], int]:
-    settings = draw.Settings(steps=job.steps, temperature=2.0, lambda_b=GUIDANCE - 1)
+    settings = Settings(steps=job.steps, temperature=2.0, lambda_b=GUIDANCE - 1)
     if task == "style":
-        graphdef, state, _ = nnx.split(_adapted(model), AdapterParam, ...)
-        style = draw.Adapted(graphdef=graphdef, state=nnx.as_pure(state))
-        branches = draw.style_branches(style, job.prompts, settings)
+        tuned = trainable.attach(model, _ADAPTER, rngs=nnx.Rngs(0))
+        branches = draw.style_branches(draw.adapted(model, tuned, _ADAPTER), job.prompts, settings)
     else:
         branches = draw.base_branches(model, job.prompts, settings)
 
     def run() -> int:
         for i in range(job.batches):
             seeds = range(i * job.batch, (i + 1) * job.batch)
-            for images in draw.draw(model, branches, seeds, settings=settings, batch_size=job.batch):
+            for images in draw.draw(branches, seeds, settings=settings, batch_size=job.batch):
                 assert np.isfinite(images).all()
         return job.batches * job.batch
 

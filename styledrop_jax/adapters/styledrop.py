@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from styledrop_jax.adapters.base import AdapterConfig, AdapterParam
+from styledrop_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,16 +69,25 @@ def attach(denoiser: nnx.Module, config: Config, *, rngs: nnx.Rngs) -> None:
     """Sets fresh adapters in every transformer layer, in place of any that were there; touches no other weight.
 
     After the cross-attention (`attn_adapter`) and after the MLP (`mlp_adapter`), before their skip connections, each
-    site with one generator that its layers share. Filter on `AdapterParam` for what is trainable; the state names
-    each generator's weights under layer 0.
+    site with one generator that its layers share; layers of another width, as a U-Net has them, share their own.
+    Filter on `AdapterParam` for what is trainable; the state names each generator's weights under its first layer.
 
     Args:
-        denoiser: has `config.hidden_size` and `transformer_layers`, each with the two slots.
+        denoiser: has modules with the two slots and their `width`: a U-ViT or a U-Net.
         config: the adapter's size.
         rngs: the `params` stream initialises the weights.
+
+    Raises:
+        UserError: the denoiser has no such layers.
     """
-    layers, width = len(denoiser.transformer_layers), denoiser.config.hidden_size
-    attention, mlp = (Generator(config, layers=layers, width=width, rngs=rngs) for _ in range(2))
-    for index, layer in enumerate(denoiser.transformer_layers):
-        layer.attn_adapter = Adapter(attention, index)
-        layer.mlp_adapter = Adapter(mlp, index)
+    by_width: dict[int, list[nnx.Module]] = {}
+    for _, module in nnx.iter_modules(denoiser):
+        if hasattr(module, "mlp_adapter"):
+            by_width.setdefault(module.width, []).append(module)
+    if not by_width:
+        raise UserError(f"styledrop adapter: {type(denoiser).__name__} has no transformer layers to put it into")
+    for width, layers in sorted(by_width.items()):
+        attention, mlp = (Generator(config, layers=len(layers), width=width, rngs=rngs) for _ in range(2))
+        for index, layer in enumerate(layers):
+            layer.attn_adapter = Adapter(attention, index)
+            layer.mlp_adapter = Adapter(mlp, index)

@@ -2,9 +2,9 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from flax import nnx
 from transformers import PreTrainedTokenizerBase
 
 from styledrop_jax import hub, losses, pretrained, schedules
-from styledrop_jax.backbones.base import Group, chunks, hash_files
+from styledrop_jax.backbones.base import Edit, Group, Settings, chunks, distinct_rows, hash_files
 from styledrop_jax.models import clip, uvit, vqgan
 from styledrop_jax.models.tokenizer import load_tokenizer, tokenize
 from styledrop_jax.samplers import maskgit
@@ -37,6 +37,7 @@ class Muse:
         name: as the user gave it.
         base_hash: SHA-256 over the denoiser's weight files; adapters carry it.
         denoiser: predicts tokens. codec: images ↔ tokens. text: prompts → features.
+        expand: what is done to a prompt before the tokenizer, for new words of several tokens.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Muse:
     codec: vqgan.VQModel
     text: clip.ClipText
     tokenizer: PreTrainedTokenizerBase
+    expand: Callable[[str], str] = str
 
     @property
     def grid(self) -> int:
@@ -65,14 +67,23 @@ class Muse:
         """aMUSEd's micro-conditions [5]: width, height, crop top, crop left, aesthetic score."""
         return jnp.array([self.resolution, self.resolution, 0.0, 0.0, _AESTHETIC])
 
+    def text_ids(self, prompts: Sequence[str]) -> np.ndarray:
+        """Prompts → token ids [b, t] int32."""
+        return tokenize(self.tokenizer, list(map(self.expand, prompts)), self.text.config.max_position_embeddings)
+
+    def text_features(self, tower: clip.ClipText, ids: jax.Array) -> Text:
+        """Token ids [b, t] → features; pure."""
+        out = tower(ids)
+        return Text(out.hidden_states[-2], out.embeds)
+
     def encode_text(self, prompts: Sequence[str]) -> Text:
         """Prompts → features; each distinct prompt is computed once, in batches of one fixed size."""
-        distinct = list(dict.fromkeys(prompts))
-        ids = tokenize(self.tokenizer, distinct, self.text.config.max_position_embeddings)
-        parts = [_text(self.text, chunk) for chunk in chunks(ids, _ENCODE_BATCH)]
-        states, pooled = (jnp.concatenate(x)[: len(distinct)] for x in zip(*parts, strict=True))
-        rows = np.array([distinct.index(prompt) for prompt in prompts])
-        return Text(states[rows], pooled[rows])
+
+        def encode(distinct: list[str]) -> Text:
+            parts = [_text(self.text, chunk) for chunk in chunks(self.text_ids(distinct), _ENCODE_BATCH)]
+            return Text(*(jnp.concatenate(x)[: len(distinct)] for x in zip(*parts, strict=True)))
+
+        return distinct_rows(prompts, encode)
 
     def encode_images(self, images: np.ndarray) -> np.ndarray:
         """Images [b, r, r, 3], uint8 or float in [0, 1], r = `resolution` → tokens [b, h, w] int32."""
@@ -83,10 +94,43 @@ class Muse:
         """Tokens [b, h, w] → images [b, r, r, 3] float32 in [0, 1], `batch_size` at a time."""
         return np.concatenate([_decode(self.codec, chunk) for chunk in chunks(tokens, batch_size)])[: len(tokens)]
 
+    def loss(
+        self, denoiser: uvit.UVit, targets: jax.Array, text: Text, key: jax.Array, hyper: Mapping[str, Any]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """`token_loss` of tokens `targets` [b, h, w]; nothing in `hyper` concerns it."""
+        del hyper
+        return token_loss(denoiser, targets, text, self.micro, key)
+
+    def draw(
+        self, groups: Sequence[Group], seeds: Sequence[int], *, settings: Settings, edit: Edit | None = None
+    ) -> np.ndarray:
+        """One batch of images [b, r, r, 3], float32 in [0, 1]; each depends on its own seed and prompts alone.
+
+        An edit masks a share of the picture's own tokens; a token is redrawn if any of its pixels is in the region.
+        """
+        tokens = None if edit is None else self._masked(edit, seeds)
+        drawn = self.sample(groups, seeds, temperature=settings.temperature, tokens=tokens)
+        return self.decode_tokens(drawn, len(seeds))
+
+    def _masked(self, edit: Edit, seeds: Sequence[int]) -> np.ndarray:
+        """The picture's own tokens [n, h, w], masked for each seed."""
+        own = np.repeat(self.encode_images(edit.image[None]), len(seeds), axis=0).reshape(len(seeds), -1)
+        region = np.ones((self.resolution,) * 2, bool) if edit.region is None else edit.region
+        pixels = self.codec.config.downsampling
+        patches = region.reshape(self.grid, pixels, self.grid, pixels).any(axis=(1, 3)).ravel()
+        keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))(jnp.asarray(seeds, jnp.uint32))
+        masked = maskgit.mask_for_edit(
+            jnp.asarray(own),
+            keys,
+            mask_id=self.mask_id,
+            region=jnp.tile(patches, (len(seeds), 1)),
+            strength=edit.strength,
+        )
+        return np.asarray(masked).reshape(-1, self.grid, self.grid)
+
     def sample(
         self,
         groups: Sequence[Group],
-        frozen: dict,
         seeds: Sequence[int],
         *,
         temperature: float,
@@ -96,7 +140,6 @@ class Muse:
 
         Args:
             groups: see `Group`.
-            frozen: the frozen state of the denoiser.
             seeds: one an image.
             temperature: the choice temperature.
             tokens: [b, h, w] to start from, `mask_id` where to draw; None draws everything.
@@ -105,11 +148,8 @@ class Muse:
         if tokens is None:
             tokens = np.full((b, self.grid, self.grid), self.mask_id, np.int32)
         keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
-        graphdefs = tuple(group.graphdef for group in groups)
-        arrays = tuple((group.states, group.text, group.weights) for group in groups)
-        return np.asarray(
-            _sample(graphdefs, arrays, frozen, jnp.asarray(tokens), keys, temperature, self.micro, self.mask_id)
-        )
+        plans, arrays = tuple(group.plan for group in groups), tuple(group.arrays for group in groups)
+        return np.asarray(_sample(plans, arrays, jnp.asarray(tokens), keys, temperature, self.micro, self.mask_id))
 
 
 def load(name: str, dtype: jnp.dtype = jnp.float32) -> Muse:
@@ -193,22 +233,22 @@ def _decode(codec: vqgan.VQModel, tokens: jax.Array) -> jax.Array:
     return codec.decode(tokens)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 7))
-def _sample(graphdefs, groups, frozen, tokens, keys, temperature, micro, mask_id):
+@functools.partial(jax.jit, static_argnums=(0, 6))
+def _sample(plans, groups, tokens, keys, temperature, micro, mask_id):
     """One program: the loop over steps, in it one batched forward for each group, then the weighted sum of logits."""
     b, h, w = tokens.shape
 
-    def forward(graphdef, grid, state, text):
+    def forward(graphdef, frozen, grid, state, text):
         denoiser = nnx.merge(graphdef, state, frozen)
         return denoiser(grid, text.states, text.pooled, jnp.tile(micro, (b, 1))).reshape(b, h * w, -1)
 
     def predict(flat, step):
-        grid = flat.reshape(b, h, w)
-        return sum(
-            jnp.einsum("k,kbnv->bnv", weights[step], jax.vmap(functools.partial(forward, graphdef, grid))(states, text))
-            for graphdef, (states, text, weights) in zip(graphdefs, groups, strict=True)
-        )
+        grid, total = flat.reshape(b, h, w), 0
+        for (graphdef, shared), (states, frozen, text, weights) in zip(plans, groups, strict=True):
+            branches = jax.vmap(functools.partial(forward, graphdef, frozen, grid), in_axes=(None if shared else 0, 0))
+            total += jnp.einsum("k,kbnv->bnv", weights[step], branches(states, text))
+        return total
 
-    steps = groups[0][2].shape[0]
+    steps = groups[0][3].shape[0]
     out = maskgit.decode(predict, tokens.reshape(b, -1), keys, steps=steps, temperature=temperature, mask_id=mask_id)
     return out.reshape(b, h, w)

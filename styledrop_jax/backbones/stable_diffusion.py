@@ -13,8 +13,8 @@ from flax import nnx
 from jax.tree_util import Partial
 from transformers import PreTrainedTokenizerBase
 
-from styledrop_jax import hub, pretrained
-from styledrop_jax.backbones.base import Group, chunks, hash_files
+from styledrop_jax import hub, losses, pretrained
+from styledrop_jax.backbones.base import Edit, Group, Settings, chunks, distinct_rows, hash_files
 from styledrop_jax.errors import UserError
 from styledrop_jax.models import clip, unet, vae
 from styledrop_jax.models.rules import Rules
@@ -49,6 +49,7 @@ class StableDiffusion:
         base_hash: SHA-256 over the denoiser's weight files; adapters carry it.
         denoiser: predicts the noise or v. codec: images ↔ latents. text: prompts → features.
         schedule: the noise of each timestep, and which of the two the denoiser predicts.
+        expand: what is done to a prompt before the tokenizer, for new words of several tokens.
     """
 
     name: str
@@ -58,18 +59,29 @@ class StableDiffusion:
     text: clip.ClipText
     tokenizer: PreTrainedTokenizerBase
     schedule: NoiseSchedule
+    expand: Callable[[str], str] = str
 
     @property
     def resolution(self) -> int:
         """Pixels along one side of the images it was trained on, and draws unless told otherwise."""
         return self.denoiser.config.sample_size * self.codec.config.downsampling
 
+    def text_ids(self, prompts: Sequence[str]) -> np.ndarray:
+        """Prompts → token ids [b, t] int32."""
+        return tokenize(self.tokenizer, list(map(self.expand, prompts)), self.text.config.max_position_embeddings)
+
+    def text_features(self, tower: clip.ClipText, ids: jax.Array) -> Text:
+        """Token ids [b, t] → features; pure."""
+        return Text(tower(ids).last_hidden_state)
+
     def encode_text(self, prompts: Sequence[str]) -> Text:
         """Prompts → features; each distinct prompt is computed once, in batches of one fixed size."""
-        distinct = list(dict.fromkeys(prompts))
-        ids = tokenize(self.tokenizer, distinct, self.text.config.max_position_embeddings)
-        states = jnp.concatenate([_text(self.text, chunk) for chunk in chunks(ids, _TEXT_BATCH)])
-        return Text(states[np.array([distinct.index(prompt) for prompt in prompts])])
+
+        def encode(distinct: list[str]) -> Text:
+            states = [_text(self.text, chunk) for chunk in chunks(self.text_ids(distinct), _TEXT_BATCH)]
+            return Text(jnp.concatenate(states)[: len(distinct)])
+
+        return distinct_rows(prompts, encode)
 
     def encode_images(self, images: np.ndarray) -> vae.Posterior:
         """Images [b, h, w, 3], uint8 or float in [0, 1], sides divisible by the codec's → NumPy arrays [b, h', w', c].
@@ -84,10 +96,57 @@ class StableDiffusion:
         """Latents [b, h, w, c] → images [b, h·f, w·f, 3] float32 in [0, 1], `batch_size` at a time."""
         return np.concatenate([_decode(self.codec, chunk) for chunk in chunks(latents, batch_size)])[: len(latents)]
 
+    def loss(
+        self, denoiser: unet.UNet, targets: vae.Posterior, text: Text, key: jax.Array, hyper: Mapping[str, Any]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The denoising loss of latents drawn from `targets`; `hyper` has `min_snr_gamma` (0: none), `noise_offset`."""
+        latent_key, noise_key = jax.random.split(key)
+        return losses.denoising_loss(
+            denoiser,
+            self.schedule,
+            targets.sample(latent_key),
+            text.states,
+            noise_key,
+            min_snr_gamma=hyper["min_snr_gamma"] or None,
+            noise_offset=hyper["noise_offset"],
+        )
+
+    def draw(
+        self,
+        groups: Sequence[Group],
+        seeds: Sequence[int],
+        *,
+        settings: Settings,
+        edit: Edit | None = None,
+        control: Control | None = None,
+    ) -> np.ndarray:
+        """One batch of images [b, r, r, 3], float32 in [0, 1]; each depends on its own seed and prompts alone.
+
+        An edit starts from the noised latents of the picture (SDEdit 2108.01073), and keeps those outside its region.
+        """
+        given = {}
+        if edit is not None:
+            latents = self.encode_images(edit.image[None]).mode()
+            given = {"latents": np.repeat(latents, len(seeds), axis=0), "strength": edit.strength}
+            if edit.region is not None:
+                factor, side = self.codec.config.downsampling, latents.shape[1]
+                mask = edit.region.reshape(side, factor, side, factor).any(axis=(1, 3))
+                mask = np.broadcast_to(mask[None, ..., None], (len(seeds), side, side, 1))
+                given |= {"known": given["latents"], "mask": mask}
+        latents = self.sample(
+            groups,
+            seeds,
+            sampler=settings.sampler,
+            steps=settings.steps,
+            guidance_rescale=settings.guidance_rescale,
+            control=control,
+            **given,
+        )
+        return self.decode_latents(latents, min(len(seeds), _IMAGE_BATCH))
+
     def sample(
         self,
         groups: Sequence[Group],
-        frozen: dict,
         seeds: Sequence[int],
         *,
         sampler: str | diffusion.Sampler,
@@ -105,7 +164,6 @@ class StableDiffusion:
         Args:
             groups: see `base.Group`; `text` is a `Text`, and the weights [steps, k] are of the denoiser's outputs.
                 Classifier-free guidance of scale s weights the prompt with s and the negative prompt with 1 - s.
-            frozen: the frozen state of the denoiser.
             seeds: one an image. Its first noise depends neither on the sampler nor on the steps.
             sampler: a name in `diffusion.SAMPLERS`, or a function like those.
             steps: from pure noise; `strength` takes a share of them.
@@ -129,7 +187,7 @@ class StableDiffusion:
         if strength is not None and latents is None:
             raise ValueError("strength needs latents")
         shape = self._shape(size) if latents is None else latents.shape[1:]
-        plan = _Plan(tuple(group.graphdef for group in groups), self.schedule, sampler, steps, shape)
+        plan = _Plan(tuple(group.plan for group in groups), self.schedule, sampler, steps, shape)
         inputs = _Inputs(
             latents=latents,
             start=None if strength is None else diffusion.sdedit_start(steps, strength),
@@ -138,9 +196,8 @@ class StableDiffusion:
             # traced, for its arrays; a second Partial would hide those of a first
             control=control if control is None or isinstance(control, Partial) else Partial(control),
         )
-        arrays = tuple((group.states, group.text, group.weights) for group in groups)
         keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
-        return np.asarray(_sample(plan, arrays, frozen, keys, guidance_rescale, inputs))
+        return np.asarray(_sample(plan, tuple(group.arrays for group in groups), keys, guidance_rescale, inputs))
 
     def _shape(self, size: tuple[int, int] | None) -> tuple[int, int, int]:
         height, width = size or (self.resolution, self.resolution)
@@ -148,84 +205,6 @@ class StableDiffusion:
         if height < 1 or width < 1 or height % factor or width % factor:
             raise UserError(f"size: found {height} high and {width} wide, expected pixels divisible by {factor}")
         return height // factor, width // factor, self.codec.config.latent_channels
-
-
-def denoising_loss(
-    denoiser: unet.UNet,
-    schedule: NoiseSchedule,
-    latents: jax.Array,
-    text: Text,
-    key: jax.Array,
-    *,
-    min_snr_gamma: float | None = None,
-    noise_offset: float = 0.0,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The error of the denoiser at one random timestep for each example: `loss_at` of `draw_noise`.
-
-    Args:
-        denoiser: the U-Net.
-        schedule: what it was trained with.
-        latents: [b, h, w, c], of images.
-        text: `states` [b, t, d].
-        key: of this step.
-        min_snr_gamma, noise_offset: see those functions.
-    """
-    t, noise = draw_noise(schedule, latents.shape, key, noise_offset=noise_offset)
-    return loss_at(denoiser, schedule, latents, text, t, noise, min_snr_gamma=min_snr_gamma)
-
-
-def draw_noise(
-    schedule: NoiseSchedule, shape: tuple[int, int, int, int], key: jax.Array, *, noise_offset: float = 0.0
-) -> tuple[jax.Array, jax.Array]:
-    """A uniform timestep and unit noise for each example, whatever batch it is in.
-
-    Args:
-        schedule: has the number of timesteps.
-        shape: b, h, w, c of the latents.
-        key: of this step.
-        noise_offset: deviation of a number that is added to a whole channel of an example, so that the model learns to
-            move the brightness of a picture too; 0.05 to 0.1 is usual. No paper states it.
-
-    Returns:
-        timesteps [b] int32 and noise [b, h, w, c] float32
-    """
-
-    def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        time_key, noise_key, offset_key = jax.random.split(key, 3)
-        offset = noise_offset * jax.random.normal(offset_key, shape[-1:])
-        t = jax.random.randint(time_key, (), 0, schedule.num_train_timesteps)
-        return t, jax.random.normal(noise_key, shape[1:]) + offset
-
-    return jax.vmap(draw)(jax.random.split(key, shape[0]))
-
-
-def loss_at(
-    denoiser: unet.UNet,
-    schedule: NoiseSchedule,
-    latents: jax.Array,
-    text: Text,
-    t: jax.Array,
-    noise: jax.Array,
-    *,
-    min_snr_gamma: float | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The mean squared error of what the denoiser predicts of noised latents (2006.11239 Eq. 14), in float32.
-
-    Args:
-        denoiser, schedule, latents, text: see `denoising_loss`.
-        t: [b] int32, timesteps.
-        noise: [b, h, w, c].
-        min_snr_gamma: weights every example, of whichever stream, by its timestep (`NoiseSchedule.min_snr_weight`);
-            None weights all the same.
-
-    Returns:
-        loss [b], and metrics, each [b]: `error`, the loss without its weight, and `timestep`.
-    """
-    latents = latents.astype(jnp.float32)
-    output = denoiser(schedule.add_noise(latents, noise, t), t, text.states)
-    error = jnp.mean((output - schedule.target(latents, noise, t)) ** 2, axis=(1, 2, 3))
-    weight = 1.0 if min_snr_gamma is None else schedule.min_snr_weight(t, min_snr_gamma)
-    return weight * error, {"error": error, "timestep": t}
 
 
 class _Kind(NamedTuple):
@@ -370,7 +349,7 @@ def _decode(codec: vae.AutoencoderKL, latents: jax.Array) -> jax.Array:
 class _Plan(NamedTuple):
     """What a program is compiled for. `shape` is h, w, c of the latents."""
 
-    graphdefs: tuple[nnx.GraphDef, ...]
+    groups: tuple[tuple[nnx.GraphDef, bool], ...]
     schedule: NoiseSchedule
     sampler: str | diffusion.Sampler
     steps: int
@@ -388,22 +367,26 @@ class _Inputs(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _sample(plan, groups, frozen, keys, rescale, inputs):
+def _sample(plan, groups, keys, rescale, inputs):
     """One program: the loop over steps, in it one batched forward for each group, then the weighted sum of outputs."""
     first_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-    weights = jnp.concatenate([weights for _, _, weights in groups], axis=1)  # [steps, k]
-    ends = np.cumsum([group_weights.shape[1] for _, _, group_weights in groups])
+    weights = jnp.concatenate([weights for *_, weights in groups], axis=1)  # [steps, k]
+    ends = np.cumsum([group_weights.shape[1] for *_, group_weights in groups])
     branches = jnp.split(jnp.arange(weights.shape[1]), ends[:-1])
 
-    def forward(graphdef, x, t, step, state, text, branch):
+    def forward(graphdef, frozen, x, t, step, state, text, branch):
         denoiser = nnx.merge(graphdef, state, frozen)
         edit = None if inputs.control is None else lambda maps, place: inputs.control(maps, place, step, branch)
         return denoiser(x, jnp.broadcast_to(t, len(x)), text.states, control=edit)
 
     def predict(x, t, step):
         outputs = [
-            jax.vmap(functools.partial(forward, graphdef, x, t, step))(states, text, numbers)
-            for graphdef, (states, text, _), numbers in zip(plan.graphdefs, groups, branches, strict=True)
+            jax.vmap(functools.partial(forward, graphdef, frozen, x, t, step), in_axes=(None if shared else 0, 0, 0))(
+                states, text, numbers
+            )
+            for (graphdef, shared), (states, frozen, text, _), numbers in zip(
+                plan.groups, groups, branches, strict=True
+            )
         ]
         outputs = jnp.concatenate(outputs)  # [k, b, h, w, c]
         # fewer bits, which accelerators would take, are seen at a large guidance scale

@@ -101,7 +101,9 @@ def to_square(image: np.ndarray, size: int, *, crop: tuple[float, float, float] 
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS, box=box))
 
 
-def read_references(image: str, content: str, descriptor: str) -> list[Reference]:
+def read_references(
+    image: str, content: str, descriptor: str, *, needs: Sequence[str] = ("content", "descriptor")
+) -> list[Reference]:
     """Reads the reference images that `config.reference` names.
 
     Args:
@@ -111,13 +113,14 @@ def read_references(image: str, content: str, descriptor: str) -> list[Reference
         content: what is drawn. A line of a JSON-lines file overrides it. Empty: in a folder, the words of each
             file's name ("red_house-2.png" is "red house").
         descriptor: how it is drawn; a line of a JSON-lines file overrides it.
+        needs: which of the two every image must have.
 
     Raises:
         UserError: any image that cannot be read, no image at all, no content or descriptor.
     """
     entries = _entries(image, content.strip(), descriptor.strip())
     references = [
-        Reference(str(path), _read_named(path, where), *_words(path, where, content, descriptor), _sha256(path))
+        Reference(str(path), _read_named(path, where), *_words(path, where, content, descriptor, needs), _sha256(path))
         for path, where, content, descriptor in entries
     ]
     first: dict[str, str] = {}
@@ -362,12 +365,12 @@ def _jsonl_entries(path: Path, content: str, descriptor: str) -> list[tuple[Path
     return entries
 
 
-def _words(path: Path, where: str, content: str, descriptor: str) -> tuple[str, str]:
+def _words(path: Path, where: str, content: str, descriptor: str, needs: Sequence[str]) -> tuple[str, str]:
     for field, text, example in (
         ("content", content, "a house"),
         ("descriptor", descriptor, "in watercolor painting style"),
     ):
-        if not text:
+        if not text and field in needs:
             raise UserError(f'{where}.{field}: empty for {path.name}; expected words like "{example}"')
     return content, descriptor
 

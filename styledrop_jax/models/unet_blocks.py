@@ -161,7 +161,7 @@ class FeedForward(nnx.Module):
 
 
 class BasicTransformerBlock(nnx.Module):
-    """Self-attention, cross-attention to the text, MLP."""
+    """Self-attention, cross-attention to the text, MLP; `attn_adapter` and `mlp_adapter` as in the U-ViT's layers."""
 
     def __init__(self, parts: Parts, c: int, *, heads: int):
         self.norm1 = parts.layer_norm(c)
@@ -170,12 +170,17 @@ class BasicTransformerBlock(nnx.Module):
         self.attn2 = Attention(parts, c, heads=heads, text_dim=parts.text_dim)
         self.norm3 = parts.layer_norm(c)
         self.ff = FeedForward(parts, c)
+        self.width = c
+        self.attn_adapter = nnx.data(None)
+        self.mlp_adapter = nnx.data(None)
 
     def __call__(self, x: jax.Array, text: Text) -> jax.Array:
         """x: [b, n, c]. Returns [b, n, c]."""
         x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x), text)
-        return x + self.ff(self.norm3(x))
+        y = self.attn2(self.norm2(x), text)
+        x = x + (y if self.attn_adapter is None else self.attn_adapter(y))
+        y = self.ff(self.norm3(x))
+        return x + (y if self.mlp_adapter is None else self.mlp_adapter(y))
 
 
 class Transformer2DModel(nnx.Module):

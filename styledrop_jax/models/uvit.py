@@ -238,8 +238,7 @@ class FeedForward(nnx.Module):
 class TransformerLayer(nnx.Module):
     """Self-attention, cross-attention to the text, MLP.
 
-    A set `attn_adapter` maps the output of the cross-attention, and `mlp_adapter` that of the MLP, before it is added
-    to the stream: the two adapters per layer of StyleDrop (arXiv 2306.00983, Fig. S1).
+    A set `attn_adapter` maps what the cross-attention adds to the stream, `mlp_adapter` what the MLP does (2306.00983).
     """
 
     def __init__(self, parts: _Parts):
@@ -251,6 +250,7 @@ class TransformerLayer(nnx.Module):
         self.attn2 = Attention(parts, hidden, heads)
         self.norm3 = AdaNorm(parts, parts.layer_norm(hidden))
         self.ff = FeedForward(parts, hidden, config.intermediate_size)
+        self.width = hidden
         self.attn_adapter = nnx.data(None)
         self.mlp_adapter = nnx.data(None)
 

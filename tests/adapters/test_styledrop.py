@@ -2,7 +2,6 @@ import dataclasses
 import json
 import os
 import pickle
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +25,7 @@ class Layer(nnx.Module):
     def __init__(self, width, rngs):
         self.attn = nnx.Linear(width, width, rngs=rngs)
         self.mlp = nnx.Linear(width, width, rngs=rngs)
+        self.width = width
         self.attn_adapter = nnx.data(None)
         self.mlp_adapter = nnx.data(None)
 
@@ -39,7 +39,6 @@ class Layer(nnx.Module):
 class Denoiser(nnx.Module):
     def __init__(self, *, layers=3, width=8, seed=0):
         rngs = nnx.Rngs(seed)
-        self.config = SimpleNamespace(hidden_size=width)
         self.transformer_layers = nnx.List([Layer(width, rngs) for _ in range(layers)])
 
     def __call__(self, x):

@@ -23,8 +23,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from styledrop_jax import hub, pretrained, tree
 from styledrop_jax.backbones import stable_diffusion
 from styledrop_jax.backbones.base import Group
-from styledrop_jax.backbones.stable_diffusion import StableDiffusion, Text, denoising_loss, draw_noise, load, loss_at
+from styledrop_jax.backbones.stable_diffusion import StableDiffusion, Text, load
 from styledrop_jax.errors import UserError
+from styledrop_jax.losses import denoising_loss, draw_noise, loss_at
 from styledrop_jax.models import clip, unet, vae
 from styledrop_jax.models.tokenizer import save_tokenizer, train_tokenizer
 from styledrop_jax.noise import NoiseSchedule
@@ -115,7 +116,8 @@ def _split(model: StableDiffusion, *filters) -> tuple:
 def _group(model: StableDiffusion, prompts: list[list[str]], weights) -> Group:
     """Branches of the bare model, one for each list of prompts."""
     text = Text(jnp.stack([model.encode_text(each).states for each in prompts]))
-    return Group(graphdef=_split(model)[0], states={}, text=text, weights=jnp.asarray(weights, jnp.float32))
+    graphdef, frozen = _split(model)
+    return Group(graphdef, {}, frozen, text, jnp.asarray(weights, jnp.float32))
 
 
 def _guided(model: StableDiffusion, scale: float = SCALE) -> Group:
@@ -123,7 +125,7 @@ def _guided(model: StableDiffusion, scale: float = SCALE) -> Group:
 
 
 def _sample(model: StableDiffusion, group: Group, seeds=(0, 1), **kwargs) -> np.ndarray:
-    return model.sample([group], _split(model)[1], seeds, **({"sampler": "ddim", "steps": STEPS} | kwargs))
+    return model.sample([group], seeds, **({"sampler": "ddim", "steps": STEPS} | kwargs))
 
 
 @torch.no_grad()
@@ -370,11 +372,11 @@ def test_branches_are_added_by_their_weights_of_each_step_whatever_carries_them(
     text, negative = (model.encode_text(prompts).states for prompts in (PROMPTS, [NEGATIVE] * 2))
     a, b, c = np.array([[1.5, 0.5], [-0.4, -0.2], [0.1, 0.6]], np.float32)  # of both steps
     groups = [
-        Group(graphdef, states, Text(jnp.stack([text, negative])), jnp.stack([a, b], axis=1)),
-        Group(graphdef, jax.tree.map(lambda x: x[None], own), Text(text[None]), jnp.asarray(c)[:, None]),
+        Group(graphdef, states, frozen, Text(jnp.stack([text, negative])), jnp.stack([a, b], axis=1)),
+        Group(graphdef, own, frozen, Text(text[None]), jnp.asarray(c)[:, None], shared=True),
     ]
     kwargs = {"sampler": "dpm_solver", "steps": 2, "size": SIZE}
-    found = model.sample(groups, frozen, (0, 1), **kwargs)
+    found = model.sample(groups, (0, 1), **kwargs)
     expected = _sample(model, _group(model, [PROMPTS, [NEGATIVE] * 2], np.stack([a + c, 2 * b], axis=1)), **kwargs)
     _close(found, expected)
 
@@ -433,7 +435,7 @@ def test_the_loss_is_the_reference(prediction, models, folders, parts):
     def losses(denoiser, *inputs):
         return [loss_at(denoiser, model.schedule, *inputs, min_snr_gamma=gamma) for gamma in (None, 5.0)]
 
-    (plain, _), (weighted, metrics) = losses(model.denoiser, latents, model.encode_text(prompts), t, noise)
+    (plain, _), (weighted, metrics) = losses(model.denoiser, latents, model.encode_text(prompts).states, t, noise)
     assert plain.shape == (3,) and plain.dtype == jnp.float32
     np.testing.assert_allclose(plain, error, rtol=1e-4)
     np.testing.assert_allclose(weighted, error * weight, rtol=1e-4)
@@ -452,7 +454,7 @@ def test_timesteps_are_uniform_and_the_offset_moves_whole_channels():
     assert abs(plain.mean(axis=(1, 2)).var() - 1 / 16) < 0.005
     for few, many in zip(draw_noise(schedule, (3, *shape[1:]), key, noise_offset=0.5), (t, noise), strict=True):
         np.testing.assert_allclose(few, many[:3], atol=1e-6)
-    silent, nothing = lambda x, t, states: 0 * x, Text(jnp.zeros(()))
+    silent, nothing = lambda x, t, states: 0 * x, jnp.zeros(())
     loss, metrics = denoising_loss(silent, schedule, jnp.zeros(shape), nothing, key, noise_offset=0.5)
     np.testing.assert_allclose(loss, (noise**2).mean(axis=(1, 2, 3)), rtol=1e-4)
     np.testing.assert_array_equal(metrics["timestep"], t)
@@ -464,7 +466,7 @@ def test_gradients_reach_all_of_the_unet_its_text_and_nothing_else(model):
 
     def objective(params, states):
         whole, key = nnx.merge(graphdef, params), jax.random.key(0)
-        inputs = (model.schedule, posterior.sample(key), Text(states), key)
+        inputs = (model.schedule, posterior.sample(key), states, key)
         return denoising_loss(whole.denoiser, *inputs, min_snr_gamma=5.0)[0].mean()
 
     states = model.encode_text(PROMPTS).states

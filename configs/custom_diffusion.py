@@ -1,0 +1,21 @@
+"""Custom Diffusion (2212.04488): the keys and values of cross-attention and a new word learn the style.
+
+    styledrop personalize --config configs/custom_diffusion.py --workdir runs/custom
+
+Takes the presets and the fields of configs/styledrop.py.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+
+def get_config(preset: str = "emoji64") -> ConfigDict:
+    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["get_config"](preset)
+    config.method = "style_word"
+    config.words.identifier = "<style>"
+    config.rounds = 1
+    config.round_1.adapter.update(kind="custom_diffusion", initializer="drawing")
+    config.round_1.train.learning_rate = 5e-4 if preset == "emoji64" else 8e-5
+    return config

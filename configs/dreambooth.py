@@ -1,0 +1,27 @@
+"""DreamBooth (2208.12242): every weight learns a subject under a rare word and its class, beside images of the class.
+
+    styledrop personalize --config configs/dreambooth.py --config.reference.image photos/ \\
+        --config.words.identifier sks --config.words.noun dog --workdir runs/dog
+    styledrop sample --run runs/dog --prompt "a {subject} on a blue background"
+
+Takes the presets of configs/styledrop.py. In prompts `{subject}` stands for identifier and noun. The frozen model
+draws `--config.prior.generate` images of the class, kept for other runs, unless `--config.prior.image` names some.
+Guidance is classifier-free, of scale 1 + lambda_b.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+
+def get_config(preset: str = "emoji64") -> ConfigDict:
+    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["get_config"](preset)
+    small = preset == "emoji64"
+    config.method = "dreambooth"
+    config.rounds = 1
+    config.prior = ConfigDict({"image": "", "weight": 1.0, "generate": 32 if small else 200})
+    config.round_1.adapter.kind = "full"
+    config.round_1.train.update(steps=100 if small else 1000, learning_rate=1e-4 if small else 5e-6, batch_size=4)
+    config.round_1.sample.update(guidance="classifier_free")
+    return config

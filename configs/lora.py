@@ -1,0 +1,20 @@
+"""LoRA (2106.09685): low-rank additions to the attention of the same backbone, on StyleDrop's prompts, in one round.
+
+    styledrop personalize --config configs/lora.py --workdir runs/lora
+
+Takes the presets and the fields of configs/styledrop.py. `--config.round_1.adapter.targets all` adapts every linear
+layer and convolution, `text_encoder true` the text tower too. aMUSEd's published style tuning: rank 16, alpha 32, 4e-4.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+
+def get_config(preset: str = "emoji64") -> ConfigDict:
+    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["get_config"](preset)
+    config.rounds = 1
+    config.round_1.adapter.update(kind="lora", rank=16, alpha=32.0, targets="attention")
+    config.round_1.train.learning_rate = 1e-3 if preset == "emoji64" else 4e-4
+    return config

@@ -1,0 +1,26 @@
+"""StyleForge (2404.05256), and StyleBoost before it: every weight learns "[identifier] style" from 15 to 20 images of a
+style, beside given images of "style".
+
+    styledrop personalize --config configs/styleforge.py --config.reference.image style/ \\
+        --config.aux.image paintings/ --config.words.identifier sks --workdir runs/forge
+
+Takes the presets of configs/styledrop.py. Aux images are yours: a poor Aux can be worse than none, so the model never
+draws them itself. The authors train the text encoder too (`--config.round_1.adapter.text_encoder true`).
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+
+def get_config(preset: str = "emoji64") -> ConfigDict:
+    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["get_config"](preset)
+    small = preset == "emoji64"
+    config.method = "styleforge"
+    config.rounds = 1
+    config.aux = ConfigDict({"image": "", "weight": 1.0, "generate": 1})
+    config.round_1.adapter.kind = "full"
+    config.round_1.train.update(steps=150 if small else 1000, learning_rate=1e-4 if small else 1e-6, batch_size=4)
+    config.round_1.sample.update(guidance="classifier_free")
+    return config

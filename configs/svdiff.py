@@ -1,0 +1,19 @@
+"""SVDiff (2303.11305): shifts of the singular values of all weights, one number a value, on StyleDrop's prompts.
+
+    styledrop personalize --config configs/svdiff.py --workdir runs/svdiff
+
+Takes the presets and the fields of configs/styledrop.py. The paper's learning rate is 1e-3.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+
+def get_config(preset: str = "emoji64") -> ConfigDict:
+    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["get_config"](preset)
+    config.rounds = 1
+    config.round_1.adapter.update(kind="svdiff", targets="all")
+    config.round_1.train.learning_rate = 3e-3 if preset == "emoji64" else 1e-3
+    return config

@@ -1,0 +1,22 @@
+"""Textual Inversion (2208.01618): a new word of the text tower, and nothing else, learns the style.
+
+    styledrop personalize --config configs/textual_inversion.py --workdir runs/word
+
+Takes the presets and the fields of configs/styledrop.py. `--config.round_1.adapter.vectors` sets how many tokens the
+word has, `initializer` what they start as, `norm true` keeps their length.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+
+def get_config(preset: str = "emoji64") -> ConfigDict:
+    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["get_config"](preset)
+    config.method = "style_word"
+    config.words.identifier = "<style>"
+    config.rounds = 1
+    config.round_1.adapter.update(kind="textual_inversion", vectors=4, initializer="drawing")
+    config.round_1.train.learning_rate = 5e-3
+    return config

@@ -1,0 +1,41 @@
+"""Images of a class, drawn by the frozen model to keep what it knew (DreamBooth's prior, 2208.12242 §3.2).
+
+They are kept between runs, by everything that they depend on, and topped up when a run asks for more.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from styledrop_jax import draw, log
+from styledrop_jax.backbones.base import Backbone, Settings
+from styledrop_jax.data import folders
+
+
+def class_images(
+    base: Backbone, prompt: str, count: int, *, settings: Settings, batch_size: int, seed: int
+) -> list[np.ndarray]:
+    """`count` images uint8 [r, r, 3] of `prompt`, the i-th with seed `seed` + i, from the cache or drawn now."""
+    folder = _folder(base, prompt, settings, batch_size, seed)
+    paths = [folder / f"{i:05d}.png" for i in range(count)]
+    missing = [i for i, path in enumerate(paths) if not path.is_file()]
+    if missing:
+        branches = draw.base_branches(base, [prompt] * len(missing), settings)
+        seeds = [seed + i for i in missing]
+        todo = iter(missing)
+        with log.progress(f"drawing {prompt!r} with the frozen model", count, start=count - len(missing)) as advance:
+            for chunk in draw.draw(branches, seeds, settings=settings, batch_size=batch_size):
+                for image, i in zip(chunk, todo, strict=False):
+                    folders.write_png(paths[i], image)
+                advance(len(chunk))
+    return [folders.read_image(path) for path in paths]
+
+
+def _folder(base: Backbone, prompt: str, settings: Settings, batch_size: int, seed: int) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    key = json.dumps([base.base_hash, prompt, dataclasses.asdict(settings), batch_size, seed])
+    return cache / "styledrop_jax" / "class_images" / hashlib.sha256(key.encode()).hexdigest()[:16]

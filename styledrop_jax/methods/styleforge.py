@@ -1,0 +1,14 @@
+"""StyleBoost (ICTC 2023) and StyleForge (2404.05256): a style under a rare word, beside "style".
+
+StyleRef are images of the style; Aux, given and never drawn by the model itself, keep what "style" means.
+"""
+
+from styledrop_jax.methods.base import Method, Stream
+
+STYLEFORGE = Method(
+    streams=(
+        Stream(section="reference", prompt="{identifier} style"),
+        Stream(section="aux", prompt="style"),
+    ),
+    draws="{content} in {identifier} style",
+)

@@ -1,0 +1,8 @@
+"""The methods by the names that configs give them."""
+
+from styledrop_jax.methods.dreambooth import DREAMBOOTH
+from styledrop_jax.methods.style_word import STYLE_WORD
+from styledrop_jax.methods.styledrop import STYLEDROP
+from styledrop_jax.methods.styleforge import STYLEFORGE
+
+METHODS = {"styledrop": STYLEDROP, "dreambooth": DREAMBOOTH, "styleforge": STYLEFORGE, "style_word": STYLE_WORD}

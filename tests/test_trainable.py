@@ -1,0 +1,174 @@
+"""Every kind of trainable on one backbone: what trains, that the base stays, and that a file brings it back."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from flax import nnx
+
+from styledrop_jax import draw, train, trainable, tree, tuning
+from styledrop_jax.adapters import custom_diffusion, lora, styledrop, svdiff
+from styledrop_jax.adapters.base import save_adapter
+from styledrop_jax.backbones.base import Settings
+from styledrop_jax.backbones.load import load
+from styledrop_jax.config import KINDS
+from styledrop_jax.errors import UserError
+
+FIELDS = {
+    "rank": 3,
+    "shared": True,
+    "alpha": 6.0,
+    "targets": "attention",
+    "text_encoder": False,
+    "vectors": 2,
+    "initializer": "cat",
+    "norm": False,
+}
+CHOICES = [*((kind, False) for kind in KINDS), *((kind, True) for kind in ("lora", "svdiff", "full"))]
+EVERY = pytest.mark.parametrize(("kind", "text_encoder"), CHOICES)
+ON_BOTH = pytest.mark.parametrize(
+    ("base", "kind", "text_encoder"),
+    [
+        *(("muse", *choice) for choice in CHOICES),
+        *(
+            ("stable_diffusion", *choice)
+            for choice in (("styledrop", False), ("textual_inversion", False), ("full", True))
+        ),
+    ],
+    indirect=["base"],
+)
+HYPER = {"text_dropout": 0.0, "min_snr_gamma": 5.0, "noise_offset": 0.1}
+PROMPT = "a <cat>"
+SETTINGS = Settings(steps=2, temperature=1.0, lambda_a=1.5, lambda_b=2.0)
+
+
+@pytest.fixture(scope="module")
+def base(request, tiny_muse):
+    """A backbone of random weights."""
+    return tiny_muse if getattr(request, "param", "muse") == "muse" else load(str(tiny.stable_diffusion()))
+
+
+def _plan(kind: str, text_encoder: bool, **changes) -> trainable.Plan:
+    return trainable.plan(FIELDS | {"kind": kind, "text_encoder": text_encoder} | changes, "<cat>")
+
+
+def _sources(model, prompts=(PROMPT, "a red house"), weight: float = 1.0) -> tuning.Stream:
+    images = np.random.default_rng(len(prompts)).integers(0, 256, (len(prompts), *[model.resolution] * 2, 3))
+    return tuning.Stream(images.astype(np.uint8), list(prompts), weight)
+
+
+def _moved(model, plan, size: float = 0.3):
+    """The model with noise added to all that trains, as if trained, and that state."""
+    whole = trainable.parts(model, plan)
+    graphdef, state, rest = nnx.split(whole, plan.filter(), ...)
+    rng = np.random.default_rng(0)
+    state = jax.tree.map(lambda x: x + jnp.asarray(size * rng.normal(size=x.shape), x.dtype), nnx.as_pure(state))
+    whole = nnx.merge(graphdef, state, nnx.as_pure(rest))
+    return dataclasses.replace(model, **{name: whole[name] for name in ("denoiser", "text") if name in whole}), state
+
+
+def _drawn(branches, n: int = 2) -> np.ndarray:
+    return np.concatenate(list(draw.draw(branches, range(n), settings=SETTINGS, batch_size=2)))
+
+
+@EVERY
+def test_a_plan_survives_its_file(kind, text_encoder):
+    plan = _plan(kind, text_encoder)
+    assert trainable.Plan.from_dict(plan.to_dict()) == plan
+    assert plan.trains_text == (text_encoder or kind in ("textual_inversion", "custom_diffusion"))
+
+
+@ON_BOTH
+def test_gradients_reach_what_trains_and_the_base_stays(kind, text_encoder, base):
+    plan = _plan(kind, text_encoder)
+    before = {name: np.array(x) for name, x in tree.flatten(nnx.state((base.denoiser, base.text))).items()}
+    model, _ = _moved(trainable.attach(base, plan, rngs=nnx.Rngs(0)), plan, 0.02)
+    data, loss = tuning.prepare(model, plan, [_sources(model)], HYPER)
+    graphdef, params, frozen = train.split(data, plan.filter())
+    names = set(tree.flatten(params))
+    rows, key = jnp.array([[0], [1]]), jax.random.key(0)
+    gradient = jax.jit(jax.grad(lambda params: loss(nnx.merge(graphdef, params, frozen), rows, key)[0]))
+    sizes = {name: np.abs(np.asarray(grad)).max() for name, grad in tree.flatten(gradient(params)).items()}
+    silent = sorted(name for name, size in sizes.items() if not size > 0)
+    # In a text tower not all is looked at: rows of words that no prompt has, and what is behind the layer that is read.
+    whole = isinstance(plan.denoiser, trainable.Full)
+    assert all("text" in name or (whole and "embed" in name) for name in silent), silent
+    expected = {"denoiser"} if plan.denoiser else set()
+    assert {name.split(".")[1] for name in names} == expected | ({"text"} if plan.trains_text else set())
+    after = tree.flatten(nnx.state((base.denoiser, base.text)))
+    assert set(after) == set(before) and all(np.array_equal(before[name], after[name]) for name in before)
+
+
+@ON_BOTH
+def test_a_file_brings_it_back_and_off_is_the_base(kind, text_encoder, base, tmp_path):
+    plan = _plan(kind, text_encoder)
+    model, state = _moved(trainable.attach(base, plan, rngs=nnx.Rngs(0)), plan)
+    path = tmp_path / "adapter.safetensors"
+    save_adapter(path, state, base_name="tiny", base_hash=base.base_hash, config=plan.to_dict(), round=1)
+    prompts = [PROMPT, "a red house"]
+    tuned, loaded = draw.adapted(base, model, plan), draw.load(base, path)
+    alone = _drawn(draw.base_branches(base, prompts, SETTINGS))
+    images = _drawn(draw.style_branches(tuned, prompts, SETTINGS))
+    np.testing.assert_array_equal(_drawn(draw.style_branches(loaded, prompts, SETTINGS)), images)
+    assert np.abs(images - alone).max() > 0.01
+    without = dataclasses.replace(SETTINGS, lambda_a=-1.0)  # Eq. 4 without its first branch
+    plain = _drawn(draw.style_branches(tuned, prompts, without))
+    np.testing.assert_allclose(plain, alone, atol=1e-3)
+
+
+def test_guidance_without_the_base_is_of_the_tuned_model(base):
+    """With lambda_b 0 it draws by the tuned model's own output; two-scale guidance does so at lambda_a 0."""
+    plan = _plan("lora", False)
+    model, _ = _moved(trainable.attach(base, plan, rngs=nnx.Rngs(0)), plan)
+    tuned = draw.adapted(base, model, plan)
+    free = dataclasses.replace(SETTINGS, guidance="classifier_free", lambda_b=0.0)
+    scaled = dataclasses.replace(SETTINGS, lambda_a=0.0, lambda_b=0.0)
+    np.testing.assert_allclose(
+        _drawn(draw.style_branches(tuned, ["a cat", "a dog"], free)),
+        _drawn(draw.style_branches(tuned, ["a cat", "a dog"], scaled)),
+        atol=1e-3,
+    )
+
+
+def test_streams_pair_up_and_count_by_their_weights(base):
+    plan = _plan("lora", False)
+    model = trainable.attach(base, plan, rngs=nnx.Rngs(0))
+    first, second = _sources(model), _sources(model, ("a dog", "a house", "a cat"), weight=0.5)
+    rows = tuning.batches([first, second], batch_size=2, seed=0)(0, 6)
+    assert rows.shape == (6, 2, 2) and set(rows[..., 0].ravel()) == {0, 1} and set(rows[..., 1].ravel()) == {2, 3, 4}
+    assert all(sorted(rows[3 * e : 3 * e + 3, :, 1].ravel()) == [2, 2, 3, 3, 4, 4] for e in range(2))
+    np.testing.assert_array_equal(tuning.batches([first, second], batch_size=2, seed=0)(4, 2), rows[4:])
+    data, loss = tuning.prepare(model, plan, [first, second], HYPER)
+    value, metrics = jax.jit(lambda data: loss(data, jnp.array([[0, 2], [1, 3]]), jax.random.key(1)))(data)
+    np.testing.assert_allclose(value, metrics["loss_0"] + 0.5 * metrics["loss_1"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"kind": "textual_inversion", "initializer": "a red house"}, "initializer"),
+        ({"kind": "lora", "alpha": -1.0}, "lora alpha"),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_refused(changes, words, base):
+    with pytest.raises(UserError, match=words):
+        trainable.attach(base, _plan(**{"text_encoder": False} | changes), rngs=nnx.Rngs(0))
+
+
+def test_a_new_word_needs_one():
+    with pytest.raises(UserError, match="config.words.identifier: empty"):
+        trainable.plan(FIELDS | {"kind": "textual_inversion"}, "")
+
+
+@pytest.mark.parametrize("config", [{}, {"denoiser": {"adapter": "magic"}, "text": None, "words": None}, {"rank": 4}])
+def test_a_file_of_something_else_is_refused(config):
+    with pytest.raises(UserError, match="adapter"):
+        trainable.Plan.from_dict(config)
+
+
+def test_every_adapter_has_its_kind():
+    modules = (styledrop, lora, svdiff, custom_diffusion)
+    assert {module.Config.kind for module in modules} | {"full", "textual_inversion"} == set(KINDS)
