@@ -16,6 +16,6 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
     config.method = "style_word"
     config.words.identifier = "<style>"
     config.rounds = 1
-    config.round_1.adapter.update(kind="custom_diffusion", initializer="drawing")
+    config.round_1.adapter.update(kind="custom_diffusion", initializer="style")
     config.round_1.train.learning_rate = 5e-4 if preset == "emoji64" else 8e-5
     return config

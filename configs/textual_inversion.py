@@ -17,6 +17,6 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
     config.method = "style_word"
     config.words.identifier = "<style>"
     config.rounds = 1
-    config.round_1.adapter.update(kind="textual_inversion", vectors=4, initializer="drawing")
+    config.round_1.adapter.update(kind="textual_inversion", vectors=4, initializer="style")
     config.round_1.train.learning_rate = 5e-3
     return config

@@ -40,7 +40,8 @@ def _flags(**fields):
 
 def _run(workdir, method, *more):
     line = tiny.arguments(workdir, "--config.rounds", 1, *more)
-    line[line.index("--config") + 1] = str(tiny.ROOT / "configs" / f"{method}.py")
+    file, _, preset = method.partition(":")
+    line[line.index("--config") + 1] = f"{tiny.ROOT / 'configs' / file}.py:{preset or 'emoji64'}"
     small = _flags(
         round_1__train__steps=4,
         round_1__train__batch_size=2,
@@ -94,6 +95,28 @@ def test_a_baseline_runs_and_sample_draws_what_it_drew(method, tmp_path):
     assert line["text"] == row["text"]
     paths = tmp_path / "out" / line["file"], tmp_path / "run" / "round_1" / row["file"]
     np.testing.assert_array_equal(*map(folders.read_image, paths))
+
+
+@pytest.mark.parametrize("method", ["lora", "styledrop"])
+def test_stable_diffusion_runs_by_the_same_commands(method, tmp_path):
+    words = _flags(base=tiny.stable_diffusion(), dtype="float32", round_1__adapter__rank=2)
+    assert _run(tmp_path / "run", f"{method}:sd15", *words) == 0
+    row = read_jsonl(tmp_path / "run" / "round_1" / "scores.jsonl")[1]
+    words = ["--prompt", row["content"], "--seed", row["seed"], "--num", 1]
+    assert tiny.styledrop("sample", "--run", tmp_path / "run", *words, "--out", tmp_path / "out") == 0
+    (line,) = read_jsonl(tmp_path / "out" / "images.jsonl")
+    paths = tmp_path / "out" / line["file"], tmp_path / "run" / "round_1" / row["file"]
+    np.testing.assert_array_equal(*map(folders.read_image, paths))
+    picture = tiny.picture(tmp_path / "photo.png", size=(16, 16))
+    mask = np.zeros((16, 16, 3), np.uint8)
+    mask[:, 8:] = 255
+    folders.write_png(tmp_path / "mask.png", mask)
+    edit = ["edit", "--run", tmp_path / "run", "--image", picture, "--mask", tmp_path / "mask.png", *words]
+    assert tiny.styledrop(*edit, "--out", tmp_path / "edited") == 0
+    (line,) = read_jsonl(tmp_path / "edited" / "images.jsonl")
+    drawn, before = folders.read_image(tmp_path / "edited" / line["file"]), folders.read_image(picture)
+    np.testing.assert_array_equal(drawn[:, :8], before[:, :8])
+    assert (drawn[:, 8:] != before[:, 8:]).any()
 
 
 def test_a_word_that_starts_as_too_many_tokens_stops_at_once(tmp_path, capfd):
