@@ -163,8 +163,31 @@ def pretrain(argv: Sequence[str]) -> None:
     run(found, flags.workdir)
 
 
+def rare_tokens(argv: Sequence[str]) -> None:
+    """Print rare words that can stand for your subject or style.
+
+    styledrop rare-tokens --base emoji64 --num 5
+
+    Drawn as DreamBooth does (2208.12242): short words that the model's tokenizer knows but has seldom seen. Take one as
+    --config.words.identifier.
+    """
+    parser = _parser("rare-tokens", rare_tokens)
+    parser.add_argument("--base", default="emoji64", help="the model: a name or a local folder (default emoji64)")
+    parser.add_argument("--num", type=int, default=10, help="how many words (default 10)")
+    parser.add_argument("--tokens", type=int, default=1, choices=(1, 2, 3), help="tokens in a word (default 1)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other words (default 0)")
+    flags = parser.read(argv)
+    from styledrop_jax import hub
+    from styledrop_jax.data.identifiers import rare_words
+    from styledrop_jax.models.tokenizer import load_tokenizer
+
+    folder = hub.resolve(f"{flags.base}/muse" if (hub.SHIPPED / flags.base / "muse").is_dir() else flags.base)
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    print("\n".join(rare_words(tokenizer, flags.num, seed=flags.seed, tokens=flags.tokens)))
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    command.__name__: command for command in (personalize, sample, mix, edit, pretrain)
+    command.__name__.replace("_", "-"): command for command in (personalize, sample, mix, edit, rare_tokens, pretrain)
 }
 
 

@@ -25,7 +25,7 @@ from styledrop_jax.adapters.base import save_adapter
 from styledrop_jax.backbones.base import Settings
 from styledrop_jax.backbones.load import load as load_backbone
 from styledrop_jax.config import round_config
-from styledrop_jax.data import folders, prompts
+from styledrop_jax.data import folders, identifiers, prompts
 from styledrop_jax.errors import UserError
 from styledrop_jax.feedback import scorers, select
 from styledrop_jax.methods.base import Method
@@ -131,6 +131,9 @@ class _Job:
             trainable.plan(round_config(config, number).adapter, config.words.identifier)
             for number in range(1, config.rounds + 1)
         ]
+        if config.words.identifier and not any(plan.words for plan in self.plans):
+            if found := identifiers.remark(self.model.tokenizer, config.words.identifier):
+                log.say(f"warning: config.words.identifier: {found}")
         for plan in self.plans:  # new words that do not fit are found before anything is drawn
             trainable.attach(self.model, dataclasses.replace(plan, denoiser=None, text=None), rngs=nnx.Rngs(0))
         self.others = self._further_streams()

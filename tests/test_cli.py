@@ -17,7 +17,7 @@ from PIL import Image
 from styledrop_jax import cli, hub, studio
 from styledrop_jax.run import read_json, write_json
 
-COMMANDS = ("personalize", "sample", "mix", "edit", "pretrain")
+COMMANDS = ("personalize", "sample", "mix", "edit", "rare-tokens", "pretrain")
 
 
 def _refused(capfd, *words):
@@ -56,6 +56,7 @@ def test_the_help_of_a_command_teaches(capfd, command):
         "sample": ("--prompt-file", "--num", "--seed", "--lambda-a", "--lambda-b", "--negative-prompt", "--round"),
         "mix": ("--subject", "--gamma"),
         "edit": ("--mask", "--strength"),
+        "rare-tokens": ("--base", "--tokens"),
         "pretrain": ("configs/pretrain_vq.py", "--workdir"),
     }
     assert all(word in said.out for word in expected[command])
