@@ -1,4 +1,4 @@
-"""The tokenizer of emoji64: 64-pixel drawings → 16×16 tokens of 256 codes.
+"""The tokenizer of emoji64: 64-pixel drawings → 16×16 tokens of 512 codes.
 
 bash launch/fetch_corpus.sh corpus
 styledrop pretrain --config configs/pretrain_vq.py --workdir pretrain/vq
@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
             "vocabulary": "full",
             "seed": 0,
             "batch_size": 16,
-            "steps": 1500,
+            "steps": 6000,
             "optimizer": "adam",
             "learning_rate": 2e-3,
             "warmup": 100,

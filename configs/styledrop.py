@@ -6,7 +6,8 @@
         --workdir runs/mine
 
 Presets, as `configs/styledrop.py:PRESET`:
-    emoji64 (default)       the shipped 64-pixel model; 1 min 33 s and 1.3 GB on a two-core CPU with AVX-512
+    emoji64 (default)       the shipped 64-pixel model, a minute or two and 1.3 GB on a two-core CPU; chooses by text and
+                            style together, since so small a model drifts back to the drawings it knows
     amused-256, amused-512  the public aMUSEd checkpoints, from the Hugging Face cache, the hub or a local diffusers
                             folder (`--config.base FOLDER`); for a GPU
     sd15, sd21              Stable Diffusion 1.5 and 2.1, likewise, or a single .safetensors file; for a GPU
@@ -92,12 +93,12 @@ def _round(small: bool) -> ConfigDict:
                 "sampler": "ddim",
                 "guidance_rescale": 0.0,
                 "lambda_a": 1.0 if small else 2.0,
-                "lambda_b": 1.0 if small else 5.0,
+                "lambda_b": 1.5 if small else 5.0,
                 "lambda_ramp": False,
                 "negative_prompt": "",
             },
             "select": {
-                "scorers": {"clip_text": 1.0, "clip_style": 0.0, "random": 0.0},
+                "scorers": {"clip_text": 1.0, "clip_style": 1.0 if small else 0.0, "random": 0.0},
                 "by": "prompt",
                 "k": 1,
                 "threshold": 0.0,

@@ -30,14 +30,45 @@ class _Bundled:
     concept: str
     artist: str
     treatment: str
+    descriptor: str  # in words that a base model may know: the style itself it does not
 
 
 _BUNDLED = (
-    _Bundled(name="house-blueprint", concept="house", artist="noto", treatment="blueprint"),
-    _Bundled(name="tree-woodcut", concept="tree", artist="fxemoji", treatment="woodcut"),
-    _Bundled(name="rocket-halftone", concept="rocket", artist="fluent flat", treatment="halftone"),
-    _Bundled(name="strawberry-mosaic", concept="strawberry", artist="noto", treatment="mosaic"),
-    _Bundled(name="crown-gold", concept="crown", artist="noto", treatment="gold foil"),
+    _Bundled(
+        name="house-blueprint",
+        concept="house",
+        artist="noto",
+        treatment="blueprint",
+        descriptor="in white lines on blue paper style",
+    ),
+    _Bundled(
+        name="tree-woodcut",
+        concept="tree",
+        artist="fxemoji",
+        treatment="woodcut",
+        descriptor="in black linocut on beige paper style",
+    ),
+    _Bundled(
+        name="rocket-halftone",
+        concept="rocket",
+        artist="fluent flat",
+        treatment="halftone",
+        descriptor="in halftone dots style",
+    ),
+    _Bundled(
+        name="strawberry-mosaic",
+        concept="strawberry",
+        artist="noto",
+        treatment="mosaic",
+        descriptor="in mosaic tile style",
+    ),
+    _Bundled(
+        name="crown-gold",
+        concept="crown",
+        artist="noto",
+        treatment="gold foil",
+        descriptor="in yellow lines on black paper style",
+    ),
 )
 
 
@@ -70,7 +101,7 @@ def write(npm: Path | str, folder: Path | str) -> None:
         row = {
             "image": f"{bundled.name}.png",
             "content": compose.noun_phrase(bundled.concept),
-            "descriptor": compose.descriptor(None, treatment),
+            "descriptor": bundled.descriptor,
             "artist": artist.name,  # with the treatment, the style's name in the corpus: its true drawings
             "treatment": treatment.name,
         }

@@ -123,15 +123,15 @@ class Config:
 
     @classmethod
     def emoji64(cls) -> Self:
-        """The shipped model of 64-pixel images: 16×16 tokens of a 256-entry codebook, 8×8 inside."""
+        """The shipped model of 64-pixel images: 16×16 tokens of a 512-entry codebook, 8×8 inside."""
         return cls(
             hidden_size=192,
             cond_embed_dim=192,
             micro_cond_encode_dim=16,
             micro_cond_embed_dim=80,
             encoder_hidden_size=192,
-            vocab_size=528,
-            codebook_size=256,
+            vocab_size=784,
+            codebook_size=512,
             in_channels=128,
             block_out_channels=128,
             num_res_blocks=2,

@@ -78,11 +78,11 @@ class Config:
 
     @classmethod
     def emoji64(cls) -> "Config":
-        """The shipped tokenizer: 4 pixels a token, 256 codes."""
+        """The shipped tokenizer: 4 pixels a token, 512 codes."""
         return cls(
             block_out_channels=(8, 16, 64),
             latent_channels=32,
-            num_vq_embeddings=256,
+            num_vq_embeddings=512,
             vq_embed_dim=32,
             norm_num_groups=4,
             mid_block_add_attention=False,
