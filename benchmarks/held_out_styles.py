@@ -60,7 +60,7 @@ def _run_style(data: corpus.Corpus, flags: argparse.Namespace, artist: str, trea
         references.write_truth(data, folder / "truth", artist=artist, treatment=treatment)
         Image.fromarray(data.true_image(concept, artist, treatment)).save(folder / "reference.png")
     runs = {}
-    for selection, scorer in (("clip", "clip_text"), ("random", "random")):
+    for selection, weights in (("clip", {}), ("random", {"clip_text": 0, "clip_style": 0, "random": 1})):
         overrides = [
             f"--config.reference.image={folder / 'reference.png'}",
             f"--config.reference.content={noun_phrase(concept)}",
@@ -69,8 +69,7 @@ def _run_style(data: corpus.Corpus, flags: argparse.Namespace, artist: str, trea
             f"--config.seed={seed}",
             f"--config.round_1.sample.images_per_prompt={flags.images}",
             f"--config.round_2.sample.images_per_prompt={flags.images}",
-            "--config.round_1.select.scorers.clip_text=0",
-            f"--config.round_1.select.scorers.{scorer}=1",
+            *(f"--config.round_1.select.scorers.{scorer}={weight}" for scorer, weight in weights.items()),
         ]
         found, _ = schema.parse(["--config", "configs/styledrop.py", *overrides])
         run = folder / f"seed_{seed}" / selection
