@@ -16,5 +16,5 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
     config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["get_config"](preset)
     config.rounds = 1
     config.round_1.adapter.update(kind="lora", rank=16, alpha=32.0, targets="attention")
-    config.round_1.train.learning_rate = {"emoji64": 1e-3, "sd15": 1e-4, "sd21": 1e-4}.get(preset, 4e-4)
+    config.round_1.train.learning_rate = {"emoji64": 2e-4, "sd15": 1e-4, "sd21": 1e-4}.get(preset, 4e-4)
     return config

@@ -92,7 +92,7 @@ def _round(small: bool) -> ConfigDict:
                 "temperature": 1.0 if small else 4.5,
                 "sampler": "ddim",
                 "guidance_rescale": 0.0,
-                "lambda_a": 1.0 if small else 2.0,
+                "lambda_a": 0.25 if small else 2.0,
                 "lambda_b": 1.5 if small else 5.0,
                 "lambda_ramp": False,
                 "negative_prompt": "",

@@ -6,6 +6,7 @@ continues a run wherever it was stopped.
 
 import dataclasses
 import functools
+import hashlib
 import json
 import platform
 import time
@@ -152,6 +153,16 @@ class _Job:
     def _write_manifest(self, references: Sequence, squares: Sequence[np.ndarray]) -> None:
         if self.run.manifest.get("base", {}).get("hash", self.model.base_hash) != self.model.base_hash:
             raise UserError(f"{self.run.workdir}: the weights of config.base have changed since this run began")
+        others = [
+            {
+                "prompt": stream.prompts[0],
+                "weight": stream.weight,
+                "sha256": [hashlib.sha256(image.tobytes()).hexdigest() for image in stream.images],
+            }
+            for stream in self.others
+        ]
+        if self.run.manifest.get("streams", others) != others:
+            raise UserError(f"{self.run.workdir}: the images of a further stream have changed since this run began")
         entries = []
         for i, (reference, square) in enumerate(zip(references, squares, strict=True)):
             name = f"references/{i:03d}.png"
@@ -173,6 +184,7 @@ class _Job:
         self.run.update_manifest(
             {
                 "references": entries,
+                "streams": others,
                 "prompts": self.contents,
                 "base": {
                     "name": self.model.name,
@@ -408,6 +420,7 @@ class _Job:
             [folders.read_image(self.run.path(stage, row["file"])) for row in rows],
             columns=len(rows) // len(self.contents),
             marked=[i for i, row in enumerate(rows) if row["file"] in kept],
+            captions=[row["content"] for row in rows],
         )
         folders.write_png(self.run.path(stage, "grid.png"), sheet)
         self.logger.image(f"{stage}/drawings", 0, sheet)

@@ -77,6 +77,8 @@ def test_styleforge_takes_its_aux_from_the_user(tmp_path, capfd):
     for i in range(3):
         tiny.picture(tmp_path / "aux" / f"{i}.png", seed=i)
     assert _run(tmp_path / "run", "styleforge", *words, *_flags(aux__image=tmp_path / "aux")) == 0
+    (stream,) = read_json(tmp_path / "run" / "manifest.json")["streams"]
+    assert stream["prompt"] == "style" and len(set(stream["sha256"])) == 3
     row = read_jsonl(tmp_path / "run" / "round_1" / "scores.jsonl")[0]
     assert row["text"] == "a cat in sks style"
     assert row["judged"] == "a cat in watercolor painting style", "in words that a scorer can know"

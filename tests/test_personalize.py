@@ -126,7 +126,7 @@ def test_a_run_leaves_adapters_drawings_scores_and_a_report():
         assert folders.read_image(folder / rows[0]["file"]).shape == (tiny.RESOLUTION, tiny.RESOLUTION, 3)
         best = [max(rows[i : i + 2], key=lambda row: row["score"]) for i in (0, 2)]
         assert read_json(folder / "selected.json")["selected"] == best
-        assert folders.read_image(folder / "grid.png").shape == (48, 48, 3)
+        assert folders.read_image(folder / "grid.png").shape == (76, 48, 3)
     assert len(read_jsonl(workdir / "base" / "scores.jsonl")) == len(tiny.PROMPTS)
     report = (workdir / "report.html").read_text(encoding="utf-8")
     assert "data:image/" in report and "styledrop personalize --config" in report
