@@ -101,7 +101,7 @@ def test_unknown_fields_say_what_was_meant(override, hint):
         ("--config.round_1.select=3", "expected a dict"),
         ("--config.round_1.select.by=promt", "one of prompt, top_k, threshold, human; did you mean 'prompt'?"),
         ("--config.round_1.select.scorers={'clp_text': 1}", "clp_text: unknown; did you mean 'clip_text'?"),
-        ("--config.round_1.select.scorers.clip_text=0", "every weight is 0"),
+        ("--config.round_1.select.scorers={'clip_text': 0}", "every weight is 0"),
         ("--config.base= ", "config.base: found ' ', expected text that is not empty"),
         ("--config.seed", "Missing value"),
     ],
@@ -153,7 +153,7 @@ def test_help_names_every_field_with_its_value_and_of_later_rounds_what_differs(
     config, _ = parse(["--config", "configs/styledrop.py", "--config.round_2.train.steps", "77"])
     lines = describe(config, personalize_schema(config))
     assert "round_1.train.steps 150: training steps (a whole number of at least 1)" in lines
-    assert any(line.startswith("round_1.select.scorers.clip_style 0.0: ") for line in lines)
+    assert any(line.startswith("round_1.select.scorers.clip_style 1.0: ") for line in lines)
     assert "round_2.train.steps 77: training steps (a whole number of at least 1)" in lines
     assert not any(line.startswith("round_2.train.batch_size") for line in lines)
 
