@@ -169,7 +169,7 @@ def rare_tokens(argv: Sequence[str]) -> None:
     styledrop rare-tokens --base emoji64 --num 5
 
     Drawn as DreamBooth does (2208.12242): short words that the model's tokenizer knows but has seldom seen. Take one as
-    --config.words.identifier.
+    --config.words.identifier. The small vocabulary of emoji64 has real words among them: pass over those.
     """
     parser = _parser("rare-tokens", rare_tokens)
     parser.add_argument("--base", default="emoji64", help="the model: a name or a local folder (default emoji64)")
