@@ -120,7 +120,8 @@ def test_a_run_leaves_adapters_drawings_scores_and_a_report():
         rows = read_jsonl(folder / "scores.jsonl")
         assert [(row["prompt"], row["image"]) for row in rows] == [(0, 0), (0, 1), (1, 0), (1, 1)]
         assert {row["text"] for row in rows} == {f"{p} in watercolor painting style" for p in tiny.PROMPTS}
-        assert all(row["score"] == row["scores"]["clip_text"] for row in rows)
+        parts = [row["scores"]["clip_text"] + row["scores"]["clip_style"] for row in rows]
+        np.testing.assert_allclose([row["score"] for row in rows], parts, rtol=1e-6)
         pictures = [(folder / row["file"]).read_bytes() for row in rows]
         assert len(set(pictures)) > 1
         assert folders.read_image(folder / rows[0]["file"]).shape == (tiny.RESOLUTION, tiny.RESOLUTION, 3)
