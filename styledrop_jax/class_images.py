@@ -4,6 +4,7 @@ They are kept between runs, by everything that they depend on, and topped up whe
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from styledrop_jax import draw, log
+from styledrop_jax import draw
 from styledrop_jax.backbones.base import Backbone, Settings
 from styledrop_jax.data import folders
 
@@ -22,16 +23,15 @@ def class_images(
     """`count` images uint8 [r, r, 3] of `prompt`, the i-th with seed `seed` + i, from the cache or drawn now."""
     folder = _folder(base, prompt, settings, batch_size, seed)
     paths = [folder / f"{i:05d}.png" for i in range(count)]
-    missing = [i for i, path in enumerate(paths) if not path.is_file()]
-    if missing:
-        branches = draw.base_branches(base, [prompt] * len(missing), settings)
-        seeds = [seed + i for i in missing]
-        todo = iter(missing)
-        with log.progress(f"drawing {prompt!r} with the frozen model", count, start=count - len(missing)) as advance:
-            for chunk in draw.draw(branches, seeds, settings=settings, batch_size=batch_size):
-                for image, i in zip(chunk, todo, strict=False):
-                    folders.write_png(paths[i], image)
-                advance(len(chunk))
+    draw.fill(
+        f"drawing {prompt!r} with the frozen model",
+        paths,
+        [prompt] * count,
+        range(seed, seed + count),
+        functools.partial(draw.base_branches, base),
+        settings=settings,
+        batch_size=batch_size,
+    )
     return [folders.read_image(path) for path in paths]
 
 

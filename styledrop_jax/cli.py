@@ -181,8 +181,7 @@ def rare_tokens(argv: Sequence[str]) -> None:
     from styledrop_jax.data.identifiers import rare_words
     from styledrop_jax.models.tokenizer import load_tokenizer
 
-    folder = hub.resolve(f"{flags.base}/muse" if (hub.SHIPPED / flags.base / "muse").is_dir() else flags.base)
-    tokenizer = load_tokenizer(folder / "tokenizer")
+    tokenizer = load_tokenizer(hub.resolve_backbone(flags.base, "muse") / "tokenizer")
     print("\n".join(rare_words(tokenizer, flags.num, seed=flags.seed, tokens=flags.tokens)))
 
 

@@ -96,11 +96,7 @@ _ROUND: Schema = {
         "images_per_prompt": Field(int, "images drawn for each prompt", 1),
         "batch_size": Field(int, "images drawn at once: more is faster and takes more memory", 1),
         "steps": Field(int, "decoding steps", 1, 1000),
-        "guidance": Field(
-            str,
-            "two_scale: StyleDrop's Eq. 4; classifier_free: lambda_b alone",
-            choices=("two_scale", "classifier_free"),
-        ),
+        "guidance": Field(str, "StyleDrop's Eq. 4, or the tuned model's by lambda_b alone", choices=GUIDANCE),
         "temperature": Field(float, "choice temperature, annealed to 0 (Muse)", 0),
         "sampler": Field(str, "how noise is removed (diffusion)", choices=SAMPLERS),
         "guidance_rescale": Field(float, "share by which the guided contrast is pulled back (diffusion)", 0, 1),
@@ -118,11 +114,13 @@ _ROUND: Schema = {
 }
 
 _STREAM: Schema = {
-    "image": Field(str, "its images: a file, folder or JSONL; empty where the frozen model may draw them"),
+    "image": Field(str, "its images: a file, folder or JSONL; of prior, empty lets the frozen model draw them"),
     "weight": Field(float, "of its loss beside the reference's", 0),
-    "generate": Field(int, "images that the frozen model draws where none are given", 1),
 }
-_SECTIONS = ("prior", "aux")
+_SECTIONS: Mapping[str, Schema] = {
+    "prior": _STREAM | {"generate": Field(int, "images that the frozen model draws where none are given", 1)},
+    "aux": _STREAM,
+}
 _PERSONALIZE: Schema = {
     "base": Field(str, "base model: a name or a local diffusers folder", empty=False),
     "clip": Field(str, "CLIP that scores the drawings: a name or a local transformers folder", empty=False),
@@ -147,11 +145,11 @@ _PERSONALIZE: Schema = {
 
 def personalize_schema(config: ConfigDict) -> Schema:
     """The schema of a config for `styledrop personalize`: common fields, and the further streams that it has."""
-    return _PERSONALIZE | {section: _STREAM for section in _SECTIONS if section in config}
+    return _PERSONALIZE | {name: section for name, section in _SECTIONS.items() if name in config}
 
 
 _PRETRAIN: Schema = {
-    "task": Field(str, "what is trained", choices=("vq", "clip", "muse")),
+    "task": Field(str, "what is trained", choices=("vq", "clip", "muse", "vae", "unet")),
     "corpus": Field(str, "folder that launch/fetch_corpus.sh made", empty=False),
     "vocabulary": Field(str, "which concepts are drawn", choices=("starter", "core", "full")),
     "seed": Field(int, "the one source of randomness", 0, 2**31 - 1),
@@ -168,6 +166,11 @@ _PRETRAIN: Schema = {
     ),
     "checkpoint_every": Field(int, "steps between checkpoints and pictures", 1),
 }
+_ON_PACK: Schema = {
+    "clip": Field(str, "the exported CLIP folder", empty=False),
+    "pack": Field(int, "distinct examples to encode and train on", 1),
+    "text_dropout": Field(float, "probability that a caption is dropped", 0, 1),
+}
 _TASKS: Mapping[str, Schema] = {
     "vq": {
         "revive_every": Field(int, "steps between moves of unused codes", 1),
@@ -178,12 +181,20 @@ _TASKS: Mapping[str, Schema] = {
         "max_length": Field(int, "tokens of a caption", 8),
         "init": Field(str, "an exported clip folder whose vision to train on, its text tower kept; empty starts anew"),
     },
-    "muse": {
+    "muse": _ON_PACK
+    | {
         "codec": Field(str, "the exported tokenizer, a vqvae folder", empty=False),
-        "clip": Field(str, "the exported CLIP folder", empty=False),
         "init": Field(str, "an exported muse folder to go on from; empty starts anew"),
-        "pack": Field(int, "distinct examples to encode and train on", 1),
-        "text_dropout": Field(float, "probability that a caption is dropped", 0, 1),
+    },
+    "vae": {
+        "kl_weight": Field(float, "of the divergence from a unit Gaussian", 0),
+        "init": Field(str, "an exported vqvae folder whose blocks to start from; empty starts anew"),
+    },
+    "unet": _ON_PACK
+    | {
+        "codec": Field(str, "the exported autoencoder, a vae folder", empty=False),
+        "init": Field(str, "an exported unet folder to go on from; empty starts anew"),
+        "min_snr_gamma": Field(float, "gamma of the Min-SNR weighting; 0 weights all timesteps the same", 0),
     },
 }
 

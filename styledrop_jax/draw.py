@@ -1,7 +1,7 @@
 """Draws images under guidance: which branches of the model are added with which weights, and in which chunks."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from styledrop_jax import trainable
+from styledrop_jax import log, trainable
 from styledrop_jax.adapters.base import AdapterParam, identity
 from styledrop_jax.backbones.base import Backbone, Edit, Group, Settings
+from styledrop_jax.data import folders
 from styledrop_jax.samplers.maskgit import mix, two_scale
 
 
@@ -137,6 +138,36 @@ def draw(
         rows = np.minimum(np.arange(start, start + batch_size), n - 1)
         groups = _groups(branches, texts, rows)
         yield base.draw(groups, [seeds[row] for row in rows], settings=settings, edit=edit)[: n - start]
+
+
+def fill(
+    description: str,
+    paths: Sequence[Path],
+    texts: Sequence[str],
+    seeds: Sequence[int],
+    branches: Callable[[Sequence[str], Settings], Sequence[Branch]],
+    *,
+    settings: Settings,
+    batch_size: int,
+) -> None:
+    """Draws those of the pictures `paths` that are not there yet, under a progress bar.
+
+    Args:
+        description: of the bar.
+        paths, texts, seeds: of each picture.
+        branches: (prompts, settings) → their branches, such as `base_branches` of a model.
+        settings, batch_size: see `draw`.
+    """
+    missing = [i for i, path in enumerate(paths) if not path.is_file()]
+    with log.progress(description, len(paths), start=len(paths) - len(missing)) as advance:
+        if not missing:
+            return
+        todo = iter(missing)
+        chosen = branches([texts[i] for i in missing], settings)
+        for chunk in draw(chosen, [seeds[i] for i in missing], settings=settings, batch_size=batch_size):
+            for image, i in zip(chunk, todo, strict=False):
+                folders.write_png(paths[i], image)
+            advance(len(chunk))
 
 
 def _groups(branches: Sequence[Branch], texts: Sequence[Any], rows: np.ndarray) -> list[Group]:

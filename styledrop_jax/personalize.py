@@ -42,8 +42,8 @@ class Example(NamedTuple):
     """One training image: uint8 [h, w, 3] of any size, and its words."""
 
     image: np.ndarray
-    content: str = ""
-    descriptor: str = ""
+    content: str
+    descriptor: str
 
 
 class Paused(Exception):
@@ -358,21 +358,15 @@ class _Job:
     def _draw(self, stage: str, pool: Sequence[dict], branches: Any, settings: Settings, batch: int) -> None:
         if self.run.done(f"{stage}/scores.jsonl"):
             return
-        missing = [row for row in pool if not self.run.done(f"{stage}/{row['file']}")]
-        with log.progress(f"{stage}: drawing", len(pool), start=len(pool) - len(missing)) as advance:
-            if missing:
-                texts = [row["text"] for row in missing]
-                chunks = draw.draw(
-                    branches(texts, settings),
-                    [row["seed"] for row in missing],
-                    settings=settings,
-                    batch_size=batch,
-                )
-                rows = iter(missing)
-                for chunk in chunks:
-                    for image, row in zip(chunk, rows, strict=False):
-                        folders.write_png(self.run.path(stage, row["file"]), image)
-                    advance(len(chunk))
+        draw.fill(
+            f"{stage}: drawing",
+            [self.run.path(stage, row["file"]) for row in pool],
+            [row["text"] for row in pool],
+            [row["seed"] for row in pool],
+            branches,
+            settings=settings,
+            batch_size=batch,
+        )
 
     def _score(self, stage: str, pool: Sequence[dict[str, Any]], weights: Any) -> list[dict[str, Any]]:
         path = self.run.path(stage, "scores.jsonl")

@@ -78,7 +78,7 @@ def edit(flags: argparse.Namespace) -> Path:
         raise UserError(f"{flags.mask}: nothing is white in the middle square, which is all that is drawn")
     texts = _texts(flags, style, jobs)
     record = {"image": str(flags.image), "mask": str(flags.mask or ""), "strength": strength}
-    start = Edit(image, region, strength)
+    start = Edit(style.model.encode_images(image[None]), region, strength)
     keep = None if flags.mask is None else (image, region[..., None])
     branches = _branches(style, texts)
     return _write(flags, style, jobs, texts, branches, record, folder="edited", start=start, keep=keep)

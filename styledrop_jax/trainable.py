@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 from flax import nnx
 
 from styledrop_jax.adapters import custom_diffusion, lora, styledrop, svdiff, textual_inversion
-from styledrop_jax.adapters.base import AdapterConfig, AdapterFile, AdapterParam, load_adapter, restore
+from styledrop_jax.adapters.base import AdapterConfig, AdapterParam, load_adapter, restore
 from styledrop_jax.backbones.base import Backbone
 from styledrop_jax.errors import UserError
 
@@ -151,15 +151,7 @@ def parts(model: Backbone, plan: Plan) -> nnx.Dict:
 
 def load(base: Backbone, path: Path) -> tuple[Backbone, Plan]:
     """The base with what a file holds in it; UserError if that was trained on another base, or does not fit."""
-    return from_file(base, load_adapter(path, base_hash=base.base_hash))
-
-
-def from_file(base: Backbone, file: AdapterFile) -> tuple[Backbone, Plan]:
-    """The base with what a file holds in it.
-
-    Raises:
-        UserError: the file's tensors do not fit this model.
-    """
+    file = load_adapter(path, base_hash=base.base_hash)
     plan = Plan.from_dict(file.config)
     model = attach(base, plan, rngs=nnx.Rngs(0))
     whole = parts(model, plan)

@@ -23,7 +23,7 @@ RUNGS = [
     {"methods", "metrics", "class_images"},
     {"feedback"},
     {"train", "report", "studio"},
-    {"tuning"},
+    {"tuning", "pretraining"},
     {"personalize", "pretrain"},
     {"cli"},
 ]

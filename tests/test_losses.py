@@ -2,7 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from styledrop_jax.losses import masked_token_loss
+from styledrop_jax.losses import denoising_loss, draw_noise, masked_token_loss
+from styledrop_jax.noise import NoiseSchedule
 from styledrop_jax.schedules import cosine_mask_rate, mask_tokens
 
 
@@ -70,3 +71,21 @@ def test_an_examples_mask_depends_on_its_key_alone():
     _, together = mask_tokens(tokens, keys, mask_id=99)
     _, alone = mask_tokens(tokens[2:3], keys[2:3], mask_id=99)
     assert (alone[0] == together[2]).all()
+
+
+def test_timesteps_are_uniform_and_the_offset_moves_whole_channels():
+    schedule, shape, key = NoiseSchedule(num_train_timesteps=10), (4000, 4, 4, 2), jax.random.key(0)
+    t, noise = jax.device_get(draw_noise(schedule, shape, key, noise_offset=0.5))
+    counts = np.bincount(t, minlength=10)
+    assert len(counts) == 10 and counts.min() > 320 and counts.max() < 480
+    means = noise.mean(axis=(1, 2))  # [b, c]
+    assert abs(means.var() - (0.25 + 1 / 16)) < 0.02 and abs(np.corrcoef(means.T)[0, 1]) < 0.06
+    assert abs((noise - means[:, None, None]).var() - 15 / 16) < 0.01
+    plain = jax.device_get(draw_noise(schedule, shape, key)[1])
+    assert abs(plain.mean(axis=(1, 2)).var() - 1 / 16) < 0.005
+    for few, many in zip(draw_noise(schedule, (3, *shape[1:]), key, noise_offset=0.5), (t, noise), strict=True):
+        np.testing.assert_allclose(few, many[:3], atol=1e-6)
+    silent, nothing = lambda x, t, states: 0 * x, jnp.zeros(())
+    loss, metrics = denoising_loss(silent, schedule, jnp.zeros(shape), nothing, key, noise_offset=0.5)
+    np.testing.assert_allclose(loss, (noise**2).mean(axis=(1, 2, 3)), rtol=1e-4)
+    np.testing.assert_array_equal(metrics["timestep"], t)

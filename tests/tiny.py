@@ -109,6 +109,22 @@ def build_models(folder: Path, *, seed: int) -> Path:
     return folder
 
 
+def unet_config(*, sample_size: int, cross_attention_dim: int):
+    """The smallest U-Net with both kinds of block."""
+    from styledrop_jax.models import unet
+
+    return unet.Config(
+        sample_size=sample_size,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(8, 12),
+        layers_per_block=1,
+        norm_num_groups=2,
+        cross_attention_dim=cross_attention_dim,
+        attention_head_dim=2,
+    )
+
+
 @functools.cache
 def stable_diffusion() -> Path:
     """A folder of a Stable Diffusion: 16-pixel images, 8×8 latents, texts of 16 tokens."""
@@ -119,16 +135,7 @@ def stable_diffusion() -> Path:
 
     folder, tokenizer = home() / "stable_diffusion", load_tokenizer(models() / "clip")
     text = clip.ClipConfig.from_dict(hub.read_config(models() / "clip")).text
-    denoiser = unet.Config(
-        sample_size=8,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=(8, 12),
-        layers_per_block=1,
-        norm_num_groups=2,
-        cross_attention_dim=text.hidden_size,
-        attention_head_dim=2,
-    )
+    denoiser = unet_config(sample_size=8, cross_attention_dim=text.hidden_size)
     codec = vae.Config(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=2, sample_size=16)
     parts = (
         ("unet", unet.UNet, denoiser, unet.RULES),

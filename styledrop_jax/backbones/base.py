@@ -54,12 +54,12 @@ class Edit(NamedTuple):
     """A picture to start from.
 
     Attributes:
-        image: float [r, r, 3] in [0, 1].
+        own: what `Backbone.encode_images` makes of it, of a batch of one.
         region: bool [r, r], what is drawn anew; None is all of it.
         strength: in (0, 1], how much of the region is redrawn.
     """
 
-    image: np.ndarray
+    own: Any
     region: np.ndarray | None
     strength: float
 

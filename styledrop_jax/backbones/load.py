@@ -1,7 +1,5 @@
 """A model's name → the backbone that its folder holds."""
 
-from pathlib import Path
-
 import jax.numpy as jnp
 
 from styledrop_jax import hub
@@ -15,11 +13,6 @@ def load(name: str, dtype: jnp.dtype = jnp.float32) -> Backbone:
     Raises:
         UserError: the model is nowhere, or a file of it is missing, damaged or does not fit.
     """
-    if name.endswith(".safetensors") or (not (hub.SHIPPED / name / "muse").is_dir() and _has_unet(name)):
+    if name.endswith(".safetensors") or (hub.resolve_backbone(name, "muse") / "unet").is_dir():
         return stable_diffusion.load(name, dtype)
     return muse.load(name, dtype)
-
-
-def _has_unet(name: str) -> bool:
-    folder: Path = hub.resolve(name)
-    return (folder / "unet").is_dir()

@@ -114,7 +114,7 @@ class Muse:
 
     def _masked(self, edit: Edit, seeds: Sequence[int]) -> np.ndarray:
         """The picture's own tokens [n, h, w], masked for each seed."""
-        own = np.repeat(self.encode_images(edit.image[None]), len(seeds), axis=0).reshape(len(seeds), -1)
+        own = np.repeat(edit.own, len(seeds), axis=0).reshape(len(seeds), -1)
         region = np.ones((self.resolution,) * 2, bool) if edit.region is None else edit.region
         pixels = self.codec.config.downsampling
         patches = region.reshape(self.grid, pixels, self.grid, pixels).any(axis=(1, 3)).ravel()
@@ -158,7 +158,7 @@ def load(name: str, dtype: jnp.dtype = jnp.float32) -> Muse:
     Raises:
         UserError: the model is nowhere, or a file of it is missing or does not fit.
     """
-    folder = hub.resolve(f"{name}/muse" if (hub.SHIPPED / name / "muse").is_dir() else name)
+    folder = hub.resolve_backbone(name, "muse")
     return Muse(
         name=name,
         base_hash=hash_files(_denoiser_files(folder)),

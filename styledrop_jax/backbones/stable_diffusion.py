@@ -126,7 +126,7 @@ class StableDiffusion:
         """
         given = {}
         if edit is not None:
-            latents = self.encode_images(edit.image[None]).mode()
+            latents = edit.own.mode()
             given = {"latents": np.repeat(latents, len(seeds), axis=0), "strength": edit.strength}
             if edit.region is not None:
                 factor, side = self.codec.config.downsampling, latents.shape[1]
@@ -253,7 +253,7 @@ def load(name: str, dtype: jnp.dtype = jnp.float32) -> StableDiffusion:
     file = Path(name).expanduser()
     if file.is_file() or file.suffix == ".safetensors":
         return _load_file(name, file, dtype)
-    folder = hub.resolve(f"{name}/sd" if (hub.SHIPPED / name / "sd").is_dir() else name)
+    folder = hub.resolve_backbone(name, "sd")
     configs = {part: kind.config.from_dict(hub.read_config(folder / part)) for part, kind in _KINDS.items()}
     files = {part: pretrained.weight_files(folder / part, kind.stem) for part, kind in _KINDS.items()}
     tensors = {part: pretrained.Tensors(files[part], kind.rules) for part, kind in _KINDS.items()}
@@ -329,6 +329,15 @@ def _assemble(
         text=build("text_encoder", dtype),
         **rest,
     )
+
+
+def load_component(folder: Path, part: str, dtype: jnp.dtype = jnp.float32) -> nnx.Module:
+    """One component, "unet", "vae" or "text_encoder", from its own folder."""
+    kind = _KINDS[part]
+    config = kind.config.from_dict(hub.read_config(folder))
+    tensors = pretrained.Tensors(pretrained.weight_files(folder, kind.stem), kind.rules)
+    build = lambda: kind.module(config, rngs=nnx.Rngs(0), dtype=dtype)  # noqa: E731
+    return pretrained.load(build, tensors, kind.rules, source=str(folder))
 
 
 @nnx.jit

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tiny
 import torch
 import transformers
 from diffusers import UNet2DConditionModel, UVit2DModel
@@ -35,16 +36,7 @@ _UVIT = uvit.Config(
     intermediate_size=10,
     sample_size=3,
 )
-_UNET = unet.Config(
-    sample_size=4,
-    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    block_out_channels=(8, 12),
-    layers_per_block=1,
-    norm_num_groups=2,
-    cross_attention_dim=10,
-    attention_head_dim=2,
-)
+_UNET = tiny.unet_config(sample_size=4, cross_attention_dim=10)
 _TEXT = clip.TextConfig(
     vocab_size=20,
     hidden_size=8,

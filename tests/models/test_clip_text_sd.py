@@ -10,6 +10,7 @@ import transformers
 from flax import nnx
 
 from styledrop_jax import hub, pretrained
+from styledrop_jax.backbones import stable_diffusion
 from styledrop_jax.models.clip import RULES, ClipText, TextConfig
 
 PUBLIC = {  # text_encoder/config.json
@@ -112,3 +113,10 @@ def test_the_two_activations_differ(tmp_path):
         hub.save_component(tmp_path / version, PUBLIC[version] | SMALL, tensors)
     quick, exact = (_load(tmp_path / version)(jnp.asarray(IDS)).last_hidden_state for version in PUBLIC)
     assert float(jnp.abs(quick - exact).max()) > 1e-3, "agreement to 1e-4 says which one is used"
+
+
+def test_the_text_tower_of_2_is_the_public_one():
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 23}
+    ends = {"bos_token_id": 0, "eos_token_id": 2, "projection_dim": 768}
+    public = {"architectures": ["CLIPTextModel"], "hidden_act": "gelu", **sizes, **ends}
+    assert stable_diffusion._PRESETS[2]["text_encoder"] == TextConfig.from_dict(public)

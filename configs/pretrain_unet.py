@@ -1,0 +1,35 @@
+"""The U-Net of emoji64's Stable Diffusion, conditioned on the text tower of the CLIP.
+
+styledrop pretrain --config configs/pretrain_vae.py --workdir pretrain/vae
+styledrop pretrain --config configs/pretrain_clip.py --workdir pretrain/clip
+styledrop pretrain --config configs/pretrain_unet.py --workdir pretrain/unet
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "task": "unet",
+            "corpus": "corpus",
+            "codec": "pretrain/vae/export/vae",
+            "clip": "pretrain/clip/export/clip",
+            "init": "",
+            "vocabulary": "starter",
+            "seed": 0,
+            "pack": 48000,
+            "text_dropout": 0.1,
+            "min_snr_gamma": 5.0,
+            "batch_size": 64,
+            "steps": 8000,
+            "optimizer": "adam",
+            "learning_rate": 1e-3,
+            "warmup": 200,
+            "weight_decay": 0.0,
+            "b2": 0.99,
+            "steps_per_call": 1,
+            "precision": "bfloat16",
+            "checkpoint_every": 250,
+        }
+    )

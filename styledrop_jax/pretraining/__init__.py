@@ -1,0 +1,1 @@
+"""What `styledrop pretrain` trains: a task a file, on the axes of `base`."""

@@ -1,0 +1,149 @@
+"""What the tasks share: their description, the corpus as batches, and the frozen half of it, packed once."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerBase
+
+from styledrop_jax import draw, hub, log, pretrained, train
+from styledrop_jax.backbones.base import Backbone, Settings
+from styledrop_jax.data import corpus, folders, streams
+from styledrop_jax.models import clip
+from styledrop_jax.models.tokenizer import save_tokenizer
+from styledrop_jax.run import guard, write_json
+
+_PROMPTS = (
+    "a cat",
+    "a house",
+    "a red apple",
+    "a car in pencil sketch style",
+    "a tree in flat design neon light style",
+    "a dog on a blue background",
+    "a small fish at the top left",
+    "a rocket in glossy 3d style",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """What `pretrain` needs to know of one model.
+
+    Attributes:
+        model: freshly initialised, or with frozen parts filled in.
+        trainable: what the optimiser changes.
+        loss: see `train.Loss`.
+        batches: see `train.fit`.
+        after: see `train.fit`.
+        picture: draws a grid [h, w, 3] uint8 of what the trained model does.
+        export: writes the trained model below a folder.
+    """
+
+    model: nnx.Module
+    loss: train.Loss
+    batches: Callable[[int, int], Any]
+    picture: Callable[[nnx.Module], np.ndarray]
+    export: Callable[[nnx.Module, Path], None]
+    trainable: nnx.filterlib.Filter = nnx.Param
+    after: Callable | None = None
+
+
+def examples(data: corpus.Corpus, config: ConfigDict, start: int, count: int) -> tuple[np.ndarray, list[str]]:
+    """Examples [start, start + count) of the training stream: uint8 images [n, 64, 64, 3] and captions."""
+    pairs = [
+        data.example(i, split="train", vocabulary=config.vocabulary, seed=config.seed)
+        for i in range(start, start + count)
+    ]
+    return np.stack([image for image, _, _ in pairs]), [caption for _, caption, _ in pairs]
+
+
+def unit(images: jax.Array) -> jax.Array:
+    """uint8 → float32 in [0, 1]."""
+    return images.astype(jnp.float32) / 255
+
+
+class Conditioned(nnx.Module):
+    """A denoiser with the frozen text tower and the ids of the empty prompt beside it."""
+
+    def __init__(self, denoiser: nnx.Module, text: clip.ClipText, empty: np.ndarray):
+        self.denoiser = denoiser
+        self.text = text
+        self.empty = nnx.Variable(jnp.asarray(empty))
+
+    def dropped(self, ids: jax.Array, key: jax.Array, probability: float) -> jax.Array:
+        """Token ids [b, t] of any integer type → int32, each row with `probability` that of the empty prompt."""
+        drop = jax.random.bernoulli(key, probability, (len(ids), 1))
+        return jnp.where(drop, self.empty[...], ids.astype(jnp.int32))
+
+
+ONLY_DENOISER = nnx.All(nnx.Param, nnx.PathContains("denoiser"))
+"""What trains of a `Conditioned`."""
+
+Encode = Callable[[np.ndarray, list[str]], dict[str, np.ndarray]]
+
+
+def packed(config: ConfigDict, data: corpus.Corpus, encode: Encode, path: Path) -> Callable[[int, int], dict]:
+    """The batches of `config.pack` examples, which the frozen models see once; the results are kept in `path`.
+
+    Args:
+        config: has `pack`, `batch_size`, `seed`, and the stream's `vocabulary`.
+        data: the corpus.
+        encode: images [n, 64, 64, 3] uint8 and n captions → named arrays [n, …].
+        path: an `.npz` file.
+
+    Returns:
+        `batches` of `train.fit`: named arrays [steps, batch, …], every epoch in an order of its own.
+    """
+    if not path.exists():
+        parts, chunk = [], 200
+        with log.progress(f"{config.task}: encoding the corpus", config.pack) as advance:
+            for start in range(0, config.pack, chunk):
+                count = min(chunk, config.pack - start)
+                parts.append(encode(*examples(data, config, start, count)))
+                advance(count)
+        temporary = path.with_suffix(".tmp.npz")
+        with guard(temporary):
+            np.savez(temporary, **{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+            temporary.replace(path)
+    with np.load(path) as found:
+        arrays = dict(found)
+
+    def batches(start: int, count: int) -> dict[str, jax.Array]:
+        rows = [
+            streams.indices(step, batch_size=config.batch_size, count=config.pack, seed=config.seed)
+            for step in range(start, start + count)
+        ]
+        return {name: jnp.asarray(values[np.stack(rows)]) for name, values in arrays.items()}
+
+    return batches
+
+
+def draws(model: Backbone, settings: Settings) -> np.ndarray:
+    """A sheet [h, w, 3] uint8 of what the model draws of eight prompts, four of each, at lambda_b's guidance."""
+    prompts = [prompt for prompt in _PROMPTS for _ in range(4)]
+    branches = draw.base_branches(model, prompts, settings)
+    chunks = draw.draw(branches, range(len(prompts)), settings=settings, batch_size=16)
+    return folders.grid(list(np.concatenate(list(chunks))), columns=8, captions=prompts, scale=2)
+
+
+def save_text(text: clip.ClipText, tokenizer: PreTrainedTokenizerBase, folder: Path, *, projection: bool) -> None:
+    """Writes `text_encoder`, with its projection or without, and `tokenizer` of a pipeline's folder."""
+    tensors = pretrained.export(text, clip.RULES, dtype=np.float16)
+    if not projection:
+        del tensors["text_projection.weight"]
+    config = dataclasses.replace(text.config, projection=projection)
+    hub.save_component(folder / "text_encoder", config.to_dict(), tensors)
+    save_tokenizer(tokenizer, folder / "tokenizer")
+
+
+def save_vocabulary(data: corpus.Corpus, config: ConfigDict, path: Path) -> None:
+    """Writes the names of the concepts that the training stream showed."""
+    known = data.vocabulary(config.vocabulary)
+    names = {name for concept, kept in zip(data.names, known, strict=True) if kept for name in concept}
+    write_json(path, sorted(names))

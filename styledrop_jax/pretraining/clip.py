@@ -1,0 +1,71 @@
+"""CLIP: the judge, and the text tower of the other models."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from styledrop_jax import hub, log, pretrained
+from styledrop_jax.data import corpus, folders
+from styledrop_jax.metrics import clip_scores
+from styledrop_jax.models import clip
+from styledrop_jax.models.tokenizer import load_tokenizer, save_tokenizer, tokenize, train_tokenizer
+from styledrop_jax.pretraining.base import Task, examples, unit
+
+
+def _clip_loss(model: clip.Clip, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
+    """The symmetric contrastive loss (Radford et al., 2103.00020, Fig. 3) of a batch of pictures and captions."""
+    del key
+    logits = model(batch["ids"], unit(batch["images"]))  # [b, b]
+    labels = jnp.arange(logits.shape[0])
+    rows = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    columns = optax.softmax_cross_entropy_with_integer_labels(logits.T, labels)
+    return (rows + columns).mean() / 2, {"accuracy": (logits.argmax(-1) == labels).mean()}
+
+
+def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> Task:
+    """Trains both towers; from `config.init`, a `clip` folder, the vision tower alone."""
+    size = config.batch_size
+    folder = workdir / "tokenizer"
+    if config.init:
+        start = clip_scores.ClipScorer.load(Path(config.init))
+        model, tokenizer = start.model, start.tokenizer
+    else:
+        if not (folder / "tokenizer.json").exists():
+            save_tokenizer(train_tokenizer(data.captions(), config.vocab_size, config.max_length), folder)
+        tokenizer = load_tokenizer(folder)
+        model = clip.Clip(clip.ClipConfig.emoji64(vocab_size=len(tokenizer)), rngs=nnx.Rngs(config.seed))
+
+    def batches(start: int, count: int) -> dict[str, jax.Array]:
+        images, captions = examples(data, config, start * size, count * size)
+        ids = tokenize(tokenizer, captions, config.max_length)
+        return {
+            "images": jnp.asarray(images).reshape(count, size, *images.shape[1:]),
+            "ids": jnp.asarray(ids).reshape(count, size, -1),
+        }
+
+    def picture(trained: clip.Clip) -> np.ndarray:
+        images, captions = data.held_out_pairs(200)
+        ids = tokenize(tokenizer, captions, config.max_length)
+        logits = nnx.jit(lambda model, ids, x: model(ids, x))(trained, ids, unit(images))
+        best = np.argsort(-np.asarray(logits), axis=1)
+        hits = best == np.arange(len(captions))[:, None]
+        log.say(
+            f"clip: image→text recall@1 {hits[:, :1].any(1).mean():.1%}, @5 {hits[:, :5].any(1).mean():.1%} "
+            f"among {len(captions)} held-out pairs"
+        )
+        shown = [captions[row[0]] for row in best[:32]]
+        return folders.grid([np.asarray(unit(x)) for x in images[:32]], columns=8, captions=shown)
+
+    def export(trained: clip.Clip, out: Path) -> None:
+        tensors = pretrained.export(trained, clip.RULES, dtype=np.float16)
+        hub.save_component(out / "clip", model.config.to_dict(), tensors)
+        save_tokenizer(tokenizer, out / "clip")
+
+    seen = nnx.All(nnx.Param, nnx.Not(nnx.PathContains("text")))
+    trainable = seen if config.init else nnx.Param
+    return Task(model=model, loss=_clip_loss, batches=batches, picture=picture, export=export, trainable=trainable)

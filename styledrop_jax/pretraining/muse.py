@@ -1,0 +1,81 @@
+"""Muse, over the tokens of `vq` and under the text tower of `clip`."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from styledrop_jax import hub, pretrained, train
+from styledrop_jax.backbones import muse
+from styledrop_jax.backbones.base import Settings
+from styledrop_jax.data import corpus
+from styledrop_jax.metrics import clip_scores
+from styledrop_jax.models import uvit, vqgan
+from styledrop_jax.models.tokenizer import tokenize
+from styledrop_jax.pretraining import base
+from styledrop_jax.run import write_json
+
+_SCHEDULER = {"_class_name": "AmusedScheduler", "masking_schedule": "cosine"}
+_PARTS = {
+    "transformer": ("diffusers", "UVit2DModel"),
+    "vqvae": ("diffusers", "VQModel"),
+    "text_encoder": ("transformers", "CLIPTextModelWithProjection"),
+    "tokenizer": ("transformers", "CLIPTokenizer"),
+    "scheduler": ("diffusers", "AmusedScheduler"),
+}
+
+
+def _loss(dropout: float, micro: jax.Array) -> train.Loss:
+    def loss(model: base.Conditioned, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
+        drop_key, mask_key = jax.random.split(key)
+        out = model.text(model.dropped(batch["ids"], drop_key, dropout))
+        text = jax.lax.stop_gradient(muse.Text(out.hidden_states[-2], out.embeds))
+        value, metrics = muse.token_loss(model.denoiser, batch["tokens"].astype(np.int32), text, micro, mask_key)
+        return value.mean(), {"accuracy": metrics["accuracy"].mean()}
+
+    return loss
+
+
+def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> base.Task:
+    """Trains the transformer, from `config.init` if that names a folder of one, on `config.codec` and `config.clip`."""
+    codec = muse.load_codec(Path(config.codec))
+    whole = clip_scores.ClipScorer.load(Path(config.clip))
+    text, tokenizer = whole.model.text, whole.tokenizer
+    fresh = lambda: uvit.UVit(uvit.Config.emoji64(), rngs=nnx.Rngs(config.seed))  # noqa: E731
+    denoiser = muse.load_denoiser(Path(config.init)) if config.init else fresh()
+    model = muse.Muse(name="pretraining", base_hash="", codec=codec, text=text, tokenizer=tokenizer, denoiser=denoiser)
+    to_tokens = nnx.jit(lambda codec, images: codec.encode(base.unit(images)))
+
+    def ids_of(captions: list[str]) -> np.ndarray:
+        return tokenize(tokenizer, captions, text.config.max_position_embeddings)
+
+    def encode(images: np.ndarray, captions: list[str]) -> dict[str, np.ndarray]:
+        return {"tokens": np.asarray(to_tokens(codec, images), np.uint16), "ids": ids_of(captions).astype(np.uint16)}
+
+    def picture(trained: base.Conditioned) -> np.ndarray:
+        current = dataclasses.replace(model, denoiser=trained.denoiser)
+        return base.draws(current, Settings(temperature=2.0, lambda_b=1.0))
+
+    def export(trained: base.Conditioned, out: Path) -> None:
+        folder = out / "muse"
+        transformer = pretrained.export(trained.denoiser, uvit.RULES, dtype=np.float16)
+        hub.save_component(folder / "transformer", denoiser.config.to_dict(), transformer)
+        vqvae = pretrained.export(codec, vqgan.RULES, dtype=np.float16)
+        hub.save_component(folder / "vqvae", codec.config.to_dict(), vqvae)
+        base.save_text(text, tokenizer, folder, projection=True)
+        scheduler = _SCHEDULER | {"mask_token_id": denoiser.config.mask_token_id}
+        write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+        hub.save_index(folder, "AmusedPipeline", _PARTS)
+        base.save_vocabulary(data, config, out / "vocabulary.json")
+
+    return base.Task(
+        model=base.Conditioned(denoiser, text, ids_of([""])[0]),
+        trainable=base.ONLY_DENOISER,
+        loss=_loss(config.text_dropout, model.micro),
+        batches=base.packed(config, data, encode, workdir / "pack.npz"),
+        picture=picture,
+        export=export,
+    )

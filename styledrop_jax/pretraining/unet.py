@@ -1,0 +1,100 @@
+"""Stable Diffusion's U-Net, over the latents of `vae` and under the text tower of `clip`."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from styledrop_jax import hub, pretrained
+from styledrop_jax.backbones import stable_diffusion
+from styledrop_jax.backbones.base import Settings
+from styledrop_jax.data import corpus
+from styledrop_jax.metrics import clip_scores
+from styledrop_jax.models import unet, vae
+from styledrop_jax.models.tokenizer import tokenize
+from styledrop_jax.noise import NoiseSchedule
+from styledrop_jax.pretraining import base
+from styledrop_jax.run import write_json
+
+# Predicts v to the last timestep, where nothing of the drawing is left (2305.08891): plain backgrounds need that.
+_SCHEDULE = NoiseSchedule(
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    rescale_betas_zero_snr=True,
+    prediction_type="v_prediction",
+    timestep_spacing="trailing",
+)
+_SCHEDULER = {"_class_name": "DDIMScheduler", "clip_sample": False, **dataclasses.asdict(_SCHEDULE)}
+_PARTS = {
+    "unet": ("diffusers", "UNet2DConditionModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "tokenizer": ("transformers", "CLIPTokenizer"),
+    "scheduler": ("diffusers", "DDIMScheduler"),
+}
+
+
+def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> base.Task:
+    """Trains the U-Net, from `config.init` if that names a folder of one, on `config.codec` and `config.clip`."""
+    codec = stable_diffusion.load_component(Path(config.codec), "vae")
+    whole = clip_scores.ClipScorer.load(Path(config.clip))
+    text, tokenizer = whole.model.text, whole.tokenizer
+    fresh = lambda: unet.UNet(unet.Config.emoji64(), rngs=nnx.Rngs(config.seed))  # noqa: E731
+    denoiser = stable_diffusion.load_component(Path(config.init), "unet") if config.init else fresh()
+    model = stable_diffusion.StableDiffusion(
+        name="pretraining",
+        base_hash="",
+        codec=codec,
+        text=text,
+        tokenizer=tokenizer,
+        denoiser=denoiser,
+        schedule=_SCHEDULE,
+    )
+
+    def ids_of(captions: list[str]) -> np.ndarray:
+        return tokenize(tokenizer, captions, text.config.max_position_embeddings)
+
+    def encode(images: np.ndarray, captions: list[str]) -> dict[str, np.ndarray]:
+        mean, logvar = model.encode_images(images)
+        return {
+            "mean": mean.astype(np.float16),
+            "logvar": logvar.astype(np.float16),
+            "ids": ids_of(captions).astype(np.uint16),
+        }
+
+    def loss(trained: base.Conditioned, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
+        drop_key, loss_key = jax.random.split(key)
+        ids = trained.dropped(batch["ids"], drop_key, config.text_dropout)
+        states = jax.lax.stop_gradient(model.text_features(trained.text, ids))
+        latents = vae.Posterior(batch["mean"].astype(np.float32), batch["logvar"].astype(np.float32))
+        hyper = {"min_snr_gamma": config.min_snr_gamma, "noise_offset": 0.0}
+        value, metrics = model.loss(trained.denoiser, latents, states, loss_key, hyper)
+        return value.mean(), {"error": metrics["error"].mean()}
+
+    def picture(trained: base.Conditioned) -> np.ndarray:
+        current = dataclasses.replace(model, denoiser=trained.denoiser)
+        return base.draws(current, Settings(steps=20, lambda_b=2.0))
+
+    def export(trained: base.Conditioned, out: Path) -> None:
+        folder = out / "sd"
+        tensors = pretrained.export(trained.denoiser, unet.RULES, dtype=np.float16)
+        hub.save_component(folder / "unet", denoiser.config.to_dict(), tensors)
+        autoencoder = pretrained.export(codec, vae.RULES, dtype=np.float16)
+        hub.save_component(folder / "vae", codec.config.to_dict(), autoencoder)
+        base.save_text(text, tokenizer, folder, projection=False)
+        write_json(folder / "scheduler" / "scheduler_config.json", _SCHEDULER)
+        hub.save_index(folder, "StableDiffusionPipeline", _PARTS)
+        base.save_vocabulary(data, config, out / "vocabulary.json")
+
+    return base.Task(
+        model=base.Conditioned(denoiser, text, ids_of([""])[0]),
+        trainable=base.ONLY_DENOISER,
+        loss=loss,
+        batches=base.packed(config, data, encode, workdir / "pack.npz"),
+        picture=picture,
+        export=export,
+    )
