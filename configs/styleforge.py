@@ -4,8 +4,9 @@ style, beside given images of "style".
     styledrop personalize --config configs/styleforge.py --config.reference.image style/ \\
         --config.aux.image paintings/ --config.words.identifier sks --workdir runs/forge
 
-Takes the presets of configs/styledrop.py. Aux images are yours: a poor Aux can be worse than none, so the model never
-draws them itself. The authors train the text encoder too (`--config.round_1.adapter.text_encoder true`).
+Takes the presets of configs/styledrop.py. Aux images are yours: a poor Aux can be worse than none, so the model draws
+none itself unless told how many (`--config.aux.generate 20`). The authors train the text encoder too
+(`--config.round_1.adapter.text_encoder true`).
 """
 
 import runpy
@@ -19,7 +20,7 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
     small = preset == "emoji64"
     config.method = "styleforge"
     config.rounds = 1
-    config.aux = ConfigDict({"image": "", "weight": 1.0})
+    config.aux = ConfigDict({"image": "", "weight": 1.0, "generate": 0})
     config.round_1.adapter.kind = "full"
     config.round_1.train.update(steps=150 if small else 1000, learning_rate=1e-4 if small else 1e-6, batch_size=4)
     config.round_1.sample.update(guidance="classifier_free")

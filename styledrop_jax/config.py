@@ -1,7 +1,7 @@
 """The config schema: which fields there are, of which type and range; errors that say what was meant.
 
 A config is plain data (`ml_collections.ConfigDict`); a schema mirrors it as nested dicts of `Field`. A key like
-"round_*" stands for round_1, round_2, …; `Weights` stands for a dict of names and numbers.
+"round_*" or "component_*" stands for round_1, round_2, …; `Weights` stands for a dict of names and numbers.
 """
 
 import contextlib
@@ -66,7 +66,7 @@ Schema = Mapping[str, "Field | Weights | Schema"]
 
 KINDS = ("styledrop", "lora", "textual_inversion", "custom_diffusion", "svdiff", "full")
 """What may train, as `config.round_N.adapter.kind`."""
-METHODS = ("styledrop", "dreambooth", "styleforge", "style_word")
+METHODS = ("styledrop", "dreambooth", "styleforge", "multi_styleforge", "style_word", "styo")
 SAMPLERS = ("ddim", "ddpm", "dpm_solver", "dpm_solver_karras", "euler")
 GUIDANCE = ("two_scale", "classifier_free")
 
@@ -113,13 +113,36 @@ _ROUND: Schema = {
     },
 }
 
-_STREAM: Schema = {
-    "image": Field(str, "its images: a file, folder or JSONL; of prior, empty lets the frozen model draw them"),
-    "weight": Field(float, "of its loss beside the reference's", 0),
+_IMAGES: Schema = {"image": Field(str, "its images: a file, folder, JSONL or bundled:NAME")}
+_IDENTIFIER = Field(str, "the word that stands for what is learnt")
+_PRIOR: Schema = {
+    "image": Field(str, "its images, a file or folder; empty lets the frozen model draw them, if it generates any"),
+    "weight": Field(float, "of its loss beside that of what is taught", 0),
+    "generate": Field(int, "images that the frozen model draws where none are given; 0: they must be given", 0),
+}
+_CONTRASTED: Schema = _IMAGES | {
+    "style": Field(str, "the word that stands for its style"),
+    "content": Field(str, "the word that stands for what it shows"),
 }
 _SECTIONS: Mapping[str, Schema] = {
-    "prior": _STREAM | {"generate": Field(int, "images that the frozen model draws where none are given", 1)},
-    "aux": _STREAM,
+    "reference": {
+        "image": Field(str, "image file, folder, JSONL of {image, content, descriptor}, or bundled:NAME", empty=False),
+        "content": Field(str, 'what it shows, "a house"'),
+        "descriptor": Field(str, 'how it is drawn, "in watercolor painting style"'),
+    },
+    "prior": _PRIOR,
+    "aux": _PRIOR,
+    "component_*": _IMAGES | {"identifier": _IDENTIFIER, "aux": _PRIOR},
+    "source": _CONTRASTED
+    | {"control": Field(float, "share of the steps that take over its cross-attention; 0: drawn by words alone", 0, 1)},
+    "target": _CONTRASTED,
+    "contrast": {
+        "negator": Field(str, "the word between what an image has and what it has not", empty=False),
+        "style_repeats": Field(int, "how often the pair of style identifiers is said", 1),
+        "content_repeats": Field(int, "how often the pair of content identifiers is said", 1),
+        "repeat_training": Field(bool, "say them so often in the prompts of training"),
+        "repeat_drawing": Field(bool, "say them so often in the prompts that are drawn"),
+    },
 }
 _PERSONALIZE: Schema = {
     "base": Field(str, "base model: a name or a local diffusers folder", empty=False),
@@ -127,13 +150,8 @@ _PERSONALIZE: Schema = {
     "method": Field(str, "which images train under which prompts", choices=METHODS),
     "dtype": Field(str, "precision of the computation", choices=("float32", "bfloat16")),
     "seed": Field(int, "the one source of randomness", 0, 2**31 - 1),
-    "reference": {
-        "image": Field(str, "image file, folder, JSONL of {image, content, descriptor}, or bundled:NAME", empty=False),
-        "content": Field(str, 'what it shows, "a house"'),
-        "descriptor": Field(str, 'how it is drawn, "in watercolor painting style"'),
-    },
     "words": {
-        "identifier": Field(str, "the word that stands for what is learnt"),
+        "identifier": _IDENTIFIER,
         "noun": Field(str, "the class of a subject, such as dog"),
     },
     "prompts": Field(str, "text file of contents to draw, one a line; empty for the built-in pool"),
@@ -144,8 +162,9 @@ _PERSONALIZE: Schema = {
 
 
 def personalize_schema(config: ConfigDict) -> Schema:
-    """The schema of a config for `styledrop personalize`: common fields, and the further streams that it has."""
-    return _PERSONALIZE | {name: section for name, section in _SECTIONS.items() if name in config}
+    """The schema of a config for `styledrop personalize`: common fields, and the sections of streams that it has."""
+    found = {_wildcard(key) for key in config}
+    return _PERSONALIZE | {name: section for name, section in _SECTIONS.items() if name in found}
 
 
 _PRETRAIN: Schema = {
@@ -262,7 +281,7 @@ def describe(config: ConfigDict, schema: Schema) -> list[str]:
     """
     lines, before = [], None
     for key, value in config.items():
-        entry = schema.get(key, schema.get("round_*"))
+        entry = schema[_wildcard(key)]
         mine = list(_lines(value, entry, key))
         if key.startswith("round_"):
             shown = before or {}
@@ -286,10 +305,10 @@ def _lines(value: Any, entry: Any, name: str) -> Iterator[str]:
 
 def _problems(config: Any, schema: Schema, prefix: str) -> Iterator[str]:
     keys = list(config)
-    if "round_*" in schema:
-        rounds = [key for key in keys if re.fullmatch(r"round_\d+", key)] or ["round_1"]
-        schema = {**schema, **{f"round_{i}": schema["round_*"] for i in range(1, len(rounds) + 1)}}
-        schema.pop("round_*")
+    for many in [key for key in schema if key.endswith("_*")]:
+        count = max(1, sum(_wildcard(key) == many for key in keys))
+        schema = {**schema, **{f"{many[:-1]}{i}": schema[many] for i in range(1, count + 1)}}
+        schema.pop(many)
     for key in keys:
         if key not in schema:
             yield f"config.{prefix}{key}: unknown field{did_you_mean(key, schema)}"
@@ -308,6 +327,11 @@ def _problems(config: Any, schema: Schema, prefix: str) -> Iterator[str]:
             yield from _problems(config[key], entry, f"{prefix}{key}.")
         else:
             yield from _weight_problems(config[key], entry, name)
+
+
+def _wildcard(key: str) -> str:
+    """ "round_2" → "round_*"; others as they are."""
+    return re.sub(r"_\d+$", "_*", key)
 
 
 def _nested(entry: Any) -> bool:

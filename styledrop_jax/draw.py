@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from styledrop_jax import log, trainable
 from styledrop_jax.adapters.base import AdapterParam, identity
 from styledrop_jax.backbones.base import Backbone, Edit, Group, Settings
 from styledrop_jax.data import folders
+from styledrop_jax.samplers.attention_control import replacement
 from styledrop_jax.samplers.maskgit import mix, two_scale
 
 
@@ -44,6 +45,22 @@ class Branch:
     on: bool
     prompts: Sequence[str]
     weight: jax.Array
+
+
+class Follow(NamedTuple):
+    """A picture that drawings follow: it is reconstructed beside each, and they take over its cross-attention.
+
+    Attributes:
+        own: what `Backbone.encode_images` makes of it, of a batch of one.
+        prompt: under which it is reconstructed, from its own latents noised by the drawing's noise.
+        tokens: bool [t], where the drawing attends as it does.
+        share: in [0, 1], of the steps.
+    """
+
+    own: Any
+    prompt: str
+    tokens: np.ndarray
+    share: float
 
 
 def adapted(base: Backbone, model: Backbone, plan: trainable.Plan) -> Adapted:
@@ -119,6 +136,7 @@ def draw(
     settings: Settings,
     batch_size: int = 8,
     edit: Edit | None = None,
+    follow: Follow | None = None,
 ) -> Iterator[np.ndarray]:
     """Yields images in chunks [at most batch_size, r, r, 3], float32 in [0, 1].
 
@@ -131,13 +149,40 @@ def draw(
         settings: how to draw.
         batch_size: images at a time.
         edit: a picture to start from.
+        follow: a picture whose composition the drawings keep, of a backbone that is `controllable`; they start from its
+            noised latents too. Each takes twice the room, and the first branch is of the prompt.
     """
+    if follow is None:
+        yield from _chunks(branches, seeds, settings, batch_size, edit)
+        return
+    prompts = branches[0].prompts
+    followed = [branch.prompts == prompts for branch in branches]
+    pairs = [
+        dataclasses.replace(b, prompts=[p for own in b.prompts for p in (follow.prompt if is_prompt else own, own)])
+        for b, is_prompt in zip(branches, followed, strict=True)
+    ]
+    control = replacement(tokens=follow.tokens, branches=followed, share=follow.share, steps=settings.steps)
+    twice = [seed for seed in seeds for _ in range(2)]
+    start = Edit(follow.own, None, 1.0)
+    for chunk in _chunks(pairs, twice, settings, 2 * max(1, batch_size // 2), start, control=control):
+        yield chunk[1::2]
+
+
+def _chunks(
+    branches: Sequence[Branch],
+    seeds: Sequence[int],
+    settings: Settings,
+    batch_size: int,
+    edit: Edit | None,
+    **more: Any,
+) -> Iterator[np.ndarray]:
+    """What `draw` yields; `more` is for the backbone."""
     n, base = len(seeds), branches[0].adapted.base
     texts = [(b.adapted.model if b.on else b.adapted.base).encode_text(b.prompts) for b in branches]
     for start in range(0, n, batch_size):
         rows = np.minimum(np.arange(start, start + batch_size), n - 1)
         groups = _groups(branches, texts, rows)
-        yield base.draw(groups, [seeds[row] for row in rows], settings=settings, edit=edit)[: n - start]
+        yield base.draw(groups, [seeds[row] for row in rows], settings=settings, edit=edit, **more)[: n - start]
 
 
 def fill(
@@ -149,6 +194,7 @@ def fill(
     *,
     settings: Settings,
     batch_size: int,
+    follow: Follow | None = None,
 ) -> None:
     """Draws those of the pictures `paths` that are not there yet, under a progress bar.
 
@@ -156,7 +202,7 @@ def fill(
         description: of the bar.
         paths, texts, seeds: of each picture.
         branches: (prompts, settings) → their branches, such as `base_branches` of a model.
-        settings, batch_size: see `draw`.
+        settings, batch_size, follow: see `draw`.
     """
     missing = [i for i, path in enumerate(paths) if not path.is_file()]
     with log.progress(description, len(paths), start=len(paths) - len(missing)) as advance:
@@ -164,7 +210,8 @@ def fill(
             return
         todo = iter(missing)
         chosen = branches([texts[i] for i in missing], settings)
-        for chunk in draw(chosen, [seeds[i] for i in missing], settings=settings, batch_size=batch_size):
+        remaining = [seeds[i] for i in missing]
+        for chunk in draw(chosen, remaining, settings=settings, batch_size=batch_size, follow=follow):
             for image, i in zip(chunk, todo, strict=False):
                 folders.write_png(paths[i], image)
             advance(len(chunk))

@@ -7,13 +7,14 @@ continues a run wherever it was stopped.
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from styledrop_jax import class_images, draw, hub, log, optim, report, train, trainable, tree, tuning
+from styledrop_jax import draw, hub, log, optim, report, sources, train, trainable, tree, tuning
 from styledrop_jax.adapters.base import save_adapter
 from styledrop_jax.backbones.base import Settings
 from styledrop_jax.backbones.load import load as load_backbone
@@ -29,21 +30,14 @@ from styledrop_jax.config import round_config
 from styledrop_jax.data import folders, identifiers, prompts
 from styledrop_jax.errors import UserError
 from styledrop_jax.feedback import scorers, select
-from styledrop_jax.methods.base import Method
+from styledrop_jax.methods.base import Method, Stream, spread
 from styledrop_jax.methods.table import METHODS
 from styledrop_jax.metrics.clip_scores import ClipScorer
 from styledrop_jax.run import Run, guard, read_json, read_jsonl, write_bytes, write_json
+from styledrop_jax.sources import Example
 
 _BY_TEXT = {"clip_text": 1.0}
-_CROPS = 8  # cached variants of each image when crops are random
-
-
-class Example(NamedTuple):
-    """One training image: uint8 [h, w, 3] of any size, and its words."""
-
-    image: np.ndarray
-    content: str
-    descriptor: str
+_Given = tuple[Stream, folders.Reference]  # an image of the user's that teaches something
 
 
 class Paused(Exception):
@@ -63,27 +57,38 @@ def personalize(config: ConfigDict, workdir: Path, *, command: str) -> Path:
         Paused: a person has to choose images first.
     """
     method = METHODS[config.method]
-    needs = [name for name in ("content", "descriptor") if f"{{{name}}}" in method.streams[0].prompt]
-    references = folders.read_references(**config.reference, needs=needs)
+    given = sources.read(method, config.to_dict())
     contents = folders.read_prompts(config.prompts) if config.prompts else list(method.pool or prompts.POOL)
-    _check_choices(config, len(contents))
+    _check_choices(config, len(contents) * max(1, len(_redrawn(method, config.to_dict(), given))))
     with Run.open(workdir, config.to_dict()) as run, log.Logger(run.workdir) as logger:
-        _check_inputs(run, references, contents)
+        _check_inputs(run, given, contents)
         if run.done("report.html"):
             log.say(f"{workdir}: this run is finished; see {run.path('report.html')}")
             return run.path("report.html")
         try:
-            job = _Job(config, run, logger, references, contents)
+            job = _Job(config, run, logger, given, contents)
         except UserError:
             if not run.manifest:  # it never began: the folder shall not hold the user to a mistaken config
                 run.path("config.json").unlink()
             raise
         job.draw_base()
         job.score_truth()
-        examples = [Example(r.image, r.content, r.descriptor) for r in references]
+        examples = job.examples
         for number in range(1, config.rounds + 1):
             examples = job.round(number, examples)
         return report.write_report(run, command=command)
+
+
+def _redrawn(method: Method, fields: Mapping[str, Any], given: Sequence[_Given]) -> list[int]:
+    """Which of the user's images are drawn anew."""
+    if method.redraws is None or not sources.section(fields, method.redraws)["control"]:
+        return []
+    return [i for i, (stream, _) in enumerate(given) if stream == method.redraws]
+
+
+def _file(index: int) -> str:
+    """Where the run folder keeps an image of the user's."""
+    return f"references/{index:03d}.png"
 
 
 def _check_choices(config: ConfigDict, num_prompts: int) -> None:
@@ -99,19 +104,18 @@ def _check_choices(config: ConfigDict, num_prompts: int) -> None:
             )
 
 
-def _check_inputs(run: Run, references: Sequence[folders.Reference], contents: Sequence[str]) -> None:
+def _check_inputs(run: Run, given: Sequence[_Given], contents: Sequence[str]) -> None:
     """Images, words and prompts must be those the run began with: a file may change under an unchanged path."""
     began = run.manifest
-    found = {
-        "reference": [[r.sha256, r.content, r.descriptor] for r in references],
-        "prompts": list(contents),
-    }
+    found = {"prompts": list(contents)}
+    for stream, reference in given:
+        found.setdefault(stream.section, []).append([reference.sha256, reference.content, reference.descriptor])
     if began:
-        before = {
-            "reference": [[e["sha256"], e["content"], e["descriptor"]] for e in began["references"]],
-            "prompts": began["prompts"],
-        }
-        if changed := [f"config.{name}" for name in found if found[name] != before[name]]:
+        before = {"prompts": began["prompts"]}
+        for entry in began["references"]:
+            words = [entry["sha256"], entry["content"], entry["descriptor"]]
+            before.setdefault(entry["section"], []).append(words)
+        if changed := [f"config.{name}" for name in found if found[name] != before.get(name)]:
             raise UserError(
                 f"{run.workdir}: what {' and '.join(changed)} names has changed since this run began; "
                 "expected the same files, or another --workdir"
@@ -121,36 +125,47 @@ def _check_inputs(run: Run, references: Sequence[folders.Reference], contents: S
 class _Job:
     """One run in progress: the models, the run folder, and the stages."""
 
-    def __init__(self, config: ConfigDict, run: Run, logger: log.Logger, references: Sequence, contents: list[str]):
+    def __init__(self, config: ConfigDict, run: Run, logger: log.Logger, given: Sequence[_Given], contents: list[str]):
         self.config, self.run, self.logger = config, run, logger
         self.method: Method = METHODS[config.method]
+        self.fields = config.to_dict()  # what templates are over
         self.clip_folder = hub.resolve(config.clip)
         self.model = load_backbone(config.base, jnp.dtype(config.dtype))
-        self.descriptor = references[0].descriptor
+        self.descriptor = given[0][1].descriptor
         self.contents = contents
+        learnt = self.method.identifiers(self.fields)
         self.plans = [
-            trainable.plan(round_config(config, number).adapter, config.words.identifier)
-            for number in range(1, config.rounds + 1)
+            trainable.plan(round_config(config, number).adapter, learnt) for number in range(1, config.rounds + 1)
         ]
-        if config.words.identifier and not any(plan.words for plan in self.plans):
-            if found := identifiers.remark(self.model.tokenizer, config.words.identifier):
-                log.say(f"warning: config.words.identifier: {found}")
+        if not any(plan.words for plan in self.plans):
+            for found in filter(None, (identifiers.remark(self.model.tokenizer, word) for word in learnt)):
+                log.say(f"warning: identifier {found}")
         for plan in self.plans:  # new words that do not fit are found before anything is drawn
             trainable.attach(self.model, dataclasses.replace(plan, denoiser=None, text=None), rngs=nnx.Rngs(0))
-        self.others = self._further_streams()
-        squares = [folders.to_square(r.image, self.model.resolution) for r in references]
-        self.references = np.stack(squares).astype(np.float32) / 255
-        judged = {self.method.judgement(config.words, content): content for content in contents}
+        self.examples = [Example(stream, r.image, r.content, r.descriptor) for stream, r in given]
+        sources.check_prompts(self.method, self.fields, self.examples)
+        self.styles = spread(self.method.streams[:1], self.fields)
+        squares = [folders.to_square(r.image, self.model.resolution) for _, r in given]
+        judges = [square for (stream, _), square in zip(given, squares, strict=True) if stream in self.styles]
+        self.references = np.stack(judges).astype(np.float32) / 255
+        redrawn = _redrawn(self.method, self.fields, given)
+        self.redrawn = {_file(i): (Path(given[i][1].path).stem, squares[i]) for i in redrawn}
+        for row in self._pool(0, 1):  # prompts that do not align are found before anything is drawn
+            self._follow(row)
+        sample = round_config(config, 1).sample
+        drawing = {"settings": _settings(sample), "batch_size": sample.batch_size}
+        self.priors = sources.priors(self.method, self.fields, self.model, **drawing)
+        judged = {self.method.judgement(self.fields, content): content for content in contents}
         for content in (judged[text] for text in prompts.unknown(list(judged), hub.SHIPPED / config.base)):
             log.say(f"warning: {content!r} names nothing that {config.base} was taught; its drawings may show anything")
-        self._write_manifest(references, squares)
+        self._write_manifest(given, squares)
 
     @functools.cached_property
     def clip(self) -> ClipScorer:
         """The scoring model, loaded when first needed."""
         return ClipScorer.load(self.clip_folder)
 
-    def _write_manifest(self, references: Sequence, squares: Sequence[np.ndarray]) -> None:
+    def _write_manifest(self, given: Sequence[_Given], squares: Sequence[np.ndarray]) -> None:
         if self.run.manifest.get("base", {}).get("hash", self.model.base_hash) != self.model.base_hash:
             raise UserError(f"{self.run.workdir}: the weights of config.base have changed since this run began")
         others = [
@@ -159,18 +174,19 @@ class _Job:
                 "weight": stream.weight,
                 "sha256": [hashlib.sha256(image.tobytes()).hexdigest() for image in stream.images],
             }
-            for stream in self.others
+            for stream in self.priors
         ]
         if self.run.manifest.get("streams", others) != others:
             raise UserError(f"{self.run.workdir}: the images of a further stream have changed since this run began")
         entries = []
-        for i, (reference, square) in enumerate(zip(references, squares, strict=True)):
-            name = f"references/{i:03d}.png"
+        for i, ((stream, reference), square) in enumerate(zip(given, squares, strict=True)):
+            name = _file(i)
             if not self.run.done(name):
                 folders.write_png(self.run.path(name), square)
-            caption = self._caption(reference.content, reference.descriptor)
+            caption = self.method.caption(stream, self.fields, reference.content, reference.descriptor)
             entries.append(
                 {
+                    "section": stream.section,
                     "path": str(reference.path),
                     "file": name,
                     "content": reference.content,
@@ -227,8 +243,9 @@ class _Job:
         """The user's folder of true drawings, or the one that comes with a bundled reference."""
         if self.config.truth:
             return Path(self.config.truth).expanduser()
-        bundled = folders.BUNDLED.parent / self.config.reference.image.removeprefix("bundled:")
-        return bundled if self.config.reference.image.startswith("bundled:") and bundled.is_dir() else None
+        image = sources.section(self.fields, self.styles[0])["image"]
+        bundled = folders.BUNDLED.parent / image.removeprefix("bundled:")
+        return bundled if image.startswith("bundled:") and bundled.is_dir() else None
 
     def round(self, number: int, examples: Sequence[Example]) -> list[Example]:
         """Trains, draws, scores and selects; returns the selected drawings with their words."""
@@ -244,58 +261,27 @@ class _Job:
         rows = self._score(stage, pool, settings.select.scorers)
         chosen = self._select(stage, rows, settings.select)
         self._write_grid(stage, rows, chosen)
-        return [
-            Example(folders.read_image(self.run.path(stage, row["file"])), row["content"], self.descriptor)
+        drawn = [
+            Example(style, folders.read_image(self.run.path(stage, row["file"])), row["content"], self.descriptor)
+            for style in self.styles
             for row in chosen
         ]
-
-    def _caption(self, content: str, descriptor: str) -> str:
-        """What an image of the first stream trains under."""
-        return self.method.caption(self.method.streams[0], self.config.words, content, descriptor)
-
-    def _further_streams(self) -> list[tuning.Stream]:
-        """The streams beside the reference's, the same in every round."""
-        found = []
-        for stream in self.method.streams[1:]:
-            section = self.config.get(stream.section)
-            if section is None:
-                raise UserError(f"config.{stream.section}: missing; method {self.config.method} has such a stream")
-            prompt = self.method.caption(stream, self.config.words)
-            if prompt == self._caption("", ""):
-                raise UserError(f"config.words: both streams train under {prompt!r}; expected an identifier of its own")
-            if section.image:
-                images = [r.image for r in folders.read_references(section.image, "", "", needs=())]
-            elif stream.generated:
-                sample = round_config(self.config, 1).sample
-                images = class_images.class_images(
-                    self.model,
-                    prompt,
-                    section.generate,
-                    settings=_settings(sample),
-                    batch_size=sample.batch_size,
-                    seed=self.config.seed,
-                )
-            else:
-                raise UserError(
-                    f"config.{stream.section}.image: empty; expected images of {prompt!r}, a file or folder"
-                )
-            squares = np.stack([folders.to_square(image, self.model.resolution) for image in images])
-            found.append(tuning.Stream(squares, [prompt] * len(squares), section.weight))
-        return found
+        return drawn + [example for example in self.examples if example.stream not in self.styles]
 
     def _train(self, stage: str, number: int, examples: Sequence[Example], settings: ConfigDict) -> None:
         start = time.monotonic()
         hyper, plan = settings.train, self.plans[number - 1]
         key = jax.random.fold_in(jax.random.key(self.config.seed), number)
         model = trainable.attach(self.model, plan, rngs=nnx.Rngs(params=jax.random.fold_in(key, 0)))
-        sources = [self._reference_stream(examples, hyper.random_crop), *self.others]
-        data, loss = tuning.prepare(model, plan, sources, hyper)
+        crop, resolution = hyper.random_crop, self.model.resolution
+        learnt = sources.taught(self.method, self.fields, examples, resolution, random_crop=crop) + self.priors
+        data, loss = tuning.prepare(model, plan, learnt, hyper)
         params = train.fit(
             data,
             plan.filter(),
             loss,
             optim.make(hyper.learning_rate),
-            tuning.batches(sources, batch_size=hyper.batch_size, seed=self.config.seed),
+            tuning.batches(learnt, batch_size=hyper.batch_size, seed=self.config.seed),
             steps=hyper.steps,
             key=jax.random.fold_in(key, 1),
             folder=self.run.path(stage, "checkpoints"),
@@ -328,45 +314,47 @@ class _Job:
             extra={"descriptor": self.descriptor, "content": examples[0].content},
         )
 
-    def _reference_stream(self, examples: Sequence[Example], random_crop: bool) -> tuning.Stream:
-        """The round's own images, each once, or in several crops, under their prompts."""
-        crops: list[Any] = [None]
-        if random_crop:
-            rng = np.random.default_rng(self.config.seed)
-            crops = [(*rng.random(2), rng.uniform(0.8, 1.0)) for _ in range(_CROPS)]
-        images = [folders.to_square(e.image, self.model.resolution, crop=crop) for e in examples for crop in crops]
-        return tuning.Stream(
-            np.stack(images), [self._caption(e.content, e.descriptor) for e in examples for _ in crops]
-        )
-
     def _pool(self, number: int, count: int) -> list[dict[str, Any]]:
-        """What is drawn in a round: `count` images of every prompt, each with its own seed."""
+        """What is drawn in a round: `count` images of every prompt, each with its own seed; of every picture that is
+        drawn anew, if there are any."""
+        pictures = [(name, {"source": file}) for file, (name, _) in self.redrawn.items()] or [("{subject}", {})]
         return [
             {
                 "prompt": p,
                 "image": i,
                 "file": f"samples/p{p:03d}_i{i:03d}.png",
-                "content": content,
-                "text": self.method.prompt(self.config.words, content, self.descriptor),
-                "judged": self.method.judgement(self.config.words, content, self.descriptor),
+                "content": content.replace("{subject}", name),
+                "text": self.method.prompt(self.fields, content, self.descriptor),
+                "judged": self.method.judgement(self.fields, content, self.descriptor),
                 "seed": self.config.seed + 1000 * number + i,
+                **source,
             }
-            for p, content in enumerate(self.contents)
+            for p, (content, (name, source)) in enumerate(itertools.product(self.contents, pictures))
             for i in range(count)
         ]
+
+    def _follow(self, row: Mapping[str, Any]) -> draw.Follow | None:
+        """The picture that a drawing follows, if it is one drawn anew."""
+        if "source" not in row:
+            return None
+        _, square = self.redrawn[row["source"]]
+        return sources.follow(self.method, self.fields, self.model, square, row["text"])
 
     def _draw(self, stage: str, pool: Sequence[dict], branches: Any, settings: Settings, batch: int) -> None:
         if self.run.done(f"{stage}/scores.jsonl"):
             return
-        draw.fill(
-            f"{stage}: drawing",
-            [self.run.path(stage, row["file"]) for row in pool],
-            [row["text"] for row in pool],
-            [row["seed"] for row in pool],
-            branches,
-            settings=settings,
-            batch_size=batch,
-        )
+        for _, group in itertools.groupby(pool, lambda row: row["prompt"] if "source" in row else None):
+            rows = list(group)
+            draw.fill(
+                f"{stage}: drawing",
+                [self.run.path(stage, row["file"]) for row in rows],
+                [row["text"] for row in rows],
+                [row["seed"] for row in rows],
+                branches,
+                settings=settings,
+                batch_size=batch,
+                follow=self._follow(rows[0]),
+            )
 
     def _score(self, stage: str, pool: Sequence[dict[str, Any]], weights: Any) -> list[dict[str, Any]]:
         path = self.run.path(stage, "scores.jsonl")
@@ -412,7 +400,7 @@ class _Job:
         kept = {row["file"] for row in chosen}
         sheet = folders.grid(
             [folders.read_image(self.run.path(stage, row["file"])) for row in rows],
-            columns=len(rows) // len(self.contents),
+            columns=len(rows) // len({row["prompt"] for row in rows}),
             marked=[i for i, row in enumerate(rows) if row["file"] in kept],
             captions=[row["content"] for row in rows],
         )

@@ -28,7 +28,7 @@ class _Style:
 
     model: Backbone
     method: Method
-    words: dict[str, str]
+    config: dict[str, Any]
     adapted: draw.Adapted | None
     descriptor: str
     settings: Settings
@@ -54,7 +54,7 @@ def mix(flags: argparse.Namespace) -> Path:
     if style.adapted is None or subject.adapted is None:
         raise UserError("--round: 0 is the base model; mix needs an adapter of each run")
     texts = _texts(flags, style, jobs)
-    contents = [subject.method.prompt(subject.words, content) for content, _ in jobs]
+    contents = [subject.method.prompt(subject.config, content) for content, _ in jobs]
     branches = draw.mixed_branches(
         style.adapted, subject.adapted, texts, contents, gamma=flags.gamma, settings=style.settings
     )
@@ -109,7 +109,7 @@ def _style(workdir: Path, flags: argparse.Namespace, model: Backbone | None = No
     return _Style(
         model=model,
         method=METHODS[run.config["method"]],
-        words=run.config["words"],
+        config=run.config,
         adapted=style,
         descriptor=references[0]["descriptor"],
         settings=Settings(**{name: value for name, value in sampling.items() if name in fields}),
@@ -147,7 +147,7 @@ def _jobs(flags: argparse.Namespace) -> list[tuple[str, int]]:
 def _texts(flags: argparse.Namespace, style: _Style, jobs: Sequence[tuple[str, int]]) -> list[str]:
     """Every prompt as the run's method draws it, with the words of the style."""
     descriptor = style.descriptor if flags.descriptor is None else flags.descriptor
-    return [style.method.prompt(style.words, content, descriptor) for content, _ in jobs]
+    return [style.method.prompt(style.config, content, descriptor) for content, _ in jobs]
 
 
 def _write(

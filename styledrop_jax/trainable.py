@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -76,12 +76,12 @@ class Plan:
         )
 
 
-def plan(settings: Mapping[str, Any], identifier: str) -> Plan:
+def plan(settings: Mapping[str, Any], identifiers: Sequence[str]) -> Plan:
     """The plan of `config.round_N.adapter`.
 
     Args:
         settings: its fields.
-        identifier: `config.words.identifier`, which becomes the new word where one is learnt.
+        identifiers: the method's, which become the new words where some are learnt.
 
     Raises:
         UserError: a field does not fit.
@@ -97,12 +97,11 @@ def plan(settings: Mapping[str, Any], identifier: str) -> Plan:
     }[kind]()
     words = None
     if kind in ("textual_inversion", "custom_diffusion"):
-        if not identifier:
+        if not identifiers:
             raise UserError(f"config.words.identifier: empty; {kind} learns a new word, such as '<style>'")
-        token = textual_inversion.Token(
-            word=identifier, initializer=settings["initializer"], vectors=settings["vectors"]
-        )
-        words = textual_inversion.Config(tokens=(token,), norm=settings["norm"])
+        start = {"initializer": settings["initializer"], "vectors": settings["vectors"]}
+        tokens = tuple(textual_inversion.Token(word=identifier, **start) for identifier in identifiers)
+        words = textual_inversion.Config(tokens=tokens, norm=settings["norm"])
     text = adapter if settings["text_encoder"] and kind in ("lora", "svdiff", "full") else None
     return Plan(denoiser=adapter, text=text, words=words)
 

@@ -24,6 +24,7 @@ RUNGS = [
     {"feedback"},
     {"train", "report", "studio"},
     {"tuning", "pretraining"},
+    {"sources"},
     {"personalize", "pretrain"},
     {"cli"},
 ]

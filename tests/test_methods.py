@@ -12,7 +12,7 @@ from styledrop_jax.methods.table import METHODS
 from styledrop_jax.run import read_json, read_jsonl
 from styledrop_jax.samplers import diffusion
 
-WORDS = {"identifier": "sks", "noun": "dog"}
+WORDS = {"words": {"identifier": "sks", "noun": "dog"}}
 
 
 def test_prompts_of_every_method():
@@ -22,12 +22,11 @@ def test_prompts_of_every_method():
     assert dreambooth.judgement(WORDS, "a {subject} on a blue background") == "a dog on a blue background"
     assert [styleforge.caption(stream, WORDS) for stream in styleforge.streams] == ["sks style", "style"]
     assert styleforge.prompt(WORDS, "a cat") == "a cat in sks style" and styleforge.judgement(WORDS, "a cat") == "a cat"
-    styledrop, empty = METHODS["styledrop"], {"identifier": "", "noun": ""}
+    styledrop, empty = METHODS["styledrop"], {"words": {"identifier": "", "noun": ""}}
     assert styledrop.prompt(empty, "a cat {odd}", "in red") == "a cat {odd} in red"
     assert styledrop.prompt(empty, "a cat in red", "in red") == "a cat in red"
     with pytest.raises(UserError, match="config.words.noun: empty"):
-        dreambooth.caption(dreambooth.streams[0], WORDS | {"noun": ""})
-    assert all(method.streams[0].section == "reference" for method in METHODS.values())
+        dreambooth.caption(dreambooth.streams[0], {"words": {"identifier": "sks", "noun": ""}})
 
 
 def test_the_schema_knows_every_method_and_sampler():

@@ -52,7 +52,7 @@ def base(request, tiny_muse):
 
 
 def _plan(kind: str, text_encoder: bool, **changes) -> trainable.Plan:
-    return trainable.plan(FIELDS | {"kind": kind, "text_encoder": text_encoder} | changes, "<cat>")
+    return trainable.plan(FIELDS | {"kind": kind, "text_encoder": text_encoder} | changes, ["<cat>"])
 
 
 def _sources(model, prompts=(PROMPT, "a red house"), weight: float = 1.0) -> tuning.Stream:
@@ -160,7 +160,7 @@ def test_a_plan_that_does_not_fit_is_refused(changes, words, base):
 
 def test_a_new_word_needs_one():
     with pytest.raises(UserError, match="config.words.identifier: empty"):
-        trainable.plan(FIELDS | {"kind": "textual_inversion"}, "")
+        trainable.plan(FIELDS | {"kind": "textual_inversion"}, [])
 
 
 @pytest.mark.parametrize("config", [{}, {"denoiser": {"adapter": "magic"}, "text": None, "words": None}, {"rank": 4}])

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -101,7 +101,10 @@ class Backbone(Protocol):
         name: as the user gave it.
         base_hash: SHA-256 over the denoiser's weight files; adapters carry it.
         denoiser: what most methods train. text: the text tower.
+        controllable: whether `draw` also takes a `control` of its cross-attention.
     """
+
+    controllable: ClassVar[bool]
 
     name: str
     base_hash: str

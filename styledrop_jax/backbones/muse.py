@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,7 @@ class Muse:
         expand: what is done to a prompt before the tokenizer, for new words of several tokens.
     """
 
+    controllable: ClassVar[bool] = False
     name: str
     base_hash: str
     denoiser: uvit.UVit

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +52,7 @@ class StableDiffusion:
         expand: what is done to a prompt before the tokenizer, for new words of several tokens.
     """
 
+    controllable: ClassVar[bool] = True
     name: str
     base_hash: str
     denoiser: unet.UNet

@@ -102,9 +102,14 @@ def to_square(image: np.ndarray, size: int, *, crop: tuple[float, float, float] 
 
 
 def read_references(
-    image: str, content: str, descriptor: str, *, needs: Sequence[str] = ("content", "descriptor")
+    image: str,
+    content: str,
+    descriptor: str,
+    *,
+    needs: Sequence[str] = ("content", "descriptor"),
+    field: str = "config.reference",
 ) -> list[Reference]:
-    """Reads the reference images that `config.reference` names.
+    """Reads the reference images that a section of the config names.
 
     Args:
         image: one file; a folder, all of whose images are taken, sorted by name; a JSON-lines file of
@@ -114,11 +119,12 @@ def read_references(
             file's name ("red_house-2.png" is "red house").
         descriptor: how it is drawn; a line of a JSON-lines file overrides it.
         needs: which of the two every image must have.
+        field: the section, for errors.
 
     Raises:
         UserError: any image that cannot be read, no image at all, no content or descriptor.
     """
-    entries = _entries(image, content.strip(), descriptor.strip())
+    entries = _entries(image, content.strip(), descriptor.strip(), field)
     references = [
         Reference(str(path), _read_named(path, where), *_words(path, where, content, descriptor, needs), _sha256(path))
         for path, where, content, descriptor in entries
@@ -301,26 +307,26 @@ def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
         return image
 
 
-def _entries(image: str, content: str, descriptor: str) -> list[tuple[Path, str, str, str]]:
+def _entries(image: str, content: str, descriptor: str, field: str) -> list[tuple[Path, str, str, str]]:
     """(path, where its words are given, content, descriptor) of each reference."""
     if image.startswith("bundled:"):
-        return _bundled(image.removeprefix("bundled:"), content, descriptor)
+        return _bundled(image.removeprefix("bundled:"), content, descriptor, field)
     if not image.strip():
-        raise UserError("config.reference.image: empty; expected an image file, a folder of images or a JSONL file")
+        raise UserError(f"{field}.image: empty; expected an image file, a folder of images or a JSONL file")
     path = Path(image).expanduser()
     if path.is_dir():
         named = [(file, content or _stem_words(file)) for file in _images_in(path)]
-        return [(file, "config.reference", content, descriptor) for file, content in named]
+        return [(file, field, content, descriptor) for file, content in named]
     if path.suffix.lower() == ".jsonl":
         return _jsonl_entries(path, content, descriptor)
-    return [(path, "config.reference", content, descriptor)]
+    return [(path, field, content, descriptor)]
 
 
-def _bundled(name: str, content: str, descriptor: str) -> list[tuple[Path, str, str, str]]:
+def _bundled(name: str, content: str, descriptor: str, field: str) -> list[tuple[Path, str, str, str]]:
     entries = {path.stem: (path, where, c, d) for path, where, c, d in _jsonl_entries(BUNDLED, "", "")}
     if name not in entries:
         raise UserError(
-            f"config.reference.image: no bundled image {name!r}{did_you_mean(name, entries)} "
+            f"{field}.image: no bundled image {name!r}{did_you_mean(name, entries)} "
             f"(bundled: {', '.join(sorted(entries))})"
         )
     path, where, own_content, own_descriptor = entries[name]

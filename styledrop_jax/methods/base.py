@@ -2,12 +2,21 @@
 
 What trains (`config.round_N.adapter`), on which backbone (`config.base`), and in how many rounds are choices of their
 own: any of them goes with any method.
+
+Templates are over fields of the config: `{identifier}` is `config.words.identifier`, `{source.style}` is
+`config.source.style`. `(…)×{contrast.style_repeats}` says the words in brackets so often. A template or a section with
+`component_*` in it stands for those of component_1, component_2, … that the config has.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from styledrop_jax.errors import UserError
+
+_MANY = "component_*"
+_REPEATED = re.compile(r"\(([^()]*)\)×\{(\w+)\.(\w+)\}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,15 +24,15 @@ class Stream:
     """Images that are trained on under one prompt template.
 
     Attributes:
-        section: of the config, names the images: "reference" holds the user's in round 1, and the selected drawings
-            take their place in later rounds; every other section has its own `image`, `weight` and `generate`.
-        prompt: template over `{content}` and `{descriptor}` of an image, `{identifier}` and `{noun}` of `config.words`.
-        generated: whether images may be drawn by the frozen model, under this stream's prompt, where none are given.
+        section: of the config, dotted, names the images.
+        prompt: template over `{content}` and `{descriptor}` of an image, and fields of the config.
+        generated: template of what the frozen model draws where the user gives no images; such a stream keeps what the
+            model knows. Empty for images that teach something, which are always the user's.
     """
 
     section: str
     prompt: str
-    generated: bool = False
+    generated: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,13 +40,18 @@ class Method:
     """One published method.
 
     Attributes:
-        streams: the first is of the section "reference".
-        draws: template of what is drawn, over the same words; `{content}` is the user's prompt, in which
-            `{subject}` stands for `subject`.
-        subject: what the streams teach, over the same words; empty for a style.
+        streams: the first teaches what drawings are judged by; in later rounds those that are selected take the place
+            of its images.
+        draws: template of what is drawn, over the same fields; `{content}` is the user's prompt, `{subject}`, also in
+            the user's prompt, is `subject`.
+        subject: what the streams teach, over the same fields; that of several components is joined by "and".
         pool: the prompts that are drawn between rounds unless the user has others; empty for the built-in pool.
         judged: template of what a drawing is scored against, without words that a scorer cannot know; there
             `{subject}` stands for the noun.
+        learns: the fields of the words that stand for something new.
+        redraws: the stream each of whose images is drawn anew, beside its own reconstruction under its own prompt, for
+            `control` of its section of the steps; None draws from prompts alone.
+        keeps: the words of both prompts at which a redrawn image's cross-attention is kept.
     """
 
     streams: tuple[Stream, ...]
@@ -45,25 +59,87 @@ class Method:
     judged: str = "{content} {descriptor}"
     subject: str = ""
     pool: tuple[str, ...] = ()
+    learns: tuple[str, ...] = ("identifier",)
+    redraws: Stream | None = None
+    keeps: str = ""
 
-    def caption(self, stream: Stream, words: Mapping[str, str], content: str = "", descriptor: str = "") -> str:
+    def caption(self, stream: Stream, config: Mapping[str, Any], content: str = "", descriptor: str = "") -> str:
         """The training prompt of one image of a stream; UserError if a word that it needs is empty."""
-        return self._fill(stream.prompt, words, self.subject, content, descriptor)
+        return _fill(stream.prompt, config, "repeat_training", content=content, descriptor=descriptor)
 
-    def prompt(self, words: Mapping[str, str], content: str, descriptor: str = "") -> str:
+    def prompt(self, config: Mapping[str, Any], content: str, descriptor: str = "") -> str:
         """The user's prompt `content` as the model is given it; UserError if a word that it needs is empty."""
-        return self._fill(self.draws, words, self.subject, content, "" if descriptor in content else descriptor)
+        subject = " and ".join(each(self.subject, config))
+        return self._drawn(self.draws, config, subject, content, descriptor)
 
-    def judgement(self, words: Mapping[str, str], content: str, descriptor: str = "") -> str:
+    def judgement(self, config: Mapping[str, Any], content: str, descriptor: str = "") -> str:
         """The same prompt as a scorer is given it."""
-        return self._fill(self.judged, words, "{noun}", content, "" if descriptor in content else descriptor)
+        return self._drawn(self.judged, config, "{noun}", content, descriptor)
 
-    def _fill(self, template: str, words: Mapping[str, str], subject: str, content: str, descriptor: str) -> str:
-        known = {"identifier": words["identifier"], "noun": words["noun"]}
-        content = content.replace("{subject}", subject)
-        whole = template.replace("{content}", content).replace("{descriptor}", descriptor)
-        for name, word in known.items():
-            if f"{{{name}}}" in whole and not word:
-                raise UserError(f'config.words.{name}: empty; expected a word for the prompt "{whole}"')
-            whole = whole.replace(f"{{{name}}}", word)
-        return " ".join(whole.split())
+    def _drawn(self, template: str, config: Mapping[str, Any], subject: str, content: str, descriptor: str) -> str:
+        words = {"content": content, "subject": subject, "descriptor": "" if descriptor in content else descriptor}
+        return _fill(template, config, "repeat_drawing", **words)
+
+    def kept(self, config: Mapping[str, Any]) -> str:
+        """`keeps` as the model is given it."""
+        return _fill(self.keeps, config, "repeat_drawing")
+
+    def identifiers(self, config: Mapping[str, Any]) -> list[str]:
+        """The words that stand for something new, without those that are empty; UserError if two are the same."""
+        known, found = _words(config), {}
+        for name in (name for template in self.learns for name in each(template, config)):
+            word = known[name]
+            if word and (other := found.setdefault(word.lower(), name)) != name:
+                raise UserError(f"{_field(name)}: {word!r}, as {_field(other)}; expected a word of its own")
+        return [known[name] for name in found.values()]
+
+
+def spread(streams: Sequence[Stream], config: Mapping[str, Any]) -> list[Stream]:
+    """The streams, those with `component_*` once for every component."""
+    return [
+        dataclasses.replace(stream, section=section, prompt=stream.prompt.replace(_MANY, section.partition(".")[0]))
+        for stream in streams
+        for section in each(stream.section, config)
+    ]
+
+
+def each(template: str, config: Mapping[str, Any]) -> list[str]:
+    """The template, or if it is over `component_*`, that of every component of the config; at least the first's."""
+    if _MANY not in template:
+        return [template]
+    numbers = sorted(int(match[1]) for key in config if (match := re.fullmatch(r"component_(\d+)", key)))
+    return [template.replace(_MANY, f"component_{number}") for number in numbers or [1]]
+
+
+def _fill(template: str, config: Mapping[str, Any], switch: str, **words: str) -> str:
+    """The template with its words; what it repeats is said once if `switch` of the section of the number is off."""
+
+    def repeat(match: re.Match) -> str:
+        section = config[match[2]]
+        return " ".join([match[1]] * (section[match[3]] if section[switch] else 1))
+
+    whole = template
+    for name, word in words.items():
+        whole = whole.replace(f"{{{name}}}", word)
+    whole = _REPEATED.sub(repeat, whole)
+    for name, word in _words(config).items():
+        if f"{{{name}}}" in whole and not word:
+            raise UserError(f'{_field(name)}: empty; expected a word for the prompt "{whole}"')
+        whole = whole.replace(f"{{{name}}}", word)
+    return " ".join(whole.split())
+
+
+def _words(config: Mapping[str, Any]) -> dict[str, str]:
+    """Every text of a section by its name in templates."""
+    texts = {
+        f"{name}.{field}": value
+        for name, section in config.items()
+        if isinstance(section, Mapping)
+        for field, value in section.items()
+        if isinstance(value, str)
+    }
+    return {name.removeprefix("words."): text for name, text in texts.items()}
+
+
+def _field(name: str) -> str:
+    return f"config.{name}" if "." in name else f"config.words.{name}"

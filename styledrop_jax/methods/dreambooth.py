@@ -5,7 +5,7 @@ from styledrop_jax.methods.base import Method, Stream
 DREAMBOOTH = Method(
     streams=(
         Stream(section="reference", prompt="a {identifier} {noun}"),
-        Stream(section="prior", prompt="a {noun}", generated=True),
+        Stream(section="prior", prompt="a {noun}", generated="a {noun}"),
     ),
     draws="{content}",
     subject="{identifier} {noun}",

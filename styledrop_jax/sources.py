@@ -1,0 +1,131 @@
+"""What a run learns from: the images of its method's streams, under their prompts, and those that are drawn anew."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from styledrop_jax import class_images
+from styledrop_jax.backbones.base import Backbone, Settings
+from styledrop_jax.data import folders
+from styledrop_jax.draw import Follow
+from styledrop_jax.errors import UserError
+from styledrop_jax.methods.base import Method, Stream, spread
+from styledrop_jax.samplers.attention_control import aligned_tokens
+from styledrop_jax.tuning import Stream as Batch
+
+_CROPS = 8  # cached variants of each image when crops are random
+
+
+class Example(NamedTuple):
+    """One image that teaches something: uint8 [h, w, 3] of any size, its stream and its words."""
+
+    stream: Stream
+    image: np.ndarray
+    content: str
+    descriptor: str
+
+
+def section(config: Mapping[str, Any], stream: Stream) -> Mapping[str, Any]:
+    """The part of the config that names a stream's images; UserError if there is none."""
+    found = functools.reduce(lambda part, name: part.get(name) or {}, stream.section.split("."), config)
+    if not found:
+        raise UserError(f"config.{stream.section}: missing; method {config['method']} has such a stream")
+    return found
+
+
+def read(method: Method, config: Mapping[str, Any]) -> list[tuple[Stream, folders.Reference]]:
+    """The user's images of every stream that teaches something; UserError if a stream has none, or they do not read."""
+    found = []
+    for stream in spread(method.streams, config):
+        if not stream.generated:
+            given = {"content": "", "descriptor": ""} | dict(section(config, stream))
+            needs = [name for name in ("content", "descriptor") if f"{{{name}}}" in stream.prompt]
+            words = (given[name] for name in ("image", "content", "descriptor"))
+            images = folders.read_references(*words, needs=needs, field=f"config.{stream.section}")
+            found += [(stream, image) for image in images]
+    return found
+
+
+def taught(
+    method: Method, config: Mapping[str, Any], examples: Sequence[Example], resolution: int, *, random_crop: bool
+) -> list[Batch]:
+    """The streams of the examples, each image once, or in several crops."""
+    crops: list[Any] = [None]
+    if random_crop:
+        rng = np.random.default_rng(config["seed"])
+        crops = [(*rng.random(2), rng.uniform(0.8, 1.0)) for _ in range(_CROPS)]
+    batches = []
+    for stream in dict.fromkeys(example.stream for example in examples):
+        mine = [example for example in examples if example.stream == stream]
+        images = [folders.to_square(e.image, resolution, crop=crop) for e in mine for crop in crops]
+        prompts = [method.caption(stream, config, e.content, e.descriptor) for e in mine for _ in crops]
+        batches.append(Batch(np.stack(images), prompts))
+    return batches
+
+
+def priors(
+    method: Method, config: Mapping[str, Any], model: Backbone, *, settings: Settings, batch_size: int
+) -> list[Batch]:
+    """The streams that keep what the model knows, the same in every round: given, or drawn by the frozen model."""
+    batches = []
+    for stream in spread(method.streams, config):
+        if not stream.generated:
+            continue
+        given, prompt = section(config, stream), method.caption(stream, config)
+        if given["image"]:
+            read = folders.read_references(given["image"], "", "", needs=(), field=f"config.{stream.section}")
+            images = [reference.image for reference in read]
+        elif given["generate"]:
+            drawn = method.caption(Stream(section=stream.section, prompt=stream.generated), config)
+            drawing = {"settings": settings, "batch_size": batch_size, "seed": config["seed"]}
+            images = class_images.class_images(model, drawn, given["generate"], **drawing)
+        else:
+            raise UserError(f"config.{stream.section}.image: empty; expected images of {prompt!r}, a file or folder")
+        squares = np.stack([folders.to_square(image, model.resolution) for image in images])
+        batches.append(Batch(squares, [prompt] * len(squares), given["weight"]))
+    return batches
+
+
+def check_prompts(method: Method, config: Mapping[str, Any], examples: Sequence[Example]) -> None:
+    """UserError if what is taught trains under a prompt of another stream, or an identifier stands for two things."""
+    method.identifiers(config)
+    captions = {(e.stream, method.caption(e.stream, config, e.content, e.descriptor)) for e in examples}
+    kept = [stream for stream in spread(method.streams, config) if stream.generated]
+    captions |= {(stream, method.caption(stream, config)) for stream in kept}
+    first: dict[str, Stream] = {}
+    for stream, prompt in sorted(captions, key=lambda found: found[0].section):
+        other = first.setdefault(prompt, stream)
+        if other != stream and not (other.generated and stream.generated):
+            raise UserError(
+                f"config.{stream.section}: trains under {prompt!r}, as config.{other.section} does; "
+                "expected an identifier of its own"
+            )
+
+
+def follow(method: Method, config: Mapping[str, Any], model: Backbone, image: np.ndarray, drawn: str) -> Follow:
+    """A picture uint8 [r, r, 3] of the stream that is drawn anew, as drawings under the prompt `drawn` follow it.
+
+    Raises:
+        UserError: the backbone has no control of its attention, or the two prompts do not align token for token.
+    """
+    stream = method.redraws
+    field, share = f"config.{stream.section}.control", section(config, stream)["control"]
+    if not model.controllable:
+        raise UserError(
+            f"{field}: found {share}, expected 0: control of the attention needs Stable Diffusion, and config.base is "
+            f"{model.name!r}, which draws from words alone"
+        )
+    prompt, end = method.caption(stream, config), model.tokenizer.eos_token_id
+    padded = model.text_ids([prompt, drawn, method.kept(config)])
+    source, result, part = (ids[: np.argmax(ids == end) + 1] for ids in padded)
+    tokens = aligned_tokens(source, result, part[1:-1])
+    if tokens is None:
+        raise UserError(
+            f"{field}: the prompts {prompt!r} ({len(source) - 2} tokens) and {drawn!r} ({len(result) - 2} tokens) do "
+            f"not align; expected as many, at most {padded.shape[1] - 2}, with the words {method.kept(config)!r} at "
+            "one place of both: the same repeats in both, or shorter identifiers"
+        )
+    tokens = np.pad(tokens, (0, padded.shape[1] - len(tokens)))
+    return Follow(model.encode_images(image[None]), prompt, tokens, share)
