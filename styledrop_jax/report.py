@@ -138,13 +138,14 @@ def _before_after(run: Run, stages: Sequence[_Stage]) -> str:
         return ""
     lines = []
     for prompt, content in sorted(contents.items()):
-        cells = []
+        source = next((rows[prompt]["source"] for rows in best if "source" in rows.get(prompt, {})), None)
+        cells = [f"<td>{_image(run.path(source), f'{content}: source')}</td>"] if source else []
         for stage, rows in zip(stages, best, strict=True):
             row = rows.get(prompt)
             image = _image(run.path(stage.folder, row["file"]), f"{content}: {stage.title}") if row else ""
             cells.append(f"<td>{image}</td>")
         lines.append(f'<tr><th scope="row">{html.escape(content)}</th>{"".join(cells)}</tr>')
-    head = ""
+    head = '<th scope="col">Source</th>' if any("source" in row for rows in best for row in rows.values()) else ""
     for stage, rows in zip(stages, best, strict=True):
         many = round(len(stage.rows) / max(len(rows), 1))
         head += (

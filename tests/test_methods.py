@@ -8,6 +8,7 @@ from styledrop_jax import config
 from styledrop_jax.adapters.base import load_adapter
 from styledrop_jax.data import folders
 from styledrop_jax.errors import UserError
+from styledrop_jax.methods.base import spread
 from styledrop_jax.methods.table import METHODS
 from styledrop_jax.run import read_json, read_jsonl
 from styledrop_jax.samplers import diffusion
@@ -27,6 +28,80 @@ def test_prompts_of_every_method():
     assert styledrop.prompt(empty, "a cat in red", "in red") == "a cat in red"
     with pytest.raises(UserError, match="config.words.noun: empty"):
         dreambooth.caption(dreambooth.streams[0], {"words": {"identifier": "sks", "noun": ""}})
+
+
+STYO = {
+    "method": "styo",
+    "words": {"identifier": "", "noun": "portrait"},
+    "source": {"style": "ak47", "content": "sks"},
+    "target": {"style": "aug", "content": "m4a1"},
+    "contrast": {
+        "negator": "not",
+        "style_repeats": 3,
+        "content_repeats": 1,
+        "repeat_training": True,
+        "repeat_drawing": True,
+    },
+}
+COMPONENTS = {
+    "words": {"identifier": "", "noun": ""},
+    "component_2": {"identifier": "aug"},
+    "component_10": {"identifier": "xyz"},
+    "component_1": {"identifier": "sks"},
+}
+
+
+def _contrast(**changes):
+    return STYO | {"contrast": STYO["contrast"] | changes}
+
+
+def _captions(method, values):
+    return {stream.section: method.caption(stream, values) for stream in spread(method.streams, values)}
+
+
+def test_prompts_of_styo_are_the_papers():
+    styo = METHODS["styo"]
+    again = "a drawing with aug not ak47 aug not ak47 aug not ak47 style of sks not m4a1 portrait"
+    assert _captions(styo, STYO) == {
+        "source": "a drawing with ak47 not aug ak47 not aug ak47 not aug style of sks not m4a1 portrait",
+        "target": "a drawing with aug not ak47 aug not ak47 aug not ak47 style of m4a1 not sks portrait",
+        "aux": "a drawing with ak47 not aug style of portrait",
+    }
+    assert styo.prompt(STYO, *styo.pool) == again and styo.judgement(STYO, *styo.pool) == "portrait"
+    assert styo.kept(STYO) == "sks not m4a1 portrait" and again.endswith(styo.kept(STYO))
+    drawn_only = _contrast(negator="without", content_repeats=2, repeat_training=False)
+    source = "a drawing with ak47 without aug style of sks without m4a1 portrait"
+    assert _captions(styo, drawn_only)["source"] == source
+    assert styo.prompt(drawn_only, "{subject}").endswith("style of sks without m4a1 sks without m4a1 portrait")
+    trained_only = _contrast(repeat_drawing=False)
+    assert _captions(styo, trained_only)["source"].count("ak47 not aug") == 3
+    assert styo.prompt(trained_only, "{subject}") == "a drawing with aug not ak47 style of sks not m4a1 portrait"
+
+
+def test_multi_styleforge_has_streams_of_every_component_and_draws_them_all():
+    multi = METHODS["multi_styleforge"]
+    components = [f"component_{i}" for i in (1, 2, 10)]
+    taught = dict(zip(components, ("sks style", "aug style", "xyz style"), strict=True))
+    assert _captions(multi, COMPONENTS) == taught | {f"{name}.aux": "style" for name in components}
+    assert multi.prompt(COMPONENTS, "a cat") == "a cat in sks style and aug style and xyz style"
+    assert multi.judgement(COMPONENTS, "a cat") == "a cat"
+    assert multi.identifiers(COMPONENTS) == ["sks", "aug", "xyz"]
+
+
+@pytest.mark.parametrize(
+    ("method", "values", "words"),
+    [
+        (
+            "styo",
+            STYO | {"target": {"style": "SKS", "content": "m4a1"}},
+            "config.target.style: .SKS., as config",
+        ),
+        ("multi_styleforge", COMPONENTS | {"component_10": {"identifier": "aug"}}, "config.component_10.identifier"),
+    ],
+)
+def test_no_word_stands_for_two_things(method, values, words):
+    with pytest.raises(UserError, match=words):
+        METHODS[method].identifiers(values)
 
 
 def test_the_schema_knows_every_method_and_sampler():
@@ -81,6 +156,113 @@ def test_styleforge_takes_its_aux_from_the_user(tmp_path, capfd):
     row = read_jsonl(tmp_path / "run" / "round_1" / "scores.jsonl")[0]
     assert row["text"] == "a cat in sks style"
     assert row["judged"] == "a cat in watercolor painting style", "in words that a scorer can know"
+
+
+def _own(workdir, method, preset, *more):
+    """The smallest run of a config without a reference."""
+    line = ["personalize", "--config", f"{tiny.ROOT / 'configs' / method}.py:{preset}", "--workdir", workdir]
+    small = _flags(
+        clip=tiny.models() / "clip",
+        dtype="float32",
+        round_1__train__steps=2,
+        round_1__sample__steps=2,
+        round_1__sample__batch_size=2,
+        round_1__sample__images_per_prompt=1,
+    )
+    return tiny.styledrop(*line, *small, *more)
+
+
+def _multi(workdir, *more):
+    """Two components, of which the second has no Aux."""
+    given = {
+        "base": tiny.models() / "muse",
+        "prompts": tiny.prompt_file(),
+        "component_1__image": tiny.reference(),
+        "component_1__aux__image": tiny.picture(workdir.parent / "aux.png", seed=6),
+        "component_2__image": tiny.picture(workdir.parent / "background.png", seed=5),
+    }
+    return _own(workdir, "multi_styleforge", "emoji64", *_flags(**given), *more)
+
+
+def test_multi_styleforge_learns_a_word_for_each_component(tmp_path, capfd):
+    assert _multi(tmp_path / "run") == 2
+    assert "config.component_2.aux.image: empty; expected images of 'style'" in capfd.readouterr().err
+    assert not (tmp_path / "run" / "manifest.json").exists()
+    aux = _flags(component_2__aux__image=tmp_path / "aux.png", component_2__aux__weight=0.5)
+    same = _flags(component_2__identifier="SKS")
+    assert _multi(tmp_path / "run", *aux, *same) == 2
+    assert "config.component_2.identifier: 'SKS', as config.component_1" in capfd.readouterr().err
+
+    words = _flags(component_1__identifier="<v>", component_2__identifier="<w>", round_1__train__text_dropout=0)
+    words += _flags(round_1__adapter__kind="textual_inversion", round_1__adapter__initializer="cat")
+    assert _multi(tmp_path / "run", *aux, *words) == 0
+    manifest = read_json(tmp_path / "run" / "manifest.json")
+    shown = [(entry["section"], entry["caption"]) for entry in manifest["references"]]
+    assert shown == [("component_1", "<v> style"), ("component_2", "<w> style")]
+    assert [(stream["prompt"], stream["weight"]) for stream in manifest["streams"]] == [("style", 1.0), ("style", 0.5)]
+    for row in read_jsonl(tmp_path / "run" / "metrics.jsonl"):
+        losses = [row[f"loss_{i}"] for i in range(4)]
+        np.testing.assert_allclose(row["loss"], np.dot(losses, [1, 1, 1, 0.5]), rtol=1e-5)
+    (rows,) = load_adapter(tmp_path / "run" / "round_1" / "adapter.safetensors").tensors.values()
+    assert len(rows) == 2 and (rows[0] != rows[1]).any(), "two words that began alike"
+    assert read_jsonl(tmp_path / "run" / "round_1" / "scores.jsonl")[0]["text"] == "a cat in <v> style and <w> style"
+
+
+def _styo(workdir, *more):
+    given = {
+        "base": tiny.stable_diffusion(),
+        "source__image": tiny.picture(workdir.parent / "face.png", seed=1),
+        "target__image": tiny.picture(workdir.parent / "art.png", seed=2),
+        "aux__generate": 2,
+        "contrast__style_repeats": 2,
+    }
+    return _own(workdir, "styo", "sd15", *_flags(**given), *more)
+
+
+def test_styo_redraws_the_source_in_the_targets_style(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert _styo(tmp_path / "run", *_flags(contrast__repeat_training="false")) == 2
+    error = capfd.readouterr().err
+    assert error.startswith(
+        "error: config.source.control: the prompts 'a drawing with ak47 not aug style of sks not m4a1"
+    )
+    assert "do not align" in error and error.count("\n") == 1
+    assert not (tmp_path / "run" / "manifest.json").exists()
+
+    tiny.picture(tmp_path / "faces" / "anna.png", seed=1)
+    tiny.picture(tmp_path / "faces" / "bert.png", seed=3)
+    assert _styo(tmp_path / "run", *_flags(source__image=tmp_path / "faces")) == 0
+    manifest = read_json(tmp_path / "run" / "manifest.json")
+    assert [entry["section"] for entry in manifest["references"]] == ["target", "source", "source"]
+    (aux,) = manifest["streams"]
+    assert aux["prompt"] == "a drawing with ak47 not aug style of portrait" and len(aux["sha256"]) == 2
+    counts = manifest["rounds"]["round_1"]
+    assert counts["frozen"] == 0 and counts["trainable"] == manifest["base"]["parameters"], "not the text tower"
+    row = read_jsonl(tmp_path / "run" / "metrics.jsonl")[0]
+    np.testing.assert_allclose(row["loss"], row["loss_0"] + row["loss_1"] + row["loss_2"], rtol=1e-5)
+
+    rows = read_jsonl(tmp_path / "run" / "round_1" / "scores.jsonl")
+    assert [(row["content"], row["source"]) for row in rows] == [
+        ("anna", "references/001.png"),
+        ("bert", "references/002.png"),
+    ]
+    assert {row["text"] for row in rows} == {"a drawing with aug not ak47 aug not ak47 style of sks not m4a1 portrait"}
+    pictures = [folders.read_image(tmp_path / "run" / "round_1" / row["file"]) for row in rows]
+    assert (pictures[0] != pictures[1]).any(), "each follows its own source"
+    report = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert report.count('alt="anna: source"') == 1 and 'alt="bert: Round 1"' in report
+
+
+def test_styo_trains_its_three_streams_on_muse_and_draws_from_words_alone(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    muse = _flags(base=tiny.models() / "muse")
+    assert _styo(tmp_path / "run", *muse) == 2
+    assert "config.source.control: found 1.0, expected 0: control of the attention needs" in capfd.readouterr().err
+    more = _flags(source__control=0, round_1__adapter__kind="styledrop", round_1__adapter__rank=4)
+    assert _styo(tmp_path / "run", *muse, *more) == 0
+    assert {"loss_0", "loss_1", "loss_2"} <= set(read_jsonl(tmp_path / "run" / "metrics.jsonl")[0])
+    (row,) = read_jsonl(tmp_path / "run" / "round_1" / "scores.jsonl")
+    assert "source" not in row and row["text"].startswith("a drawing with aug not ak47")
 
 
 @pytest.mark.parametrize("method", ["lora", "textual_inversion", "custom_diffusion", "svdiff"])

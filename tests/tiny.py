@@ -3,6 +3,7 @@
 Each is made once a session, on first use. Tests that change a folder copy it.
 """
 
+import dataclasses
 import functools
 import sys
 import tempfile
@@ -127,7 +128,7 @@ def unet_config(*, sample_size: int, cross_attention_dim: int):
 
 @functools.cache
 def stable_diffusion() -> Path:
-    """A folder of a Stable Diffusion: 16-pixel images, 8×8 latents, texts of 16 tokens."""
+    """A folder of a Stable Diffusion: 16-pixel images, 8×8 latents, texts of 64 tokens."""
     from styledrop_jax import hub, pretrained
     from styledrop_jax.models import clip, unet, vae
     from styledrop_jax.models.tokenizer import load_tokenizer, save_tokenizer
@@ -135,6 +136,7 @@ def stable_diffusion() -> Path:
 
     folder, tokenizer = home() / "stable_diffusion", load_tokenizer(models() / "clip")
     text = clip.ClipConfig.from_dict(hub.read_config(models() / "clip")).text
+    text = dataclasses.replace(text, max_position_embeddings=64)
     denoiser = unet_config(sample_size=8, cross_attention_dim=text.hidden_size)
     codec = vae.Config(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=2, sample_size=16)
     parts = (
