@@ -27,6 +27,30 @@ def test_every_preset_is_valid_and_locked(file, preset):
         config.round_1.train.stpes = 3
 
 
+@pytest.mark.parametrize("file", ["multi_styleforge.py", "styo.py"])
+@pytest.mark.parametrize(
+    ("preset", "base"), [("emoji64", "emoji64/sd"), ("sd15", "stable-diffusion-v1-5"), ("sd21", "stable-diffusion-2-1")]
+)
+def test_methods_of_stable_diffusion_have_its_presets(file, preset, base):
+    config, _ = parse(["--config", f"{CONFIGS / file}:{preset}"])
+    assert config.base.endswith(base) and "reference" not in config
+
+
+def test_components_are_numbered_without_gaps():
+    config, _ = parse(["--config", str(CONFIGS / "multi_styleforge.py"), "--config.component_2.aux.weight", "0.5"])
+    loose = ConfigDict(config.to_dict())
+    loose.component_3 = {"image": "three/", "identifier": "xyz", "aux": loose.component_1.aux}
+    assert "component_3.identifier xyz: " in "\n".join(describe(loose, personalize_schema(loose)))
+    validate(loose, schema=personalize_schema(loose))
+    loose.unlock()
+    del loose.component_2
+    loose.component_1.aux.weight = -1.0
+    with pytest.raises(UserError) as caught:
+        validate(loose, schema=personalize_schema(loose))
+    assert "config.component_2: missing" in str(caught.value)
+    assert "config.component_1.aux.weight: found -1.0" in str(caught.value)
+
+
 def test_the_large_presets_hold_the_papers_values():
     config, _ = parse([f"--config={STYLEDROP}:amused-512"])
     first, second = config.round_1, config.round_2
