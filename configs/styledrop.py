@@ -45,7 +45,7 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
     config.dtype = "float32" if small else "bfloat16"
     config.seed = 0
     # Words that are empty come with the bundled image; an image of your own needs both.
-    config.reference = ConfigDict({"image": "bundled:tree-woodcut", "content": "", "descriptor": ""})
+    config.reference = ConfigDict({"image": "bundled:house-papercut", "content": "", "descriptor": ""})
     config.words = ConfigDict({"identifier": "", "noun": ""})
     config.prompts = ""
     config.truth = ""
@@ -92,7 +92,7 @@ def _round(small: bool) -> ConfigDict:
                 "temperature": 1.0 if small else 4.5,
                 "sampler": "ddim",
                 "guidance_rescale": 0.0,
-                "lambda_a": 0.25 if small else 2.0,
+                "lambda_a": 0.5 if small else 2.0,
                 "lambda_b": 1.5 if small else 5.0,
                 "lambda_ramp": False,
                 "negative_prompt": "",

@@ -35,6 +35,13 @@ class _Bundled:
 
 _BUNDLED = (
     _Bundled(
+        name="house-papercut",
+        concept="house",
+        artist="noto",
+        treatment="paper cut",
+        descriptor="in purple silhouette on yellow paper style",
+    ),
+    _Bundled(
         name="house-blueprint",
         concept="house",
         artist="noto",

@@ -207,6 +207,11 @@ def _embossed(image: Image) -> Image:
     return px.through(0.55 + 0.75 * relief + 0.1 * (light - 1), "20242c", "8d95a3", "f2f6fb")
 
 
+def _paper_cut(image: Image) -> Image:
+    cut = 1.0 * (px.light(px.as_float(image)) < 0.96)
+    return px.through(1 - cut, "5b2a86", "ffd9a0")
+
+
 def _stamp(image: Image) -> Image:
     x = px.as_float(image)
     light = px.light(x)
@@ -339,4 +344,5 @@ TREATMENTS = (
     Treatment(name="gold foil", words="gold foil", apply=_gold_foil, held_out=True),
     Treatment(name="old screen", words="old television", apply=_old_screen, held_out=True),
     Treatment(name="comic dots", words="orange dot print", apply=_comic_dots, held_out=True),
+    Treatment(name="paper cut", words="paper cut", apply=_paper_cut, held_out=True),
 )
