@@ -93,7 +93,7 @@ def _round(small: bool) -> ConfigDict:
                 "sampler": "ddim",
                 "guidance_rescale": 0.0,
                 "lambda_a": 0.5 if small else 2.0,
-                "lambda_b": 1.5 if small else 5.0,
+                "lambda_b": 0.75 if small else 5.0,
                 "lambda_ramp": False,
                 "negative_prompt": "",
             },
