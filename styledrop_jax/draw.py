@@ -120,7 +120,7 @@ def draw(
     batch_size: int = 8,
     edit: Edit | None = None,
 ) -> Iterator[np.ndarray]:
-    """Yields images in chunks [at most batch_size, r, r, 3], float32 in [0, 1].
+    """Yields images in chunks [at most batch_size, r, r, 3], or of the edit's size, float32 in [0, 1].
 
     Every chunk is padded to `batch_size` and runs the same program, so an image depends on its prompt and seed alone,
     not on what it is drawn with.
@@ -130,14 +130,15 @@ def draw(
         seeds: n of them.
         settings: how to draw.
         batch_size: images at a time.
-        edit: a picture to start from.
+        edit: n pictures to start from.
     """
     n, base = len(seeds), branches[0].adapted.base
     texts = [(b.adapted.model if b.on else b.adapted.base).encode_text(b.prompts) for b in branches]
     for start in range(0, n, batch_size):
         rows = np.minimum(np.arange(start, start + batch_size), n - 1)
         groups = _groups(branches, texts, rows)
-        yield base.draw(groups, [seeds[row] for row in rows], settings=settings, edit=edit)[: n - start]
+        own = edit and edit._replace(own=jax.tree.map(lambda x: x[rows], edit.own))  # noqa: B023
+        yield base.draw(groups, [seeds[row] for row in rows], settings=settings, edit=own)[: n - start]
 
 
 def fill(

@@ -119,6 +119,14 @@ def test_stable_diffusion_runs_by_the_same_commands(method, tmp_path):
     drawn, before = folders.read_image(tmp_path / "edited" / line["file"]), folders.read_image(picture)
     np.testing.assert_array_equal(drawn[:, :8], before[:, :8])
     assert (drawn[:, 8:] != before[:, 8:]).any()
+    wide = tiny.picture(tmp_path / "photos" / "a wide cat.png", size=(64, 32))
+    tiny.picture(tmp_path / "photos" / "a house.png", size=(16, 16))
+    stylize = ["stylize", "--run", tmp_path / "run", "--num", 2, "--out", tmp_path / "stylized"]
+    assert tiny.styledrop(*stylize, "--image", tmp_path / "photos", "--strength", 0.5) == 0
+    rows = read_jsonl(tmp_path / "stylized" / "images.jsonl")
+    images = [folders.read_image(tmp_path / "stylized" / row["file"]) for row in rows]
+    assert [image.shape[:2] for image in images] == [(16, 16)] * 2 + [(12, 22)] * 2, "each of its own aspect"
+    assert rows[2]["image"] == str(wide) and (images[2] != images[3]).any()
 
 
 def test_a_word_that_starts_as_too_many_tokens_stops_at_once(tmp_path, capfd):

@@ -58,6 +58,11 @@ class Muse:
         """Pixels along one side of the images it draws."""
         return self.grid * self.codec.config.downsampling
 
+    def canvas(self, height: int, width: int) -> tuple[int, int]:
+        """It draws squares alone, whatever the shape of a picture."""
+        del height, width
+        return self.resolution, self.resolution
+
     @property
     def mask_id(self) -> int:
         return self.denoiser.config.mask_token_id
@@ -113,8 +118,8 @@ class Muse:
         return self.decode_tokens(drawn, len(seeds))
 
     def _masked(self, edit: Edit, seeds: Sequence[int]) -> np.ndarray:
-        """The picture's own tokens [n, h, w], masked for each seed."""
-        own = np.repeat(edit.own, len(seeds), axis=0).reshape(len(seeds), -1)
+        """The pictures' own tokens [n, h, w], masked for each seed."""
+        own = edit.own.reshape(len(seeds), -1)
         region = np.ones((self.resolution,) * 2, bool) if edit.region is None else edit.region
         pixels = self.codec.config.downsampling
         patches = region.reshape(self.grid, pixels, self.grid, pixels).any(axis=(1, 3)).ravel()
