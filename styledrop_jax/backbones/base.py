@@ -130,9 +130,13 @@ class Backbone(Protocol):
         to draw, a tree of arrays [b, …]."""
 
     def loss(
-        self, denoiser: nnx.Module, targets: Any, text: Any, key: jax.Array, hyper: Mapping[str, Any]
+        self, denoiser: nnx.Module, targets: Any, text: Any, keys: jax.Array, hyper: Mapping[str, Any]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The training loss of each example [b], and metrics [b]; `hyper` is `config.round_N.train`."""
+        """The training loss of each example [b], and metrics [b].
+
+        `keys` [b] are of the examples: the randomness of one is the same in any batch. `hyper` is
+        `config.round_N.train`.
+        """
 
     def draw(
         self, groups: Sequence[Group], seeds: Sequence[int], *, settings: Settings, edit: Edit | None = None

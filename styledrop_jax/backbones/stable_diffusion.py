@@ -104,16 +104,19 @@ class StableDiffusion:
         return np.concatenate([_decode(self.codec, chunk) for chunk in chunks(latents, batch_size)])[: len(latents)]
 
     def loss(
-        self, denoiser: unet.UNet, targets: vae.Posterior, text: Text, key: jax.Array, hyper: Mapping[str, Any]
+        self, denoiser: unet.UNet, targets: vae.Posterior, text: Text, keys: jax.Array, hyper: Mapping[str, Any]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The denoising loss of latents drawn from `targets`; `hyper` has `min_snr_gamma` (0: none), `noise_offset`."""
-        latent_key, noise_key = jax.random.split(key)
+        """The denoising loss of latents drawn from `targets`.
+
+        `hyper` has `min_snr_gamma` (0: none), `noise_offset` and `remat`.
+        """
+        latent_keys, noise_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         return losses.denoising_loss(
-            denoiser,
+            functools.partial(denoiser, remat=hyper["remat"]),
             self.schedule,
-            targets.sample(latent_key),
+            jax.vmap(vae.Posterior.sample)(targets, latent_keys),
             text.states,
-            noise_key,
+            noise_keys,
             min_snr_gamma=hyper["min_snr_gamma"] or None,
             noise_offset=hyper["noise_offset"],
         )
