@@ -83,6 +83,9 @@ def _round(small: bool) -> ConfigDict:
                 "checkpoint_every": 100,
                 "min_snr_gamma": 0.0,
                 "noise_offset": 0.0,
+                "ema_decay": 0.0,
+                "accumulate": 1,
+                "remat": False,
             },
             "sample": {
                 "images_per_prompt": 4 if small else 64,

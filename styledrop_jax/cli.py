@@ -89,8 +89,7 @@ def sample(argv: Sequence[str]) -> None:
     parser = _parser("sample", sample)
     _add_prompts(parser, folder="drawn")
     _add_sampling(parser)
-    parser.add_argument("--run", type=Path, required=True, help="a run folder of `styledrop personalize`")
-    parser.add_argument("--round", type=int, help="the round whose adapter draws; default the last; 0: the base model")
+    _add_run(parser)
     flags = parser.read(argv)
     from styledrop_jax import studio
 
@@ -118,25 +117,56 @@ def mix(argv: Sequence[str]) -> None:
 
 
 def edit(argv: Sequence[str]) -> None:
-    """Redraw part of an image (with --mask), or a share of all of it (with --strength), in the style of a run.
+    """Redraw the masked part of an image in the style of a run.
 
     styledrop edit --run runs/mine --image in.png --mask mask.png --prompt "a cat"
-    styledrop edit --run runs/mine --image in.png --strength 0.6 --prompt "a cat"
 
-    White in the mask is drawn anew. The image is cut to its middle square and resized to the model's resolution.
+    White in the mask is drawn anew, all else keeps its pixels; `styledrop stylize` redraws whole images. Stable
+    Diffusion keeps the image's aspect, Muse draws its middle square; the image is resized to what the model draws.
     """
     parser = _parser("edit", edit)
     _add_prompts(parser, folder="edited")
     _add_sampling(parser)
-    parser.add_argument("--run", type=Path, required=True, help="a run folder of `styledrop personalize`")
-    parser.add_argument("--round", type=int, help="the round whose adapter draws; default the last; 0: the base model")
+    _add_run(parser)
     parser.add_argument("--image", type=Path, required=True, help="the image to change")
-    parser.add_argument("--mask", type=Path, help="an image of the same size, white where to draw anew")
-    parser.add_argument("--strength", type=float, help="share of tokens redrawn (default 1 with a mask, else 0.6)")
+    parser.add_argument("--mask", type=Path, required=True, help="an image of its size, white where to draw anew")
+    parser.add_argument("--strength", type=float, default=1.0, help="how far the white part is redrawn, to 1 (default)")
     flags = parser.read(argv)
     from styledrop_jax import studio
 
     print(f"images: {studio.edit(flags)}")
+
+
+def stylize(argv: Sequence[str]) -> None:
+    """Turn a picture, or every picture of a folder, into the style of a run.
+
+    styledrop stylize --run runs/mine --image photo.jpg --prompt "a house" --strength 0.5
+    styledrop stylize --run runs/mine --image photos/ --strength 0.3 --strength 0.5 --strength 0.7
+
+    Say what a picture shows, or let the name of its file say it (red_house-2.jpg is "red house"). The strength is how
+    much is drawn anew: near 0 the picture comes back, at 1 nothing of it is left; 0.3 to 0.7 is usual. Stable Diffusion
+    starts from the noised picture (SDEdit, 2108.01073), Muse masks that share of the picture's own tokens.
+
+    Stable Diffusion keeps the aspect of a picture, sides rounded to what its codec divides; Muse draws its middle
+    square. Writes a PNG for each picture, strength and seed; grid.png, a row for each picture with it as it was before
+    what it became; and a line each in images.jsonl with everything that reproduces it.
+    """
+    parser = _parser("stylize", stylize)
+    _add_drawing(parser, folder="stylized", num=1)
+    _add_sampling(parser)
+    _add_run(parser)
+    parser.add_argument("--image", type=Path, required=True, help="an image, or a folder of images")
+    parser.add_argument("--prompt", default="", help="what they show; default the words of each file's name")
+    parser.add_argument(
+        "--strength",
+        type=float,
+        action="append",
+        help="how much is drawn anew, above 0 to 1 (default 0.5); may be given several times",
+    )
+    flags = parser.read(argv)
+    from styledrop_jax import studio
+
+    print(f"images: {studio.stylize(flags)}")
 
 
 def pretrain(argv: Sequence[str]) -> None:
@@ -186,7 +216,8 @@ def rare_tokens(argv: Sequence[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    command.__name__.replace("_", "-"): command for command in (personalize, sample, mix, edit, rare_tokens, pretrain)
+    command.__name__.replace("_", "-"): command
+    for command in (personalize, sample, mix, edit, stylize, rare_tokens, pretrain)
 }
 
 
@@ -221,10 +252,19 @@ def _parser(name: str, command: Callable, epilog: str = "") -> _Parser:
 def _add_prompts(parser: _Parser, *, folder: str) -> None:
     parser.add_argument("--prompt", action="append", default=[], help="what to draw; may be given several times")
     parser.add_argument("--prompt-file", type=Path, help="a text file of prompts, one a line")
+    _add_drawing(parser, folder=folder, num=4)
+
+
+def _add_drawing(parser: _Parser, *, folder: str, num: int) -> None:
     parser.add_argument("--descriptor", help="the style's words, in place of the run's own; empty for none")
-    parser.add_argument("--num", type=int, default=4, help="images of each prompt (default 4)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first image of each prompt (default 0)")
+    parser.add_argument("--num", type=int, default=num, help=f"images of each (default {num})")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first image of each (default 0)")
     parser.add_argument("--out", type=Path, help=f"where the images go (default: {folder}/ in the run folder)")
+
+
+def _add_run(parser: _Parser) -> None:
+    parser.add_argument("--run", type=Path, required=True, help="a run folder of `styledrop personalize`")
+    parser.add_argument("--round", type=int, help="the round whose adapter draws; default the last; 0: the base model")
 
 
 def _add_sampling(parser: _Parser) -> None:

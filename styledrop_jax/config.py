@@ -91,6 +91,11 @@ _ROUND: Schema = {
         "checkpoint_every": Field(int, "steps between checkpoints, at most these are lost by a kill", 1),
         "min_snr_gamma": Field(float, "bound of the signal-to-noise weights, usually 5; 0 for none (diffusion)", 0),
         "noise_offset": Field(float, "deviation of a constant added to the noise of a channel (diffusion)", 0, 1),
+        "ema_decay": Field(
+            float, "decay of the average over the steps that is kept, such as 0.99; 0: the last step's", 0, 0.99999
+        ),
+        "accumulate": Field(int, "parts that a step's images are computed in: less memory, the same result", 1),
+        "remat": Field(bool, "compute activations anew in the backward pass: less memory, more time"),
     },
     "sample": {
         "images_per_prompt": Field(int, "images drawn for each prompt", 1),

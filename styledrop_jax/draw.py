@@ -138,7 +138,7 @@ def draw(
     edit: Edit | None = None,
     follow: Follow | None = None,
 ) -> Iterator[np.ndarray]:
-    """Yields images in chunks [at most batch_size, r, r, 3], float32 in [0, 1].
+    """Yields images in chunks [at most batch_size, r, r, 3], or of the edit's size, float32 in [0, 1].
 
     Every chunk is padded to `batch_size` and runs the same program, so an image depends on its prompt and seed alone,
     not on what it is drawn with.
@@ -148,7 +148,7 @@ def draw(
         seeds: n of them.
         settings: how to draw.
         batch_size: images at a time.
-        edit: a picture to start from.
+        edit: n pictures to start from.
         follow: a picture whose composition the drawings keep, of a backbone that is `controllable`; they start from its
             noised latents too. Each takes twice the room, and the first branch is of the prompt.
     """
@@ -163,7 +163,7 @@ def draw(
     ]
     control = replacement(tokens=follow.tokens, branches=followed, share=follow.share, steps=settings.steps)
     twice = [seed for seed in seeds for _ in range(2)]
-    start = Edit(follow.own, None, 1.0)
+    start = Edit(jax.tree.map(lambda x: np.repeat(x, len(twice), axis=0), follow.own), None, 1.0)
     for chunk in _chunks(pairs, twice, settings, 2 * max(1, batch_size // 2), start, control=control):
         yield chunk[1::2]
 
@@ -182,7 +182,8 @@ def _chunks(
     for start in range(0, n, batch_size):
         rows = np.minimum(np.arange(start, start + batch_size), n - 1)
         groups = _groups(branches, texts, rows)
-        yield base.draw(groups, [seeds[row] for row in rows], settings=settings, edit=edit, **more)[: n - start]
+        own = edit and edit._replace(own=jax.tree.map(lambda x: x[rows], edit.own))  # noqa: B023
+        yield base.draw(groups, [seeds[row] for row in rows], settings=settings, edit=own, **more)[: n - start]
 
 
 def fill(

@@ -44,7 +44,7 @@ def denoising_loss(
     schedule: NoiseSchedule,
     latents: jax.Array,
     states: jax.Array,
-    key: jax.Array,
+    keys: jax.Array,
     *,
     min_snr_gamma: float | None = None,
     noise_offset: float = 0.0,
@@ -56,22 +56,22 @@ def denoising_loss(
         schedule: what it was trained with.
         latents: [b, h, w, c], of images.
         states: [b, t, d], the features of the prompts.
-        key: of this step.
+        keys: [b], of the examples.
         min_snr_gamma, noise_offset: see those functions.
     """
-    t, noise = draw_noise(schedule, latents.shape, key, noise_offset=noise_offset)
+    t, noise = draw_noise(schedule, latents.shape[1:], keys, noise_offset=noise_offset)
     return loss_at(denoiser, schedule, latents, states, t, noise, min_snr_gamma=min_snr_gamma)
 
 
 def draw_noise(
-    schedule: NoiseSchedule, shape: tuple[int, int, int, int], key: jax.Array, *, noise_offset: float = 0.0
+    schedule: NoiseSchedule, shape: tuple[int, int, int], keys: jax.Array, *, noise_offset: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:
     """A uniform timestep and unit noise for each example, whatever batch it is in.
 
     Args:
         schedule: has the number of timesteps.
-        shape: b, h, w, c of the latents.
-        key: of this step.
+        shape: h, w, c of an example's latents.
+        keys: [b], of the examples.
         noise_offset: deviation of a number that is added to a whole channel of an example, so that the model learns to
             move the brightness of a picture too; 0.05 to 0.1 is usual. No paper states it.
 
@@ -83,9 +83,9 @@ def draw_noise(
         time_key, noise_key, offset_key = jax.random.split(key, 3)
         offset = noise_offset * jax.random.normal(offset_key, shape[-1:])
         t = jax.random.randint(time_key, (), 0, schedule.num_train_timesteps)
-        return t, jax.random.normal(noise_key, shape[1:]) + offset
+        return t, jax.random.normal(noise_key, shape) + offset
 
-    return jax.vmap(draw)(jax.random.split(key, shape[0]))
+    return jax.vmap(draw)(keys)
 
 
 def loss_at(

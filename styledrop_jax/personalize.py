@@ -92,9 +92,14 @@ def _file(index: int) -> str:
 
 
 def _check_choices(config: ConfigDict, num_prompts: int) -> None:
-    """Found now, not after hours of training: more images to choose than a round draws."""
+    """Found now, not after hours of training: more images to choose than a round draws, a batch of uneven parts."""
     for number in range(1, config.rounds + 1):
         settings = round_config(config, number)
+        if settings.train.batch_size % settings.train.accumulate:
+            raise UserError(
+                f"config.round_{number}.train.accumulate: found {settings.train.accumulate}, "
+                f"expected a divisor of batch_size {settings.train.batch_size}"
+            )
         drawn = settings.sample.images_per_prompt
         most = {"prompt": drawn, "top_k": drawn * num_prompts}.get(settings.select.by)
         if most is not None and settings.select.k > most:
@@ -280,13 +285,14 @@ class _Job:
             data,
             plan.filter(),
             loss,
-            optim.make(hyper.learning_rate),
+            optim.make(hyper.learning_rate, ema_decay=hyper.ema_decay),
             tuning.batches(learnt, batch_size=hyper.batch_size, seed=self.config.seed),
             steps=hyper.steps,
             key=jax.random.fold_in(key, 1),
             folder=self.run.path(stage, "checkpoints"),
             logger=self.logger,
             stage=stage,
+            accumulate=hyper.accumulate,
             steps_per_call=max(n for n in range(1, 11) if hyper.checkpoint_every % n == 0),
             checkpoint_every=hyper.checkpoint_every,
             meta={"base": self.model.base_hash},

@@ -1,12 +1,15 @@
-"""Uses a finished run: sample, mix, edit. Each writes PNGs, a grid and `images.jsonl`."""
+"""Uses a finished run: sample, mix, edit, stylize. Each writes PNGs, a grid and `images.jsonl`."""
 
 import argparse
 import dataclasses
+import hashlib
+import itertools
 import math
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,52 +39,136 @@ class _Style:
     origin: dict[str, Any]
 
 
+class _Job(NamedTuple):
+    """One image to draw: of the user's words, from a seed, under the whole prompt; `record` is of its line alone."""
+
+    content: str
+    seed: int
+    text: str
+    record: dict[str, Any]
+
+
 def sample(flags: argparse.Namespace) -> Path:
     """`styledrop sample`: returns the folder of the images."""
-    jobs = _jobs(flags)
+    contents = _contents(flags)
     style = _style(flags.run, flags)
-    texts = _texts(flags, style, jobs)
-    return _write(flags, style, jobs, texts, _branches(style, texts), {}, folder="drawn")
+    jobs = _jobs(flags, style, contents)
+    return _finish(flags, style, jobs, _images(style, jobs, _branches(style, jobs)), folder="drawn")
 
 
 def mix(flags: argparse.Namespace) -> Path:
     """`styledrop mix`: returns the folder of the images."""
     if not 0 <= flags.gamma <= 1:
         raise UserError(f"--gamma: found {flags.gamma}, expected a number from 0 to 1")
-    jobs = _jobs(flags)
+    contents = _contents(flags)
     style = _style(flags.run, flags)
     subject = _style(flags.subject, flags, model=style.model)
     if style.adapted is None or subject.adapted is None:
         raise UserError("--round: 0 is the base model; mix needs an adapter of each run")
-    texts = _texts(flags, style, jobs)
-    contents = [subject.method.prompt(subject.config, content) for content, _ in jobs]
+    jobs = _jobs(flags, style, contents, gamma=flags.gamma, subject=subject.origin)
     branches = draw.mixed_branches(
-        style.adapted, subject.adapted, texts, contents, gamma=flags.gamma, settings=style.settings
+        style.adapted,
+        subject.adapted,
+        [job.text for job in jobs],
+        [subject.method.prompt(subject.config, job.content) for job in jobs],
+        gamma=flags.gamma,
+        settings=style.settings,
     )
-    record = {"gamma": flags.gamma, "subject": subject.origin}
-    return _write(flags, style, jobs, texts, branches, record, folder="mixed")
+    return _finish(flags, style, jobs, _images(style, jobs, branches), folder="mixed")
 
 
 def edit(flags: argparse.Namespace) -> Path:
     """`styledrop edit`: returns the folder of the images."""
-    strength = flags.strength if flags.strength is not None else (1.0 if flags.mask else 0.6)
-    if not 0 < strength <= 1:
-        raise UserError(f"--strength: found {strength}, expected a number above 0 and at most 1")
-    jobs = _jobs(flags)
+    _check_strength(flags.strength)
+    contents = _contents(flags)
     picture = folders.read_image(flags.image)
-    whole = folders.read_mask(flags.mask, picture.shape[:2]) if flags.mask else np.ones(picture.shape[:2], bool)
+    mask = folders.read_mask(flags.mask, picture.shape[:2])
     style = _style(flags.run, flags)
-    side = style.model.resolution
-    image = folders.to_square(picture, side).astype(np.float32) / 255
-    region = folders.to_square(np.repeat(np.uint8(whole)[..., None] * 255, 3, axis=-1), side)[..., 0] > 127
+    size = style.model.canvas(*mask.shape)
+    image = folders.to_size(picture, size)
+    region = folders.to_size(np.repeat(np.uint8(mask)[..., None] * 255, 3, axis=-1), size)[..., :1] > 127
     if not region.any():
         raise UserError(f"{flags.mask}: nothing is white in the middle square, which is all that is drawn")
-    texts = _texts(flags, style, jobs)
-    record = {"image": str(flags.image), "mask": str(flags.mask or ""), "strength": strength}
-    start = Edit(style.model.encode_images(image[None]), region, strength)
-    keep = None if flags.mask is None else (image, region[..., None])
-    branches = _branches(style, texts)
-    return _write(flags, style, jobs, texts, branches, record, folder="edited", start=start, keep=keep)
+    _warn_of_crops([flags.image] if _is_cropped(mask.shape, size) else [])
+    record = {"image": str(flags.image), "mask": str(flags.mask), "strength": flags.strength}
+    jobs = _jobs(flags, style, contents, **record)
+    own = _repeated(style.model.encode_images(image[None]), len(jobs))
+    drawn = _images(style, jobs, _branches(style, jobs), Edit(own, region[..., 0], flags.strength))
+    kept = (np.where(region, folders.to_uint8(after), image) for after in drawn)
+    return _finish(flags, style, jobs, kept, folder="edited")
+
+
+class _Picture(NamedTuple):
+    """A picture to stylize, uint8 [h, w, 3] at the size that the model draws, and what its lines say of it."""
+
+    image: np.ndarray
+    content: str
+    record: dict[str, str]
+
+
+def stylize(flags: argparse.Namespace) -> Path:
+    """`styledrop stylize`: returns the folder of the images."""
+    strengths = flags.strength or [0.5]
+    for strength in strengths:
+        _check_strength(strength)
+    _check_seeds(flags)
+    given = flags.image.expanduser()
+    paths = folders.images_in(given) if given.is_dir() else [given]
+    style = _style(flags.run, flags)
+    pictures = _pictures(flags, style, paths)
+    jobs, drawn, places = [], [], []
+    for strength, size in itertools.product(strengths, dict.fromkeys(p.image.shape for p in pictures)):
+        mine = [i for i, picture in enumerate(pictures) if picture.image.shape == size]
+        encoded = style.model.encode_images(np.stack([pictures[i].image for i in mine]))
+        some = []
+        for i in mine:
+            some += _jobs(flags, style, [pictures[i].content], **pictures[i].record, strength=strength)
+        start = Edit(_repeated(encoded, flags.num), None, strength)
+        drawn.append(_images(style, some, _branches(style, some), start))
+        jobs += some
+        places += [i for i in mine for _ in range(flags.num)]
+    out, after = _write(flags, style, jobs, itertools.chain.from_iterable(drawn), folder="stylized")
+    cells, captions = [], []
+    for i, picture in enumerate(pictures):
+        of_it = [j for j, place in enumerate(places) if place == i]
+        cells += [picture.image, *(after[j] for j in of_it)]
+        captions += [picture.content, *(f"strength {jobs[j].record['strength']:g}" for j in of_it)]
+    _write_sheet(out, cells, captions, columns=1 + len(strengths) * flags.num)
+    return out
+
+
+def _pictures(flags: argparse.Namespace, style: _Style, paths: Sequence[Path]) -> list[_Picture]:
+    """Each at the size that the model draws, as soon as it is read: photos may be many and large."""
+    found, cropped = [], []
+    for path in paths:
+        content = flags.prompt.strip() or folders.stem_words(path)
+        if not content:
+            raise UserError(f"--prompt: missing, and the name of {path} has no words; say what the picture shows")
+        image = folders.read_image(path)
+        size = style.model.canvas(*image.shape[:2])
+        if _is_cropped(image.shape, size):
+            cropped.append(path)
+        record = {"image": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        found.append(_Picture(folders.to_size(image, size), content, record))
+    _warn_of_crops(cropped)
+    return found
+
+
+def _is_cropped(shape: Sequence[int], size: tuple[int, int]) -> bool:
+    """Whether more of a picture is cut off than the rounding of its sides asks for."""
+    aspect = shape[1] / shape[0] * size[0] / size[1]
+    return min(aspect, 1 / aspect) < 0.9
+
+
+def _warn_of_crops(paths: Sequence[Path]) -> None:
+    if paths:
+        others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        warnings.warn(f"{paths[0]}{others}: not of an aspect that this model draws; the middle is taken", stacklevel=2)
+
+
+def _repeated(encoded: Any, count: int) -> Any:
+    """Every picture `count` times, next to itself."""
+    return jax.tree.map(lambda x: np.repeat(x, count, axis=0), encoded)
 
 
 def _style(workdir: Path, flags: argparse.Namespace, model: Backbone | None = None) -> _Style:
@@ -124,93 +211,99 @@ def _check_sampling(sampling: dict[str, Any]) -> None:
             raise UserError(f"--{name.replace('_', '-')}: found {sampling[name]}, expected a number of at least {low}")
 
 
-def _branches(style: _Style, texts: Sequence[str]) -> list[draw.Branch]:
+def _check_strength(strength: float) -> None:
+    if not 0 < strength <= 1:
+        raise UserError(f"--strength: found {strength}, expected a number above 0 and at most 1")
+
+
+def _check_seeds(flags: argparse.Namespace) -> None:
+    if flags.num < 1:
+        raise UserError(f"--num: found {flags.num}, expected at least 1")
+    if not 0 <= flags.seed <= 2**32 - flags.num:
+        raise UserError(f"--seed: found {flags.seed}, expected a whole number from 0 to {2**32 - flags.num}")
+
+
+def _branches(style: _Style, jobs: Sequence[_Job]) -> list[draw.Branch]:
+    texts = [job.text for job in jobs]
     if style.adapted is None:
         return draw.base_branches(style.model, texts, style.settings)
     return draw.style_branches(style.adapted, texts, style.settings)
 
 
-def _jobs(flags: argparse.Namespace) -> list[tuple[str, int]]:
-    """(content, seed) of every image."""
+def _contents(flags: argparse.Namespace) -> list[str]:
+    """The user's prompts."""
     contents = list(flags.prompt) + (folders.read_prompts(flags.prompt_file) if flags.prompt_file else [])
     if not contents:
         raise UserError("--prompt: missing; say what to draw, or give a --prompt-file")
     if any(not content.strip() for content in contents):
         raise UserError('--prompt: empty; expected words like "a cat"')
-    if flags.num < 1:
-        raise UserError(f"--num: found {flags.num}, expected at least 1")
-    if not 0 <= flags.seed <= 2**32 - flags.num:
-        raise UserError(f"--seed: found {flags.seed}, expected a whole number from 0 to {2**32 - flags.num}")
-    return [(content, flags.seed + i) for content in contents for i in range(flags.num)]
+    _check_seeds(flags)
+    return contents
 
 
-def _texts(flags: argparse.Namespace, style: _Style, jobs: Sequence[tuple[str, int]]) -> list[str]:
-    """Every prompt as the run's method draws it, with the words of the style."""
+def _jobs(flags: argparse.Namespace, style: _Style, contents: Sequence[str], **record: Any) -> list[_Job]:
+    """Every prompt with each of its seeds, as the run's method draws it, with the words of the style."""
     descriptor = style.descriptor if flags.descriptor is None else flags.descriptor
-    return [style.method.prompt(style.config, content, descriptor) for content, _ in jobs]
+    return [
+        _Job(content, flags.seed + i, style.method.prompt(style.config, content, descriptor), record)
+        for content in contents
+        for i in range(flags.num)
+    ]
 
 
-def _write(
-    flags: argparse.Namespace,
-    style: _Style,
-    jobs: Sequence[tuple[str, int]],
-    texts: Sequence[str],
-    branches: Sequence[draw.Branch],
-    record: dict[str, Any],
-    *,
-    folder: str,
-    start: Edit | None = None,
-    keep: tuple[np.ndarray, np.ndarray] | None = None,
+def _images(
+    style: _Style, jobs: Sequence[_Job], branches: Sequence[draw.Branch], start: Edit | None = None
+) -> Iterator[np.ndarray]:
+    """Images [h, w, 3], float32 in [0, 1], one after the other."""
+    seeds = [job.seed for job in jobs]
+    chunks = draw.draw(branches, seeds, settings=style.settings, batch_size=style.batch_size, edit=start)
+    return itertools.chain.from_iterable(chunks)
+
+
+def _finish(
+    flags: argparse.Namespace, style: _Style, jobs: Sequence[_Job], images: Iterable[np.ndarray], *, folder: str
 ) -> Path:
-    """Draws every job into `folder` of the run, unless the user names another.
-
-    `keep` = (image [r, r, 3], region [r, r, 1]): pixels outside the region stay the image's own.
-    """
-    out = (flags.out or flags.run / folder).expanduser()
-    chunks = draw.draw(
-        branches,
-        [seed for _, seed in jobs],
-        settings=style.settings,
-        batch_size=style.batch_size,
-        edit=start,
-    )
-    images: list[np.ndarray] = []
-    with log.progress("drawing", len(jobs)) as advance, JsonLines(out / "images.jsonl") as lines:
-        earlier = len(lines.rows)
-        for chunk in chunks:
-            for image in chunk:
-                (content, seed), text = jobs[len(images)], texts[len(images)]
-                if keep is not None:
-                    image = np.where(keep[1], image, keep[0])
-                name = f"{earlier + len(images):04d}_{_slug(content)}_{seed}.png"
-                folders.write_png(out / name, image)
-                lines.append(
-                    {
-                        "file": name,
-                        "prompt": content,
-                        "text": text,
-                        "seed": seed,
-                        **dataclasses.asdict(style.settings),
-                        "batch_size": style.batch_size,
-                        **style.origin,
-                        **record,
-                        "version": __version__,
-                        "jax": jax.__version__,
-                        "device": jax.devices()[0].device_kind,
-                    }
-                )
-                images.append(image)
-            advance(len(chunk))
+    """Writes the images and a sheet of them; returns their folder."""
+    out, written = _write(flags, style, jobs, images, folder=folder)
     columns = max(flags.num, 4) if flags.num > 1 else None
-    captions = [content for content, _ in jobs]
-    sheet = folders.grid(images, columns=columns, scale=_scale(images), captions=captions)
-    folders.write_png(out / "grid.png", sheet)
+    _write_sheet(out, written, [job.content for job in jobs], columns=columns)
     return out
 
 
-def _scale(images: Sequence[np.ndarray]) -> int:
-    """Small images are shown enlarged."""
-    return max(1, 128 // images[0].shape[0])
+def _write(
+    flags: argparse.Namespace, style: _Style, jobs: Sequence[_Job], images: Iterable[np.ndarray], *, folder: str
+) -> tuple[Path, list[np.ndarray]]:
+    """Writes the image of every job into `folder` of the run, unless the user names another, and returns them."""
+    out = (flags.out or flags.run / folder).expanduser()
+    written: list[np.ndarray] = []
+    with log.progress("drawing", len(jobs)) as advance, JsonLines(out / "images.jsonl") as lines:
+        earlier = len(lines.rows)
+        for job, image in zip(jobs, images, strict=True):
+            name = f"{earlier + len(written):04d}_{_slug(job.content)}_{job.seed}.png"
+            written.append(folders.to_uint8(image))
+            folders.write_png(out / name, written[-1])
+            lines.append(
+                {
+                    "file": name,
+                    "prompt": job.content,
+                    "text": job.text,
+                    "seed": job.seed,
+                    **dataclasses.asdict(style.settings),
+                    "batch_size": style.batch_size,
+                    **style.origin,
+                    **job.record,
+                    "version": __version__,
+                    "jax": jax.__version__,
+                    "device": jax.devices()[0].device_kind,
+                }
+            )
+            advance(1)
+    return out, written
+
+
+def _write_sheet(out: Path, images: Sequence[np.ndarray], captions: Sequence[str], *, columns: int | None) -> None:
+    scale = max(1, 128 // images[0].shape[0])  # small images are shown enlarged
+    folders.write_png(out / "grid.png", folders.grid(images, columns=columns, scale=scale, captions=captions))
 
 
 def _slug(text: str) -> str:

@@ -11,12 +11,14 @@ import numpy as np
 import optax
 from flax import nnx
 
-from styledrop_jax import log, sharding, tree
+from styledrop_jax import log, optim, sharding, tree
 from styledrop_jax.checkpoint import Checkpoints
 from styledrop_jax.errors import UserError
 
 Loss = Callable[[nnx.Module, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
-"""`loss(model, batch, key) → (scalar, metrics)`; metrics are averaged over the steps of a dispatch."""
+"""`loss(model, batch, keys) → (scalar, metrics)`, all of them means over the batch, whose arrays have a leading axis b.
+
+`keys` [b] are of the examples, one each. Metrics are averaged over the steps of a dispatch."""
 
 
 def split(model: nnx.Module, trainable: nnx.filterlib.Filter) -> tuple[nnx.GraphDef, dict, dict]:
@@ -31,20 +33,26 @@ def init_state(params: dict, optimizer: optax.GradientTransformation) -> dict[st
     return {"params": params, "opt": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
 
 
-def make_train_step(loss: Loss, optimizer: optax.GradientTransformation) -> Callable:
+def make_train_step(loss: Loss, optimizer: optax.GradientTransformation, *, accumulate: int = 1) -> Callable:
     """Builds `step(graphdef, state, frozen, batches, key) → (state, metrics)`.
 
     `batches` has a leading axis of steps, all run in one dispatch. The step's randomness is `fold_in(key, step)`, so a
     run depends neither on how its steps are grouped nor on where it was interrupted. Only `state` is donated.
     Written for one model; `jax.vmap` over a leading axis of `state` and `batches` trains many at once.
+
+    The batch of a step is computed in `accumulate` parts, one after the other: the same step in less memory. To
+    `optax.MultiSteps` every part would be a step of the run, with its own number, randomness and place in the log, and
+    a checkpoint could fall between the parts.
     """
 
     def one(graphdef, frozen, key, state, batch):
-        def objective(params):
-            value, metrics = loss(nnx.merge(graphdef, params, frozen), batch, jax.random.fold_in(key, state["step"]))
+        def objective(params, part, keys):
+            value, metrics = loss(nnx.merge(graphdef, params, frozen), part, keys)
             return value, metrics | {"loss": value}
 
-        grads, metrics = jax.grad(objective, has_aux=True)(state["params"])
+        gradient = functools.partial(jax.grad(objective, has_aux=True), state["params"])
+        keys = jax.random.split(jax.random.fold_in(key, state["step"]), len(jax.tree.leaves(batch)[0]))
+        grads, metrics = _mean_of_parts(gradient, (batch, keys), accumulate)
         updates, opt = optimizer.update(grads, state["opt"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         return {"params": params, "opt": opt, "step": state["step"] + 1}, metrics
@@ -61,6 +69,23 @@ def make_train_step(loss: Loss, optimizer: optax.GradientTransformation) -> Call
     return jax.jit(step, static_argnums=0, donate_argnums=1)
 
 
+def _mean_of_parts(function: Callable, examples: tuple, parts: int) -> Any:
+    """The mean of a function's results over equal parts of the examples' leading axis, one part after the other.
+
+    A part takes every `parts`-th example, so that each device has its share of all of them.
+    """
+    if parts == 1:
+        return function(*examples)
+    cut = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1), examples)
+    shapes = jax.eval_shape(function, *jax.tree.map(lambda x: x[0], cut))
+    total, _ = jax.lax.scan(
+        lambda total, part: (jax.tree.map(jnp.add, total, function(*part)), None),
+        jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes),
+        cut,
+    )
+    return jax.tree.map(lambda x: x / parts, total)
+
+
 def fit(
     model: nnx.Module,
     trainable: nnx.filterlib.Filter,
@@ -73,12 +98,15 @@ def fit(
     folder: Path,
     logger: log.Logger,
     stage: str,
+    accumulate: int = 1,
     steps_per_call: int = 1,
     checkpoint_every: int = 0,
     meta: dict[str, Any] | None = None,
     after: Callable[[int, dict, nnx.GraphDef, dict], dict] | None = None,
 ) -> dict:
     """Trains to `steps` from the last checkpoint in `folder`, and returns the trained parameters (a pure tree).
+
+    They are the average of the steps if the optimiser keeps one (`optim.make`).
 
     Args:
         model: already carries what is trained.
@@ -91,6 +119,7 @@ def fit(
         folder: where the checkpoints go.
         logger: takes the metrics under `stage`.
         stage: the name in logs and progress bars.
+        accumulate: parts that a step's batch is computed in; see `make_train_step`.
         steps_per_call: steps per dispatch, and the grain of logging.
         checkpoint_every: steps between checkpoints; 0: only the last.
         meta: kept with each checkpoint, and compared on resume.
@@ -103,7 +132,7 @@ def fit(
     _, _, weights, _ = nnx.split(model, trainable, nnx.Param, ...)
     log.say(f"{stage}: {tree.count(params):,} parameters train, {tree.count(weights):,} are frozen")
     state = init_state(params, optimizer)
-    step_fn = make_train_step(loss, optimizer)
+    step_fn = make_train_step(loss, optimizer, accumulate=accumulate)
     checkpoints = Checkpoints(folder)
     meta = meta or {}
     start, state = _resume(checkpoints, folder, state, meta)
@@ -136,7 +165,7 @@ def fit(
             if saves:
                 checkpoints.save(done, state, meta)
     checkpoints.close()
-    return state["params"]
+    return optim.averaged(state["params"], state["opt"])
 
 
 def _resume(checkpoints: Checkpoints, folder: Path, state: dict, meta: dict[str, Any]) -> tuple[int, dict]:

@@ -59,16 +59,18 @@ def prepare(
     shapes = jax.tree.structure(targets), jax.tree.structure(words)
     weights, empty = np.array([source.weight for source in sources], np.float32), len(prompts)
 
-    def loss(tuning: Tuning, rows: jax.Array, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(tuning: Tuning, rows: jax.Array, keys: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Of examples `rows` [b, s] of s streams, the prompt of each dropped with probability `text_dropout`."""
-        drop_key, loss_key = jax.random.split(key)
         flat = rows.reshape(-1)
-        chosen = jnp.where(jax.random.bernoulli(drop_key, hyper["text_dropout"], flat.shape), empty, flat)
+        split = jax.vmap(lambda key: jax.random.split(key, (len(weights), 2)))(keys)  # [b, s, 2]
+        drop_keys, loss_keys = split.reshape(-1, 2).T
+        dropped = jax.vmap(lambda key: jax.random.bernoulli(key, hyper["text_dropout"]))(drop_keys)
+        chosen = jnp.where(dropped, empty, flat)
         target = jax.tree.unflatten(shapes[0], [x[...][flat] for x in tuning.targets])
         text = jax.tree.unflatten(shapes[1], [x[...][chosen] for x in tuning.words])
         if plan.trains_text:
             text = model.text_features(tuning.parts.text, text)
-        each, metrics = model.loss(tuning.parts.denoiser, target, text, loss_key, hyper)
+        each, metrics = model.loss(tuning.parts.denoiser, target, text, loss_keys, hyper)
         per_stream = each.reshape(rows.shape).mean(0)
         named = {f"loss_{s}": value for s, value in enumerate(per_stream)} if len(weights) > 1 else {}
         shown = {name: metrics[name].mean() for name in ("accuracy", "error") if name in metrics}

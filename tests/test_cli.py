@@ -17,7 +17,7 @@ from PIL import Image
 from styledrop_jax import cli, hub, studio
 from styledrop_jax.run import read_json, write_json
 
-COMMANDS = ("personalize", "sample", "mix", "edit", "rare-tokens", "pretrain")
+COMMANDS = ("personalize", "sample", "mix", "edit", "stylize", "rare-tokens", "pretrain")
 
 
 def _refused(capfd, *words):
@@ -55,7 +55,8 @@ def test_the_help_of_a_command_teaches(capfd, command):
         "personalize": ("--workdir", "--config.reference.image", "--config.round_1.train.steps", "amused-256"),
         "sample": ("--prompt-file", "--num", "--seed", "--lambda-a", "--lambda-b", "--negative-prompt", "--round"),
         "mix": ("--subject", "--gamma"),
-        "edit": ("--mask", "--strength"),
+        "edit": ("--mask", "--strength", "styledrop stylize"),
+        "stylize": ("photos/", "--strength", "--prompt", "--num", "grid.png", "SDEdit"),
         "rare-tokens": ("--base", "--tokens"),
         "pretrain": ("configs/pretrain_vq.py", "--workdir"),
     }

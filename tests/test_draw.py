@@ -12,7 +12,7 @@ from styledrop_jax import draw, trainable
 from styledrop_jax.adapters import styledrop
 from styledrop_jax.adapters.base import AdapterParam, save_adapter
 from styledrop_jax.backbones import muse
-from styledrop_jax.backbones.base import Settings
+from styledrop_jax.backbones.base import Edit, Settings
 from styledrop_jax.draw import Adapted, base_branches, mixed_branches, style_branches
 from styledrop_jax.errors import UserError
 from styledrop_jax.samplers.maskgit import two_scale
@@ -78,9 +78,8 @@ def _draw(model, branches, *, seeds=None, settings=SETTINGS, batch_size=BATCH, t
     """`tokens`, one grid a drawing of a single batch, stand for an edited picture's own."""
     with pytest.MonkeyPatch.context() as patch:
         if tokens is not None:
-            given = np.concatenate([tokens, np.repeat(tokens[-1:], batch_size - len(tokens), axis=0)])
-            patch.setattr(muse.Muse, "_masked", lambda self, edit, seeds: edit)
-            tokens = given
+            patch.setattr(muse.Muse, "_masked", lambda self, edit, seeds: edit.own)
+            tokens = Edit(tokens, None, 1.0)
         chunks = list(draw.draw(branches, seeds, settings=settings, batch_size=batch_size, edit=tokens))
     assert all(len(chunk) <= batch_size for chunk in chunks)
     return np.concatenate(chunks)

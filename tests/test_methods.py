@@ -283,6 +283,7 @@ def test_a_baseline_runs_and_sample_draws_what_it_drew(method, tmp_path):
 @pytest.mark.parametrize("method", ["lora", "styledrop"])
 def test_stable_diffusion_runs_by_the_same_commands(method, tmp_path):
     words = _flags(base=tiny.stable_diffusion(), dtype="float32", round_1__adapter__rank=2)
+    words += _flags(round_1__train__ema_decay=0.9, round_1__train__accumulate=2, round_1__train__remat="true")
     assert _run(tmp_path / "run", f"{method}:sd15", *words) == 0
     row = read_jsonl(tmp_path / "run" / "round_1" / "scores.jsonl")[1]
     words = ["--prompt", row["content"], "--seed", row["seed"], "--num", 1]
@@ -300,12 +301,26 @@ def test_stable_diffusion_runs_by_the_same_commands(method, tmp_path):
     drawn, before = folders.read_image(tmp_path / "edited" / line["file"]), folders.read_image(picture)
     np.testing.assert_array_equal(drawn[:, :8], before[:, :8])
     assert (drawn[:, 8:] != before[:, 8:]).any()
+    wide = tiny.picture(tmp_path / "photos" / "a wide cat.png", size=(64, 32))
+    tiny.picture(tmp_path / "photos" / "a house.png", size=(16, 16))
+    stylize = ["stylize", "--run", tmp_path / "run", "--num", 2, "--out", tmp_path / "stylized"]
+    assert tiny.styledrop(*stylize, "--image", tmp_path / "photos", "--strength", 0.5) == 0
+    rows = read_jsonl(tmp_path / "stylized" / "images.jsonl")
+    images = [folders.read_image(tmp_path / "stylized" / row["file"]) for row in rows]
+    assert [image.shape[:2] for image in images] == [(16, 16)] * 2 + [(12, 22)] * 2, "each of its own aspect"
+    assert rows[2]["image"] == str(wide) and (images[2] != images[3]).any()
 
 
 def test_a_word_that_starts_as_too_many_tokens_stops_at_once(tmp_path, capfd):
     assert _run(tmp_path / "run", "custom_diffusion", *_flags(round_1__adapter__initializer="a red house")) == 2
     assert "its initializer 'a red house'" in capfd.readouterr().err
     assert not (tmp_path / "run" / "base").exists()
+
+
+def test_a_batch_of_uneven_parts_stops_at_once(tmp_path, capfd):
+    assert _run(tmp_path / "run", "lora", *_flags(round_1__train__accumulate=3)) == 2
+    assert "config.round_1.train.accumulate: found 3, expected a divisor of batch_size 2" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_words_that_are_missing_stop_before_anything_is_made(tmp_path, capfd):

@@ -1,5 +1,6 @@
 """Using a finished run: the same words and seed give the same bits, and an edit changes what it was told to."""
 
+import hashlib
 import json
 import shutil
 
@@ -224,16 +225,6 @@ def test_edit_keeps_every_pixel_outside_the_mask(tmp_path, photo):
     assert _pictures(again) == _pictures(drawn)
 
 
-def test_strength_is_how_much_is_drawn_anew(tmp_path, photo):
-    image, _ = photo
-    none, some, every = (_edit(tmp_path / str(s), image, "--strength", s, "--num", 1) for s in (0.01, 0.5, 1))
-    ((line, anew),) = _draw(tmp_path / "anew", "--prompt", "a cat", "--num", 1)
-    assert _pictures(every) == [anew], "nothing of the image is left"
-    assert len({*_pictures(none), *_pictures(some), *_pictures(every)}) == 3
-    other = tiny.picture(tmp_path / "other.png", seed=4, size=(48, 32))
-    assert _pictures(_edit(tmp_path / "o", other, "--strength", 0.5, "--num", 1)) != _pictures(some)
-
-
 def test_a_rotated_photo_takes_a_mask_as_it_is_seen(tmp_path, photo):
     image, mask = photo
     exif = Image.Exif()
@@ -248,8 +239,9 @@ def test_edits_that_cannot_be_are_one_line(tmp_path, capfd, photo):
     image, mask = photo
     out = tmp_path / "out"
     line = ["edit", "--run", tiny.finished(), "--out", out, "--prompt", "a cat", "--image"]
+    assert "--mask" in _refused(capfd, *line, image)
     for strength in (0, 1.5, "nan"):
-        assert "--strength: found" in _refused(capfd, *line, image, "--strength", strength)
+        assert "--strength: found" in _refused(capfd, *line, image, "--mask", mask, "--strength", strength)
     Image.open(mask).resize((32, 32)).save(tmp_path / "small.png")
     assert "the mask is 32 x 32 pixels; expected" in _refused(capfd, *line, image, "--mask", tmp_path / "small.png")
     Image.new("L", (48, 32)).save(tmp_path / "black.png")
@@ -258,7 +250,58 @@ def test_edits_that_cannot_be_are_one_line(tmp_path, capfd, photo):
     border.paste(255, (0, 0, 6, 32))
     border.save(tmp_path / "border.png")
     assert "middle square" in _refused(capfd, *line, image, "--mask", tmp_path / "border.png")
-    assert "no such file" in _refused(capfd, *line, tmp_path / "nowhere.png")
+    assert "no such file" in _refused(capfd, *line, tmp_path / "nowhere.png", "--mask", mask)
     (tmp_path / "text.png").write_text(json.dumps({}), encoding="utf-8")
+    assert "not an image" in _refused(capfd, *line, tmp_path / "text.png", "--mask", mask)
+    assert not out.exists()
+
+
+# -------------------------------------------------------------- stylize
+
+
+def _stylize(out, image, *words, run=None):
+    return _draw(out, "--image", image, *words, command="stylize", run=run)
+
+
+def test_strength_is_how_much_of_a_picture_is_drawn_anew(tmp_path, photo, capfd):
+    words = ["--prompt", "a cat"]
+    drawn = _stylize(tmp_path / "all", photo[0], *words, "--strength", 0.01, "--strength", 0.5, "--strength", 1)
+    assert "photo.png: not of an aspect that this model draws" in capfd.readouterr().err
+    assert [line["strength"] for line, _ in drawn] == [0.01, 0.5, 1] and len(set(_pictures(drawn))) == 3
+    anew = _draw(tmp_path / "anew", *words, "--num", 1)
+    assert _pictures(drawn)[2:] == _pictures(anew), "nothing of the picture is left"
+    assert folders.read_image(tmp_path / "all" / "grid.png").shape == (8 * 16 + 8 + 14, 4 * (8 * 16 + 8), 3)
+
+
+def test_every_picture_of_a_folder_is_drawn_by_its_name_as_it_is_alone(tmp_path):
+    folder = tmp_path / "photos"
+    for i, name in enumerate(("a_cat-1.png", "a red house.jpg", "house.png")):
+        tiny.picture(folder / name, seed=i, size=(16, 16))
+    drawn = _stylize(tmp_path / "all", folder, "--num", 2, "--seed", 5)
+    assert [(line["prompt"], line["seed"]) for line, _ in drawn] == [
+        (prompt, seed) for prompt in ("a red house", "a cat", "house") for seed in (5, 6)
+    ]
+    line, picture = drawn[3]
+    assert line["text"] == "a cat in watercolor painting style" and line["image"] == str(folder / "a_cat-1.png")
+    assert line["sha256"] == hashlib.sha256((folder / "a_cat-1.png").read_bytes()).hexdigest()
+    flags = ("round", "seed", "strength", "lambda_a", "lambda_b", "steps", "temperature", "batch_size")
+    words = [word for name in flags for word in (f"--{name.replace('_', '-')}", line[name])]
+    again = _stylize(tmp_path / "again", line["image"], "--prompt", line["text"], *words, run=line["run"])
+    assert _pictures(again) == [picture]
+    other = _stylize(tmp_path / "other", folder / "house.png", "--prompt", line["text"], *words)
+    assert _pictures(other) != [picture], "the picture did nothing"
+
+
+def test_pictures_that_cannot_be_stylized_are_one_line(tmp_path, capfd, photo):
+    out = tmp_path / "out"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.png").write_text("no picture", encoding="utf-8")
+    line = ["stylize", "--run", tiny.finished(), "--out", out, "--prompt", "a cat", "--image"]
+    for strength in (0, 1.5, "nan"):
+        assert "--strength: found" in _refused(capfd, *line, photo[0], "--strength", 0.5, "--strength", strength)
+    assert "no image in this folder" in _refused(capfd, *line, tmp_path / "empty")
     assert "not an image" in _refused(capfd, *line, tmp_path / "text.png")
+    assert "nowhere.png: no such file" in _refused(capfd, *line, tmp_path / "nowhere.png")
+    nameless = tiny.picture(tmp_path / "0001.png")
+    assert "has no words" in _refused(capfd, *line[:5], "--image", nameless)
     assert not out.exists()

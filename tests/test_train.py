@@ -31,9 +31,9 @@ class Tiny(nnx.Module):
         return self.head(jnp.tanh(self.base(x)))
 
 
-def _loss(model, batch, key):
-    """Depends on the data, the step's key and the weights."""
-    noise = 0.1 * jax.random.normal(key, batch.shape)
+def _loss(model, batch, keys):
+    """Depends on the data, the examples' keys and the weights."""
+    noise = 0.1 * jax.vmap(lambda key: jax.random.normal(key, batch.shape[1:]))(keys)
     error = model(batch + noise) - batch
     return (error**2).mean(), {"noise": noise.mean()}
 
@@ -57,14 +57,14 @@ def no_board(monkeypatch):
     monkeypatch.setattr(log, "_open_board", lambda *args: _NoBoard())
 
 
-def _fit(folder, *, steps=8, model=None, loss=_loss, batches=_batches, trainable=HEAD, **kwargs):
+def _fit(folder, *, steps=8, model=None, loss=_loss, batches=_batches, trainable=HEAD, ema_decay=0.0, **kwargs):
     settings = {"steps_per_call": 2, "checkpoint_every": 4} | kwargs
     with log.Logger(folder) as logger:
         return train.fit(
             Tiny() if model is None else model,
             trainable,
             loss,
-            optim.make(1e-2),
+            optim.make(1e-2, ema_decay=ema_decay),
             batches,
             steps=steps,
             key=KEY,
@@ -103,9 +103,10 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     assert [row["step"] for row in rows] == [2, 4, 6, 8] and rows[0].keys() == {"stage", "step", "loss", "noise"}
 
 
-def test_a_run_made_longer_equals_a_long_one(tmp_path):
-    _fit(tmp_path / "a", steps=4)
-    _same(_fit(tmp_path / "a", steps=8), _fit(tmp_path / "b", steps=8))
+@pytest.mark.parametrize("settings", [{}, {"ema_decay": 0.9, "accumulate": 2}])
+def test_a_run_made_longer_equals_a_long_one(settings, tmp_path):
+    _fit(tmp_path / "a", steps=4, **settings)
+    _same(_fit(tmp_path / "a", steps=8, **settings), _fit(tmp_path / "b", steps=8, **settings))
     assert (tmp_path / "a" / "metrics.jsonl").read_bytes() == (tmp_path / "b" / "metrics.jsonl").read_bytes()
 
 
@@ -119,6 +120,31 @@ def test_steps_may_be_grouped_in_any_way(steps_per_call, tmp_path):
     expected = _fit(tmp_path / "two", checkpoint_every=0)
     found = _fit(tmp_path / "other", checkpoint_every=0, steps_per_call=steps_per_call)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, expected)
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_parts_of_a_batch_add_up_to_the_batch(accumulate, tmp_path):
+    whole, parts = _fit(tmp_path / "whole", steps=4), _fit(tmp_path / "parts", steps=4, accumulate=accumulate)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), parts, whole)
+    logs = [[json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()] for name in ("whole", "parts")]
+    for one, other in zip(*logs, strict=True):
+        assert one["step"] == other["step"] and np.allclose(
+            [one["loss"], one["noise"]], [other["loss"], other["noise"]]
+        )
+
+
+def test_the_average_is_of_the_steps_and_not_of_the_start(tmp_path):
+    decay, seen = 0.8, []
+
+    def after(step, state, *_):
+        seen.append(np.array(state["params"]["head"]["kernel"]))
+        return state
+
+    found = _fit(tmp_path, steps=5, steps_per_call=1, after=after, ema_decay=decay)
+    share = decay ** np.arange(4, -1, -1)
+    expected = np.einsum("s,sij->ij", share / share.sum(), seen)
+    np.testing.assert_allclose(found["head"]["kernel"], expected, rtol=1e-5)
+    assert np.abs(expected - seen[-1]).max() > 1e-3
 
 
 def test_only_what_is_trainable_changes(tmp_path):
@@ -184,8 +210,8 @@ _trap.defvjp(lambda loss, sprung: (loss, sprung), lambda sprung, g: (jnp.where(s
 def test_weights_that_are_no_numbers_are_never_saved(tmp_path):
     """The loss of the last step before a checkpoint is that of the weights before it."""
 
-    def loss(model, batch, key):
-        value, metrics = _loss(model, batch, key)
+    def loss(model, batch, keys):
+        value, metrics = _loss(model, batch, keys)
         return _trap(value, batch.max() > 5), metrics
 
     def batches(start, count):

@@ -1,6 +1,7 @@
 """Every kind of trainable on one backbone: what trains, that the base stays, and that a file brings it back."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ ON_BOTH = pytest.mark.parametrize(
     ],
     indirect=["base"],
 )
-HYPER = {"text_dropout": 0.0, "min_snr_gamma": 5.0, "noise_offset": 0.1}
+HYPER = {"text_dropout": 0.0, "min_snr_gamma": 5.0, "noise_offset": 0.1, "remat": False}
 PROMPT = "a <cat>"
 SETTINGS = Settings(steps=2, temperature=1.0, lambda_a=1.5, lambda_b=2.0)
 
@@ -89,8 +90,8 @@ def test_gradients_reach_what_trains_and_the_base_stays(kind, text_encoder, base
     data, loss = tuning.prepare(model, plan, [_sources(model)], HYPER)
     graphdef, params, frozen = train.split(data, plan.filter())
     names = set(tree.flatten(params))
-    rows, key = jnp.array([[0], [1]]), jax.random.key(0)
-    gradient = jax.jit(jax.grad(lambda params: loss(nnx.merge(graphdef, params, frozen), rows, key)[0]))
+    rows, keys = jnp.array([[0], [1]]), jax.random.split(jax.random.key(0), 2)
+    gradient = jax.jit(jax.grad(lambda params: loss(nnx.merge(graphdef, params, frozen), rows, keys)[0]))
     sizes = {name: np.abs(np.asarray(grad)).max() for name, grad in tree.flatten(gradient(params)).items()}
     silent = sorted(name for name, size in sizes.items() if not size > 0)
     # In a text tower not all is looked at: rows of words that no prompt has, and what is behind the layer that is read.
@@ -142,8 +143,32 @@ def test_streams_pair_up_and_count_by_their_weights(base):
     assert all(sorted(rows[3 * e : 3 * e + 3, :, 1].ravel()) == [2, 2, 3, 3, 4, 4] for e in range(2))
     np.testing.assert_array_equal(tuning.batches([first, second], batch_size=2, seed=0)(4, 2), rows[4:])
     data, loss = tuning.prepare(model, plan, [first, second], HYPER)
-    value, metrics = jax.jit(lambda data: loss(data, jnp.array([[0, 2], [1, 3]]), jax.random.key(1)))(data)
+    rows, keys = jnp.array([[0, 2], [1, 3]]), jax.random.split(jax.random.key(1), 2)
+    value, metrics = jax.jit(loss)(data, rows, keys)
     np.testing.assert_allclose(value, metrics["loss_0"] + 0.5 * metrics["loss_1"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("base", ["muse", "stable_diffusion"], indirect=True)
+def test_parts_and_recomputation_change_no_gradient(base):
+    """Each example has the randomness that it has in the whole batch; what is recomputed is not kept."""
+    plan = _plan("full", False)
+    model = trainable.attach(base, plan, rngs=nnx.Rngs(0))
+    source, hyper = _sources(model), HYPER | {"text_dropout": 0.5}
+    rows, keys = jnp.array([[0], [1], [1], [0]]), jax.random.split(jax.random.key(2), 4)
+
+    def gradient(remat):
+        data, loss = tuning.prepare(model, plan, [source], hyper | {"remat": remat})
+        graphdef, params, frozen = train.split(data, plan.filter())
+        value = lambda params, rows, keys: loss(nnx.merge(graphdef, params, frozen), rows, keys)[0]  # noqa: E731
+        kept = jax.eval_shape(lambda params: jax.vjp(lambda params: value(params, rows, keys), params)[1], params)
+        size = sum(x.size for x in jax.tree.leaves(kept))
+        return functools.partial(jax.jit(jax.value_and_grad(value)), params), size
+
+    (whole, most), (again, least) = gradient(False), gradient(True)
+    expected, first, second = whole(rows, keys), again(rows[::2], keys[::2]), again(rows[1::2], keys[1::2])
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, first, second)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), mean, expected)
+    assert least < 0.8 * most
 
 
 @pytest.mark.parametrize(

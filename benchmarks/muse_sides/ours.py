@@ -14,6 +14,7 @@ from styledrop_jax.backbones import muse
 from styledrop_jax.backbones.base import Settings
 
 _ADAPTER = trainable.Plan(denoiser=styledrop.Config(bottleneck=RANK, shared=True))
+_HYPER = {"text_dropout": 0.0, "remat": False}
 
 
 def prepare(job: Job, task: str) -> Callable[[], int]:
@@ -61,7 +62,7 @@ def _training(job: Job, model: muse.Muse, task: str) -> Callable[[], int]:
     """As `personalize` trains: images and prompts encoded once, several steps a dispatch, metrics after each."""
     plan = trainable.Plan(denoiser=trainable.Full()) if task == "full" else _ADAPTER
     tuned = trainable.attach(model, plan, rngs=nnx.Rngs(0))
-    data, loss = tuning.prepare(tuned, plan, [tuning.Stream(job.images(), job.prompts)], {"text_dropout": 0.0})
+    data, loss = tuning.prepare(tuned, plan, [tuning.Stream(job.images(), job.prompts)], _HYPER)
     graphdef, params, frozen = train.split(data, plan.filter())
     optimizer = optim.make(LEARNING_RATE)
     state = train.init_state(params, optimizer)

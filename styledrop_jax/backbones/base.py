@@ -51,11 +51,11 @@ class Settings:
 
 
 class Edit(NamedTuple):
-    """A picture to start from.
+    """Pictures to start from.
 
     Attributes:
-        own: what `Backbone.encode_images` makes of it, of a batch of one.
-        region: bool [r, r], what is drawn anew; None is all of it.
+        own: what `Backbone.encode_images` makes of them, one for each drawing.
+        region: bool [h, w] of their size, what is drawn anew of each; None is all.
         strength: in (0, 1], how much of the region is redrawn.
     """
 
@@ -116,6 +116,9 @@ class Backbone(Protocol):
     def resolution(self) -> int:
         """Pixels along one side of the images it draws."""
 
+    def canvas(self, height: int, width: int) -> tuple[int, int]:
+        """The height and width, pixels, at which a picture of that shape is redrawn."""
+
     def text_ids(self, prompts: Sequence[str]) -> np.ndarray:
         """Prompts → token ids [b, t] int32."""
 
@@ -126,17 +129,25 @@ class Backbone(Protocol):
         """Prompts → the same features; each distinct prompt is computed once."""
 
     def encode_images(self, images: np.ndarray) -> Any:
-        """Images [b, r, r, 3], uint8 or float in [0, 1] → what `loss` learns to draw, a tree of arrays [b, …]."""
+        """Images [b, h, w, 3], uint8 or float in [0, 1], squares or of a size that `canvas` gives → what `loss` learns
+        to draw, a tree of arrays [b, …]."""
 
     def loss(
-        self, denoiser: nnx.Module, targets: Any, text: Any, key: jax.Array, hyper: Mapping[str, Any]
+        self, denoiser: nnx.Module, targets: Any, text: Any, keys: jax.Array, hyper: Mapping[str, Any]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The training loss of each example [b], and metrics [b]; `hyper` is `config.round_N.train`."""
+        """The training loss of each example [b], and metrics [b].
+
+        `keys` [b] are of the examples: the randomness of one is the same in any batch. `hyper` is
+        `config.round_N.train`.
+        """
 
     def draw(
         self, groups: Sequence[Group], seeds: Sequence[int], *, settings: Settings, edit: Edit | None = None
     ) -> np.ndarray:
-        """One batch of images [b, r, r, 3], float32 in [0, 1]; each depends on its own seed and prompts alone."""
+        """One batch of images [b, r, r, 3], or of the edit's size, float32 in [0, 1].
+
+        Each depends on its own seed, prompts and picture alone.
+        """
 
 
 def distinct_rows(prompts: Sequence[str], encode: Callable[[list[str]], Any]) -> Any:

@@ -59,6 +59,11 @@ class Muse:
         """Pixels along one side of the images it draws."""
         return self.grid * self.codec.config.downsampling
 
+    def canvas(self, height: int, width: int) -> tuple[int, int]:
+        """It draws squares alone, whatever the shape of a picture."""
+        del height, width
+        return self.resolution, self.resolution
+
     @property
     def mask_id(self) -> int:
         return self.denoiser.config.mask_token_id
@@ -96,11 +101,10 @@ class Muse:
         return np.concatenate([_decode(self.codec, chunk) for chunk in chunks(tokens, batch_size)])[: len(tokens)]
 
     def loss(
-        self, denoiser: uvit.UVit, targets: jax.Array, text: Text, key: jax.Array, hyper: Mapping[str, Any]
+        self, denoiser: uvit.UVit, targets: jax.Array, text: Text, keys: jax.Array, hyper: Mapping[str, Any]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """`token_loss` of tokens `targets` [b, h, w]; nothing in `hyper` concerns it."""
-        del hyper
-        return token_loss(denoiser, targets, text, self.micro, key)
+        """`token_loss` of tokens `targets` [b, h, w]; of `hyper` only `remat` concerns it."""
+        return token_loss(denoiser, targets, text, self.micro, keys, remat=hyper["remat"])
 
     def draw(
         self, groups: Sequence[Group], seeds: Sequence[int], *, settings: Settings, edit: Edit | None = None
@@ -114,8 +118,8 @@ class Muse:
         return self.decode_tokens(drawn, len(seeds))
 
     def _masked(self, edit: Edit, seeds: Sequence[int]) -> np.ndarray:
-        """The picture's own tokens [n, h, w], masked for each seed."""
-        own = np.repeat(edit.own, len(seeds), axis=0).reshape(len(seeds), -1)
+        """The pictures' own tokens [n, h, w], masked for each seed."""
+        own = edit.own.reshape(len(seeds), -1)
         region = np.ones((self.resolution,) * 2, bool) if edit.region is None else edit.region
         pixels = self.codec.config.downsampling
         patches = region.reshape(self.grid, pixels, self.grid, pixels).any(axis=(1, 3)).ravel()
@@ -200,7 +204,7 @@ def load_text(folder: Path, dtype: jnp.dtype = jnp.float32) -> clip.ClipText:
 
 
 def token_loss(
-    denoiser: uvit.UVit, tokens: jax.Array, text: Text, micro: jax.Array, key: jax.Array
+    denoiser: uvit.UVit, tokens: jax.Array, text: Text, micro: jax.Array, keys: jax.Array, *, remat: bool = False
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Cross-entropy on a random share of masked tokens (Muse 2301.00704 §2.6), one value an example.
 
@@ -209,12 +213,13 @@ def token_loss(
         tokens: [b, h, w] int32.
         text: `states` [b, t, c] and `pooled` [b, p].
         micro: [5].
-        key: of this step.
+        keys: [b], of the examples.
+        remat: see `uvit.UVit`.
     """
     b = tokens.shape[0]
     flat = tokens.reshape(b, -1)
-    inputs, mask = schedules.mask_tokens(flat, jax.random.split(key, b), mask_id=denoiser.config.mask_token_id)
-    logits = denoiser(inputs.reshape(tokens.shape), text.states, text.pooled, jnp.tile(micro, (b, 1)))
+    inputs, mask = schedules.mask_tokens(flat, keys, mask_id=denoiser.config.mask_token_id)
+    logits = denoiser(inputs.reshape(tokens.shape), text.states, text.pooled, jnp.tile(micro, (b, 1)), remat=remat)
     return losses.masked_token_loss(logits.reshape(*flat.shape, -1), flat, mask)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -67,6 +68,12 @@ class StableDiffusion:
         """Pixels along one side of the images it was trained on, and draws unless told otherwise."""
         return self.denoiser.config.sample_size * self.codec.config.downsampling
 
+    def canvas(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width, pixels, of about that aspect and the area of `resolution`², divisible by the codec's."""
+        factor, scale = self.codec.config.downsampling, self.resolution / math.sqrt(height * width)
+        height, width = (max(round(scale * side / factor), 1) * factor for side in (height, width))
+        return height, width
+
     def text_ids(self, prompts: Sequence[str]) -> np.ndarray:
         """Prompts → token ids [b, t] int32."""
         return tokenize(self.tokenizer, list(map(self.expand, prompts)), self.text.config.max_position_embeddings)
@@ -98,16 +105,19 @@ class StableDiffusion:
         return np.concatenate([_decode(self.codec, chunk) for chunk in chunks(latents, batch_size)])[: len(latents)]
 
     def loss(
-        self, denoiser: unet.UNet, targets: vae.Posterior, text: Text, key: jax.Array, hyper: Mapping[str, Any]
+        self, denoiser: unet.UNet, targets: vae.Posterior, text: Text, keys: jax.Array, hyper: Mapping[str, Any]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The denoising loss of latents drawn from `targets`; `hyper` has `min_snr_gamma` (0: none), `noise_offset`."""
-        latent_key, noise_key = jax.random.split(key)
+        """The denoising loss of latents drawn from `targets`.
+
+        `hyper` has `min_snr_gamma` (0: none), `noise_offset` and `remat`.
+        """
+        latent_keys, noise_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         return losses.denoising_loss(
-            denoiser,
+            functools.partial(denoiser, remat=hyper["remat"]),
             self.schedule,
-            targets.sample(latent_key),
+            jax.vmap(vae.Posterior.sample)(targets, latent_keys),
             text.states,
-            noise_key,
+            noise_keys,
             min_snr_gamma=hyper["min_snr_gamma"] or None,
             noise_offset=hyper["noise_offset"],
         )
@@ -121,18 +131,18 @@ class StableDiffusion:
         edit: Edit | None = None,
         control: Control | None = None,
     ) -> np.ndarray:
-        """One batch of images [b, r, r, 3], float32 in [0, 1]; each depends on its own seed and prompts alone.
+        """One batch of images [b, r, r, 3], or of the edit's size, float32 in [0, 1].
 
-        An edit starts from the noised latents of the picture (SDEdit 2108.01073), and keeps those outside its region.
+        Each depends on its own seed, prompts and picture alone. An edit starts from the noised latents of the pictures
+        (SDEdit 2108.01073), and keeps those outside its region.
         """
         given = {}
         if edit is not None:
-            latents = edit.own.mode()
-            given = {"latents": np.repeat(latents, len(seeds), axis=0), "strength": edit.strength}
+            given = {"latents": edit.own.mode(), "strength": edit.strength}
             if edit.region is not None:
-                factor, side = self.codec.config.downsampling, latents.shape[1]
-                mask = edit.region.reshape(side, factor, side, factor).any(axis=(1, 3))
-                mask = np.broadcast_to(mask[None, ..., None], (len(seeds), side, side, 1))
+                factor, (n, h, w, _) = self.codec.config.downsampling, given["latents"].shape
+                mask = edit.region.reshape(h, factor, w, factor).any(axis=(1, 3))
+                mask = np.broadcast_to(mask[None, ..., None], (n, h, w, 1))
                 given |= {"known": given["latents"], "mask": mask}
         latents = self.sample(
             groups,

@@ -93,12 +93,22 @@ def to_square(image: np.ndarray, size: int, *, crop: tuple[float, float, float] 
     Returns:
         uint8 [size, size, 3].
     """
-    h, w = image.shape[:2]
+    return to_size(image, (size, size), crop=crop)
+
+
+def to_size(image: np.ndarray, size: tuple[int, int], *, crop: tuple[float, float, float] | None = None) -> np.ndarray:
+    """Cuts a window of the aspect of `size` = (height, width) out of an image and resizes it to that.
+
+    Args and result are else those of `to_square`; a side of 1 is the largest window of that aspect.
+    """
+    (h, w), (height, width) = image.shape[:2], size
     x, y, share = crop or (0.5, 0.5, 1.0)
-    side = share * min(h, w)
-    left, top = x * (w - side), y * (h - side)
-    box = (left, top, left + side, top + side)
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS, box=box))
+    wide = w * height > h * width  # in whole numbers: a window a rounding error too large is refused
+    tall, broad = (h, h * width / height) if wide else (w * height / width, w)
+    tall, broad = share * tall, share * broad
+    left, top = x * (w - broad), y * (h - tall)
+    box = (left, top, left + broad, top + tall)
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS, box=box))
 
 
 def read_references(
@@ -203,10 +213,10 @@ def grid(
     captions: Sequence[str] | None = None,
     marked: Iterable[int] = (),
 ) -> np.ndarray:
-    """Lays images of one size out in rows, for contact sheets.
+    """Lays images out in rows, for contact sheets.
 
     Args:
-        images: float [0, 1] or uint8, each [h, w, 3].
+        images: float [0, 1] or uint8, each [h, w, 3]; smaller ones stand in the middle of a cell of the largest.
         columns: images a row; None makes the sheet about square.
         pad: the border around each image, pixels; white, or coloured for marked images.
         scale: whole number by which each pixel is repeated.
@@ -217,9 +227,12 @@ def grid(
         uint8 [H, W, 3].
     """
     marked = set(marked)
+    tallest, widest = (max(image.shape[axis] for image in images) for axis in (0, 1))
     cells = []
     for i, image in enumerate(images):
-        image = to_uint8(image).repeat(scale, axis=0).repeat(scale, axis=1)
+        high, wide = tallest - image.shape[0], widest - image.shape[1]
+        room = ((high // 2, high - high // 2), (wide // 2, wide - wide // 2), (0, 0))
+        image = np.pad(to_uint8(image), room, constant_values=255).repeat(scale, axis=0).repeat(scale, axis=1)
         frame = Image.fromarray(image)
         cell = np.asarray(ImageOps.expand(frame, pad, fill=_MARK if i in marked else (255, 255, 255)))
         cells.append(cell if captions is None else np.concatenate([cell, _caption(captions[i], cell.shape[1])]))
@@ -315,7 +328,7 @@ def _entries(image: str, content: str, descriptor: str, field: str) -> list[tupl
         raise UserError(f"{field}.image: empty; expected an image file, a folder of images or a JSONL file")
     path = Path(image).expanduser()
     if path.is_dir():
-        named = [(file, content or _stem_words(file)) for file in _images_in(path)]
+        named = [(file, content or stem_words(file)) for file in images_in(path)]
         return [(file, field, content, descriptor) for file, content in named]
     if path.suffix.lower() == ".jsonl":
         return _jsonl_entries(path, content, descriptor)
@@ -333,7 +346,8 @@ def _bundled(name: str, content: str, descriptor: str, field: str) -> list[tuple
     return [(path, where, content or own_content, descriptor or own_descriptor)]
 
 
-def _images_in(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
+    """The image files of a folder, sorted by name; UserError if there is none, a warning of what is left out."""
     Image.init()
     readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
@@ -381,8 +395,8 @@ def _words(path: Path, where: str, content: str, descriptor: str, needs: Sequenc
     return content, descriptor
 
 
-def _stem_words(path: Path) -> str:
-    """ "red_house-2.png" → "red house"; "0001.png" → ""."""
+def stem_words(path: Path) -> str:
+    """The words of a file's name: "red_house-2.png" → "red house"; "0001.png" → ""."""
     return re.sub(r"[\W_]+", " ", re.sub(r"[\W_\d]+$", "", path.stem)).strip()
 
 

@@ -11,6 +11,11 @@ from flax import nnx
 _GRN_EPS = 1e-6
 
 
+def places(h: int, w: int, side: int) -> jax.Array:
+    """int32 [h, w]: for each position of a grid, the nearest one of a grid of `side` × `side`, row by row."""
+    return jnp.arange(h)[:, None] * side // h * side + jnp.arange(w) * side // w
+
+
 class _Conv(nnx.Module):
     """A convolution's parameters."""
 

@@ -16,6 +16,12 @@ GroupNorm = nnx.GroupNorm
 Embed = nnx.Embed
 
 
+def recomputed(module: nnx.Module) -> Callable:
+    """The module as a function whose activations the backward pass computes anew, not keeps (1604.06174)."""
+    graphdef, state = nnx.split(module)
+    return lambda *args: jax.checkpoint(lambda state: nnx.merge(graphdef, state)(*args))(state)
+
+
 def _flat_dot_general(x: jax.Array, kernel: jax.Array, _dimensions, **kwargs) -> jax.Array:
     """The product of [..., c] and [c, d] over flattened tokens.
 

@@ -16,6 +16,7 @@ from flax import nnx
 
 from styledrop_jax import tree
 from styledrop_jax.errors import UserError
+from styledrop_jax.models.layers import recomputed
 from styledrop_jax.models.rules import COMMON, Rule, Rules
 from styledrop_jax.models.unet_blocks import (
     Attention,
@@ -230,6 +231,7 @@ class UNet(nnx.Module):
         *,
         text_mask: jax.Array | None = None,
         control: Control | None = None,
+        remat: bool = False,
     ) -> jax.Array:
         """Predicts what the model was trained to predict of the noise in the latents.
 
@@ -242,6 +244,7 @@ class UNet(nnx.Module):
                 (arXiv 2208.01626, §3). Takes them as float32 [b, heads, n, t], softmaxed, with n the positions row by
                 row, and the module's dotted path, such as `mid_block.attentions.0.transformer_blocks.0.attn2`;
                 returns weights of the same shape.
+            remat: whether the backward pass computes the activations of each block anew; else it keeps them.
 
         Returns:
             float32 [b, h, w, out_channels]
@@ -251,12 +254,13 @@ class UNet(nnx.Module):
         if self.config.center_input_sample:
             latents = 2 * latents - 1
         time = nnx.silu(self.time_embedding(self._sinusoids(timesteps)))  # [b, e]; every use of it takes the SiLU
+        run = recomputed if remat else lambda block: block
         skips = [self.conv_in(latents)]
         for block in self.down_blocks:
-            skips += block(skips[-1], time, context)
-        x = self.mid_block(skips[-1], time, context)
+            skips += run(block)(skips[-1], time, context)
+        x = run(self.mid_block)(skips[-1], time, context)
         for block in self.up_blocks:
-            x = block(x, skips, time, context)
+            x = run(block)(x, skips, time, context)
         return self.conv_out(nnx.silu(self.conv_norm_out(x))).astype(jnp.float32)
 
     def _sinusoids(self, timesteps: jax.Array) -> jax.Array:

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from styledrop_jax.errors import UserError
-from styledrop_jax.models.grid import DepthwiseConv, FoldingConv, GlobalResponseNorm, UnfoldingConv
-from styledrop_jax.models.layers import Embed, LayerNorm, Linear, RMSNorm, attention, gelu
+from styledrop_jax.models.grid import DepthwiseConv, FoldingConv, GlobalResponseNorm, UnfoldingConv, places
+from styledrop_jax.models.layers import Embed, LayerNorm, Linear, RMSNorm, attention, gelu, recomputed
 from styledrop_jax.models.rules import COMMON, Rule, Rules
 
 _BLOCK_NORM_EPS = 1e-6  # the reference fixes it for the norms of its attention blocks, whatever `layer_norm_eps` is
@@ -152,11 +152,6 @@ def _sinusoids(values: jax.Array, dim: int) -> jax.Array:
     frequencies = jnp.exp(-math.log(10_000) * jnp.arange(half, dtype=jnp.float32) / half)
     angles = values.astype(jnp.float32)[..., None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-
-
-def _places(h: int, w: int, side: int) -> jax.Array:
-    """int32 [h, w]: for each position of a grid, the nearest one of a grid of `side` × `side`, row by row."""
-    return jnp.arange(h)[:, None] * side // h * side + jnp.arange(w) * side // w
 
 
 class _Parts:
@@ -402,7 +397,9 @@ class UVit(nnx.Module):
         self.up_block = Block(parts, upsample=config.upsample)
         self.mlm_layer = TokenHead(parts)
 
-    def __call__(self, tokens: jax.Array, text: jax.Array, pooled: jax.Array, micro: jax.Array) -> jax.Array:
+    def __call__(
+        self, tokens: jax.Array, text: jax.Array, pooled: jax.Array, micro: jax.Array, *, remat: bool = False
+    ) -> jax.Array:
         """Predicts every token of the grid.
 
         Args:
@@ -410,6 +407,7 @@ class UVit(nnx.Module):
             text: [b, t, d] features of the text encoder.
             pooled: [b, p] pooled text embedding.
             micro: [b, 5] original width and height in pixels, crop top and left in pixels, aesthetic score.
+            remat: whether the backward pass computes the activations of each block anew; else it keeps them.
 
         Returns:
             float32 logits [b, h, w, codebook_size]
@@ -421,20 +419,21 @@ class UVit(nnx.Module):
         if self.config.downsample and (h % 2 or w % 2):
             raise ValueError(f"tokens are {h}×{w}; a model that downsamples needs an even grid")
         if self.config.positional_masks:
-            places = self.config.codebook_size + _places(h, w, self.config.sample_size)
-            tokens = jnp.where(tokens == self.config.mask_token_id, places, tokens)
+            placed = self.config.codebook_size + places(h, w, self.config.sample_size)
+            tokens = jnp.where(tokens == self.config.mask_token_id, placed, tokens)
         text = self.encoder_proj_layer_norm(self.encoder_proj(text))  # [b, t, d]
         sizes = _sinusoids(micro, self.config.micro_cond_encode_dim).reshape(b, -1)
         cond = jnp.concatenate([pooled.astype(self.dtype), sizes.astype(self.dtype)], axis=-1)
         cond = nnx.silu(self.cond_embed(cond))  # [b, d]; every use of it takes the SiLU, so it is taken once
 
-        x = self.down_block(self.embed(tokens), text, cond)  # [b, h', w', c]
+        run = recomputed if remat else lambda block: block
+        x = run(self.down_block)(self.embed(tokens), text, cond)  # [b, h', w', c]
         grid = x.shape
         x = self.project_to_hidden(self.project_to_hidden_norm(x.reshape(b, -1, grid[-1])))  # [b, n, d]
         for layer in self.transformer_layers:
-            x = layer(x, text, cond)
+            x = run(layer)(x, text, cond)
         x = self.project_from_hidden(self.project_from_hidden_norm(x)).reshape(grid)
-        x = self.up_block(x, text, cond)  # [b, h, w, c]
+        x = run(self.up_block)(x, text, cond)  # [b, h, w, c]
         return self.mlm_layer(x).astype(jnp.float32)
 
 

@@ -38,7 +38,7 @@ class Task:
     Attributes:
         model: freshly initialised, or with frozen parts filled in.
         trainable: what the optimiser changes.
-        loss: see `train.Loss`.
+        loss: see `train.Loss`, but of one key for the whole batch.
         batches: see `train.fit`.
         after: see `train.fit`.
         picture: draws a grid [h, w, 3] uint8 of what the trained model does.

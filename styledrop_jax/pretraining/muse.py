@@ -33,7 +33,8 @@ def _loss(dropout: float, micro: jax.Array) -> train.Loss:
         drop_key, mask_key = jax.random.split(key)
         out = model.text(model.dropped(batch["ids"], drop_key, dropout))
         text = jax.lax.stop_gradient(muse.Text(out.hidden_states[-2], out.embeds))
-        value, metrics = muse.token_loss(model.denoiser, batch["tokens"].astype(np.int32), text, micro, mask_key)
+        tokens, keys = batch["tokens"].astype(np.int32), jax.random.split(mask_key, len(batch["ids"]))
+        value, metrics = muse.token_loss(model.denoiser, tokens, text, micro, keys)
         return value.mean(), {"accuracy": metrics["accuracy"].mean()}
 
     return loss

@@ -71,8 +71,9 @@ def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> base.Task:
         ids = trained.dropped(batch["ids"], drop_key, config.text_dropout)
         states = jax.lax.stop_gradient(model.text_features(trained.text, ids))
         latents = vae.Posterior(batch["mean"].astype(np.float32), batch["logvar"].astype(np.float32))
-        hyper = {"min_snr_gamma": config.min_snr_gamma, "noise_offset": 0.0}
-        value, metrics = model.loss(trained.denoiser, latents, states, loss_key, hyper)
+        hyper = {"min_snr_gamma": config.min_snr_gamma, "noise_offset": 0.0, "remat": False}
+        keys = jax.random.split(loss_key, len(ids))
+        value, metrics = model.loss(trained.denoiser, latents, states, keys, hyper)
         return value.mean(), {"error": metrics["error"].mean()}
 
     def picture(trained: base.Conditioned) -> np.ndarray:

@@ -235,13 +235,14 @@ def test_the_loss_is_the_cross_entropy_of_what_was_masked(tiny_muse):
     class Knowing:
         config = tiny_muse.denoiser.config
 
-        def __call__(self, inputs, states, pooled, micro):
+        def __call__(self, inputs, states, pooled, micro, *, remat):
             seen.update(inputs=inputs, micro=micro)
             known = jnp.arange(16).reshape(4, 4, 1) < 8
             return 50.0 * jax.nn.one_hot(tokens, 64) * known
 
     text = tiny_muse.encode_text(PROMPTS)
-    loss, metrics = muse.token_loss(Knowing(), jnp.asarray(tokens), text, tiny_muse.micro, jax.random.key(0))
+    keys = jax.random.split(jax.random.key(0), 6)
+    loss, metrics = muse.token_loss(Knowing(), jnp.asarray(tokens), text, tiny_muse.micro, keys)
     masked = np.asarray(seen["inputs"]).reshape(6, 16) == tiny_muse.mask_id
     np.testing.assert_array_equal(np.asarray(seen["inputs"]).reshape(6, 16)[~masked], tokens.reshape(6, 16)[~masked])
     assert len(set(masked.sum(1))) > 1 and masked.any(1).all(), "each example has its own rate"

@@ -438,7 +438,7 @@ def test_gradients_reach_all_of_the_unet_its_text_and_nothing_else(model):
 
     def objective(params, states):
         whole, key = nnx.merge(graphdef, params), jax.random.key(0)
-        inputs = (model.schedule, posterior.sample(key), states, key)
+        inputs = (model.schedule, posterior.sample(key), states, jax.random.split(key, 2))
         return denoising_loss(whole.denoiser, *inputs, min_snr_gamma=5.0)[0].mean()
 
     states = model.encode_text(PROMPTS).states
