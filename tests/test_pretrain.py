@@ -11,8 +11,9 @@ from diffusers import DDIMScheduler
 from safetensors.numpy import load_file
 
 from styledrop_jax import checkpoint, draw, hub
-from styledrop_jax.backbones import load, muse, stable_diffusion
+from styledrop_jax.backbones import load, muse
 from styledrop_jax.backbones.base import Settings
+from styledrop_jax.backbones.stable_diffusion import StableDiffusion
 from styledrop_jax.data import corpus
 from styledrop_jax.metrics.clip_scores import ClipScorer
 from styledrop_jax.run import read_json
@@ -75,34 +76,38 @@ def test_training_goes_on_from_exported_weights(tmp_path):
     np.testing.assert_allclose(*kernels, atol=1e-3)
 
 
-def test_the_exported_stable_diffusion_draws_and_encodes():
-    folder = _trained("unet") / "export/sd"
-    model = load.load(str(folder))
-    assert isinstance(model, stable_diffusion.StableDiffusion) and model.resolution == 64
+@pytest.fixture(scope="module")
+def exported() -> StableDiffusion:
+    model = load.load(str(_trained("unet") / "export/sd"))
+    assert isinstance(model, StableDiffusion)
+    return model
+
+
+def test_the_exported_stable_diffusion_draws_and_encodes(exported):
+    model = exported
+    assert model.resolution == 64
     settings = Settings(steps=2)
     branches = draw.base_branches(model, ["a cat", "a dog"], settings)
     images = np.concatenate(list(draw.draw(branches, range(2), settings=settings, batch_size=2)))
     assert images.shape == (2, 64, 64, 3) and images.min() >= 0 and images.max() <= 1 and images.std() > 0
     latents = model.encode_images(images)
     assert latents.mean.shape == (2, 16, 16, 4) and np.isfinite(latents.mean).all()
-    assert "cat" in read_json(folder.parent / "vocabulary.json")
+    assert "cat" in read_json(_trained("unet") / "export/vocabulary.json")
 
 
-def test_the_exported_schedule_predicts_v_from_pure_noise_on_as_the_reference_reads_it():
-    folder = _trained("unet") / "export/sd"
-    ours, theirs = load.load(str(folder)).schedule, DDIMScheduler.from_pretrained(folder / "scheduler")
+def test_the_exported_schedule_predicts_v_from_pure_noise_on_as_the_reference_reads_it(exported):
+    ours, theirs = exported.schedule, DDIMScheduler.from_pretrained(_trained("unet") / "export/sd/scheduler")
     assert ours.prediction_type == theirs.config.prediction_type == "v_prediction"
     assert ours.timestep_spacing == theirs.config.timestep_spacing == "trailing"
     assert not theirs.config.clip_sample and ours.alphas_cumprod[-1] == 0
     np.testing.assert_allclose(ours.alphas_cumprod, theirs.alphas_cumprod, atol=1e-6)
 
 
-def test_the_exported_latents_have_unit_deviation():
-    codec = stable_diffusion.load_component(_trained("vae") / "export/vae", "vae")
+def test_the_exported_latents_have_unit_deviation(exported):
     data = corpus.load(emoji_packages.built())
     images = [data.example(i, split="train", vocabulary="full", seed=1)[0] for i in range(512)]
-    latents = codec.encode(np.stack(images).astype(np.float32) / 255).mode()
-    assert abs(codec.config.scaling_factor - 1) > 0.05, "no scaling would show nothing"
+    latents = exported.encode_images(np.stack(images)).mean
+    assert abs(exported.codec.config.scaling_factor - 1) > 0.05, "no scaling would show nothing"
     assert abs(latents.std() - 1) < 0.01 and abs(latents.mean()) < 0.01
 
 
