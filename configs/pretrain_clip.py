@@ -27,5 +27,8 @@ def get_config() -> ConfigDict:
             "checkpoint_every": 100,
             "vocab_size": 2048,
             "max_length": 32,
+            "width": 192,
+            "text_layers": 3,
+            "vision_layers": 4,
         }
     )

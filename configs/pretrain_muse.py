@@ -20,6 +20,8 @@ def get_config() -> ConfigDict:
             "seed": 0,
             "pack": 48000,
             "text_dropout": 0.1,
+            "width": 192,
+            "layers": 6,
             "batch_size": 64,
             "steps": 6000,
             "optimizer": "muon",

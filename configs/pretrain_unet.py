@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
             "seed": 0,
             "pack": 48000,
             "text_dropout": 0.1,
+            "width": 48,
             "min_snr_gamma": 5.0,
             "batch_size": 64,
             "steps": 8000,

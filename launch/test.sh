@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs the tests in a virtual environment made from pyproject.toml. Arguments go to pytest.
+# Runs the tests in a virtual environment made from pyproject.toml, in two processes. Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh dev
 ruff check .
 ruff format --check .
-exec python -m pytest -q "$@"
+exec python -m pytest -q --numprocesses 2 --dist loadfile "$@"

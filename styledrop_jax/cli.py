@@ -179,7 +179,7 @@ def pretrain(argv: Sequence[str]) -> None:
     Resumable by the same command. Leaves the model in WORKDIR/export and pictures of its progress in WORKDIR/pictures.
     """
     parser = _parser("pretrain", pretrain)
-    parser.add_argument("--config", help="required: configs/pretrain_{vq,clip,muse}.py")
+    parser.add_argument("--config", help="required: configs/pretrain_{vq,clip,muse,vae,unet}.py")
     parser.add_argument("--workdir", type=Path, required=True, help="the training folder: new, or one to continue")
     if {"-h", "--help"} & set(argv):
         parser.print_help()

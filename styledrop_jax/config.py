@@ -203,11 +203,16 @@ _TASKS: Mapping[str, Schema] = {
     "clip": {
         "vocab_size": Field(int, "tokens of the text vocabulary", 514),
         "max_length": Field(int, "tokens of a caption", 8),
+        "width": Field(int, "channels of both towers, a multiple of 32", 32),
+        "text_layers": Field(int, "of the text tower", 1),
+        "vision_layers": Field(int, "of the vision tower", 1),
         "init": Field(str, "an exported clip folder whose vision to train on, its text tower kept; empty starts anew"),
     },
     "muse": _ON_PACK
     | {
         "codec": Field(str, "the exported tokenizer, a vqvae folder", empty=False),
+        "width": Field(int, "channels of the transformer, a multiple of 32; its convolutions have two thirds", 32),
+        "layers": Field(int, "of the transformer", 1),
         "init": Field(str, "an exported muse folder to go on from; empty starts anew"),
     },
     "vae": {
@@ -217,6 +222,7 @@ _TASKS: Mapping[str, Schema] = {
     "unet": _ON_PACK
     | {
         "codec": Field(str, "the exported autoencoder, a vae folder", empty=False),
+        "width": Field(int, "channels of the highest resolution, a multiple of 16", 16),
         "init": Field(str, "an exported unet folder to go on from; empty starts anew"),
         "min_snr_gamma": Field(float, "gamma of the Min-SNR weighting; 0 weights all timesteps the same", 0),
     },

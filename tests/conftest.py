@@ -1,6 +1,18 @@
-"""What several test files share: a Muse small enough to draw with in a test."""
+"""What all tests share: how JAX compiles for them, and a Muse small enough to draw with in a test."""
+
+import os
+import tempfile
 
 import pytest
+
+# Tests compile much and run little. Set before JAX is imported, and inherited by the processes that tests run in or
+# start: LLVM optimises nothing, and each program is compiled once for all of them.
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 " + os.environ.get("XLA_FLAGS", "")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _COMPILED = tempfile.TemporaryDirectory(prefix="styledrop-compiled-")  # lives as long as the session
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""`styledrop pretrain`: the three models of a base, trained by command from a tiny corpus, each on top of the last."""
+"""`styledrop pretrain`: the models of both bases, trained by command from a tiny corpus, each on top of the last."""
 
 import functools
 from pathlib import Path
@@ -7,38 +7,54 @@ import emoji_packages
 import numpy as np
 import pytest
 import tiny
+from diffusers import DDIMScheduler
+from safetensors.numpy import load_file
 
-from styledrop_jax import checkpoint, hub
-from styledrop_jax.backbones import muse
+from styledrop_jax import checkpoint, draw, hub
+from styledrop_jax.backbones import load, muse
+from styledrop_jax.backbones.base import Settings
+from styledrop_jax.backbones.stable_diffusion import StableDiffusion
+from styledrop_jax.data import corpus
 from styledrop_jax.metrics.clip_scores import ClipScorer
 from styledrop_jax.run import read_json
 
-TASKS = ("vq", "clip", "muse")
-SMALL = {"batch_size": 2, "warmup": 1, "checkpoint_every": 2}
+SIZES = {
+    "vq": {},
+    "clip": {"width": 32, "text_layers": 1, "vision_layers": 1},
+    "muse": {"width": 32, "layers": 1, "pack": 8},
+    "vae": {"seed": 1},
+    "unet": {"width": 16, "pack": 8},
+}
+PARENTS = {  # the models that one builds on, by the name of the setting
+    "muse": {"codec": "vq/export/vqvae", "clip": "clip/export/clip"},
+    "vae": {"init": "vq/export/vqvae"},
+    "unet": {"codec": "vae/export/vae", "clip": "clip/export/clip"},
+}
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def _arguments(task: str, workdir: Path, **changed: object) -> list[object]:
-    settings = SMALL | {"corpus": emoji_packages.built(), "steps": 2}
-    if task == "muse":
-        settings |= {"pack": 200, "codec": _trained("vq") / "export/vqvae", "clip": _trained("clip") / "export/clip"}
+    settings = SIZES[task] | {"corpus": emoji_packages.built()}
+    settings |= {"batch_size": 2, "steps": 3, "warmup": 1, "checkpoint_every": 2}
+    settings |= {name: _trained(path.split("/")[0]).parent / path for name, path in PARENTS.get(task, {}).items()}
     words = [word for name, value in (settings | changed).items() for word in (f"--config.{name}", value)]
     return ["pretrain", "--config", tiny.ROOT / f"configs/pretrain_{task}.py", "--workdir", workdir, *words]
 
 
 @functools.cache
 def _trained(task: str) -> Path:
-    """The training folder of a model that was trained for two steps; never changed."""
-    workdir = tiny.home() / f"pretrained_{task}"
+    """The training folder of a model that was trained for three steps, the first at no rate; never changed."""
+    workdir = tiny.home() / "pretrained" / task
     assert tiny.styledrop(*_arguments(task, workdir)) == 0
     return workdir
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_training_leaves_a_model_and_a_picture(task):
+@pytest.mark.parametrize("task", SIZES)
+def test_training_leaves_a_model_and_pictures(task):
     workdir = _trained(task)
-    assert [path.name for path in (workdir / "pictures").iterdir()] == ["0000002.png"]
+    assert sorted(path.name for path in (workdir / "pictures").iterdir()) == ["0000002.png", "0000003.png"]
     rows = [line for line in (workdir / "metrics.jsonl").read_text().splitlines() if "loss" in line]
-    assert len(rows) == 2
+    assert len(rows) == 3
 
 
 def test_the_exported_models_draw_and_score():
@@ -52,7 +68,7 @@ def test_the_exported_models_draw_and_score():
 
 def test_training_goes_on_from_exported_weights(tmp_path):
     init = _trained("muse") / "export/muse"
-    assert tiny.styledrop(*_arguments("muse", tmp_path / "on", init=init, learning_rate=1e-9)) == 0
+    assert tiny.styledrop(*_arguments("muse", tmp_path / "on", init=init, optimizer="adam", learning_rate=1e-9)) == 0
     before, after = (hub.read_config(p / "transformer") for p in (init, tmp_path / "on/export/muse"))
     assert before == after
     old, new = (muse.load_denoiser(p) for p in (init, tmp_path / "on/export/muse"))
@@ -60,9 +76,53 @@ def test_training_goes_on_from_exported_weights(tmp_path):
     np.testing.assert_allclose(*kernels, atol=1e-3)
 
 
+@pytest.fixture(scope="module")
+def exported() -> StableDiffusion:
+    model = load.load(str(_trained("unet") / "export/sd"))
+    assert isinstance(model, StableDiffusion)
+    return model
+
+
+def test_the_exported_stable_diffusion_draws_and_encodes(exported):
+    model = exported
+    assert model.resolution == 64
+    settings = Settings(steps=2)
+    branches = draw.base_branches(model, ["a cat", "a dog"], settings)
+    images = np.concatenate(list(draw.draw(branches, range(2), settings=settings, batch_size=2)))
+    assert images.shape == (2, 64, 64, 3) and images.min() >= 0 and images.max() <= 1 and images.std() > 0
+    latents = model.encode_images(images)
+    assert latents.mean.shape == (2, 16, 16, 4) and np.isfinite(latents.mean).all()
+    assert "cat" in read_json(_trained("unet") / "export/vocabulary.json")
+
+
+def test_the_exported_schedule_predicts_v_from_pure_noise_on_as_the_reference_reads_it(exported):
+    ours, theirs = exported.schedule, DDIMScheduler.from_pretrained(_trained("unet") / "export/sd/scheduler")
+    assert ours.prediction_type == theirs.config.prediction_type == "v_prediction"
+    assert ours.timestep_spacing == theirs.config.timestep_spacing == "trailing"
+    assert not theirs.config.clip_sample and ours.alphas_cumprod[-1] == 0
+    np.testing.assert_allclose(ours.alphas_cumprod, theirs.alphas_cumprod, atol=1e-6)
+
+
+def test_the_exported_latents_have_unit_deviation(exported):
+    data = corpus.load(emoji_packages.built())
+    images = [data.example(i, split="train", vocabulary="full", seed=1)[0] for i in range(512)]
+    latents = exported.encode_images(np.stack(images)).mean
+    assert abs(exported.codec.config.scaling_factor - 1) > 0.05, "no scaling would show nothing"
+    assert abs(latents.std() - 1) < 0.01 and abs(latents.mean()) < 0.01
+
+
+def test_an_autoencoder_takes_over_the_blocks_of_a_tokenizer():
+    given, taken = (
+        load_file(_trained(task) / "export" / path / WEIGHTS) for task, path in (("vq", "vqvae"), ("vae", "vae"))
+    )
+    same = [name for name, tensor in given.items() if name in taken and taken[name].shape == tensor.shape]
+    assert {name for name in given if "_blocks." in name or ".mid_block." in name} <= set(same)
+    for name in same:  # two steps of Adam move a weight by the learning rate each
+        np.testing.assert_allclose(taken[name], given[name], atol=5e-3, err_msg=name)
+
+
 def test_a_killed_training_continues_to_the_same_bytes(tmp_path, monkeypatch):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert tiny.styledrop(*_arguments("muse", whole, steps=4)) == 0
+    whole, broken = _trained("muse"), tmp_path / "broken"
 
     class Killed(BaseException):
         pass
@@ -77,9 +137,9 @@ def test_a_killed_training_continues_to_the_same_bytes(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.Checkpoints, "save", save_and_die)
         with pytest.raises(Killed):
-            tiny.styledrop(*_arguments("muse", broken, steps=4))
-    assert tiny.styledrop(*_arguments("muse", broken, steps=4)) == 0
-    name = "export/muse/transformer/diffusion_pytorch_model.safetensors"
+            tiny.styledrop(*_arguments("muse", broken))
+    assert tiny.styledrop(*_arguments("muse", broken)) == 0
+    name = f"export/muse/transformer/{WEIGHTS}"
     assert (whole / name).read_bytes() == (broken / name).read_bytes()
 
 
@@ -89,6 +149,7 @@ def test_a_killed_training_continues_to_the_same_bytes(tmp_path, monkeypatch):
         ({"corpus": "nowhere"}, "run launch/fetch_corpus.sh"),
         ({"codec": "nowhere"}, "nowhere"),
         ({"clip": "nowhere"}, "nowhere"),
+        ({"width": 100}, "hidden_size is 100"),
         ({"vocabulary": "startr"}, "did you mean 'starter'"),
         ({"optimizer": "adm"}, "did you mean 'adam'"),
     ],

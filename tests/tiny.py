@@ -9,7 +9,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import jax
 import numpy as np
 from flax import nnx
 from PIL import Image
@@ -21,13 +20,8 @@ _HOME = tempfile.TemporaryDirectory(prefix="styledrop-tiny-")  # lives as long a
 
 
 def home() -> Path:
-    """A folder of this session. With JAX's compilation cache in it, each program is compiled once for all tests."""
-    path = Path(_HOME.name)
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(path / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    return path
+    """A folder of this process's tests."""
+    return Path(_HOME.name)
 
 
 @functools.cache

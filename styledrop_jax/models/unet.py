@@ -172,16 +172,16 @@ class Config:
         )
 
     @classmethod
-    def emoji64(cls) -> Self:
-        """The shipped model of 64-pixel images: 16×16 latents, attention at 8×8, 2.3M parameters."""
+    def emoji64(cls, *, width: int = 48, text_width: int = 192) -> Self:
+        """The shipped model of 64-pixel images: 16×16 latents, `width` channels, a multiple of 16; attention at 8×8."""
         return cls(
             sample_size=16,
             down_block_types=(_DOWN, _DOWN_ATTENTION),
             up_block_types=(_UP_ATTENTION, _UP),
-            block_out_channels=(48, 96),
+            block_out_channels=(width, 2 * width),
             layers_per_block=1,
             norm_num_groups=16,
-            cross_attention_dim=192,
+            cross_attention_dim=text_width,
             attention_head_dim=(2, 4),
             use_linear_projection=True,
         )

@@ -122,25 +122,29 @@ class Config:
         return cls(downsample=True, upsample=True, sample_size=32)
 
     @classmethod
-    def emoji64(cls) -> Self:
-        """The shipped model of 64-pixel images: 16×16 tokens of a 512-entry codebook, 8×8 inside."""
+    def emoji64(cls, *, width: int = 192, layers: int = 6, text_width: int = 192) -> Self:
+        """The shipped model of 64-pixel images: 16×16 tokens of a 512-entry codebook, 8×8 inside.
+
+        Its attention has heads of 32 channels, so `width` is a multiple of 32; its convolutions are two thirds as wide.
+        """
+        blocks = max(1, width // 48)
         return cls(
-            hidden_size=192,
-            cond_embed_dim=192,
+            hidden_size=width,
+            cond_embed_dim=text_width,
             micro_cond_encode_dim=16,
             micro_cond_embed_dim=80,
-            encoder_hidden_size=192,
+            encoder_hidden_size=text_width,
             vocab_size=784,
             codebook_size=512,
-            in_channels=128,
-            block_out_channels=128,
+            in_channels=32 * blocks,
+            block_out_channels=32 * blocks,
             num_res_blocks=2,
             downsample=True,
             upsample=True,
-            block_num_heads=4,
-            num_hidden_layers=6,
-            num_attention_heads=6,
-            intermediate_size=512,
+            block_num_heads=blocks,
+            num_hidden_layers=layers,
+            num_attention_heads=max(1, width // 32),
+            intermediate_size=8 * width // 3,
             sample_size=16,
             positional_masks=True,
         )

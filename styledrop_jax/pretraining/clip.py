@@ -38,7 +38,9 @@ def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> Task:
         if not (folder / "tokenizer.json").exists():
             save_tokenizer(train_tokenizer(data.captions(), config.vocab_size, config.max_length), folder)
         tokenizer = load_tokenizer(folder)
-        model = clip.Clip(clip.ClipConfig.emoji64(vocab_size=len(tokenizer)), rngs=nnx.Rngs(config.seed))
+        layers = {name: config[name] for name in ("text_layers", "vision_layers")}
+        sizes = clip.ClipConfig.emoji64(vocab_size=len(tokenizer), width=config.width, **layers)
+        model = clip.Clip(sizes, rngs=nnx.Rngs(config.seed))
 
     def batches(start: int, count: int) -> dict[str, jax.Array]:
         images, captions = examples(data, config, start * size, count * size)

@@ -45,8 +45,11 @@ def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> base.Task:
     codec = muse.load_codec(Path(config.codec))
     whole = clip_scores.ClipScorer.load(Path(config.clip))
     text, tokenizer = whole.model.text, whole.tokenizer
-    fresh = lambda: uvit.UVit(uvit.Config.emoji64(), rngs=nnx.Rngs(config.seed))  # noqa: E731
-    denoiser = muse.load_denoiser(Path(config.init)) if config.init else fresh()
+    if config.init:
+        denoiser = muse.load_denoiser(Path(config.init))
+    else:
+        sizes = uvit.Config.emoji64(width=config.width, layers=config.layers, text_width=text.config.hidden_size)
+        denoiser = uvit.UVit(sizes, rngs=nnx.Rngs(config.seed))
     model = muse.Muse(name="pretraining", base_hash="", codec=codec, text=text, tokenizer=tokenizer, denoiser=denoiser)
     to_tokens = nnx.jit(lambda codec, images: codec.encode(base.unit(images)))
 

@@ -28,7 +28,6 @@ _SCHEDULE = NoiseSchedule(
     prediction_type="v_prediction",
     timestep_spacing="trailing",
 )
-_SCHEDULER = {"_class_name": "DDIMScheduler", "clip_sample": False, **dataclasses.asdict(_SCHEDULE)}
 _PARTS = {
     "unet": ("diffusers", "UNet2DConditionModel"),
     "vae": ("diffusers", "AutoencoderKL"),
@@ -43,8 +42,11 @@ def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> base.Task:
     codec = stable_diffusion.load_component(Path(config.codec), "vae")
     whole = clip_scores.ClipScorer.load(Path(config.clip))
     text, tokenizer = whole.model.text, whole.tokenizer
-    fresh = lambda: unet.UNet(unet.Config.emoji64(), rngs=nnx.Rngs(config.seed))  # noqa: E731
-    denoiser = stable_diffusion.load_component(Path(config.init), "unet") if config.init else fresh()
+    if config.init:
+        denoiser = stable_diffusion.load_component(Path(config.init), "unet")
+    else:
+        sizes = unet.Config.emoji64(width=config.width, text_width=text.config.hidden_size)
+        denoiser = unet.UNet(sizes, rngs=nnx.Rngs(config.seed))
     model = stable_diffusion.StableDiffusion(
         name="pretraining",
         base_hash="",
@@ -87,7 +89,7 @@ def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> base.Task:
         autoencoder = pretrained.export(codec, vae.RULES, dtype=np.float16)
         hub.save_component(folder / "vae", codec.config.to_dict(), autoencoder)
         base.save_text(text, tokenizer, folder, projection=False)
-        write_json(folder / "scheduler" / "scheduler_config.json", _SCHEDULER)
+        write_json(folder / "scheduler" / "scheduler_config.json", _SCHEDULE.to_dict())
         hub.save_index(folder, "StableDiffusionPipeline", _PARTS)
         base.save_vocabulary(data, config, out / "vocabulary.json")
 

@@ -49,13 +49,14 @@ def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> Task:
         _take(model, Path(config.init))
     held = data.held_out_images(32)
     encode = nnx.jit(lambda model, images: model.encode(unit(images)).mode())
+    decode = nnx.jit(lambda model, latents: jnp.clip(model.decode(latents), 0, 1))
 
     def batches(start: int, count: int) -> jax.Array:
         images, _ = examples(data, config, start * size, count * size)
         return jnp.asarray(images).reshape(count, size, *images.shape[1:])
 
     def picture(trained: vae.AutoencoderKL) -> np.ndarray:
-        out = jnp.clip(trained.decode(encode(trained, held)), 0, 1)
+        out = decode(trained, encode(trained, held))
         log.say(f"vae: mean absolute error on held-out concepts {float(jnp.abs(out - unit(held)).mean()):.4f}")
         pairs = np.stack([np.asarray(unit(held)), np.asarray(out)], 1).reshape(-1, *held.shape[1:])
         return folders.grid(list(pairs), columns=8)

@@ -64,6 +64,7 @@ def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> Task:
     else:
         model = vqgan.VQModel(model_config, rngs=nnx.Rngs(config.seed))
     encode = nnx.jit(lambda m, images: m.features(unit(images)))
+    restore = nnx.jit(lambda m, images: m.decode(m.encode(unit(images))))
 
     def spread(params_model: vqgan.VQModel, step: int) -> jax.Array:
         images, _ = examples(data, config, step * size, 4 * size)
@@ -82,7 +83,7 @@ def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> Task:
         return state
 
     def picture(trained: vqgan.VQModel) -> np.ndarray:
-        out = trained.decode(trained.encode(unit(held)))
+        out = restore(trained, held)
         log.say(f"vq: mean absolute error on held-out concepts {float(jnp.abs(out - unit(held)).mean()):.4f}")
         pairs = np.stack([np.asarray(unit(held)), np.asarray(out)], 1).reshape(-1, *held.shape[1:])
         return folders.grid(list(pairs), columns=8)
