@@ -23,8 +23,13 @@ from styledrop_jax.metrics.clip_scores import ClipScorer, mean_interval
 from styledrop_jax.personalize import personalize
 from styledrop_jax.run import read_jsonl
 
-STYLES = (("noto", "blueprint", "house"), ("fluent flat", "halftone", "rocket"), ("openmoji", "plain", "tree"))
-"""(artist, treatment, the concept of the reference): a held-out treatment twice, a held-out artist once."""
+STYLES = (
+    ("noto", "paper cut", "house", "in purple silhouette on yellow paper style"),
+    ("fxemoji", "woodcut", "tree", "in black linocut on beige paper style"),
+    ("openmoji", "plain", "tree", ""),
+)
+"""(artist, treatment, the concept of the reference, descriptor): held-out treatments, in words near to what they show,
+and a held-out artist, in the corpus's own words, which the base model does not know."""
 ARMS = {
     "base model, descriptor only": ("clip", "base"),
     "round 1": ("clip", "round_1"),
@@ -44,15 +49,28 @@ def main() -> None:
     data = corpus.load(flags.corpus)
     scorer = ClipScorer.load(hub.resolve("emoji64/clip"))
     table: dict[str, list[np.ndarray]] = {arm: [] for arm in ARMS}
-    for artist, treatment, concept in STYLES:
+    for artist, treatment, concept, descriptor in STYLES:
         for seed in range(flags.seeds):
-            runs = _run_style(data, flags, artist, treatment, concept, seed)
+            runs = _run_style(data, flags, artist, treatment, concept, descriptor, seed)
             for arm, (run, stage) in ARMS.items():
                 table[arm].append(_score(scorer, runs[run], stage, noun_phrase(concept)))
-    _print(table)
+    for i, (artist, treatment, *_) in enumerate(STYLES):
+        print(f"\n{artist}, {treatment}\n")
+        _print_scores({arm: parts[i * flags.seeds : (i + 1) * flags.seeds] for arm, parts in table.items()})
+    print("\nall\n")
+    _print_scores(table)
+    _print_choice(table)
 
 
-def _run_style(data: corpus.Corpus, flags: argparse.Namespace, artist: str, treatment: str, concept: str, seed: int):
+def _run_style(
+    data: corpus.Corpus,
+    flags: argparse.Namespace,
+    artist: str,
+    treatment: str,
+    concept: str,
+    descriptor: str,
+    seed: int,
+) -> dict[str, Path]:
     """Both runs of one style and seed; the second takes over the first one's base drawings and round 1."""
     style = next(s for s in corpus.styles(held_out=True) if s.name == f"{artist} / {treatment}")
     folder = flags.workdir / f"{artist} {treatment}".replace(" ", "-")
@@ -64,7 +82,7 @@ def _run_style(data: corpus.Corpus, flags: argparse.Namespace, artist: str, trea
         overrides = [
             f"--config.reference.image={folder / 'reference.png'}",
             f"--config.reference.content={noun_phrase(concept)}",
-            f"--config.reference.descriptor={style.descriptor}",
+            f"--config.reference.descriptor={descriptor or style.descriptor}",
             f"--config.truth={folder / 'truth'}",
             f"--config.seed={seed}",
             f"--config.round_1.sample.images_per_prompt={flags.images}",
@@ -108,12 +126,15 @@ def _score(scorer: ClipScorer, run: Path, stage: str, reference: str) -> np.ndar
     return np.stack([scores[prompts == p].mean(axis=0) for p in np.unique(prompts)])
 
 
-def _print(table: dict[str, list[np.ndarray]]) -> None:
+def _print_scores(table: dict[str, list[np.ndarray]]) -> None:
     print("| arm | Text ↑ | Style ↑ | leakage ↓ | concept ↑ |\n|---|---|---|---|---|")
     for arm, parts in table.items():
         values = np.concatenate(parts)
         cells = ["{:.3f} [{:.3f}, {:.3f}]".format(*mean_interval(values[:, i])) for i in range(values.shape[1])]
         print(f"| {arm} | " + " | ".join(cells) + " |")
+
+
+def _print_choice(table: dict[str, list[np.ndarray]]) -> None:
     after = np.concatenate(table["round 2, chosen by CLIP"]) - np.concatenate(table["round 2, chosen at random"])
     print("\nCLIP minus random, paired by style, seed and prompt:")
     for i, name in enumerate(("Text", "Style", "leakage", "concept")):
