@@ -9,81 +9,66 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
-import transformers
 from diffusers import AmusedPipeline, AmusedScheduler, UVit2DModel, VQModel
 from torch import nn
 from torch.nn import functional
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from muse_sides.job import GUIDANCE, LEARNING_RATE, RANK, Job
-
-for library in (diffusers, transformers):
-    library.utils.logging.set_verbosity_error()
-    library.utils.logging.disable_progress_bar()
-
-_LOCAL: dict[str, Any] = dict(local_files_only=True)
-_WHOLE: dict[str, Any] = dict(low_cpu_mem_usage=False, **_LOCAL)  # anything else asks for accelerate
+from sides import torch_loops
+from sides.job import RANK, Job
+from sides.torch_loops import LOCAL, WHOLE
 
 
-def prepare(job: Job, task: str, *, cached: bool) -> Callable[[], int]:
+def prepare(job: Job, task: str, *, cached: bool, guidance: float) -> Callable[[], int]:
     """Loads the model; each call of the result does one turn's work, to the end, and returns its units."""
-    torch.set_num_threads(job.torch_threads)
-    return _sampling(job) if task == "sample" else _training(job, task, cached=cached)
-
-
-def peak() -> float:
-    """MiB that the allocator of the device had in use at most."""
-    return torch.cuda.max_memory_allocated() / 2**20
+    device = torch_loops.setup(job)
+    if task != "sample":
+        return _training(job, task, cached=cached)
+    dtype = torch.bfloat16 if job.device == "gpu" else torch.float32
+    pipeline = AmusedPipeline.from_pretrained(job.folder, dtype=dtype, **WHOLE).to(device)
+    return torch_loops.sampling(job, pipeline, guidance=guidance)
 
 
 def check(job: Job) -> dict[str, np.ndarray]:
     """What both sides must agree on, in float32, with our side's `adapter.npz`."""
     torch.backends.cudnn.allow_tf32 = False
-    torch.set_num_threads(job.torch_threads)
     model = _Model(job)
     adapter = _attach(model.transformer.requires_grad_(False))
-    inputs, values = np.load(job.work / "check.npz"), np.load(job.work / "adapter.npz")
-    if set(values) != set(adapter):
-        raise ValueError(f"the adapters' tensors differ: {sorted(set(values) ^ set(adapter))}")
-    with torch.no_grad():
-        for name, parameter in adapter.items():
-            parameter.copy_(torch.from_numpy(values[name]))
+    torch_loops.set_values(adapter, job.work / "adapter.npz")
+    inputs = np.load(job.work / "check.npz")
     shape = inputs["tokens"].shape
     tokens, mask = (torch.from_numpy(inputs[name]).flatten(1).to(model.device) for name in ("tokens", "mask"))
     text = model.encode_text(model.ids[: shape[0]])
     loss, logits = model.loss(tokens, mask, *text)
-    gradients = torch.autograd.grad(loss, list(adapter.values()))
+    gradient = torch_loops.flat_gradient(loss, adapter)
     with torch.no_grad():
         whole = (*shape, model.codec.config.latent_channels)
         images = model.codec.decode(tokens, force_not_quantize=True, shape=whole).sample.clamp(0, 1)
         found = {
             "logits": logits,
             "loss": loss,
-            "gradient": torch.cat([g.flatten() for g in gradients]),
+            "gradient": gradient,
             "images": images.permute(0, 2, 3, 1),
             "tokens": model.encode_images(model.pixels[: shape[0]]).reshape(shape),
         }
-    return {name: value.detach().cpu().numpy() for name, value in found.items()}
+    return torch_loops.numpy(found)
 
 
 class _Model:
     """The three parts in float32 on the device, and the batch."""
 
     def __init__(self, job: Job):
-        self.device = "cuda" if job.device == "gpu" else "cpu"
-        transformer = UVit2DModel.from_pretrained(job.folder / "transformer", dtype=torch.float32, **_WHOLE)
-        codec = VQModel.from_pretrained(job.folder / "vqvae", dtype=torch.float32, **_WHOLE)
-        tower = CLIPTextModelWithProjection.from_pretrained(job.folder / "text_encoder", dtype=torch.float32, **_LOCAL)
-        tokenizer = CLIPTokenizer.from_pretrained(job.folder / "tokenizer", **_LOCAL)
+        self.device = torch_loops.setup(job)
+        transformer = UVit2DModel.from_pretrained(job.folder / "transformer", dtype=torch.float32, **WHOLE)
+        codec = VQModel.from_pretrained(job.folder / "vqvae", dtype=torch.float32, **WHOLE)
+        tower = CLIPTextModelWithProjection.from_pretrained(job.folder / "text_encoder", dtype=torch.float32, **LOCAL)
         self.transformer = transformer.to(self.device).train()
         self.codec = codec.to(self.device).requires_grad_(False)
         self.tower = tower.to(self.device).eval().requires_grad_(False)
-        length = tower.config.max_position_embeddings
-        ids = tokenizer(list(job.prompts), padding="max_length", truncation=True, max_length=length)["input_ids"]
-        self.ids = torch.tensor(ids, device=self.device)  # [b, t]
+        ids = torch_loops.token_ids(job.folder, job.prompts, tower.config.max_position_embeddings)
+        self.ids = ids.to(self.device)  # [b, t]
         self.pixels = torch.from_numpy(job.images()).permute(0, 3, 1, 2).contiguous()  # [b, 3, r, r], on the host
         side = float(self.pixels.shape[-1])
         self.micro = torch.tensor([side, side, 0, 0, 6.0], device=self.device)
@@ -145,45 +130,21 @@ def _training(job: Job, task: str, *, cached: bool) -> Callable[[], int]:
         parameters = list(_attach(model.transformer.requires_grad_(False)).values())
     else:
         parameters = list(model.transformer.parameters())
-    optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE)
 
     def encode(rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return model.encode_images(model.pixels[rows]), *model.encode_text(model.ids[rows])
 
     kept = encode(slice(None)) if cached else ()
 
-    def run() -> int:
-        for _ in range(job.train_steps):
-            rows = torch.randperm(job.batch)
-            tokens, *text = [x[rows] for x in kept] if cached else encode(rows)
-            b, n = tokens.shape
-            rate = torch.cos(torch.rand(b, 1, device=model.device) * (torch.pi / 2))
-            order = torch.rand(b, n, device=model.device).argsort(-1)
-            loss, _ = model.loss(tokens, order < (n * rate).round().clamp(min=1), *text)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        assert np.isfinite(loss.item())
-        if job.device == "gpu":
-            torch.cuda.synchronize()
-        return job.train_steps
+    def loss() -> torch.Tensor:
+        rows = torch.randperm(job.batch)
+        tokens, *text = [x[rows] for x in kept] if cached else encode(rows)
+        b, n = tokens.shape
+        rate = torch.cos(torch.rand(b, 1, device=model.device) * (torch.pi / 2))
+        order = torch.rand(b, n, device=model.device).argsort(-1)
+        return model.loss(tokens, order < (n * rate).round().clamp(min=1), *text)[0]
 
-    return run
-
-
-def _sampling(job: Job) -> Callable[[], int]:
-    dtype, device = (torch.bfloat16, "cuda") if job.device == "gpu" else (torch.float32, "cpu")
-    pipeline = AmusedPipeline.from_pretrained(job.folder, dtype=dtype, **_WHOLE).to(device)
-    pipeline.set_progress_bar_config(disable=True)
-    settings: dict[str, Any] = dict(num_inference_steps=job.steps, guidance_scale=GUIDANCE, output_type="pt")
-
-    def run() -> int:
-        for _ in range(job.batches):
-            images = pipeline(list(job.prompts), **settings).images
-            assert np.isfinite(images.float().cpu().numpy()).all()
-        return job.batches * job.batch
-
-    return run
+    return torch_loops.training(job, parameters, loss)
 
 
 # ---------------------------------------------------------------------------------------------------- random weights
@@ -230,11 +191,8 @@ def write_random(folder: Path, name: str) -> None:
         **sizes["vqvae"],
     )
     text = CLIPTextModelWithProjection(CLIPTextConfig(bos_token_id=0, eos_token_id=2, **sizes["text"]))
-    with torch.no_grad():
-        for parameter in (p for module in (transformer, codec, text) for p in module.parameters()):
-            if parameter.numel() > 1 and parameter.min() == parameter.max():  # a norm or a bias: make it count
-                parameter.add_(torch.randn_like(parameter), alpha=0.1)
-        codec.quantize.embedding.weight.normal_()  # far apart: which code is nearest is no matter of rounding
+    torch_loops.enliven(transformer, codec, text)
+    nn.init.normal_(codec.quantize.embedding.weight)  # far apart: which code is nearest is no matter of rounding
     pipeline = AmusedPipeline(
         vqvae=codec,
         text_encoder=text,

@@ -1,0 +1,58 @@
+"""Our loops, which are those of `personalize`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from sides.job import LEARNING_RATE, Job
+from styledrop_jax import draw, optim, train, trainable, tuning
+from styledrop_jax.backbones.base import Backbone, Settings
+
+
+def training(
+    job: Job,
+    model: Backbone,
+    plan: trainable.Plan,
+    sources: Sequence[tuning.Stream],
+    hyper: Mapping[str, Any],
+) -> Callable[[], int]:
+    """One turn of training: images and prompts encoded once, several steps a dispatch, metrics after each."""
+    tuned = trainable.attach(model, plan, rngs=nnx.Rngs(0))
+    data, loss = tuning.prepare(tuned, plan, sources, hyper)
+    graphdef, params, frozen = train.split(data, plan.filter())
+    optimizer = optim.make(LEARNING_RATE)
+    state = train.init_state(params, optimizer)
+    step = train.make_train_step(loss, optimizer)
+    batches, key, done = tuning.batches(sources, batch_size=job.batch, seed=0), jax.random.key(0), 0
+
+    def run() -> int:
+        nonlocal state, done
+        for _ in range(job.train_steps // job.steps_per_call):
+            state, metrics = step(graphdef, state, frozen, batches(done, job.steps_per_call), key)
+            done += job.steps_per_call
+            assert np.isfinite(jax.device_get(metrics)["loss"])
+        jax.block_until_ready(state)
+        return job.train_steps
+
+    return run
+
+
+def sampling(job: Job, branches: Sequence[draw.Branch], settings: Settings) -> Callable[[], int]:
+    """One turn of drawing."""
+
+    def run() -> int:
+        for i in range(job.batches):
+            seeds = range(i * job.batch, (i + 1) * job.batch)
+            for images in draw.draw(branches, seeds, settings=settings, batch_size=job.batch):
+                assert np.isfinite(images).all()
+        return job.batches * job.batch
+
+    return run
+
+
+def peak() -> float:
+    """MiB that the allocator of the device had in use at most."""
+    return jax.local_devices()[0].memory_stats()["peak_bytes_in_use"] / 2**20
