@@ -20,7 +20,7 @@ _PLANS = {
     "full": trainable.Plan(denoiser=trainable.Full()),
     "lora": trainable.Plan(denoiser=lora.Config(rank=RANK, alpha=RANK)),
 }
-_HYPER = {"text_dropout": 0.0, "min_snr_gamma": 0.0, "noise_offset": 0.0}
+_HYPER = {"text_dropout": 0.0, "min_snr_gamma": 0.0, "noise_offset": 0.0, "remat": False}
 
 
 def prepare(job: Job, task: str, *, guidance: float, captions: tuple[str, str]) -> Callable[[], int]:
