@@ -1,5 +1,6 @@
 """Drawings that follow a picture: the invariants of attention control with a whole Stable Diffusion."""
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -36,7 +37,7 @@ def _close(ours, theirs):
 def test_control_of_no_step_or_of_no_other_prompt_is_none(model, own):
     def free(prompt):
         branches = draw.base_branches(model, [prompt] * len(SEEDS), SETTINGS)
-        start = Edit(own, None, 1.0)
+        start = Edit(jax.tree.map(lambda x: np.repeat(x, len(SEEDS), axis=0), own), None, 1.0)
         return next(draw.draw(branches, SEEDS, settings=SETTINGS, batch_size=2, edit=start))
 
     new, old = free(NEW), free(OLD)
