@@ -4,7 +4,7 @@
         --config.component_1.image people/ --config.component_1.aux.image portraits/ \\
         --config.component_2.image backgrounds/ --config.component_2.aux.image landscapes/ --workdir runs/multi
 
-Takes the presets of configs/styledrop.py; `emoji64` is its Stable Diffusion. The components train together, each with
+Takes the presets of configs/styledrop.py. The components train together, each with
 images of "[identifier] style" and of "style". Drawings say all of them, "a cat in sks style and aug style"; a third is
 a `component_3` in a config file of your own. Settings beside these are those of configs/styleforge.py.
 """
@@ -22,7 +22,4 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
     for number, identifier in enumerate(("sks", "aug"), start=1):
         aux = {"image": "", "weight": 1.0, "generate": 0}
         config[f"component_{number}"] = ConfigDict({"image": "", "identifier": identifier, "aux": aux})
-    if preset == "emoji64":
-        config.base = "emoji64/sd"
-        config.round_1.sample.update(steps=30, lambda_b=2.0)
     return config

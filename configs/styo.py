@@ -3,7 +3,7 @@
     styledrop personalize --config configs/styo.py --config.source.image face.png --config.target.image art.png \\
         --workdir runs/styo
 
-Takes the presets of configs/styledrop.py; `emoji64` is its Stable Diffusion. Leaves the source, or every picture of a
+Takes the presets of configs/styledrop.py. Leaves the source, or every picture of a
 folder of sources, in the target's style among the run's drawings and in report.html. The auxiliary images are drawn by
 the frozen model from "a portrait" unless `--config.aux.image` names some, such as the paper's 200 faces; the word is
 `--config.words.noun`. `--config.source.control` is the share of the steps that keep the source's cross-attention; 0
@@ -46,9 +46,6 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
         steps=150 if small else 400, learning_rate=1e-4 if small else 1e-6, batch_size=4 if small else 1
     )
     config.round_1.sample.update(guidance="classifier_free")
-    if small:
-        config.base = "emoji64/sd"
-        config.round_1.sample.update(steps=30, lambda_b=2.0)
-    if preset.startswith("amused"):
+    if not preset.startswith("sd"):
         config.source.control = 0.0
     return config

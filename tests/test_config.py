@@ -29,7 +29,7 @@ def test_every_preset_is_valid_and_locked(file, preset):
 
 @pytest.mark.parametrize("file", ["multi_styleforge.py", "styo.py"])
 @pytest.mark.parametrize(
-    ("preset", "base"), [("emoji64", "emoji64/sd"), ("sd15", "stable-diffusion-v1-5"), ("sd21", "stable-diffusion-2-1")]
+    ("preset", "base"), [("emoji64", "emoji64"), ("sd15", "stable-diffusion-v1-5"), ("sd21", "stable-diffusion-2-1")]
 )
 def test_methods_of_stable_diffusion_have_its_presets(file, preset, base):
     config, _ = parse(["--config", f"{CONFIGS / file}:{preset}"])
