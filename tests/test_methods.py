@@ -1,12 +1,15 @@
 """Methods: their prompts, their further streams, and a run of each from the command line."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import runs
 import tiny
 
-from styledrop_jax import config
+from styledrop_jax import config, personalize, sources
 from styledrop_jax.adapters.base import load_adapter
-from styledrop_jax.data import folders
+from styledrop_jax.data import cut_mix, folders
 from styledrop_jax.errors import UserError
 from styledrop_jax.methods.base import spread
 from styledrop_jax.methods.table import METHODS
@@ -315,6 +318,59 @@ def test_a_word_that_starts_as_too_many_tokens_stops_at_once(tmp_path, capfd):
     assert _run(tmp_path / "run", "custom_diffusion", *_flags(round_1__adapter__initializer="a red house")) == 2
     assert "its initializer 'a red house'" in capfd.readouterr().err
     assert not (tmp_path / "run" / "base").exists()
+
+
+def test_two_subjects_are_cut_and_put_side_by_side_under_a_prompt_that_says_so():
+    left, right = np.full((6, 6, 3), 1, np.uint8), np.full((6, 6, 3), 2, np.uint8)
+    left[:, 1:4] += np.arange(10, 40, 10, dtype=np.uint8)[:, None]
+    mixed = cut_mix.cut_mix(left, right)
+    np.testing.assert_array_equal(mixed[3, :, 0], [11, 21, 31, 2, 2, 2], "the middle half of each")
+    method = METHODS["cut_mix"]
+    images = ((left, "a sks dog"), (left, "a sks dog"), (right, "b"))
+    examples = [SimpleNamespace(image=image, content=content) for image, content in images]
+    model = SimpleNamespace(resolution=6)
+    (stream,) = sources.mixed(method, {"mix": {"weight": 1.5, "unmix": 0.0}}, examples, model)
+    sides = {(int(image[0, 0, 0]), int(image[0, 3, 0])): prompt for image, prompt in zip(*stream[:2], strict=True)}
+    assert len(stream.images) == 4 and stream.weight == 1.5, "a subject is not mixed with itself"
+    assert sides == {
+        (11, 2): "photo of a sks dog on the left and b on the right",
+        (2, 11): "photo of b on the left and a sks dog on the right",
+    }
+    assert method.prompts(["a sks dog", "a sks dog", "b"])[:3] == [
+        "a sks dog",
+        "b",
+        "a sks dog sitting beside b",
+    ]
+    assert METHODS["dreambooth"].prompts(["x", "y"]) == list(METHODS["dreambooth"].pool)
+    assert len(METHODS["styledrop"].prompts(["x"])) == 30
+
+
+def test_cut_mix_trains_on_each_subject_and_on_pairs(tmp_path, capfd):
+    for i, name in enumerate(("a sks dog-1", "a sks dog-2", "a aug cat-1")):
+        tiny.picture(tmp_path / "pets" / f"{name}.png", seed=i)
+    words = _flags(reference__image=tmp_path / "pets") + ["--config.reference.content=", "--config.prompts="]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(personalize._Job, "_score", lambda self, stage, pool, weights: _stop(stage, pool))
+        with pytest.raises(runs.Death) as stopped:
+            _run(tmp_path / "run", "cut_mix", *words)
+    stage, texts = stopped.value.args
+    assert stage == "round_1" and "photo of a aug cat sitting beside a sks dog" in texts
+    rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert all(np.isclose(row["loss"], row["loss_0"] + 1.5 * row["loss_1"], rtol=1e-5) for row in rows)
+    captions = {entry["caption"] for entry in read_json(tmp_path / "run" / "manifest.json")["references"]}
+    assert captions == {"photo of a sks dog", "photo of a aug cat"}
+    assert _run(tmp_path / "one", "cut_mix", "--config.reference.content", "a dog") == 2
+    assert "all images show 'a dog'; expected two subjects" in capfd.readouterr().err
+    assert _run(tmp_path / "muse", "cut_mix", *words, *_flags(mix__unmix=1.0)) == 2
+    assert "config.mix.unmix: found 1.0, expected 0: the attention of" in capfd.readouterr().err
+    words += _flags(mix__unmix=1.0, base=tiny.stable_diffusion(), round_1__train__remat="true")
+    assert _run(tmp_path / "remat", "cut_mix", *words) == 2
+    assert "expected 0 beside train.remat" in capfd.readouterr().err
+
+
+def _stop(stage, pool):
+    if stage == "round_1":
+        raise runs.Death(stage, [row["text"] for row in pool])
 
 
 def test_a_batch_of_uneven_parts_stops_at_once(tmp_path, capfd):
