@@ -159,6 +159,8 @@ class _Job:
         sample = round_config(config, 1).sample
         drawing = {"settings": _settings(sample), "batch_size": sample.batch_size}
         self.priors = sources.priors(self.method, self.fields, self.model, **drawing)
+        for remark in filter(None, (self.method.remark(self.fields, content) for content in contents)):
+            log.say(f"warning: {remark}")
         judged = {self.method.judgement(self.fields, content): content for content in contents}
         for content in (judged[text] for text in prompts.unknown(list(judged), hub.SHIPPED / config.base)):
             log.say(f"warning: {content!r} names nothing that {config.base} was taught; its drawings may show anything")

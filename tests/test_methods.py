@@ -29,6 +29,9 @@ def test_prompts_of_every_method():
     styledrop, empty = METHODS["styledrop"], {"words": {"identifier": "", "noun": ""}}
     assert styledrop.prompt(empty, "a cat {odd}", "in red") == "a cat {odd} in red"
     assert styledrop.prompt(empty, "a cat in red", "in red") == "a cat in red"
+    assert "'a dog' does not say 'sks dog'" in dreambooth.remark(WORDS, "a dog")
+    assert not any(dreambooth.remark(WORDS, prompt) for prompt in ("a {subject}", "a sks dog"))
+    assert not styledrop.remark(empty, "a cat") and not styleforge.remark(WORDS, "a cat")
     with pytest.raises(UserError, match="config.words.noun: empty"):
         dreambooth.caption(dreambooth.streams[0], {"words": {"identifier": "sks", "noun": ""}})
 
@@ -141,7 +144,11 @@ def test_dreambooth_keeps_the_class_by_drawings_of_the_frozen_model(tmp_path, mo
     assert manifest["references"][0]["caption"] == "a sks house"
     rounds = manifest["rounds"]["round_1"]
     assert rounds["frozen"] == 0 and rounds["trainable"] == manifest["base"]["parameters"]
-    capfd.readouterr()
+    assert "warning: prompt 'a cat' does not say 'sks house'" in capfd.readouterr().out
+    for prompt, remarks in (("a {subject}", 0), ("a house", 1)):
+        words_of = ["--prompt", prompt, "--num", 2, "--out", tmp_path / "out"]
+        assert tiny.styledrop("sample", "--run", tmp_path / "run", *words_of) == 0
+        assert capfd.readouterr().err.count("warning: prompt 'a house' does not say 'sks house'") == remarks
     assert _run(tmp_path / "more", "dreambooth", *words, *_flags(prior__generate=4)) == 0
     assert "drawing 'a house' with the frozen model: 1 of 4" in capfd.readouterr().out
     assert len(list(cache.iterdir())) == 4 and all((cache / name).read_bytes() == drawn[name] for name in drawn)
@@ -318,6 +325,21 @@ def test_a_word_that_starts_as_too_many_tokens_stops_at_once(tmp_path, capfd):
     assert _run(tmp_path / "run", "custom_diffusion", *_flags(round_1__adapter__initializer="a red house")) == 2
     assert "its initializer 'a red house'" in capfd.readouterr().err
     assert not (tmp_path / "run" / "base").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "identifier", "message"),
+    [
+        ("dreambooth", " ", "error: config.reference: trains under 'a house', as config.prior does"),
+        ("styleforge", " ", "error: config.reference: trains under 'style', as config.aux does"),
+        ("styleforge", "xqzzyqxvwk", "warning: identifier 'xqzzyqxvwk' is "),
+    ],
+)
+def test_identifiers_that_cannot_or_should_not_be(method, identifier, message, tmp_path, capfd):
+    words = _flags(words__noun="house") + [f"--config.words.identifier={identifier}"]
+    assert _run(tmp_path / "run", method, *words) == 2, "the last has no Aux"
+    said = capfd.readouterr()
+    assert message in said.out + said.err and not (tmp_path / "run" / "base").exists()
 
 
 def test_two_subjects_are_cut_and_put_side_by_side_under_a_prompt_that_says_so():

@@ -295,16 +295,23 @@ def _load_file(name: str, file: Path, dtype: jnp.dtype) -> StableDiffusion:
 
 def _schedule_of_file(file: Path, version: int) -> NoiseSchedule:
     beside = file.with_suffix("")
-    if (beside / "scheduler").is_dir():
-        return _read_schedule(beside)
     with pretrained.open_safetensors(file) as handle:
-        found = (handle.metadata() or {}).get("modelspec.prediction_type", "epsilon" if version == 1 else None)
-    if found is None:
+        said = (handle.metadata() or {}).get("modelspec.prediction_type")
+    said = "v_prediction" if said == "v" else said
+    if (beside / "scheduler").is_dir():
+        schedule = _read_schedule(beside)
+        if said not in (None, schedule.prediction_type):
+            raise UserError(
+                f"{beside / 'scheduler'}: prediction_type is {schedule.prediction_type!r}, expected {said!r}, as the "
+                f"metadata of {file.name} says"
+            )
+        return schedule
+    if said is None and version == 2:
         raise UserError(
             f"{file}: a 2.x model that does not say whether it predicts the noise or v; expected "
             f"modelspec.prediction_type in its metadata, or its scheduler_config.json in {beside / 'scheduler'}"
         )
-    return dataclasses.replace(_SCHEDULE, prediction_type="v_prediction" if found == "v" else found)
+    return dataclasses.replace(_SCHEDULE, prediction_type=said or "epsilon")
 
 
 def _read_schedule(folder: Path) -> NoiseSchedule:

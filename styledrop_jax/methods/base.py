@@ -87,6 +87,13 @@ class Method:
         filled = (text.replace("{left}", a).replace("{right}", b) for text in self.pool or POOL for a, b in two)
         return list(dict.fromkeys(filled))
 
+    def remark(self, config: Mapping[str, Any], content: str) -> str:
+        """What is wrong with a prompt of the user's, one line; empty if nothing is."""
+        subject = self._drawn(self._subject(config), config, "", "", "")
+        if subject in self.prompt(config, content):
+            return ""
+        return f"prompt {content!r} does not say {subject!r}, which training teaches; {{subject}} stands for it"
+
     def _subject(self, config: Mapping[str, Any]) -> str:
         return " and ".join(each(self.subject, config))
 
