@@ -66,7 +66,7 @@ Schema = Mapping[str, "Field | Weights | Schema"]
 
 KINDS = ("styledrop", "lora", "textual_inversion", "custom_diffusion", "svdiff", "full")
 """What may train, as `config.round_N.adapter.kind`."""
-METHODS = ("styledrop", "dreambooth", "styleforge", "multi_styleforge", "style_word", "styo")
+METHODS = ("styledrop", "dreambooth", "styleforge", "multi_styleforge", "style_word", "styo", "cut_mix")
 SAMPLERS = ("ddim", "ddpm", "dpm_solver", "dpm_solver_karras", "euler")
 GUIDANCE = ("two_scale", "classifier_free")
 
@@ -147,6 +147,10 @@ _SECTIONS: Mapping[str, Schema] = {
         "content_repeats": Field(int, "how often the pair of content identifiers is said", 1),
         "repeat_training": Field(bool, "say them so often in the prompts of training"),
         "repeat_drawing": Field(bool, "say them so often in the prompts that are drawn"),
+    },
+    "mix": {
+        "weight": Field(float, "of the loss of two subjects side by side beside that of each alone", 0),
+        "unmix": Field(float, "of the attention of a subject's words to the other's half, in that (diffusion)", 0),
     },
 }
 _PERSONALIZE: Schema = {

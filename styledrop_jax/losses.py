@@ -1,5 +1,6 @@
 """Training losses, one value for each example."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -115,3 +116,39 @@ def loss_at(
     error = jnp.mean((output - schedule.target(latents, noise, t)) ** 2, axis=(1, 2, 3))
     weight = 1.0 if min_snr_gamma is None else schedule.min_snr_weight(t, min_snr_gamma)
     return weight * error, {"error": error, "timestep": t}
+
+
+def unmix_loss(weights: jax.Array, apart: jax.Array) -> jax.Array:
+    """The squared attention of tokens to the half of a picture that another subject has (2303.11305 section 3.3).
+
+    Args:
+        weights: [b, heads, n, t] of a cross-attention over a square grid, n positions row by row.
+        apart: [b, t, 2], how much each token's mean over the left half counts, and over the right.
+
+    Returns:
+        [b] float32
+    """
+    side = math.isqrt(weights.shape[2])
+    squares = jnp.square(weights).mean(axis=1).reshape(-1, side, side, weights.shape[-1])  # [b, h, w, t]
+    halves = squares[:, :, : side // 2], squares[:, :, side - side // 2 :]
+    return sum((half.mean(axis=(1, 2)) * apart[..., i]).sum(axis=-1) for i, half in enumerate(halves))
+
+
+class Unmix:
+    """A control of the U-Net's cross-attention that leaves it as it is and takes the mean of its `unmix_loss`.
+
+    What it sees is traced: it serves one call of the denoiser, in which nothing is recomputed.
+    """
+
+    def __init__(self, apart: jax.Array):
+        self._apart = apart
+        self._seen: list[jax.Array] = []
+
+    def __call__(self, weights: jax.Array, place: str) -> jax.Array:
+        self._seen.append(unmix_loss(weights, self._apart))
+        return weights
+
+    def added(self, loss: jax.Array, metrics: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """To the loss [b] of that call; `unmix` is what was added."""
+        unmix = sum(self._seen) / len(self._seen)
+        return loss + unmix, metrics | {"unmix": unmix}

@@ -58,7 +58,7 @@ def personalize(config: ConfigDict, workdir: Path, *, command: str) -> Path:
     """
     method = METHODS[config.method]
     given = sources.read(method, config.to_dict())
-    contents = folders.read_prompts(config.prompts) if config.prompts else list(method.pool or prompts.POOL)
+    contents = folders.read_prompts(config.prompts) if config.prompts else method.prompts(r.content for _, r in given)
     _check_choices(config, len(contents) * max(1, len(_redrawn(method, config.to_dict(), given))))
     with Run.open(workdir, config.to_dict()) as run, log.Logger(run.workdir) as logger:
         _check_inputs(run, given, contents)
@@ -95,11 +95,9 @@ def _check_choices(config: ConfigDict, num_prompts: int) -> None:
     """Found now, not after hours of training: more images to choose than a round draws, a batch of uneven parts."""
     for number in range(1, config.rounds + 1):
         settings = round_config(config, number)
-        if settings.train.batch_size % settings.train.accumulate:
-            raise UserError(
-                f"config.round_{number}.train.accumulate: found {settings.train.accumulate}, "
-                f"expected a divisor of batch_size {settings.train.batch_size}"
-            )
+        hyper, field = settings.train, f"config.round_{number}.train.accumulate"
+        if hyper.batch_size % hyper.accumulate:
+            raise UserError(f"{field}: found {hyper.accumulate}, expected a divisor of batch_size {hyper.batch_size}")
         drawn = settings.sample.images_per_prompt
         most = {"prompt": drawn, "top_k": drawn * num_prompts}.get(settings.select.by)
         if most is not None and settings.select.k > most:
@@ -157,9 +155,12 @@ class _Job:
         self.redrawn = {_file(i): (Path(given[i][1].path).stem, squares[i]) for i in redrawn}
         for row in self._pool(0, 1):  # prompts that do not align are found before anything is drawn
             self._follow(row)
+        sources.mixed(self.method, self.fields, self.examples, self.model)  # found now, if they cannot be
         sample = round_config(config, 1).sample
         drawing = {"settings": _settings(sample), "batch_size": sample.batch_size}
         self.priors = sources.priors(self.method, self.fields, self.model, **drawing)
+        for remark in filter(None, (self.method.remark(self.fields, content) for content in contents)):
+            log.say(f"warning: {remark}")
         judged = {self.method.judgement(self.fields, content): content for content in contents}
         for content in (judged[text] for text in prompts.unknown(list(judged), hub.SHIPPED / config.base)):
             log.say(f"warning: {content!r} names nothing that {config.base} was taught; its drawings may show anything")
@@ -188,16 +189,15 @@ class _Job:
             name = _file(i)
             if not self.run.done(name):
                 folders.write_png(self.run.path(name), square)
-            caption = self.method.caption(stream, self.fields, reference.content, reference.descriptor)
+            words = {"content": reference.content, "descriptor": reference.descriptor}
             entries.append(
                 {
                     "section": stream.section,
                     "path": str(reference.path),
                     "file": name,
-                    "content": reference.content,
-                    "descriptor": reference.descriptor,
+                    **words,
                     "sha256": reference.sha256,
-                    "caption": caption,
+                    "caption": self.method.caption(stream, self.fields, **words),
                 }
             )
         libraries = {name: version(name) for name in ("styledrop_jax", "jax", "flax", "optax")}
@@ -278,8 +278,9 @@ class _Job:
         hyper, plan = settings.train, self.plans[number - 1]
         key = jax.random.fold_in(jax.random.key(self.config.seed), number)
         model = trainable.attach(self.model, plan, rngs=nnx.Rngs(params=jax.random.fold_in(key, 0)))
-        crop, resolution = hyper.random_crop, self.model.resolution
-        learnt = sources.taught(self.method, self.fields, examples, resolution, random_crop=crop) + self.priors
+        about = self.method, self.fields, examples
+        taught = sources.taught(*about, self.model.resolution, random_crop=hyper.random_crop)
+        learnt = taught + sources.mixed(*about, self.model) + self.priors
         data, loss = tuning.prepare(model, plan, learnt, hyper)
         params = train.fit(
             data,

@@ -1,6 +1,7 @@
 """What a run learns from: the images of its method's streams, under their prompts, and those that are drawn anew."""
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 from styledrop_jax import class_images
 from styledrop_jax.backbones.base import Backbone, Settings
 from styledrop_jax.data import folders
+from styledrop_jax.data.cut_mix import cut_mix
 from styledrop_jax.draw import Follow
 from styledrop_jax.errors import UserError
 from styledrop_jax.methods.base import Method, Stream, spread
@@ -60,9 +62,60 @@ def taught(
     for stream in dict.fromkeys(example.stream for example in examples):
         mine = [example for example in examples if example.stream == stream]
         images = [folders.to_square(e.image, resolution, crop=crop) for e in mine for crop in crops]
-        prompts = [method.caption(stream, config, e.content, e.descriptor) for e in mine for _ in crops]
+        prompts = [
+            method.caption(stream, config, content=e.content, descriptor=e.descriptor) for e in mine for _ in crops
+        ]
         batches.append(Batch(np.stack(images), prompts))
     return batches
+
+
+def mixed(method: Method, config: Mapping[str, Any], examples: Sequence[Example], model: Backbone) -> list[Batch]:
+    """The stream `method.mixed`, if there is one; UserError if no two contents differ, or attention cannot be seen."""
+    if method.mixed is None:
+        return []
+    given = section(config, method.mixed)
+    pairs = [(a, b) for a, b in itertools.permutations(examples, 2) if a.content != b.content]
+    if not pairs:
+        raise UserError(
+            f"config.{examples[0].stream.section}: all images show {examples[0].content!r}; "
+            "expected two subjects, named by content"
+        )
+    images = [cut_mix(*(folders.to_square(side.image, model.resolution) for side in pair)) for pair in pairs]
+    prompts = [method.caption(method.mixed, config, left=a.content, right=b.content) for a, b in pairs]
+    apart = None
+    if given["unmix"]:
+        _check_seen(f"config.{method.mixed.section}.unmix: found {given['unmix']}, expected 0", config, model)
+        tokens = [_apart(model, text, a.content, b.content) for text, (a, b) in zip(prompts, pairs, strict=True)]
+        apart = given["unmix"] * np.stack(tokens)
+    return [Batch(np.stack(images), prompts, given["weight"], apart)]
+
+
+def _check_seen(wrong: str, config: Mapping[str, Any], model: Backbone) -> None:
+    if not model.controllable:
+        raise UserError(f"{wrong}: the attention of {model.name!r}, which is no Stable Diffusion, cannot be seen")
+    if any(config[key]["train"]["remat"] for key in config if key.startswith("round_")):
+        raise UserError(f"{wrong} beside train.remat, which hides the attention")
+
+
+def _apart(model: Backbone, prompt: str, left: str, right: str) -> np.ndarray:
+    """float32 [t, 2]: an equal share for each token of the right's words in the left half, and the reverse.
+
+    Tokens that both have, such as an article, belong nowhere.
+    """
+
+    def count(text: str) -> int:
+        return int(np.argmax(model.text_ids([text])[0] == model.tokenizer.eos_token_id)) - 1
+
+    def tokens(start: int, words: str) -> slice:
+        first = 1 + count(prompt[:start])
+        return slice(first, first + count(words))
+
+    left, right = (" ".join(words.split()) for words in (left, right))  # as in the prompt
+    ids = model.text_ids([prompt])[0]
+    one, other = tokens(prompt.index(left), left), tokens(prompt.rindex(right), right)
+    apart = np.zeros((len(ids), 2), np.float32)
+    apart[other, 0], apart[one, 1] = ~np.isin(ids[other], ids[one]), ~np.isin(ids[one], ids[other])
+    return apart / max(apart.sum(), 1)
 
 
 def priors(
@@ -91,7 +144,9 @@ def priors(
 def check_prompts(method: Method, config: Mapping[str, Any], examples: Sequence[Example]) -> None:
     """UserError if what is taught trains under a prompt of another stream, or an identifier stands for two things."""
     method.identifiers(config)
-    captions = {(e.stream, method.caption(e.stream, config, e.content, e.descriptor)) for e in examples}
+    captions = {
+        (e.stream, method.caption(e.stream, config, content=e.content, descriptor=e.descriptor)) for e in examples
+    }
     kept = [stream for stream in spread(method.streams, config) if stream.generated]
     captions |= {(stream, method.caption(stream, config)) for stream in kept}
     first: dict[str, Stream] = {}

@@ -244,11 +244,13 @@ def _contents(flags: argparse.Namespace) -> list[str]:
 def _jobs(flags: argparse.Namespace, style: _Style, contents: Sequence[str], **record: Any) -> list[_Job]:
     """Every prompt with each of its seeds, as the run's method draws it, with the words of the style."""
     descriptor = style.descriptor if flags.descriptor is None else flags.descriptor
-    return [
-        _Job(content, flags.seed + i, style.method.prompt(style.config, content, descriptor), record)
-        for content in contents
-        for i in range(flags.num)
-    ]
+    jobs = []
+    for content in contents:
+        text = style.method.prompt(style.config, content, descriptor)
+        if style.adapted and (remark := style.method.remark(style.config, content)):
+            warnings.warn(remark, stacklevel=2)
+        jobs += [_Job(content, flags.seed + i, text, record) for i in range(flags.num)]
+    return jobs
 
 
 def _images(

@@ -19,11 +19,13 @@ class Stream(NamedTuple):
 
     Attributes:
         images: uint8 [n, r, r, 3]. prompts: n, one an image. weight: of its loss.
+        apart: [n, t, 2], see `losses.unmix_loss`; None is all zeros.
     """
 
     images: np.ndarray
     prompts: Sequence[str]
     weight: float = 1.0
+    apart: np.ndarray | None = None
 
 
 class Tuning(nnx.Module):
@@ -32,7 +34,7 @@ class Tuning(nnx.Module):
     Attributes:
         parts: see `trainable.parts`.
         targets: what the images of all streams are to the loss. words: features of their prompts, or token ids if the
-            text tower trains; the last row is the empty prompt.
+            text tower trains, and `Stream.apart` if any stream has it; the last row is the empty prompt.
     """
 
     def __init__(self, parts: nnx.Dict, targets: Any, words: Any):
@@ -55,7 +57,7 @@ def prepare(
     images, prompts = np.concatenate([source.images for source in sources]), [p for s in sources for p in s.prompts]
     targets = model.encode_images(images)
     encode = model.text_ids if plan.trains_text else model.encode_text
-    words = encode([*prompts, ""])
+    words = encode([*prompts, ""]), _stacked([source.apart for source in sources], [len(s.prompts) for s in sources])
     shapes = jax.tree.structure(targets), jax.tree.structure(words)
     weights, empty = np.array([source.weight for source in sources], np.float32), len(prompts)
 
@@ -67,16 +69,27 @@ def prepare(
         dropped = jax.vmap(lambda key: jax.random.bernoulli(key, hyper["text_dropout"]))(drop_keys)
         chosen = jnp.where(dropped, empty, flat)
         target = jax.tree.unflatten(shapes[0], [x[...][flat] for x in tuning.targets])
-        text = jax.tree.unflatten(shapes[1], [x[...][chosen] for x in tuning.words])
+        text, apart = jax.tree.unflatten(shapes[1], [x[...][chosen] for x in tuning.words])
         if plan.trains_text:
             text = model.text_features(tuning.parts.text, text)
+        if apart is not None:
+            text = text._replace(apart=apart)
         each, metrics = model.loss(tuning.parts.denoiser, target, text, loss_keys, hyper)
         per_stream = each.reshape(rows.shape).mean(0)
         named = {f"loss_{s}": value for s, value in enumerate(per_stream)} if len(weights) > 1 else {}
-        shown = {name: metrics[name].mean() for name in ("accuracy", "error") if name in metrics}
+        shown = {name: metrics[name].mean() for name in ("accuracy", "error", "unmix") if name in metrics}
         return per_stream @ weights, shown | named
 
     return Tuning(trainable.parts(model, plan), targets, words), loss
+
+
+def _stacked(apart: Sequence[np.ndarray | None], counts: Sequence[int]) -> np.ndarray | None:
+    """`Stream.apart` of all streams with a row for the empty prompt; None if none has it."""
+    shape = next((x.shape[1:] for x in apart if x is not None), None)
+    if shape is None:
+        return None
+    rows = [np.zeros((n, *shape), np.float32) if x is None else x for x, n in zip(apart, counts, strict=True)]
+    return np.concatenate([*rows, np.zeros((1, *shape), np.float32)])
 
 
 def batches(sources: Sequence[Stream], *, batch_size: int, seed: int) -> Callable[[int, int], np.ndarray]:

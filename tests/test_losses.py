@@ -1,8 +1,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from styledrop_jax.losses import denoising_loss, draw_noise, masked_token_loss
+from styledrop_jax.losses import denoising_loss, draw_noise, masked_token_loss, unmix_loss
 from styledrop_jax.noise import NoiseSchedule
 from styledrop_jax.schedules import cosine_mask_rate, mask_tokens
 
@@ -90,3 +91,14 @@ def test_timesteps_are_uniform_and_the_offset_moves_whole_channels():
     loss, metrics = denoising_loss(silent, schedule, jnp.zeros((4000, *shape)), nothing, keys, noise_offset=0.5)
     np.testing.assert_allclose(loss, (noise**2).mean(axis=(1, 2, 3)), rtol=1e-4)
     np.testing.assert_array_equal(metrics["timestep"], t)
+
+
+@pytest.mark.parametrize("side", [4, 5])
+def test_attention_to_the_other_half_counts_and_to_the_own_does_not(side):
+    rng = np.random.default_rng(0)
+    weights = rng.random((2, 3, side, side, 6)).astype(np.float32)
+    apart = np.zeros((2, 6, 2), np.float32)
+    apart[0, 1, 1], apart[0, 4, 0] = 0.25, 0.5  # token 1 is of the left, token 4 of the right
+    found = unmix_loss(weights.reshape(2, 3, -1, 6), apart)
+    right, left = (weights[0, ..., -(side // 2) :, 1] ** 2).mean(), (weights[0, ..., : side // 2, 4] ** 2).mean()
+    np.testing.assert_allclose(found, [0.25 * right + 0.5 * left, 0], rtol=1e-5)

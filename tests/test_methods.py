@@ -1,12 +1,15 @@
 """Methods: their prompts, their further streams, and a run of each from the command line."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import runs
 import tiny
 
-from styledrop_jax import config
+from styledrop_jax import config, personalize, sources
 from styledrop_jax.adapters.base import load_adapter
-from styledrop_jax.data import folders
+from styledrop_jax.data import cut_mix, folders
 from styledrop_jax.errors import UserError
 from styledrop_jax.methods.base import spread
 from styledrop_jax.methods.table import METHODS
@@ -26,6 +29,9 @@ def test_prompts_of_every_method():
     styledrop, empty = METHODS["styledrop"], {"words": {"identifier": "", "noun": ""}}
     assert styledrop.prompt(empty, "a cat {odd}", "in red") == "a cat {odd} in red"
     assert styledrop.prompt(empty, "a cat in red", "in red") == "a cat in red"
+    assert "'a dog' does not say 'sks dog'" in dreambooth.remark(WORDS, "a dog")
+    assert not any(dreambooth.remark(WORDS, prompt) for prompt in ("a {subject}", "a sks dog"))
+    assert not styledrop.remark(empty, "a cat") and not styleforge.remark(WORDS, "a cat")
     with pytest.raises(UserError, match="config.words.noun: empty"):
         dreambooth.caption(dreambooth.streams[0], {"words": {"identifier": "sks", "noun": ""}})
 
@@ -138,7 +144,11 @@ def test_dreambooth_keeps_the_class_by_drawings_of_the_frozen_model(tmp_path, mo
     assert manifest["references"][0]["caption"] == "a sks house"
     rounds = manifest["rounds"]["round_1"]
     assert rounds["frozen"] == 0 and rounds["trainable"] == manifest["base"]["parameters"]
-    capfd.readouterr()
+    assert "warning: prompt 'a cat' does not say 'sks house'" in capfd.readouterr().out
+    for prompt, remarks in (("a {subject}", 0), ("a house", 1)):
+        words_of = ["--prompt", prompt, "--num", 2, "--out", tmp_path / "out"]
+        assert tiny.styledrop("sample", "--run", tmp_path / "run", *words_of) == 0
+        assert capfd.readouterr().err.count("warning: prompt 'a house' does not say 'sks house'") == remarks
     assert _run(tmp_path / "more", "dreambooth", *words, *_flags(prior__generate=4)) == 0
     assert "drawing 'a house' with the frozen model: 1 of 4" in capfd.readouterr().out
     assert len(list(cache.iterdir())) == 4 and all((cache / name).read_bytes() == drawn[name] for name in drawn)
@@ -315,6 +325,74 @@ def test_a_word_that_starts_as_too_many_tokens_stops_at_once(tmp_path, capfd):
     assert _run(tmp_path / "run", "custom_diffusion", *_flags(round_1__adapter__initializer="a red house")) == 2
     assert "its initializer 'a red house'" in capfd.readouterr().err
     assert not (tmp_path / "run" / "base").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "identifier", "message"),
+    [
+        ("dreambooth", " ", "error: config.reference: trains under 'a house', as config.prior does"),
+        ("styleforge", " ", "error: config.reference: trains under 'style', as config.aux does"),
+        ("styleforge", "xqzzyqxvwk", "warning: identifier 'xqzzyqxvwk' is "),
+    ],
+)
+def test_identifiers_that_cannot_or_should_not_be(method, identifier, message, tmp_path, capfd):
+    words = _flags(words__noun="house") + [f"--config.words.identifier={identifier}"]
+    assert _run(tmp_path / "run", method, *words) == 2, "the last has no Aux"
+    said = capfd.readouterr()
+    assert message in said.out + said.err and not (tmp_path / "run" / "base").exists()
+
+
+def test_two_subjects_are_cut_and_put_side_by_side_under_a_prompt_that_says_so():
+    left, right = np.full((6, 6, 3), 1, np.uint8), np.full((6, 6, 3), 2, np.uint8)
+    left[:, 1:4] += np.arange(10, 40, 10, dtype=np.uint8)[:, None]
+    mixed = cut_mix.cut_mix(left, right)
+    np.testing.assert_array_equal(mixed[3, :, 0], [11, 21, 31, 2, 2, 2], "the middle half of each")
+    method = METHODS["cut_mix"]
+    images = ((left, "a sks dog"), (left, "a sks dog"), (right, "b"))
+    examples = [SimpleNamespace(image=image, content=content) for image, content in images]
+    model = SimpleNamespace(resolution=6)
+    (stream,) = sources.mixed(method, {"mix": {"weight": 1.5, "unmix": 0.0}}, examples, model)
+    sides = {(int(image[0, 0, 0]), int(image[0, 3, 0])): prompt for image, prompt in zip(*stream[:2], strict=True)}
+    assert len(stream.images) == 4 and stream.weight == 1.5, "a subject is not mixed with itself"
+    assert sides == {
+        (11, 2): "photo of a sks dog on the left and b on the right",
+        (2, 11): "photo of b on the left and a sks dog on the right",
+    }
+    assert method.prompts(["a sks dog", "a sks dog", "b"])[:3] == [
+        "a sks dog",
+        "b",
+        "a sks dog sitting beside b",
+    ]
+    assert METHODS["dreambooth"].prompts(["x", "y"]) == list(METHODS["dreambooth"].pool)
+    assert len(METHODS["styledrop"].prompts(["x"])) == 30
+
+
+def test_cut_mix_trains_on_each_subject_and_on_pairs(tmp_path, capfd):
+    for i, name in enumerate(("a sks dog-1", "a sks dog-2", "a aug cat-1")):
+        tiny.picture(tmp_path / "pets" / f"{name}.png", seed=i)
+    words = _flags(reference__image=tmp_path / "pets") + ["--config.reference.content=", "--config.prompts="]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(personalize._Job, "_score", lambda self, stage, pool, weights: _stop(stage, pool))
+        with pytest.raises(runs.Death) as stopped:
+            _run(tmp_path / "run", "cut_mix", *words)
+    stage, texts = stopped.value.args
+    assert stage == "round_1" and "photo of a aug cat sitting beside a sks dog" in texts
+    rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert all(np.isclose(row["loss"], row["loss_0"] + 1.5 * row["loss_1"], rtol=1e-5) for row in rows)
+    captions = {entry["caption"] for entry in read_json(tmp_path / "run" / "manifest.json")["references"]}
+    assert captions == {"photo of a sks dog", "photo of a aug cat"}
+    assert _run(tmp_path / "one", "cut_mix", "--config.reference.content", "a dog") == 2
+    assert "all images show 'a dog'; expected two subjects" in capfd.readouterr().err
+    assert _run(tmp_path / "muse", "cut_mix", *words, *_flags(mix__unmix=1.0)) == 2
+    assert "config.mix.unmix: found 1.0, expected 0: the attention of" in capfd.readouterr().err
+    words += _flags(mix__unmix=1.0, base=tiny.stable_diffusion(), round_1__train__remat="true")
+    assert _run(tmp_path / "remat", "cut_mix", *words) == 2
+    assert "expected 0 beside train.remat" in capfd.readouterr().err
+
+
+def _stop(stage, pool):
+    if stage == "round_1":
+        raise runs.Death(stage, [row["text"] for row in pool])
 
 
 def test_a_batch_of_uneven_parts_stops_at_once(tmp_path, capfd):

@@ -36,9 +36,13 @@ both traced int32 scalars. A `jax.tree_util.Partial` may hold arrays, which can 
 
 
 class Text(NamedTuple):
-    """What the denoiser sees of prompts: `states` [b, t, c], the last layer's after the final norm."""
+    """What the denoiser sees of prompts: `states` [b, t, c], the last layer's after the final norm.
+
+    In training `apart` [b, t, 2] may say which tokens belong to one half of a picture; see `losses.unmix_loss`.
+    """
 
     states: jax.Array
+    apart: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,8 +75,7 @@ class StableDiffusion:
     def canvas(self, height: int, width: int) -> tuple[int, int]:
         """Height and width, pixels, of about that aspect and the area of `resolution`², divisible by the codec's."""
         factor, scale = self.codec.config.downsampling, self.resolution / math.sqrt(height * width)
-        height, width = (max(round(scale * side / factor), 1) * factor for side in (height, width))
-        return height, width
+        return tuple(max(round(scale * side / factor), 1) * factor for side in (height, width))
 
     def text_ids(self, prompts: Sequence[str]) -> np.ndarray:
         """Prompts → token ids [b, t] int32."""
@@ -107,13 +110,14 @@ class StableDiffusion:
     def loss(
         self, denoiser: unet.UNet, targets: vae.Posterior, text: Text, keys: jax.Array, hyper: Mapping[str, Any]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The denoising loss of latents drawn from `targets`.
+        """The denoising loss of latents drawn from `targets`, plus the `losses.Unmix` of `text.apart` if it is given.
 
-        `hyper` has `min_snr_gamma` (0: none), `noise_offset` and `remat`.
+        `hyper` has `min_snr_gamma` (0: none), `noise_offset` and `remat`, which goes without `apart`.
         """
         latent_keys, noise_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-        return losses.denoising_loss(
-            functools.partial(denoiser, remat=hyper["remat"]),
+        unmix = None if text.apart is None else losses.Unmix(text.apart)
+        each, metrics = losses.denoising_loss(
+            functools.partial(denoiser, remat=hyper["remat"], control=unmix),
             self.schedule,
             jax.vmap(vae.Posterior.sample)(targets, latent_keys),
             text.states,
@@ -121,6 +125,7 @@ class StableDiffusion:
             min_snr_gamma=hyper["min_snr_gamma"] or None,
             noise_offset=hyper["noise_offset"],
         )
+        return (each, metrics) if unmix is None else unmix.added(each, metrics)
 
     def draw(
         self,
@@ -290,16 +295,23 @@ def _load_file(name: str, file: Path, dtype: jnp.dtype) -> StableDiffusion:
 
 def _schedule_of_file(file: Path, version: int) -> NoiseSchedule:
     beside = file.with_suffix("")
-    if (beside / "scheduler").is_dir():
-        return _read_schedule(beside)
     with pretrained.open_safetensors(file) as handle:
-        found = (handle.metadata() or {}).get("modelspec.prediction_type", "epsilon" if version == 1 else None)
-    if found is None:
+        said = (handle.metadata() or {}).get("modelspec.prediction_type")
+    said = "v_prediction" if said == "v" else said
+    if (beside / "scheduler").is_dir():
+        schedule = _read_schedule(beside)
+        if said not in (None, schedule.prediction_type):
+            raise UserError(
+                f"{beside / 'scheduler'}: prediction_type is {schedule.prediction_type!r}, expected {said!r}, as the "
+                f"metadata of {file.name} says"
+            )
+        return schedule
+    if said is None and version == 2:
         raise UserError(
             f"{file}: a 2.x model that does not say whether it predicts the noise or v; expected "
             f"modelspec.prediction_type in its metadata, or its scheduler_config.json in {beside / 'scheduler'}"
         )
-    return dataclasses.replace(_SCHEDULE, prediction_type="v_prediction" if found == "v" else found)
+    return dataclasses.replace(_SCHEDULE, prediction_type=said or "epsilon")
 
 
 def _read_schedule(folder: Path) -> NoiseSchedule:

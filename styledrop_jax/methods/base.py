@@ -9,10 +9,12 @@ Templates are over fields of the config: `{identifier}` is `config.words.identif
 """
 
 import dataclasses
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from styledrop_jax.data.prompts import POOL
 from styledrop_jax.errors import UserError
 
 _MANY = "component_*"
@@ -25,7 +27,8 @@ class Stream:
 
     Attributes:
         section: of the config, dotted, names the images.
-        prompt: template over `{content}` and `{descriptor}` of an image, and fields of the config.
+        prompt: template over the words of an image, and fields of the config. The words are `{content}` and
+            `{descriptor}`; of a mixed image `{left}` and `{right}`, two contents.
         generated: template of what the frozen model draws where the user gives no images; such a stream keeps what the
             model knows. Empty for images that teach something, which are always the user's.
     """
@@ -45,13 +48,15 @@ class Method:
         draws: template of what is drawn, over the same fields; `{content}` is the user's prompt, `{subject}`, also in
             the user's prompt, is `subject`.
         subject: what the streams teach, over the same fields; that of several components is joined by "and".
-        pool: the prompts that are drawn between rounds unless the user has others; empty for the built-in pool.
+        pool: the prompts that are drawn between rounds unless the user has others; empty for the built-in pool. In
+            them `{left}` and `{right}` stand for every two contents of the user's images.
         judged: template of what a drawing is scored against, without words that a scorer cannot know; there
             `{subject}` stands for the noun.
         learns: the fields of the words that stand for something new.
         redraws: the stream each of whose images is drawn anew, beside its own reconstruction under its own prompt, for
             `control` of its section of the steps; None draws from prompts alone.
         keeps: the words of both prompts at which a redrawn image's cross-attention is kept.
+        mixed: the stream of every two images of different contents, cut and put side by side; None if there is none.
     """
 
     streams: tuple[Stream, ...]
@@ -62,19 +67,35 @@ class Method:
     learns: tuple[str, ...] = ("identifier",)
     redraws: Stream | None = None
     keeps: str = ""
+    mixed: Stream | None = None
 
-    def caption(self, stream: Stream, config: Mapping[str, Any], content: str = "", descriptor: str = "") -> str:
-        """The training prompt of one image of a stream; UserError if a word that it needs is empty."""
-        return _fill(stream.prompt, config, "repeat_training", content=content, descriptor=descriptor)
+    def caption(self, stream: Stream, config: Mapping[str, Any], **words: str) -> str:
+        """The training prompt of one image of a stream, by its words; UserError if one that it needs is empty."""
+        return _fill(stream.prompt, config, "repeat_training", **words)
 
     def prompt(self, config: Mapping[str, Any], content: str, descriptor: str = "") -> str:
         """The user's prompt `content` as the model is given it; UserError if a word that it needs is empty."""
-        subject = " and ".join(each(self.subject, config))
-        return self._drawn(self.draws, config, subject, content, descriptor)
+        return self._drawn(self.draws, config, self._subject(config), content, descriptor)
 
     def judgement(self, config: Mapping[str, Any], content: str, descriptor: str = "") -> str:
         """The same prompt as a scorer is given it."""
         return self._drawn(self.judged, config, "{noun}", content, descriptor)
+
+    def prompts(self, contents: Iterable[str]) -> list[str]:
+        """What is drawn between rounds, from the contents of the user's images."""
+        two = list(itertools.permutations(dict.fromkeys(contents), 2)) or [("", "")]
+        filled = (text.replace("{left}", a).replace("{right}", b) for text in self.pool or POOL for a, b in two)
+        return list(dict.fromkeys(filled))
+
+    def remark(self, config: Mapping[str, Any], content: str) -> str:
+        """What is wrong with a prompt of the user's, one line; empty if nothing is."""
+        subject = self._drawn(self._subject(config), config, "", "", "")
+        if subject in self.prompt(config, content):
+            return ""
+        return f"prompt {content!r} does not say {subject!r}, which training teaches; {{subject}} stands for it"
+
+    def _subject(self, config: Mapping[str, Any]) -> str:
+        return " and ".join(each(self.subject, config))
 
     def _drawn(self, template: str, config: Mapping[str, Any], subject: str, content: str, descriptor: str) -> str:
         words = {"content": content, "subject": subject, "descriptor": "" if descriptor in content else descriptor}

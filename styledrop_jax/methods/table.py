@@ -1,5 +1,6 @@
 """The methods by the names that configs give them."""
 
+from styledrop_jax.methods.cut_mix import CUT_MIX
 from styledrop_jax.methods.dreambooth import DREAMBOOTH
 from styledrop_jax.methods.multi_styleforge import MULTI_STYLEFORGE
 from styledrop_jax.methods.style_word import STYLE_WORD
@@ -14,4 +15,5 @@ METHODS = {
     "multi_styleforge": MULTI_STYLEFORGE,
     "style_word": STYLE_WORD,
     "styo": STYO,
+    "cut_mix": CUT_MIX,
 }

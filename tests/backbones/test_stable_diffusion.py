@@ -223,6 +223,9 @@ def test_a_single_file_is_loaded(version, parts, tmp_path, monkeypatch):
         save_tokenizer(parts["tokenizer"], tmp_path / "tuned" / "tokenizer")
         DDIMScheduler.from_config(_schedule("v_prediction").to_dict()).save_pretrained(tmp_path / "tuned" / "scheduler")
         assert load(str(file)).schedule == _schedule("v_prediction") and len(asked) == 1
+        save_file(tensors, file, metadata={"modelspec.prediction_type": "epsilon"})
+        with pytest.raises(UserError, match="'v_prediction', expected 'epsilon', as the metadata of tuned"):
+            load(str(file))
     else:
         save_file(tensors, file, metadata={"modelspec.prediction_type": "epsilon"})
         model = load(str(file))
