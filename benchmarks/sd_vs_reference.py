@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
-from harness import ASSETS, CACHED, CHECKED, Benchmark, Side, Task, make_job, process, read_flags, run
+from harness import CACHED, CHECKED, Benchmark, Side, Task, make_job, process, read_flags, run
 from sides.job import RANK, Job
 
 _RANDOM = ("tiny", "emoji64", "sd15")
@@ -41,9 +41,10 @@ _REFERENCE = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     weights = parser.add_mutually_exclusive_group()
-    shipped = ASSETS / "emoji64" / "sd"
-    weights.add_argument("--weights", type=Path, default=shipped, help="a diffusers folder; by default emoji64's")
-    weights.add_argument("--random", choices=_RANDOM, help="random weights of that size in its place")
+    weights.add_argument("--weights", type=Path, help="a diffusers folder")
+    weights.add_argument(
+        "--random", choices=_RANDOM, default="emoji64", help="random weights of that size (default emoji64)"
+    )
     flags = read_flags(parser, _TASKS, steps=20)
     with tempfile.TemporaryDirectory() as work:
         job = _job(flags, Path(work))
@@ -88,7 +89,7 @@ def _count_flops(pipe: Connection, folder: Path) -> None:
 def _job(flags: argparse.Namespace, work: Path) -> Job:
     """Writes the model if its weights are to be random, and the inputs: the bundled pictures, noise and timesteps."""
     folder = flags.weights
-    if flags.random:
+    if not folder:
         folder = work / flags.random
         with process(_write_random, folder, flags.random):
             pass
