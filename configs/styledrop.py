@@ -6,7 +6,7 @@
         --workdir runs/mine
 
 Presets, as `configs/styledrop.py:PRESET`:
-    emoji64 (default)       the shipped 64-pixel model, a minute or two and 1.3 GB on a two-core CPU; chooses by text
+    emoji64 (default)       the shipped 64-pixel model, two minutes and 1.3 GB on a two-core CPU; chooses by text
                             and style together, since so small a model drifts back to the drawings it knows
     amused-256, amused-512  the public aMUSEd checkpoints, from the Hugging Face cache, the hub or a local diffusers
                             folder (`--config.base FOLDER`); for a GPU
