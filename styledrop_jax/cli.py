@@ -117,20 +117,22 @@ def mix(argv: Sequence[str]) -> None:
 
 
 def edit(argv: Sequence[str]) -> None:
-    """Redraw the masked part of an image in the style of a run.
+    """Redraw the masked part of an image, or all of it in part, in the style of a run.
 
     styledrop edit --run runs/mine --image in.png --mask mask.png --prompt "a cat"
+    styledrop edit --run runs/mine --image in.png --strength 0.5 --prompt "a cat"
 
-    White in the mask is drawn anew, all else keeps its pixels; `styledrop stylize` redraws whole images. Stable
-    Diffusion keeps the image's aspect, Muse draws its middle square; the image is resized to what the model draws.
+    White in the mask is drawn anew, all else keeps its pixels. Without a mask the whole image is the start, as in
+    `styledrop stylize`, which is for folders and for pictures beside what they were. Stable Diffusion keeps the image's
+    aspect, Muse draws its middle square; the image is resized to what the model draws.
     """
     parser = _parser("edit", edit)
     _add_prompts(parser, folder="edited")
     _add_sampling(parser)
     _add_run(parser)
     parser.add_argument("--image", type=Path, required=True, help="the image to change")
-    parser.add_argument("--mask", type=Path, required=True, help="an image of its size, white where to draw anew")
-    parser.add_argument("--strength", type=float, default=1.0, help="how far the white part is redrawn, to 1 (default)")
+    parser.add_argument("--mask", type=Path, help="an image of its size, white where to draw anew; default all of it")
+    parser.add_argument("--strength", type=float, help="how much is drawn anew, to 1: default all of a mask, else 0.5")
     flags = parser.read(argv)
     from styledrop_jax import studio
 

@@ -79,10 +79,11 @@ def mix(flags: argparse.Namespace) -> Path:
 
 def edit(flags: argparse.Namespace) -> Path:
     """`styledrop edit`: returns the folder of the images."""
-    _check_strength(flags.strength)
+    strength = flags.strength if flags.strength is not None else 1.0 if flags.mask else 0.5
+    _check_strength(strength)
     contents = _contents(flags)
     picture = folders.read_image(flags.image)
-    mask = folders.read_mask(flags.mask, picture.shape[:2])
+    mask = folders.read_mask(flags.mask, picture.shape[:2]) if flags.mask else np.ones(picture.shape[:2], bool)
     style = _style(flags.run, flags)
     size = style.model.canvas(*mask.shape)
     image = folders.to_size(picture, size)
@@ -90,10 +91,10 @@ def edit(flags: argparse.Namespace) -> Path:
     if not region.any():
         raise UserError(f"{flags.mask}: nothing is white in the middle square, which is all that is drawn")
     _warn_of_crops([flags.image] if _is_cropped(mask.shape, size) else [])
-    record = {"image": str(flags.image), "mask": str(flags.mask), "strength": flags.strength}
+    record = {"image": str(flags.image), "mask": str(flags.mask or ""), "strength": strength}
     jobs = _jobs(flags, style, contents, **record)
     own = _repeated(style.model.encode_images(image[None]), len(jobs))
-    drawn = _images(style, jobs, _branches(style, jobs), Edit(own, region[..., 0], flags.strength))
+    drawn = _images(style, jobs, _branches(style, jobs), Edit(own, region[..., 0], strength))
     kept = (np.where(region, folders.to_uint8(after), image) for after in drawn)
     return _finish(flags, style, jobs, kept, folder="edited")
 

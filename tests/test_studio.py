@@ -235,11 +235,17 @@ def test_a_rotated_photo_takes_a_mask_as_it_is_seen(tmp_path, photo):
     assert _pictures(_edit(tmp_path / "a", turned, *words)) == _pictures(_edit(tmp_path / "b", image, *words))
 
 
+def test_an_edit_without_a_mask_is_of_the_whole_picture(tmp_path, photo):
+    drawn = _edit(tmp_path / "out", photo[0], "--num", 2)
+    assert [line["strength"] for line, _ in drawn] == [0.5, 0.5] and {line["mask"] for line, _ in drawn} == {""}
+    words = ["--prompt", "a cat", "--num", 2, "--strength", 0.5]
+    assert _pictures(drawn) == _pictures(_stylize(tmp_path / "stylized", photo[0], *words))
+
+
 def test_edits_that_cannot_be_are_one_line(tmp_path, capfd, photo):
     image, mask = photo
     out = tmp_path / "out"
     line = ["edit", "--run", tiny.finished(), "--out", out, "--prompt", "a cat", "--image"]
-    assert "--mask" in _refused(capfd, *line, image)
     for strength in (0, 1.5, "nan"):
         assert "--strength: found" in _refused(capfd, *line, image, "--mask", mask, "--strength", strength)
     Image.open(mask).resize((32, 32)).save(tmp_path / "small.png")
