@@ -90,7 +90,7 @@ def edit(flags: argparse.Namespace) -> Path:
     region = folders.to_size(np.repeat(np.uint8(mask)[..., None] * 255, 3, axis=-1), size)[..., :1] > 127
     if not region.any():
         raise UserError(f"{flags.mask}: nothing is white in the middle square, which is all that is drawn")
-    _warn_of_crops([flags.image] if _is_cropped(mask.shape, size) else [])
+    folders.warn_of_crops([flags.image] if folders.is_cropped(mask.shape, size) else [])
     record = {"image": str(flags.image), "mask": str(flags.mask or ""), "strength": strength}
     jobs = _jobs(flags, style, contents, **record)
     own = _repeated(style.model.encode_images(image[None]), len(jobs))
@@ -147,24 +147,12 @@ def _pictures(flags: argparse.Namespace, style: _Style, paths: Sequence[Path]) -
             raise UserError(f"--prompt: missing, and the name of {path} has no words; say what the picture shows")
         image = folders.read_image(path)
         size = style.model.canvas(*image.shape[:2])
-        if _is_cropped(image.shape, size):
+        if folders.is_cropped(image.shape, size):
             cropped.append(path)
         record = {"image": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         found.append(_Picture(folders.to_size(image, size), content, record))
-    _warn_of_crops(cropped)
+    folders.warn_of_crops(cropped)
     return found
-
-
-def _is_cropped(shape: Sequence[int], size: tuple[int, int]) -> bool:
-    """Whether more of a picture is cut off than the rounding of its sides asks for."""
-    aspect = shape[1] / shape[0] * size[0] / size[1]
-    return min(aspect, 1 / aspect) < 0.9
-
-
-def _warn_of_crops(paths: Sequence[Path]) -> None:
-    if paths:
-        others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-        warnings.warn(f"{paths[0]}{others}: not of an aspect that this model draws; the middle is taken", stacklevel=2)
 
 
 def _repeated(encoded: Any, count: int) -> Any:

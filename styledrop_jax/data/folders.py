@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import threading
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -94,6 +95,19 @@ def to_square(image: np.ndarray, size: int, *, crop: tuple[float, float, float] 
         uint8 [size, size, 3].
     """
     return to_size(image, (size, size), crop=crop)
+
+
+def is_cropped(shape: Sequence[int], size: tuple[int, int]) -> bool:
+    """Whether `to_size` cuts more off a picture [h, w, …] than the rounding of its sides asks for."""
+    aspect = shape[1] / shape[0] * size[0] / size[1]
+    return min(aspect, 1 / aspect) < 0.9
+
+
+def warn_of_crops(paths: Sequence[Path | str]) -> None:
+    """Warns of pictures that `is_cropped`, if there are any."""
+    if paths:
+        others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        warnings.warn(f"{paths[0]}{others}: not of an aspect that this model draws; the middle is taken", stacklevel=2)
 
 
 def to_size(image: np.ndarray, size: tuple[int, int], *, crop: tuple[float, float, float] | None = None) -> np.ndarray:
