@@ -148,7 +148,8 @@ class _Job:
         self.examples = [Example(stream, r.image, r.content, r.descriptor) for stream, r in given]
         sources.check_prompts(self.method, self.fields, self.examples)
         self.styles = spread(self.method.streams[:1], self.fields)
-        folders.warn_of_crops([r.path for _, r in given if folders.is_cropped(r.image.shape, (1, 1))])
+        if found := folders.crop_remark([r.path for _, r in given if folders.is_cropped(r.image.shape, (1, 1))]):
+            log.say(f"warning: {found}")
         squares = [folders.to_square(r.image, self.model.resolution) for _, r in given]
         judges = [square for (stream, _), square in zip(given, squares, strict=True) if stream in self.styles]
         self.references = np.stack(judges).astype(np.float32) / 255

@@ -90,7 +90,7 @@ def edit(flags: argparse.Namespace) -> Path:
     region = folders.to_size(np.repeat(np.uint8(mask)[..., None] * 255, 3, axis=-1), size)[..., :1] > 127
     if not region.any():
         raise UserError(f"{flags.mask}: nothing is white in the middle square, which is all that is drawn")
-    folders.warn_of_crops([flags.image] if folders.is_cropped(mask.shape, size) else [])
+    _warn_of_crops([flags.image] if folders.is_cropped(mask.shape, size) else [])
     record = {"image": str(flags.image), "mask": str(flags.mask or ""), "strength": strength}
     jobs = _jobs(flags, style, contents, **record)
     own = _repeated(style.model.encode_images(image[None]), len(jobs))
@@ -151,8 +151,13 @@ def _pictures(flags: argparse.Namespace, style: _Style, paths: Sequence[Path]) -
             cropped.append(path)
         record = {"image": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         found.append(_Picture(folders.to_size(image, size), content, record))
-    folders.warn_of_crops(cropped)
+    _warn_of_crops(cropped)
     return found
+
+
+def _warn_of_crops(paths: Sequence[Path]) -> None:
+    if remark := folders.crop_remark(paths):
+        warnings.warn(remark, stacklevel=2)
 
 
 def _repeated(encoded: Any, count: int) -> Any:

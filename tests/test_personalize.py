@@ -258,7 +258,7 @@ def test_a_folder_of_every_kind_of_image(tmp_path, capfd):
     image.transpose(Image.Transpose.ROTATE_90).save(folder / "d rotated.png", exif=exif)
 
     manifest = runs.begun(tmp_path / "run", "--config.reference.content=", image=folder, references=4)
-    assert f"{folder / 'a cmyk.tif'} and 3 more: not of an aspect that this model draws" in capfd.readouterr().err
+    assert f"{folder / 'a cmyk.tif'} and 3 more: not of an aspect that this model draws" in capfd.readouterr().out
     entries = manifest["references"]
     assert [entry["content"] for entry in entries] == ["a cmyk", "b deep", "c palette", "d rotated"]
     expected = folders.to_square(upright, tiny.RESOLUTION).astype(int)

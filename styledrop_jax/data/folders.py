@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import threading
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -103,11 +102,12 @@ def is_cropped(shape: Sequence[int], size: tuple[int, int]) -> bool:
     return min(aspect, 1 / aspect) < 0.9
 
 
-def warn_of_crops(paths: Sequence[Path | str]) -> None:
-    """Warns of pictures that `is_cropped`, if there are any."""
-    if paths:
-        others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-        warnings.warn(f"{paths[0]}{others}: not of an aspect that this model draws; the middle is taken", stacklevel=2)
+def crop_remark(paths: Sequence[Path | str]) -> str:
+    """What to tell the user of pictures that `is_cropped`, one line; empty if there are none."""
+    if not paths:
+        return ""
+    others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    return f"{paths[0]}{others}: not of an aspect that this model draws; the middle is taken"
 
 
 def to_size(image: np.ndarray, size: tuple[int, int], *, crop: tuple[float, float, float] | None = None) -> np.ndarray:
