@@ -48,7 +48,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
         train.fit(
             task.model,
             task.trainable,
-            lambda model, batch, keys: task.loss(model, batch, keys[0]),
+            task.loss,
             optim.make(
                 config.learning_rate,
                 steps=config.steps,

@@ -42,9 +42,8 @@ class Config:
         num_hidden_layers, num_attention_heads: of the transformer. intermediate_size: width of its gated MLP.
         layer_norm_eps: of every norm but the attention blocks'. ln_elementwise_affine: whether they learn a scale.
         sample_size: side of the token grid the model was trained at; the module takes any grid.
-        positional_masks: a masked token is embedded as one of `sample_size`² tokens that follow the codebook in the
-            vocabulary, by its place in the grid. Not in the reference, which ignores the field: it takes such tokens
-            as inputs, but its own pipeline only knows the one mask token.
+        positional_masks: a masked token is embedded as one of `sample_size`² that follow the codebook, by its place.
+            The reference ignores the field: it takes such tokens, but its own pipeline knows only one mask token.
     """
 
     hidden_size: int = 1024
@@ -123,10 +122,7 @@ class Config:
 
     @classmethod
     def emoji64(cls, *, width: int = 192, layers: int = 6, text_width: int = 192) -> Self:
-        """The shipped model of 64-pixel images: 16×16 tokens of a 512-entry codebook, 8×8 inside.
-
-        Its attention has heads of 32 channels, so `width` is a multiple of 32; its convolutions are two thirds as wide.
-        """
+        """The shipped model of 64-pixel images: 16×16 tokens of 512 codes, 8×8 inside, heads of 32 channels."""
         blocks = max(1, width // 48)
         return cls(
             hidden_size=width,
@@ -152,8 +148,7 @@ class Config:
 
 def _sinusoids(values: jax.Array, dim: int) -> jax.Array:
     """float32 [..., dim]: cosines, then sines, of `values` [...] at dim/2 frequencies falling from 1."""
-    half = dim // 2
-    frequencies = jnp.exp(-math.log(10_000) * jnp.arange(half, dtype=jnp.float32) / half)
+    frequencies = jnp.exp(-math.log(10_000) * jnp.arange(dim // 2, dtype=jnp.float32) / (dim // 2))
     angles = values.astype(jnp.float32)[..., None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 

@@ -1,7 +1,7 @@
 """What the tasks share: their description, the corpus as batches, and the frozen half of it, packed once."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Task:
     Attributes:
         model: freshly initialised, or with frozen parts filled in.
         trainable: what the optimiser changes.
-        loss: see `train.Loss`, but of one key for the whole batch.
+        loss: see `train.Loss`.
         batches: see `train.fit`.
         after: see `train.fit`.
         picture: draws a grid [h, w, 3] uint8 of what the trained model does.
@@ -63,9 +63,34 @@ def examples(data: corpus.Corpus, config: ConfigDict, start: int, count: int) ->
     return np.stack([image for image, _, _ in pairs]), [caption for _, caption, _ in pairs]
 
 
+def drawings(data: corpus.Corpus, config: ConfigDict) -> Callable[[int, int], jax.Array]:
+    """The `batches` of a task that sees pictures alone: uint8 [steps, batch, 64, 64, 3]."""
+    size = config.batch_size
+
+    def batches(start: int, count: int) -> jax.Array:
+        images, _ = examples(data, config, start * size, count * size)
+        return jnp.asarray(images).reshape(count, size, *images.shape[1:])
+
+    return batches
+
+
 def unit(images: jax.Array) -> jax.Array:
     """uint8 → float32 in [0, 1]."""
     return images.astype(jnp.float32) / 255
+
+
+def picture_loss(error: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """L1 + L2 + gradient difference of a reconstruction's error [b, h, w, 3], means, and the L1 alone."""
+    slopes = jnp.mean(jnp.abs(jnp.diff(error, axis=1))) + jnp.mean(jnp.abs(jnp.diff(error, axis=2)))
+    l1 = jnp.mean(jnp.abs(error))
+    return l1 + jnp.mean(error**2) + slopes, l1
+
+
+def reconstructions(task: str, images: np.ndarray, out: jax.Array) -> np.ndarray:
+    """A sheet of uint8 images [n, h, w, 3], each beside its reconstruction, float in [0, 1]; says the mean error."""
+    given, out = np.asarray(unit(images)), np.asarray(out)
+    log.say(f"{task}: mean absolute error on held-out concepts {np.abs(out - given).mean():.4f}")
+    return folders.grid(list(np.stack([given, out], 1).reshape(-1, *images.shape[1:])), columns=8)
 
 
 class Conditioned(nnx.Module):
@@ -76,19 +101,62 @@ class Conditioned(nnx.Module):
         self.text = text
         self.empty = nnx.Variable(jnp.asarray(empty))
 
-    def dropped(self, ids: jax.Array, key: jax.Array, probability: float) -> jax.Array:
+    def dropped(self, ids: jax.Array, keys: jax.Array, probability: float) -> jax.Array:
         """Token ids [b, t] of any integer type → int32, each row with `probability` that of the empty prompt."""
-        drop = jax.random.bernoulli(key, probability, (len(ids), 1))
-        return jnp.where(drop, self.empty[...], ids.astype(jnp.int32))
+        drop = jax.vmap(lambda key: jax.random.bernoulli(key, probability))(keys)
+        return jnp.where(drop[:, None], self.empty[...], ids.astype(jnp.int32))
 
 
-ONLY_DENOISER = nnx.All(nnx.Param, nnx.PathContains("denoiser"))
-"""What trains of a `Conditioned`."""
+def of_denoiser(
+    model: Backbone,
+    config: ConfigDict,
+    data: corpus.Corpus,
+    workdir: Path,
+    *,
+    encode: Callable[[np.ndarray], dict[str, np.ndarray]],
+    targets: Callable[[dict[str, jax.Array]], Any],
+    hyper: Mapping[str, Any],
+    settings: Settings,
+    export: Callable[[Conditioned, Path], None],
+) -> Task:
+    """The task of a backbone's denoiser, on pictures and captions that the frozen parts see once.
 
-Encode = Callable[[np.ndarray, list[str]], dict[str, np.ndarray]]
+    Args:
+        model: all of the backbone; its denoiser trains.
+        config, data, workdir: of the task; the packed examples are kept in `workdir`.
+        encode: images [n, 64, 64, 3] uint8 → named arrays [n, …], which are packed.
+        targets: a batch of these → what `model.loss` takes.
+        hyper: what `model.loss` reads.
+        settings: how its pictures are drawn.
+        export: see `Task`.
+    """
+
+    def to_arrays(images: np.ndarray, captions: list[str]) -> dict[str, np.ndarray]:
+        return encode(images) | {"ids": model.text_ids(captions).astype(np.uint16)}
+
+    def loss(trained: Conditioned, batch: dict, keys: jax.Array) -> tuple[jax.Array, dict]:
+        drop_keys, loss_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        ids = trained.dropped(batch["ids"], drop_keys, config.text_dropout)
+        text = jax.lax.stop_gradient(model.text_features(trained.text, ids))
+        value, metrics = model.loss(trained.denoiser, targets(batch), text, loss_keys, hyper)
+        return value.mean(), jax.tree.map(jnp.mean, metrics)
+
+    return Task(
+        model=Conditioned(model.denoiser, model.text, model.text_ids([""])[0]),
+        trainable=nnx.All(nnx.Param, nnx.PathContains("denoiser")),
+        loss=loss,
+        batches=_packed(config, data, to_arrays, workdir / "pack.npz"),
+        picture=lambda trained: _draws(dataclasses.replace(model, denoiser=trained.denoiser), settings),
+        export=export,
+    )
 
 
-def packed(config: ConfigDict, data: corpus.Corpus, encode: Encode, path: Path) -> Callable[[int, int], dict]:
+def _packed(
+    config: ConfigDict,
+    data: corpus.Corpus,
+    encode: Callable[[np.ndarray, list[str]], dict[str, np.ndarray]],
+    path: Path,
+) -> Callable[[int, int], dict]:
     """The batches of `config.pack` examples, which the frozen models see once; the results are kept in `path`.
 
     Args:
@@ -124,7 +192,7 @@ def packed(config: ConfigDict, data: corpus.Corpus, encode: Encode, path: Path) 
     return batches
 
 
-def draws(model: Backbone, settings: Settings) -> np.ndarray:
+def _draws(model: Backbone, settings: Settings) -> np.ndarray:
     """A sheet [h, w, 3] uint8 of what the model draws of eight prompts, four of each, at lambda_b's guidance."""
     prompts = [prompt for prompt in _PROMPTS for _ in range(4)]
     branches = draw.base_branches(model, prompts, settings)

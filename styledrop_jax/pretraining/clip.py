@@ -17,9 +17,9 @@ from styledrop_jax.models.tokenizer import load_tokenizer, save_tokenizer, token
 from styledrop_jax.pretraining.base import Task, examples, unit
 
 
-def _clip_loss(model: clip.Clip, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
+def _clip_loss(model: clip.Clip, batch: dict, keys: jax.Array) -> tuple[jax.Array, dict]:
     """The symmetric contrastive loss (Radford et al., 2103.00020, Fig. 3) of a batch of pictures and captions."""
-    del key
+    del keys
     logits = model(batch["ids"], unit(batch["images"]))  # [b, b]
     labels = jnp.arange(logits.shape[0])
     rows = optax.softmax_cross_entropy_with_integer_labels(logits, labels)

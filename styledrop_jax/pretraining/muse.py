@@ -1,20 +1,17 @@
 """Muse, over the tokens of `vq` and under the text tower of `clip`."""
 
-import dataclasses
 from pathlib import Path
 
-import jax
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from styledrop_jax import hub, pretrained, train
+from styledrop_jax import hub, pretrained
 from styledrop_jax.backbones import muse
 from styledrop_jax.backbones.base import Settings
 from styledrop_jax.data import corpus
 from styledrop_jax.metrics import clip_scores
 from styledrop_jax.models import uvit, vqgan
-from styledrop_jax.models.tokenizer import tokenize
 from styledrop_jax.pretraining import base
 from styledrop_jax.run import write_json
 
@@ -26,18 +23,6 @@ _PARTS = {
     "tokenizer": ("transformers", "CLIPTokenizer"),
     "scheduler": ("diffusers", "AmusedScheduler"),
 }
-
-
-def _loss(dropout: float, micro: jax.Array) -> train.Loss:
-    def loss(model: base.Conditioned, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
-        drop_key, mask_key = jax.random.split(key)
-        out = model.text(model.dropped(batch["ids"], drop_key, dropout))
-        text = jax.lax.stop_gradient(muse.Text(out.hidden_states[-2], out.embeds))
-        tokens, keys = batch["tokens"].astype(np.int32), jax.random.split(mask_key, len(batch["ids"]))
-        value, metrics = muse.token_loss(model.denoiser, tokens, text, micro, keys)
-        return value.mean(), {"accuracy": metrics["accuracy"].mean()}
-
-    return loss
 
 
 def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> base.Task:
@@ -53,16 +38,6 @@ def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> base.Task:
     model = muse.Muse(name="pretraining", base_hash="", codec=codec, text=text, tokenizer=tokenizer, denoiser=denoiser)
     to_tokens = nnx.jit(lambda codec, images: codec.encode(base.unit(images)))
 
-    def ids_of(captions: list[str]) -> np.ndarray:
-        return tokenize(tokenizer, captions, text.config.max_position_embeddings)
-
-    def encode(images: np.ndarray, captions: list[str]) -> dict[str, np.ndarray]:
-        return {"tokens": np.asarray(to_tokens(codec, images), np.uint16), "ids": ids_of(captions).astype(np.uint16)}
-
-    def picture(trained: base.Conditioned) -> np.ndarray:
-        current = dataclasses.replace(model, denoiser=trained.denoiser)
-        return base.draws(current, Settings(temperature=2.0, lambda_b=1.0))
-
     def export(trained: base.Conditioned, out: Path) -> None:
         folder = out / "muse"
         transformer = pretrained.export(trained.denoiser, uvit.RULES, dtype=np.float16)
@@ -75,11 +50,14 @@ def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> base.Task:
         hub.save_index(folder, "AmusedPipeline", _PARTS)
         base.save_vocabulary(data, config, out / "vocabulary.json")
 
-    return base.Task(
-        model=base.Conditioned(denoiser, text, ids_of([""])[0]),
-        trainable=base.ONLY_DENOISER,
-        loss=_loss(config.text_dropout, model.micro),
-        batches=base.packed(config, data, encode, workdir / "pack.npz"),
-        picture=picture,
+    return base.of_denoiser(
+        model,
+        config,
+        data,
+        workdir,
+        encode=lambda images: {"tokens": np.asarray(to_tokens(codec, images), np.uint16)},
+        targets=lambda batch: batch["tokens"].astype(np.int32),
+        hyper={"remat": False},
+        settings=Settings(temperature=2.0, lambda_b=1.0),
         export=export,
     )

@@ -1,9 +1,7 @@
 """Stable Diffusion's U-Net, over the latents of `vae` and under the text tower of `clip`."""
 
-import dataclasses
 from pathlib import Path
 
-import jax
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
@@ -14,7 +12,6 @@ from styledrop_jax.backbones.base import Settings
 from styledrop_jax.data import corpus
 from styledrop_jax.metrics import clip_scores
 from styledrop_jax.models import unet, vae
-from styledrop_jax.models.tokenizer import tokenize
 from styledrop_jax.noise import NoiseSchedule
 from styledrop_jax.pretraining import base
 from styledrop_jax.run import write_json
@@ -57,30 +54,11 @@ def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> base.Task:
         schedule=_SCHEDULE,
     )
 
-    def ids_of(captions: list[str]) -> np.ndarray:
-        return tokenize(tokenizer, captions, text.config.max_position_embeddings)
+    def encode(images: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: x.astype(np.float16) for name, x in model.encode_images(images)._asdict().items()}
 
-    def encode(images: np.ndarray, captions: list[str]) -> dict[str, np.ndarray]:
-        mean, logvar = model.encode_images(images)
-        return {
-            "mean": mean.astype(np.float16),
-            "logvar": logvar.astype(np.float16),
-            "ids": ids_of(captions).astype(np.uint16),
-        }
-
-    def loss(trained: base.Conditioned, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
-        drop_key, loss_key = jax.random.split(key)
-        ids = trained.dropped(batch["ids"], drop_key, config.text_dropout)
-        states = jax.lax.stop_gradient(model.text_features(trained.text, ids))
-        latents = vae.Posterior(batch["mean"].astype(np.float32), batch["logvar"].astype(np.float32))
-        hyper = {"min_snr_gamma": config.min_snr_gamma, "noise_offset": 0.0, "remat": False}
-        keys = jax.random.split(loss_key, len(ids))
-        value, metrics = model.loss(trained.denoiser, latents, states, keys, hyper)
-        return value.mean(), {"error": metrics["error"].mean()}
-
-    def picture(trained: base.Conditioned) -> np.ndarray:
-        current = dataclasses.replace(model, denoiser=trained.denoiser)
-        return base.draws(current, Settings(steps=20, lambda_b=2.0))
+    def targets(batch: dict) -> vae.Posterior:
+        return vae.Posterior(*(batch[name].astype(np.float32) for name in vae.Posterior._fields))
 
     def export(trained: base.Conditioned, out: Path) -> None:
         folder = out / "sd"
@@ -93,11 +71,14 @@ def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> base.Task:
         hub.save_index(folder, "StableDiffusionPipeline", _PARTS)
         base.save_vocabulary(data, config, out / "vocabulary.json")
 
-    return base.Task(
-        model=base.Conditioned(denoiser, text, ids_of([""])[0]),
-        trainable=base.ONLY_DENOISER,
-        loss=loss,
-        batches=base.packed(config, data, encode, workdir / "pack.npz"),
-        picture=picture,
+    return base.of_denoiser(
+        model,
+        config,
+        data,
+        workdir,
+        encode=encode,
+        targets=targets,
+        hyper={"min_snr_gamma": config.min_snr_gamma, "noise_offset": 0.0, "remat": False},
+        settings=Settings(steps=20, lambda_b=2.0),
         export=export,
     )

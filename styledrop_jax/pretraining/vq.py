@@ -8,27 +8,25 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from styledrop_jax import hub, log, pretrained
+from styledrop_jax import hub, pretrained
 from styledrop_jax.backbones import muse
-from styledrop_jax.data import corpus, folders
+from styledrop_jax.data import corpus
 from styledrop_jax.models import vqgan
-from styledrop_jax.pretraining.base import Task, examples, unit
+from styledrop_jax.pretraining.base import Task, drawings, examples, picture_loss, reconstructions, unit
 
 
-def _vq_loss(model: vqgan.VQModel, batch: jax.Array, key: jax.Array) -> tuple[jax.Array, dict]:
-    """L1 + L2 + gradient difference of the picture, and both codebook terms (VQ-VAE, 1711.00937, Eq. 3)."""
-    del key
+def _vq_loss(model: vqgan.VQModel, batch: jax.Array, keys: jax.Array) -> tuple[jax.Array, dict]:
+    """`picture_loss`, and both codebook terms (VQ-VAE, 1711.00937, Eq. 3)."""
+    del keys
     images = unit(batch)
     z = model.features(images)
     tokens = model.quantize.nearest(z)
     codes = model.quantize(tokens)
     out = model.decode_features(z + jax.lax.stop_gradient(codes - z))
-    error = out - images
-    slopes = jnp.mean(jnp.abs(jnp.diff(error, axis=1))) + jnp.mean(jnp.abs(jnp.diff(error, axis=2)))
+    drawn, l1 = picture_loss(out - images)
     commit = jnp.mean((z - jax.lax.stop_gradient(codes)) ** 2)
     codebook = jnp.mean((codes - jax.lax.stop_gradient(z)) ** 2)
-    l1 = jnp.mean(jnp.abs(error))
-    loss = l1 + jnp.mean(error**2) + slopes + 0.25 * commit + codebook
+    loss = drawn + 0.25 * commit + codebook
     used = jnp.bincount(tokens.ravel(), length=model.config.num_vq_embeddings) > 0
     return loss, {"l1": l1, "commit": commit, "codes_in_batch": used.sum().astype(jnp.float32)}
 
@@ -51,10 +49,6 @@ def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> Task:
     """Trains all of it; from `config.init`, a `vqvae` folder, its decoder alone."""
     del workdir
     size = config.batch_size
-
-    def batches(start: int, count: int) -> jax.Array:
-        images, _ = examples(data, config, start * size, count * size)
-        return jnp.asarray(images).reshape(count, size, *images.shape[1:])
 
     held = data.held_out_images(32)
     model_config = vqgan.Config.emoji64()
@@ -83,10 +77,7 @@ def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> Task:
         return state
 
     def picture(trained: vqgan.VQModel) -> np.ndarray:
-        out = restore(trained, held)
-        log.say(f"vq: mean absolute error on held-out concepts {float(jnp.abs(out - unit(held)).mean()):.4f}")
-        pairs = np.stack([np.asarray(unit(held)), np.asarray(out)], 1).reshape(-1, *held.shape[1:])
-        return folders.grid(list(pairs), columns=8)
+        return reconstructions("vq", held, restore(trained, held))
 
     def export(trained: vqgan.VQModel, folder: Path) -> None:
         tensors = pretrained.export(trained, vqgan.RULES, dtype=np.float16)
@@ -97,7 +88,7 @@ def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> Task:
         model=model,
         trainable=nnx.All(nnx.Param, decoder) if config.init else nnx.Param,
         loss=_vq_loss,
-        batches=batches,
+        batches=drawings(data, config),
         after=after,
         picture=picture,
         export=export,
