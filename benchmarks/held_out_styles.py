@@ -62,6 +62,16 @@ def main() -> None:
     _print_choice(table)
 
 
+def write_style(data: corpus.Corpus, workdir: Path, artist: str, treatment: str, concept: str) -> tuple[Path, str]:
+    """A folder with the style's `reference.png` and its true drawings, `truth`; and the corpus's own descriptor."""
+    style = next(s for s in corpus.styles(held_out=True) if s.name == f"{artist} / {treatment}")
+    folder = workdir / f"{artist} {treatment}".replace(" ", "-")
+    if not (folder / "reference.png").exists():
+        references.write_truth(data, folder / "truth", artist=artist, treatment=treatment)
+        Image.fromarray(data.true_image(concept, artist, treatment)).save(folder / "reference.png")
+    return folder, style.descriptor
+
+
 def _run_style(
     data: corpus.Corpus,
     flags: argparse.Namespace,
@@ -72,17 +82,13 @@ def _run_style(
     seed: int,
 ) -> dict[str, Path]:
     """Both runs of one style and seed; the second takes over the first one's base drawings and round 1."""
-    style = next(s for s in corpus.styles(held_out=True) if s.name == f"{artist} / {treatment}")
-    folder = flags.workdir / f"{artist} {treatment}".replace(" ", "-")
-    if not (folder / "reference.png").exists():
-        references.write_truth(data, folder / "truth", artist=artist, treatment=treatment)
-        Image.fromarray(data.true_image(concept, artist, treatment)).save(folder / "reference.png")
+    folder, own = write_style(data, flags.workdir, artist, treatment, concept)
     runs = {}
     for selection, weights in (("clip", {}), ("random", {"clip_text": 0, "clip_style": 0, "random": 1})):
         overrides = [
             f"--config.reference.image={folder / 'reference.png'}",
             f"--config.reference.content={noun_phrase(concept)}",
-            f"--config.reference.descriptor={descriptor or style.descriptor}",
+            f"--config.reference.descriptor={descriptor or own}",
             f"--config.truth={folder / 'truth'}",
             f"--config.seed={seed}",
             f"--config.round_1.sample.images_per_prompt={flags.images}",
@@ -95,7 +101,7 @@ def _run_style(
             # Scores go too: the sum in them is the one that CLIP selected by.
             own = ("round_2", "scores.jsonl", "selected.json", "grid.png", "report.html", "config.json", ".lock")
             shutil.copytree(runs["clip"], run, ignore=shutil.ignore_patterns(*own))
-        log.say(f"{style.name}, seed {seed}, {selection}")
+        log.say(f"{artist}, {treatment}, seed {seed}, {selection}")
         personalize(found, run, command="benchmarks/held_out_styles.py")
         runs[selection] = run
     return runs

@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 
 
 def get_config(preset: str = "emoji64") -> ConfigDict:
-    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["get_config"](preset)
+    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["get_diffusion_config"](preset)
     config.method = "style_word"
     config.words.identifier = "<style>"
     config.rounds = 1
     config.round_1.adapter.update(kind="custom_diffusion", initializer="style")
-    config.round_1.train.learning_rate = 5e-4 if preset == "emoji64" else 8e-5
+    config.round_1.train.learning_rate = 5e-4 if preset.startswith("emoji64") else 8e-5
     return config

@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 
 
 def get_config(preset: str = "emoji64") -> ConfigDict:
-    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["get_config"](preset)
-    small = preset == "emoji64"
+    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["get_diffusion_config"](preset)
+    small = preset.startswith("emoji64")
     config.method = "dreambooth"
     config.rounds = 1
     config.prior = ConfigDict({"image": "", "weight": 1.0, "generate": 32 if small else 200})

@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 
 
 def get_config(preset: str = "emoji64") -> ConfigDict:
-    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["get_config"](preset)
+    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["get_diffusion_config"](preset)
     config.rounds = 1
     config.round_1.adapter.update(kind="lora", rank=16, alpha=32.0, targets="attention")
-    config.round_1.train.learning_rate = {"emoji64": 2e-4, "sd15": 1e-4, "sd21": 1e-4}.get(preset, 4e-4)
+    small, sd = preset.startswith("emoji64"), preset.startswith("sd")
+    config.round_1.train.learning_rate = 2e-4 if small else 1e-4 if sd else 4e-4
     return config

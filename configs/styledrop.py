@@ -8,6 +8,7 @@
 Presets, as `configs/styledrop.py:PRESET`:
     emoji64 (default)       the shipped 64-pixel model, two minutes and 1.3 GB on a two-core CPU; chooses by text
                             and style together, since so small a model drifts back to the drawings it knows
+    emoji64-sd              the shipped Stable Diffusion of the same drawings
     amused-256, amused-512  the public aMUSEd checkpoints, from the Hugging Face cache, the hub or a local diffusers
                             folder (`--config.base FOLDER`); for a GPU
     sd15, sd21              Stable Diffusion 1.5 and 2.1, likewise, or a single .safetensors file; for a GPU
@@ -26,6 +27,7 @@ from styledrop_jax.errors import UserError, did_you_mean
 
 _BASES = {
     "emoji64": "emoji64",
+    "emoji64-sd": "emoji64/sd",
     "amused-256": "amused/amused-256",
     "amused-512": "amused/amused-512",
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -37,7 +39,7 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
     if preset not in _BASES:
         hint = did_you_mean(preset, _BASES)
         raise UserError(f"config: unknown preset '{preset}'{hint} (one of {', '.join(_BASES)})")
-    small = preset == "emoji64"
+    small = preset.startswith("emoji64")
     config = ConfigDict()
     config.base = _BASES[preset]
     config.clip = "emoji64/clip" if small else "openai/clip-vit-large-patch14"
@@ -54,10 +56,21 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
     config.round_2 = _round(small)
     config.round_2.adapter.update(rank=16 if small else 32, shared=False)
     config.round_2.sample.images_per_prompt = 4 if small else 8  # to be looked at; no later round chooses among them
-    if preset.startswith("sd"):  # not the paper's: guidance scale 7.5, and far fewer drawings, which take longer
+    if preset == "emoji64-sd":
+        for settings in (config.round_1, config.round_2):
+            settings.sample.update(images_per_prompt=2, steps=20, lambda_b=2.0)
+    elif preset.startswith("sd"):  # not the paper's: guidance scale 7.5, and far fewer drawings, which take longer
         for settings in (config.round_1, config.round_2):
             settings.sample.update(images_per_prompt=8, batch_size=4, steps=30, lambda_b=6.5)
     return config
+
+
+def get_diffusion_config(preset: str) -> ConfigDict:
+    """The same presets for the methods that were published for diffusion models.
+
+    `emoji64` is the shipped Stable Diffusion there, `emoji64-muse` the Muse.
+    """
+    return get_config({"emoji64": "emoji64-sd", "emoji64-muse": "emoji64"}.get(preset, preset))
 
 
 def _round(small: bool) -> ConfigDict:

@@ -21,8 +21,8 @@ from ml_collections import ConfigDict
 
 
 def get_config(preset: str = "emoji64") -> ConfigDict:
-    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["get_config"](preset)
-    small = preset == "emoji64"
+    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["get_diffusion_config"](preset)
+    small = preset.startswith("emoji64")
     config.method = "styo"
     config.rounds = 1
     del config.reference
@@ -46,6 +46,6 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
         steps=150 if small else 400, learning_rate=1e-4 if small else 1e-6, batch_size=4 if small else 1
     )
     config.round_1.sample.update(guidance="classifier_free")
-    if not preset.startswith("sd"):
+    if preset not in ("emoji64", "sd15", "sd21"):  # Muse
         config.source.control = 0.0
     return config

@@ -142,7 +142,9 @@ _SECTIONS: Mapping[str, Schema] = {
     | {"control": Field(float, "share of the steps that take over its cross-attention; 0: drawn by words alone", 0, 1)},
     "target": _CONTRASTED,
     "contrast": {
-        "negator": Field(str, "the word between what an image has and what it has not", empty=False),
+        "negator": Field(
+            str, "the word between what an image has and what it has not; empty leaves out what it has not"
+        ),
         "style_repeats": Field(int, "how often the pair of style identifiers is said", 1),
         "content_repeats": Field(int, "how often the pair of content identifiers is said", 1),
         "repeat_training": Field(bool, "say them so often in the prompts of training"),
@@ -183,7 +185,7 @@ _PRETRAIN: Schema = {
     "seed": Field(int, "the one source of randomness", 0, 2**31 - 1),
     "batch_size": Field(int, "examples a step", 1),
     "steps": Field(int, "training steps", 1),
-    "optimizer": Field(str, "muon: Muon for the matrices, Adam for the rest", choices=("adam", "muon")),
+    "optimizer": Field(str, "muon: Muon for matrices and convolutions, Adam for the rest", choices=("adam", "muon")),
     "learning_rate": Field(float, "peak of the cosine schedule", 0, 1, above=True),
     "warmup": Field(int, "steps of linear warm-up", 0),
     "weight_decay": Field(float, "AdamW's decoupled decay of matrices", 0),

@@ -30,8 +30,8 @@ def make(
         weight_decay: decoupled decay.
         clip_norm: global gradient norm limit; 0 means none.
         b2: second-moment decay.
-        muon: for matrices but the first and last, Muon's orthogonalised momentum in place of Adam's step, scaled to
-            the same size (Moonlight, 2502.16982, Eq. 4).
+        muon: for matrices and convolutions but the first and last, Muon's orthogonalised momentum in place of Adam's
+            step, scaled to the same size (Moonlight, 2502.16982, Eq. 4).
         ema_decay: of the average of the parameters that `averaged` finds in the optimiser's state; 0 keeps none.
     """
     if schedule == "cosine":
@@ -83,12 +83,15 @@ def _averaging(decay: float) -> optax.GradientTransformation:
 
 
 def _orthogonal(params):
-    """Muon's axes for the matrices inside the network; None for embeddings, the output layer and vectors."""
+    """Muon's axes for the matrices inside the network, a convolution's [h·w·c, d] too; None for all else."""
 
     def axes(path, p):
         name = jax.tree_util.keystr(path)
-        outer = "embedding" in name or "mlm_layer" in name
-        return None if p.ndim != 2 or outer else optax.contrib.MuonDimensionNumbers()
+        outer = any(part in name for part in ("embedding", "mlm_layer", "conv_in", "conv_out"))
+        depthwise = p.ndim == 4 and p.shape[2] == 1
+        if outer or depthwise or p.ndim not in (2, 4):
+            return None
+        return optax.contrib.MuonDimensionNumbers(tuple(range(p.ndim - 1)), p.ndim - 1)
 
     return jax.tree_util.tree_map_with_path(axes, params)
 

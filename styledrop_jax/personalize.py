@@ -164,7 +164,8 @@ class _Job:
         for remark in filter(None, (self.method.remark(self.fields, content) for content in contents)):
             log.say(f"warning: {remark}")
         judged = {self.method.judgement(self.fields, content): content for content in contents}
-        for content in (judged[text] for text in prompts.unknown(list(judged), hub.SHIPPED / config.base)):
+        shipped = hub.SHIPPED / config.base.partition("/")[0]
+        for content in (judged[text] for text in prompts.unknown(list(judged), shipped)):
             log.say(f"warning: {content!r} names nothing that {config.base} was taught; its drawings may show anything")
         self._write_manifest(given, squares)
 

@@ -27,13 +27,34 @@ def test_every_preset_is_valid_and_locked(file, preset):
         config.round_1.train.stpes = 3
 
 
-@pytest.mark.parametrize("file", ["multi_styleforge.py", "styo.py"])
+DIFFUSION = [
+    "cut_mix",
+    "custom_diffusion",
+    "dreambooth",
+    "lora",
+    "multi_styleforge",
+    "styleboost",
+    "styleforge",
+    "styo",
+    "svdiff",
+    "textual_inversion",
+]
+
+
+@pytest.mark.parametrize("file", DIFFUSION)
 @pytest.mark.parametrize(
-    ("preset", "base"), [("emoji64", "emoji64"), ("sd15", "stable-diffusion-v1-5"), ("sd21", "stable-diffusion-2-1")]
+    ("preset", "base"),
+    [
+        ("emoji64", "emoji64/sd"),
+        ("emoji64-muse", "emoji64"),
+        ("sd15", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+        ("sd21", "stabilityai/stable-diffusion-2-1"),
+    ],
 )
 def test_methods_of_stable_diffusion_have_its_presets(file, preset, base):
-    config, _ = parse(["--config", f"{CONFIGS / file}:{preset}"])
-    assert config.base.endswith(base) and "reference" not in config
+    config, _ = parse(["--config", f"{CONFIGS / file}.py:{preset}"])
+    assert config.base == base
+    assert ("reference" in config) == (file not in ("multi_styleforge", "styo"))
 
 
 def test_components_are_numbered_without_gaps():

@@ -87,6 +87,9 @@ def test_prompts_of_styo_are_the_papers():
     source = "a drawing with ak47 without aug style of sks without m4a1 portrait"
     assert _captions(styo, drawn_only)["source"] == source
     assert styo.prompt(drawn_only, "{subject}").endswith("style of sks without m4a1 sks without m4a1 portrait")
+    plain = _contrast(negator="")
+    assert _captions(styo, plain)["target"] == "a drawing with aug aug aug style of m4a1 portrait"
+    assert styo.prompt(plain, "{subject}").endswith(styo.kept(plain)) and styo.kept(plain) == "sks portrait"
     trained_only = _contrast(repeat_drawing=False)
     assert _captions(styo, trained_only)["source"].count("ak47 not aug") == 3
     assert styo.prompt(trained_only, "{subject}") == "a drawing with aug not ak47 style of sks not m4a1 portrait"

@@ -313,10 +313,13 @@ def test_muon_takes_matrices_inside_the_network(muon):
     rng = np.random.default_rng(0)
     uneven = rng.standard_normal((8, 6)) @ np.diag([9, 3, 1, 0.3, 0.1, 0.03])
     grads = {name: {"kernel": jnp.asarray(uneven, jnp.float32)} for name in ("layer", "embedding")}
-    grads["bias"] = jnp.ones(3)
+    grads |= {name: {"kernel": grads["layer"]["kernel"].reshape(2, 2, 2, 6)} for name in ("conv", "conv_out")}
+    grads |= {"depthwise": {"kernel": grads["layer"]["kernel"].reshape(4, 2, 1, 6)}, "bias": jnp.ones(3)}
     optimizer = optim.make(0.1, muon=muon)
     updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
-    spread = np.linalg.svd(updates["layer"]["kernel"], compute_uv=False)
-    assert (spread[-1] / spread[0] > 0.3) == muon, "orthogonalised: every direction moves alike"
-    for moved in (updates["embedding"]["kernel"], updates["bias"]):  # Adam's first step: the same for every number
+    for name in ("layer", "conv"):
+        spread = np.linalg.svd(updates[name]["kernel"].reshape(8, 6), compute_uv=False)
+        assert (spread[-1] / spread[0] > 0.3) == muon, "orthogonalised: every direction moves alike"
+    others = [updates[name]["kernel"] for name in ("embedding", "conv_out", "depthwise")]
+    for moved in (updates["bias"], *others):  # Adam's first step: the same for every number
         np.testing.assert_allclose(np.abs(moved), np.abs(moved).max(), rtol=1e-3)

@@ -4,8 +4,9 @@ What trains (`config.round_N.adapter`), on which backbone (`config.base`), and i
 own: any of them goes with any method.
 
 Templates are over fields of the config: `{identifier}` is `config.words.identifier`, `{source.style}` is
-`config.source.style`. `(…)×{contrast.style_repeats}` says the words in brackets so often. A template or a section with
-`component_*` in it stands for those of component_1, component_2, … that the config has.
+`config.source.style`. `(…)×{contrast.style_repeats}` says the words in brackets so often; `[…]` says them unless a
+field in them is empty. A template or a section with `component_*` in it stands for those of component_1, component_2,
+… that the config has.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from styledrop_jax.data.prompts import POOL
 from styledrop_jax.errors import UserError
 
 _MANY = "component_*"
+_OPTIONAL = re.compile(r"\[([^\[\]]*)\]")
 _REPEATED = re.compile(r"\(([^()]*)\)×\{(\w+)\.(\w+)\}")
 
 
@@ -95,7 +97,7 @@ class Method:
         return f"prompt {content!r} does not say {subject!r}, which training teaches; {{subject}} stands for it"
 
     def _subject(self, config: Mapping[str, Any]) -> str:
-        return " and ".join(each(self.subject, config))
+        return " and ".join(_shortened(template, config) for template in each(self.subject, config))
 
     def _drawn(self, template: str, config: Mapping[str, Any], subject: str, content: str, descriptor: str) -> str:
         words = {"content": content, "subject": subject, "descriptor": "" if descriptor in content else descriptor}
@@ -139,7 +141,7 @@ def _fill(template: str, config: Mapping[str, Any], switch: str, **words: str) -
         section = config[match[2]]
         return " ".join([match[1]] * (section[match[3]] if section[switch] else 1))
 
-    whole = template
+    whole = _shortened(template, config)
     for name, word in words.items():
         whole = whole.replace(f"{{{name}}}", word)
     whole = _REPEATED.sub(repeat, whole)
@@ -148,6 +150,16 @@ def _fill(template: str, config: Mapping[str, Any], switch: str, **words: str) -
             raise UserError(f'{_field(name)}: empty; expected a word for the prompt "{whole}"')
         whole = whole.replace(f"{{{name}}}", word)
     return " ".join(whole.split())
+
+
+def _shortened(template: str, config: Mapping[str, Any]) -> str:
+    """The template without its `[…]` in which a field is empty."""
+    known = _words(config)
+
+    def said(match: re.Match) -> str:
+        return match[1] if all(known[name] for name in re.findall(r"{([\w.]+)}", match[1])) else ""
+
+    return _OPTIONAL.sub(said, template)
 
 
 def _words(config: Mapping[str, Any]) -> dict[str, str]:

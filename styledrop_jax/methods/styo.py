@@ -7,10 +7,10 @@ fine-grained content controller). The paper's auxiliary images are 200 faces of 
 
 from styledrop_jax.methods.base import Method, Stream
 
-_SOURCE_STYLE = "{source.style} {contrast.negator} {target.style}"
-_TARGET_STYLE = "{target.style} {contrast.negator} {source.style}"
-_SOURCE_CONTENT = "({source.content} {contrast.negator} {target.content})×{contrast.content_repeats} {noun}"
-_TARGET_CONTENT = "({target.content} {contrast.negator} {source.content})×{contrast.content_repeats} {noun}"
+_SOURCE_STYLE = "{source.style} [{contrast.negator} {target.style}]"
+_TARGET_STYLE = "{target.style} [{contrast.negator} {source.style}]"
+_SOURCE_CONTENT = "({source.content} [{contrast.negator} {target.content}])×{contrast.content_repeats} {noun}"
+_TARGET_CONTENT = "({target.content} [{contrast.negator} {source.content}])×{contrast.content_repeats} {noun}"
 _REPEATS = "{contrast.style_repeats}"
 _SOURCE = Stream(section="source", prompt=f"a drawing with ({_SOURCE_STYLE})×{_REPEATS} style of {_SOURCE_CONTENT}")
 

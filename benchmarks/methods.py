@@ -1,0 +1,196 @@
+"""Every method on the same held-out styles: Text, Style, leakage, what trains, seconds, memory; a sheet of pictures.
+
+    python benchmarks/methods.py --corpus corpus --workdir runs/methods --out docs/images [--only lora,styo] [--seeds 2]
+
+Each run is a `styledrop personalize` of its own, on one reference; StyleBoost's heirs get 15 true drawings of the style
+instead, and 30 in other styles as Aux; DreamBooth learns the reference's subject; StyO redraws five plain drawings.
+Scores are means over images with a 95% bootstrap interval over (style, seed, prompt) means. Resumable.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from held_out_styles import STYLES, write_style
+from PIL import Image
+
+from styledrop_jax import hub, log
+from styledrop_jax.data import corpus, folders
+from styledrop_jax.data.compose import noun_phrase
+from styledrop_jax.data.prompts import noun
+from styledrop_jax.data.references import write_truth
+from styledrop_jax.metrics.clip_scores import ClipScorer, mean_interval
+from styledrop_jax.run import read_json, read_jsonl, write_json
+
+ANIMALS = ("a bear", "a chick", "a dolphin", "a frog", "a horse face", "a ladybug", "an octopus")
+THINGS = ("a bell", "a boot", "a camera", "a clock", "a donut", "a hammer", "a hat", "a lemon")
+OTHER_STYLES = (("noto", "watercolor"), ("twemoji", "pencil"), ("emojione", "pastel"), ("fxemoji", "comic"))
+SOURCES = ("a car", "a cat", "a guitar", "a mushroom", "a strawberry")
+SCENES = (
+    "a {subject} on a blue background",
+    "a {subject} in pencil sketch style",
+    "a small {subject} on the left",
+    "a {subject} and a cat",
+)
+SHOWN = ("a cat", "a car", "a guitar")
+
+
+def _style_word(style: Path, *_: str) -> list[str]:
+    return [f"--config.reference.image={style / 'reference.png'}"]
+
+
+def _styledrop(style: Path, content: str, descriptor: str) -> list[str]:
+    words = [f"--config.reference.content={content}", f"--config.reference.descriptor={descriptor}"]
+    return [*_style_word(style), *words]
+
+
+def _styleforge(style: Path, *_: str) -> list[str]:
+    images = [f"--config.reference.image={style / 'ref'}", f"--config.aux.image={style.parent / 'aux'}"]
+    return [*images, "--config.words.identifier=ged"]
+
+
+def _multi(style: Path, *_: str) -> list[str]:
+    return [
+        f"--config.component_{i}.{field}={path}"
+        for i, name in ((1, "animals"), (2, "things"))
+        for field, path in (("image", style / f"ref_{name}"), ("aux.image", style.parent / f"aux_{name}"))
+    ]
+
+
+def _dreambooth(style: Path, content: str, _: str) -> list[str]:
+    words = ["--config.words.identifier=ged", f"--config.words.noun={noun(content)}"]
+    return [*_style_word(style), *words, f"--config.prompts={style.parent / 'scenes.txt'}"]
+
+
+def _styo(style: Path, *_: str) -> list[str]:
+    return [f"--config.source.image={style.parent / 'sources'}", f"--config.target.image={style / 'reference.png'}"]
+
+
+METHODS: dict[str, tuple[str, Callable[..., list[str]], tuple[str, ...]]] = {
+    "StyleDrop, on Muse": ("styledrop.py", _styledrop, ()),
+    "StyleDrop": ("styledrop.py:emoji64-sd", _styledrop, ()),
+    "LoRA": ("lora.py", _styledrop, ()),
+    "SVDiff": ("svdiff.py", _styledrop, ()),
+    "Textual Inversion": ("textual_inversion.py", _style_word, ()),
+    "Custom Diffusion": ("custom_diffusion.py", _style_word, ()),
+    "StyleForge": ("styleforge.py", _styleforge, ()),
+    "Multi-StyleForge": ("multi_styleforge.py", _multi, ()),
+    "DreamBooth (subject)": ("dreambooth.py", _dreambooth, ()),
+    "StyO": ("styo.py", _styo, ()),
+    "StyO, no negator": ("styo.py", _styo, ("--config.contrast.negator=",)),
+    "StyO, no control": ("styo.py", _styo, ("--config.source.control=0",)),
+}
+"""Name → config, what it is given of a style, and what else differs."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, required=True, help="what launch/fetch_corpus.sh made")
+    parser.add_argument("--workdir", type=Path, required=True, help="where the runs go")
+    parser.add_argument("--out", type=Path, required=True, help="where methods.png goes")
+    parser.add_argument("--only", default="", help="methods whose config files have these names, with commas; all else")
+    parser.add_argument("--seeds", type=int, default=2)
+    flags = parser.parse_args()
+    files = [f"{name}.py" for name in flags.only.split(",") if name]
+    methods = {name: parts for name, parts in METHODS.items() if not files or parts[0].partition(":")[0] in files}
+    data, scorer = corpus.load(flags.corpus), ClipScorer.load(hub.resolve("emoji64/clip"))
+    _write_shared(data, flags.workdir)
+    runs: dict[str, list[Path]] = {name: [] for name in methods}
+    contents = []
+    for artist, treatment, concept, words in STYLES:
+        folder, descriptor = write_style(data, flags.workdir, artist, treatment, concept)
+        for name, shown in (("ref", ANIMALS + THINGS), ("ref_animals", ANIMALS), ("ref_things", THINGS)):
+            write_truth(data, folder / name, artist=artist, treatment=treatment, contents=shown)
+        for seed in range(flags.seeds):
+            contents.append(noun_phrase(concept))
+            for name, (file, given, more) in methods.items():
+                run = folder / f"seed_{seed}" / name.replace(", ", "_").replace(" ", "_")
+                line = [*given(folder, noun_phrase(concept), words or descriptor), *more, f"--config.seed={seed}"]
+                _run(run, f"configs/{file}", [*line, f"--config.truth={folder / 'truth'}"])
+                runs[name].append(run)
+    print("| method | Text ↑ | Style ↑ | leakage ↓ | trainable | seconds | peak memory |")
+    print("|---|---|---|---|---|---|---|")
+    for name, folders_ in runs.items():
+        for stage in _stages(folders_[0]):
+            _print_row(f"{name}, {stage}", scorer, folders_, stage, contents)
+    _sheet(flags.workdir, runs, flags.out / "methods.png", flags.seeds)
+
+
+def _write_shared(data: corpus.Corpus, folder: Path) -> None:
+    """Aux images in other styles, StyO's sources, DreamBooth's prompts."""
+    for name, shown in (("aux", ANIMALS + THINGS), ("aux_animals", ANIMALS), ("aux_things", THINGS)):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i, content in enumerate(shown):
+            for artist, treatment in OTHER_STYLES[i % 2 :: 2]:
+                image = data.true_image(noun(content), artist, treatment)
+                Image.fromarray(image).save(folder / name / f"{noun(content)} {treatment}.png")
+    write_truth(data, folder / "sources", artist="noto", treatment="plain", contents=SOURCES)
+    (folder / "scenes.txt").write_text("\n".join(SCENES) + "\n", encoding="utf-8")
+
+
+def _run(run: Path, config: str, line: list[str]) -> None:
+    """One `styledrop personalize`; its seconds and its peak memory go to `cost.json`, if it was not interrupted."""
+    if (run / "cost.json").exists():
+        return
+    log.say(str(run))
+    start, fresh = time.monotonic(), not run.exists()
+    program = str(Path(sys.executable).with_name("styledrop"))
+    process = subprocess.Popen([program, "personalize", "--config", config, "--workdir", str(run), *line])
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{run}: the run failed")
+    seconds = time.monotonic() - start if fresh else float("nan")
+    write_json(run / "cost.json", {"seconds": seconds, "peak_mib": usage.ru_maxrss / 1024})
+
+
+def _stages(run: Path) -> list[str]:
+    return [stage for stage in ("base", "round_1", "round_2", "truth") if (run / stage / "scores.jsonl").exists()]
+
+
+def _print_row(name: str, scorer: ClipScorer, runs: list[Path], stage: str, contents: list[str]) -> None:
+    scores = np.concatenate([_scores(scorer, run, stage, content) for run, content in zip(runs, contents, strict=True)])
+    cells = ["{:.3f} [{:.3f}, {:.3f}]".format(*mean_interval(scores[:, i])) for i in range(3)]
+    manifests = [read_json(run / "manifest.json")["rounds"].get(stage, {}) for run in runs]
+    costs = [read_json(run / "cost.json") for run in runs]
+    if manifests[0]:
+        cells.append(f"{manifests[0]['trainable']:,}")
+        cells.append(f"{np.median([m['training_seconds'] for m in manifests]):.0f}")
+        cells.append(f"{np.median([c['peak_mib'] for c in costs]):.0f} MiB")
+    print(f"| {name} | " + " | ".join(cells + ["–"] * (6 - len(cells))) + " |")
+
+
+def _scores(scorer: ClipScorer, run: Path, stage: str, reference: str) -> np.ndarray:
+    """Means over each prompt's images, [prompts, 3]: cosine with the prompt without words of style, with the reference
+    image, and with the words of the reference's content."""
+    rows = [row for row in read_jsonl(run / stage / "scores.jsonl") if noun(row["content"]) != noun(reference)]
+    images = np.stack([folders.read_image(run / stage / row["file"]) for row in rows]).astype(np.float32) / 255
+    features = scorer.image_features(images)
+    plain = [row["content"].replace("{subject}", noun(reference)) for row in rows]
+    text = (features * scorer.text_features([noun_phrase(noun(words)) for words in plain])).sum(axis=1)
+    leakage = features @ scorer.text_features([reference])[0]
+    scores = np.stack([text, [row["scores"]["clip_style"] for row in rows], leakage], axis=1)
+    prompts = np.array([row["prompt"] for row in rows])
+    return np.stack([scores[prompts == p].mean(axis=0) for p in np.unique(prompts)])
+
+
+def _sheet(workdir: Path, runs: dict[str, list[Path]], path: Path, seeds: int) -> None:
+    """A row a method; of each style, first seed, three drawings of its last round."""
+    images, captions = [], []
+    for name, folders_ in runs.items():
+        for run in folders_[::seeds]:
+            stage = [s for s in _stages(run) if s.startswith("round")][-1]
+            rows = {noun(row["content"]): row for row in reversed(read_jsonl(run / stage / "scores.jsonl"))}
+            shown = [rows[noun(content)] for content in SHOWN if noun(content) in rows] or list(rows.values())[:3]
+            images += [folders.read_image(run / stage / row["file"]) for row in shown]
+            captions += [f"{name}: {row['content']}" for row in shown]
+    folders.write_png(path, folders.grid(images, columns=9, scale=1, captions=captions))
+
+
+if __name__ == "__main__":
+    main()
