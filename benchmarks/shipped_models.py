@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from styledrop_jax import draw, hub
-from styledrop_jax.backbones import muse
-from styledrop_jax.backbones.base import Settings
+from styledrop_jax.backbones.base import Backbone, Settings
+from styledrop_jax.backbones.load import load
 from styledrop_jax.data import corpus, folders
 from styledrop_jax.data.prompts import POOL, noun
 from styledrop_jax.metrics.clip_scores import ClipScorer, mean_interval, recall
@@ -22,7 +22,7 @@ PROMPTS = (
     "a red car on a blue background",
     "a small tree on the left",
 )
-SETTINGS = Settings(temperature=2.0, lambda_b=1.0)
+MODELS = {"muse": Settings(temperature=2.0, lambda_b=1.0), "sd": Settings(steps=20, lambda_b=2.0)}
 
 
 def main() -> None:
@@ -30,20 +30,24 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, required=True, help="what launch/fetch_corpus.sh made")
     parser.add_argument("--out", type=Path, required=True, help="where the pictures go")
     flags = parser.parse_args()
-    data, model = corpus.load(flags.corpus), muse.load("emoji64")
-    scorer = ClipScorer.load(hub.resolve("emoji64/clip"))
-    _reconstruction(data, model, flags.out)
+    data, scorer = corpus.load(flags.corpus), ClipScorer.load(hub.resolve("emoji64/clip"))
+    models = {name: load(f"emoji64/{name}") for name in MODELS}
+    _reconstruction(data, models, flags.out)
     _retrieval(data, scorer)
-    _drawings(data, model, scorer, flags.out)
+    for name, model in models.items():
+        _drawings(data, name, model, scorer, flags.out)
 
 
-def _reconstruction(data: corpus.Corpus, model: muse.Muse, out: Path) -> None:
+def _reconstruction(data: corpus.Corpus, models: dict[str, Backbone], out: Path) -> None:
     images = data.held_out_images(376)
-    again = model.decode_tokens(model.encode_images(images))
-    error = np.abs(again - images / 255).mean(axis=(1, 2, 3))
-    print("tokenizer, mean absolute error on held-out concepts: {:.4f} [{:.4f}, {:.4f}]".format(*mean_interval(error)))
-    pairs = [picture for i in range(32) for picture in (images[i] / 255, again[i])]
-    folders.write_png(out / "reconstruction.png", folders.grid(pairs, columns=16))
+    tokens, posterior = (models[name].encode_images(images) for name in ("muse", "sd"))
+    decoded = {"muse": models["muse"].decode_tokens(tokens), "sd": models["sd"].decode_latents(posterior.mode(), 16)}
+    for name, again in decoded.items():
+        error = np.abs(again - images / 255).mean(axis=(1, 2, 3))
+        interval = "{:.4f} [{:.4f}, {:.4f}]".format(*mean_interval(error))
+        print(f"codec of {name}, mean absolute error on held-out concepts: {interval}")
+    triples = [picture for i in range(24) for picture in (images[i] / 255, decoded["muse"][i], decoded["sd"][i])]
+    folders.write_png(out / "reconstruction.png", folders.grid(triples, columns=18))
 
 
 def _retrieval(data: corpus.Corpus, scorer: ClipScorer) -> None:
@@ -53,10 +57,10 @@ def _retrieval(data: corpus.Corpus, scorer: ClipScorer) -> None:
     print(f"CLIP, image → text among {len(captions)} held-out pairs: {at}")
 
 
-def _drawings(data: corpus.Corpus, model: muse.Muse, scorer: ClipScorer, out: Path) -> None:
+def _drawings(data: corpus.Corpus, kind: str, model: Backbone, scorer: ClipScorer, out: Path) -> None:
     def drawn(prompts: list[str]) -> np.ndarray:
-        branches = draw.base_branches(model, prompts, SETTINGS)
-        chunks = draw.draw(branches, range(len(prompts)), settings=SETTINGS, batch_size=16)
+        branches = draw.base_branches(model, prompts, MODELS[kind])
+        chunks = draw.draw(branches, range(len(prompts)), settings=MODELS[kind], batch_size=16)
         return np.concatenate(list(chunks))
 
     contents = [content for content in POOL for _ in range(4)]
@@ -65,7 +69,9 @@ def _drawings(data: corpus.Corpus, model: muse.Muse, scorer: ClipScorer, out: Pa
     for name, images, own in (("drawn", drawn(contents), contents), ("true", truth, POOL)):
         nearest = (scorer.image_features(images) @ texts.T).argmax(axis=1)
         share = np.mean([POOL[best] == content for best, content in zip(nearest, own, strict=True)])
-        print(f"Muse, concept named right by the shipped CLIP among {len(POOL)}, {name}: {share:.1%} of {len(images)}")
+        print(
+            f"{kind}, concept named right by the shipped CLIP among {len(POOL)}, {name}: {share:.1%} of {len(images)}"
+        )
     pictures, captions = [], []
     for prompt in PROMPTS:
         images = drawn([prompt] * 4)
@@ -73,7 +79,7 @@ def _drawings(data: corpus.Corpus, model: muse.Muse, scorer: ClipScorer, out: Pa
         pictures += [data.true_image(label) / 255, *images]
         captions += [f"true {label}", *[prompt] * 4]
     sheet = folders.grid(pictures, columns=10, scale=2, captions=captions)
-    folders.write_png(out / "muse.png", sheet)
+    folders.write_png(out / f"{kind}.png", sheet)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from styledrop_jax import log, trainable
+from styledrop_jax import log, sharding, trainable
 from styledrop_jax.adapters.base import AdapterParam, identity
 from styledrop_jax.backbones.base import Backbone, Edit, Group, Settings
 from styledrop_jax.data import folders
@@ -68,7 +68,8 @@ def adapted(base: Backbone, model: Backbone, plan: trainable.Plan) -> Adapted:
     graphdef, state, frozen = nnx.split(model.denoiser, AdapterParam, ...)
     state = nnx.as_pure(state)
     off = identity(state) if plan.switches_off else None
-    return Adapted(base=base, model=model, graphdef=graphdef, state=state, frozen=nnx.as_pure(frozen), off=off)
+    frozen = sharding.replicate(nnx.as_pure(frozen))
+    return Adapted(base=base, model=model, graphdef=graphdef, state=state, frozen=frozen, off=off)
 
 
 def bare(base: Backbone) -> Adapted:
@@ -235,8 +236,8 @@ def _groups(branches: Sequence[Branch], texts: Sequence[Any], rows: np.ndarray) 
                 graphdef=whole.graphdef,
                 states=states,
                 frozen=whole.frozen,
-                text=jax.tree.map(
-                    lambda *leaves: jnp.stack([leaf[rows] for leaf in leaves]), *(texts[i] for i in mine)
+                text=sharding.shard(
+                    jax.tree.map(lambda *leaves: jnp.stack([leaf[rows] for leaf in leaves]), *(texts[i] for i in mine))
                 ),
                 weights=jnp.stack([branches[i].weight for i in mine], axis=1),
                 shared=shared,

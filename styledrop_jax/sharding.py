@@ -6,22 +6,24 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
-def mesh() -> Mesh:
+def _mesh() -> Mesh:
     """All devices of all processes along one axis, `data`."""
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 
-def replicate(tree: Any, devices: Mesh) -> Any:
+def replicate(tree: Any) -> Any:
     """Every array whole on every device."""
-    return jax.device_put(tree, NamedSharding(devices, PartitionSpec()))
+    return tree if jax.device_count() == 1 else jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec()))
 
 
-def shard_batches(batches: Any, devices: Mesh) -> Any:
-    """Arrays [steps, b, …], the same on every process, cut along b; whole where b does not divide."""
+def shard(batches: Any) -> Any:
+    """Arrays [k, b, …], the same on every process, cut along b; whole where b does not divide."""
+    if jax.device_count() == 1:
+        return batches
+    devices = _mesh()
 
     def put(x):
         spec = PartitionSpec(None, "data") if x.shape[1] % devices.size == 0 else PartitionSpec()
-        sharding = NamedSharding(devices, spec)
-        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+        return jax.make_array_from_callback(x.shape, NamedSharding(devices, spec), lambda index: x[index])
 
     return jax.tree.map(put, batches)

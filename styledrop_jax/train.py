@@ -136,18 +136,14 @@ def fit(
     checkpoints = Checkpoints(folder)
     meta = meta or {}
     start, state = _resume(checkpoints, folder, state, meta)
-    devices = sharding.mesh()
-    if devices.size > 1:
-        state, frozen = sharding.replicate((state, frozen), devices)
+    state, frozen = sharding.replicate((state, frozen))
     logger.start(stage, step=start)
     with log.progress(stage, steps, start=start) as advance:
         done = start
         while done < steps:
             until = checkpoint_every - done % checkpoint_every if checkpoint_every else steps
             count = min(steps_per_call, steps - done, until)
-            batch = batches(done, count)
-            if devices.size > 1:
-                batch = sharding.shard_batches(batch, devices)
+            batch = sharding.shard(batches(done, count))
             state, metrics = step_fn(graphdef, state, frozen, batch, key)
             done += count
             saves = done == steps or (checkpoint_every and done % checkpoint_every == 0)

@@ -1,11 +1,13 @@
-"""The layers all models are made of: what a product computes at each precision."""
+"""The layers all models are made of: products at each precision, gradients of convolutions, attention."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+import torch
 from flax import nnx
 
-from styledrop_jax.models.layers import Linear, attention
+from styledrop_jax.models.layers import Conv, Linear, attention
 
 
 def _value_and_gradients(precision: str | None):
@@ -43,3 +45,34 @@ def test_a_control_replaces_the_attention_weights():
     np.testing.assert_allclose(seen[0].sum(-1), 1, rtol=1e-5)
     same = attention(q, k, v, heads=2, control=lambda weights: weights)
     np.testing.assert_allclose(same, attention(q, k, v, heads=2), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel_size", "stride", "padding"),
+    [
+        ((9, 12), 3, 1, None),
+        ((16, 12), 3, 2, None),
+        ((17, 13), 3, 2, 1),
+        ((16, 15), 3, 2, ((0, 1), (0, 1))),
+        ((7, 6), 1, 1, None),
+        ((11, 14), 4, 4, 0),
+        ((10, 9), 5, 3, 2),
+    ],
+)
+def test_gradients_of_a_convolution(size, kernel_size, stride, padding):
+    conv = Conv(5, 4, kernel_size, stride=stride, padding=padding, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(1), (2, *size, 5))
+    weight = torch.tensor(np.asarray(conv.kernel[...]).transpose(3, 2, 0, 1), requires_grad=True)
+    image = torch.tensor(np.asarray(x).transpose(0, 3, 1, 2), requires_grad=True)
+    (top, bottom), (left, right) = conv.padding
+    padded = torch.nn.functional.pad(image, (left, right, top, bottom))
+    expected = torch.nn.functional.conv2d(padded, weight, stride=stride)
+    (expected**2).sum().backward()
+    graphdef, state = nnx.split(conv)
+
+    def loss(state, x):
+        return (nnx.merge(graphdef, state)(x) ** 2).sum()
+
+    of_state, of_x = jax.jit(jax.grad(loss, argnums=(0, 1)))(state, x)
+    np.testing.assert_allclose(of_x, image.grad.numpy().transpose(0, 2, 3, 1), atol=1e-4)
+    np.testing.assert_allclose(of_state.kernel[...], weight.grad.numpy().transpose(2, 3, 1, 0), atol=1e-3)
