@@ -2,7 +2,8 @@
 
     styledrop personalize --config configs/custom_diffusion.py --workdir runs/custom
 
-Takes the presets and the fields of configs/styledrop.py.
+Takes the fields of configs/styledrop.py, and its presets: `emoji64` (default) is the shipped Stable Diffusion here,
+`emoji64-muse` the Muse.
 """
 
 import runpy

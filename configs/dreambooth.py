@@ -4,9 +4,10 @@
         --config.words.identifier sks --config.words.noun dog --workdir runs/dog
     styledrop sample --run runs/dog --prompt "a {subject} on a blue background"
 
-Takes the presets of configs/styledrop.py. In prompts `{subject}` stands for identifier and noun. The frozen model
-draws `--config.prior.generate` images of the class, kept for other runs, unless `--config.prior.image` names some.
-Guidance is classifier-free, of scale 1 + lambda_b.
+Takes the presets of configs/styledrop.py: `emoji64` (default) is the shipped Stable Diffusion here, `emoji64-muse` the
+Muse. In prompts `{subject}` stands for identifier and noun. The frozen model draws `--config.prior.generate` images of
+the class, kept for other runs, unless `--config.prior.image` names some. Guidance is classifier-free, of scale 1 +
+lambda_b.
 """
 
 import runpy

@@ -2,8 +2,9 @@
 
     styledrop personalize --config configs/lora.py --workdir runs/lora
 
-Takes the presets and the fields of configs/styledrop.py. `--config.round_1.adapter.targets all` adapts every linear
-layer and convolution, `text_encoder true` the text tower too. aMUSEd's published style tuning: rank 16, alpha 32, 4e-4.
+Takes the fields of configs/styledrop.py, and its presets: `emoji64` (default) is the shipped Stable Diffusion here,
+`emoji64-muse` the Muse. `--config.round_1.adapter.targets all` adapts every linear layer and convolution, `text_encoder
+true` the text tower too. aMUSEd's published style tuning: rank 16, alpha 32, 4e-4.
 """
 
 import runpy

@@ -3,11 +3,12 @@
     styledrop personalize --config configs/styo.py --config.source.image face.png --config.target.image art.png \\
         --workdir runs/styo
 
-Takes the presets of configs/styledrop.py. Leaves the source, or every picture of a
-folder of sources, in the target's style among the run's drawings and in report.html. The auxiliary images are drawn by
-the frozen model from "a portrait" unless `--config.aux.image` names some, such as the paper's 200 faces; the word is
-`--config.words.noun`. `--config.source.control` is the share of the steps that keep the source's cross-attention; 0
-draws from the words alone, which is also all that Muse can do, and what `styledrop sample --prompt "{subject}"` does.
+Takes the presets of configs/styledrop.py: `emoji64` (default) is the shipped Stable Diffusion here, `emoji64-muse` the
+Muse. Leaves the source, or every picture of a folder of sources, in the target's style among the run's drawings and in
+report.html. The auxiliary images are drawn by the frozen model from "a portrait" unless `--config.aux.image` names
+some, such as the paper's 200 faces; the word is `--config.words.noun`. `--config.source.control` is the share of the
+steps that keep the source's cross-attention; 0 draws from the words alone, which is also all that Muse can do, and what
+`styledrop sample --prompt "{subject}"` does.
 
 From the paper: Adam 1e-6, 400 steps, the style said 3 times, the content once. It does not state the batch size, nor
 the steps of the control, and sources differ on whether the repeats hold in training, in drawing or in both, as here;

@@ -2,7 +2,8 @@
 
     styledrop personalize --config configs/svdiff.py --workdir runs/svdiff
 
-Takes the presets and the fields of configs/styledrop.py. The paper's learning rate is 1e-3.
+Takes the fields of configs/styledrop.py, and its presets: `emoji64` (default) is the shipped Stable Diffusion here,
+`emoji64-muse` the Muse. The paper's learning rate is 1e-3.
 """
 
 import runpy

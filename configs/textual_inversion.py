@@ -2,8 +2,9 @@
 
     styledrop personalize --config configs/textual_inversion.py --workdir runs/word
 
-Takes the presets and the fields of configs/styledrop.py. `--config.round_1.adapter.vectors` sets how many tokens the
-word has, `initializer` what they start as, `norm true` keeps their length.
+Takes the fields of configs/styledrop.py, and its presets: `emoji64` (default) is the shipped Stable Diffusion here,
+`emoji64-muse` the Muse. `--config.round_1.adapter.vectors` sets how many tokens the word has, `initializer` what they
+start as, `norm true` keeps their length.
 """
 
 import runpy
