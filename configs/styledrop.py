@@ -58,6 +58,7 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
     config.round_2.sample.images_per_prompt = 4 if small else 8  # to be looked at; no later round chooses among them
     if preset == "emoji64-sd":
         for settings in (config.round_1, config.round_2):
+            settings.train.update(steps=250, learning_rate=1e-3)
             settings.sample.update(images_per_prompt=2, steps=20, lambda_b=2.0)
     elif preset.startswith("sd"):  # not the paper's: guidance scale 7.5, and far fewer drawings, which take longer
         for settings in (config.round_1, config.round_2):

@@ -38,6 +38,13 @@ def _take(model: vae.AutoencoderKL, folder: Path) -> None:
     nnx.update(model, nnx.traversals.unflatten_mapping(own | fits))
 
 
+def _centre(model: vae.AutoencoderKL, mean: float) -> None:
+    """Takes the mean off the latents, in the layers beside them: pipelines of Stable Diffusion know no shift."""
+    into, out = model.quant_conv, model.post_quant_conv
+    into.bias[...] = into.bias[...].at[: model.config.latent_channels].add(-mean)
+    out.bias[...] = out.bias[...] + mean * out.kernel[...].sum(axis=0)
+
+
 def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> Task:
     """Trains all of it; `config.init`, a `vqvae` folder, gives the blocks to start from."""
     del workdir
@@ -55,10 +62,10 @@ def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> Task:
     def export(trained: vae.AutoencoderKL, folder: Path) -> None:
         images, _ = examples(data, config, 0, _MEASURED)
         latents = encode(trained, images)
-        scaled = dataclasses.replace(
-            model_config, scaling_factor=1 / float(latents.std()), shift_factor=float(latents.mean())
-        )
-        tensors = pretrained.export(trained, vae.RULES, dtype=np.float16)
+        scaled = dataclasses.replace(model_config, scaling_factor=1 / float(latents.std()))
+        centred = nnx.clone(trained)
+        _centre(centred, float(latents.mean()))
+        tensors = pretrained.export(centred, vae.RULES, dtype=np.float16)
         hub.save_component(folder / "vae", scaled.to_dict(), tensors)
 
     return Task(

@@ -24,6 +24,8 @@ def test_the_reference_library_draws_the_same(model):
         hub.SHIPPED / "emoji64" / "sd", torch_dtype=torch.float32, safety_checker=None, feature_extractor=None
     )
     pipeline.set_progress_bar_config(disable=True)
+    # the reference rounds its own schedule, which should end in no signal, to one that has a little
+    pipeline.scheduler.alphas_cumprod = torch.from_numpy(np.array(model.schedule.alphas_cumprod))
     prompts, steps = ["a cat", "a red apple in pencil sketch style"], 4
     latents = np.random.default_rng(0).standard_normal((2, 4, 16, 16), np.float32)
     theirs = pipeline(
