@@ -18,5 +18,5 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
     config.rounds = 1
     config.round_1.adapter.update(kind="lora", rank=16, alpha=32.0, targets="attention")
     small, sd = preset.startswith("emoji64"), preset.startswith("sd")
-    config.round_1.train.learning_rate = 4e-4 if preset == "emoji64" else 2e-4 if small else 1e-4 if sd else 4e-4
+    config.round_1.train.learning_rate = 2e-4 if small else 1e-4 if sd else 4e-4
     return config
