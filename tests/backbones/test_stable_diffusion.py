@@ -441,8 +441,7 @@ def test_gradients_reach_all_of_the_unet_its_text_and_nothing_else(model):
     states, keys = model.encode_text(PROMPTS).states, jax.random.split(jax.random.key(0))
 
     def objective(params, states):
-        denoiser = nnx.merge(graphdef, params).denoiser
-        return denoising_loss(denoiser, *given, states, keys, min_snr_gamma=5.0)[0].mean()
+        return denoising_loss(nnx.merge(graphdef, params).denoiser, *given, states, keys, min_snr_gamma=5.0)[0].mean()
 
     grads, of_text = jax.device_get(jax.jit(jax.grad(objective, argnums=(0, 1)))(nnx.as_pure(params), states))
     assert all(np.isfinite(grad).all() for grad in jax.tree.leaves(grads))
