@@ -19,5 +19,5 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
     config.words.identifier = "<style>"
     config.rounds = 1
     config.round_1.adapter.update(kind="textual_inversion", vectors=4, initializer="style")
-    config.round_1.train.learning_rate = 5e-3
+    config.round_1.train.learning_rate = 2e-2 if preset.startswith("emoji64") else 5e-3
     return config

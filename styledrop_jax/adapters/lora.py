@@ -19,7 +19,7 @@ from flax import nnx
 from styledrop_jax import tree
 from styledrop_jax.adapters.base import AdapterConfig, AdapterParam
 from styledrop_jax.errors import UserError
-from styledrop_jax.models.layers import Conv, Linear
+from styledrop_jax.models.layers import Conv, Linear, convolution
 from styledrop_jax.models.rules import Layout, Rules
 
 _METADATA = "lora_adapter_metadata"  # where diffusers keeps the peft config of each component, as JSON
@@ -69,8 +69,7 @@ class Projection(nnx.Module):
         """x: what the layer takes. kernel: [c, r], or [k, k, c, r] of a convolution. Returns [..., r]."""
         if self.window is None:
             return x @ kernel
-        strides, padding = self.window
-        return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return convolution(x, kernel, *self.window)
 
 
 class Adapter(nnx.Module):

@@ -79,7 +79,7 @@ def _correlate(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], padding
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolution(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], padding: _Padding) -> jax.Array:
+def convolution(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], padding: _Padding) -> jax.Array:
     """[b, h, w, c] with a kernel [i, j, c, d] → [b, h', w', d].
 
     On a CPU its gradients are plain convolutions of what is flipped and spread beforehand: inside a loop XLA's CPU
@@ -112,13 +112,13 @@ def _convolution_backward(stride, padding, saved, g):
     return jax.lax.platform_dependent(*saved, g, cpu=plain, default=automatic)
 
 
-_convolution.defvjp(
+convolution.defvjp(
     lambda x, kernel, stride, padding: (_correlate(x, kernel, stride, padding), (x, kernel)), _convolution_backward
 )
 
 
 def _conv_general_dilated(x: jax.Array, kernel: jax.Array, stride, padding, **_settings) -> jax.Array:
-    return _convolution(x, kernel, tuple(stride), tuple(map(tuple, padding)))
+    return convolution(x, kernel, tuple(stride), tuple(map(tuple, padding)))
 
 
 class Conv(nnx.Conv):
