@@ -1,19 +1,22 @@
-"""Every method on the same held-out styles: Text, Style, leakage, what trains, seconds, memory; a sheet of pictures.
+"""Every method on the same held-out styles: Text, Style, leakage, KID, what trains, seconds, memory; one sheet.
 
     python benchmarks/methods.py --corpus corpus --workdir runs/methods --out docs/images [--only lora,styo] [--seeds 2]
 
 Each run is a `styledrop personalize` of its own, on one reference; StyleBoost's heirs get 15 true drawings of the style
-instead, and 30 in other styles as Aux; DreamBooth learns the reference's subject; StyO redraws five plain drawings.
-Scores are means over images with a 95% bootstrap interval over (style, seed, prompt) means. Resumable.
+instead, and 30 in other styles as Aux; DreamBooth learns the reference's subject; StyO redraws a plain drawing of what
+the reference shows, by another artist. Scores are means over images with a 95% bootstrap interval over (style, seed,
+prompt) means; KID is of a run's drawings and the style's true ones, in CLIP features, its mean over runs. Resumable.
 """
 
 import argparse
+import itertools
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from held_out_styles import STYLES, write_style
@@ -25,59 +28,81 @@ from styledrop_jax.data.compose import noun_phrase
 from styledrop_jax.data.prompts import noun
 from styledrop_jax.data.references import write_truth
 from styledrop_jax.metrics.clip_scores import ClipScorer, mean_interval
+from styledrop_jax.metrics.distances import kernel_distance
 from styledrop_jax.run import read_json, read_jsonl, write_json
 
 ANIMALS = ("a bear", "a chick", "a dolphin", "a frog", "a horse face", "a ladybug", "an octopus")
 THINGS = ("a bell", "a boot", "a camera", "a clock", "a donut", "a hammer", "a hat", "a lemon")
 OTHER_STYLES = (("noto", "watercolor"), ("twemoji", "pencil"), ("emojione", "pastel"), ("fxemoji", "comic"))
-SOURCES = ("a car", "a cat", "a guitar", "a mushroom", "a strawberry")
+SOURCE_ARTISTS = ("emojione", "fxemoji")  # of StyO's sources, by seed
 SCENES = (
     "a {subject} on a blue background",
     "a {subject} in pencil sketch style",
     "a small {subject} on the left",
     "a {subject} and a cat",
 )
+SOURCE = "references/001.png"  # of a StyO run's folder
 SHOWN = ("a cat", "a car", "a guitar")
 
 
-def _style_word(style: Path, *_: str) -> list[str]:
-    return [f"--config.reference.image={style / 'reference.png'}"]
+class Given(NamedTuple):
+    """What a run may use of a held-out style.
+
+    Attributes:
+        style: its folder. content: of its reference image, "a house". descriptor: its words. seed: of the run.
+    """
+
+    style: Path
+    content: str
+    descriptor: str
+    seed: int
+
+    def shared(self, name: str) -> Path:
+        return self.style.parent / name
+
+    def reference(self) -> list[str]:
+        return [f"--config.reference.image={self.style / 'reference.png'}"]
 
 
-def _styledrop(style: Path, content: str, descriptor: str) -> list[str]:
-    words = [f"--config.reference.content={content}", f"--config.reference.descriptor={descriptor}"]
-    return [*_style_word(style), *words]
+def _styledrop(given: Given) -> list[str]:
+    words = f"--config.reference.content={given.content}", f"--config.reference.descriptor={given.descriptor}"
+    return [*given.reference(), *words]
 
 
-def _styleforge(style: Path, *_: str) -> list[str]:
-    images = [f"--config.reference.image={style / 'ref'}", f"--config.aux.image={style.parent / 'aux'}"]
+def _styleforge(given: Given) -> list[str]:
+    images = f"--config.reference.image={given.style / 'ref'}", f"--config.aux.image={given.shared('aux')}"
     return [*images, "--config.words.identifier=ged"]
 
 
-def _multi(style: Path, *_: str) -> list[str]:
+def _multi(given: Given) -> list[str]:
     return [
         f"--config.component_{i}.{field}={path}"
         for i, name in ((1, "animals"), (2, "things"))
-        for field, path in (("image", style / f"ref_{name}"), ("aux.image", style.parent / f"aux_{name}"))
+        for field, path in (("image", given.style / f"ref_{name}"), ("aux.image", given.shared(f"aux_{name}")))
     ]
 
 
-def _dreambooth(style: Path, content: str, _: str) -> list[str]:
-    words = ["--config.words.identifier=ged", f"--config.words.noun={noun(content)}"]
-    return [*_style_word(style), *words, f"--config.prompts={style.parent / 'scenes.txt'}"]
+def _dreambooth(given: Given) -> list[str]:
+    words = "--config.words.identifier=ged", f"--config.words.noun={noun(given.content)}"
+    return [*given.reference(), *words, f"--config.prompts={given.shared('scenes.txt')}"]
 
 
-def _styo(style: Path, *_: str) -> list[str]:
-    return [f"--config.source.image={style.parent / 'sources'}", f"--config.target.image={style / 'reference.png'}"]
+def _styo(given: Given) -> list[str]:
+    thing, artist = noun(given.content), SOURCE_ARTISTS[given.seed % 2]
+    images = (
+        f"--config.source.image={given.shared(f'{thing} by {artist}.png')}",
+        f"--config.target.image={given.style / 'reference.png'}",
+    )
+    return [*images, f"--config.words.noun={thing}", "--config.round_1.sample.images_per_prompt=8"]
 
 
-METHODS: dict[str, tuple[str, Callable[..., list[str]], tuple[str, ...]]] = {
+METHODS: dict[str, tuple[str, Callable[[Given], list[str]], tuple[str, ...]]] = {
     "StyleDrop, on Muse": ("styledrop.py", _styledrop, ()),
     "StyleDrop": ("styledrop.py:emoji64-sd", _styledrop, ()),
     "LoRA": ("lora.py", _styledrop, ()),
     "SVDiff": ("svdiff.py", _styledrop, ()),
-    "Textual Inversion": ("textual_inversion.py", _style_word, ()),
-    "Custom Diffusion": ("custom_diffusion.py", _style_word, ()),
+    "Textual Inversion": ("textual_inversion.py", Given.reference, ()),
+    "Custom Diffusion": ("custom_diffusion.py", Given.reference, ()),
     "StyleForge": ("styleforge.py", _styleforge, ()),
     "Multi-StyleForge": ("multi_styleforge.py", _multi, ()),
     "DreamBooth (subject)": ("dreambooth.py", _dreambooth, ()),
@@ -86,6 +111,7 @@ METHODS: dict[str, tuple[str, Callable[..., list[str]], tuple[str, ...]]] = {
     "StyO, no control": ("styo.py", _styo, ("--config.source.control=0",)),
 }
 """Name → config, what it is given of a style, and what else differs."""
+OF_SOURCES = ("StyO", "StyO, no negator", "StyO, no control")  # judged by source and target, not by prompts
 
 
 def main() -> None:
@@ -102,23 +128,34 @@ def main() -> None:
     _write_shared(data, flags.workdir)
     runs: dict[str, list[Path]] = {name: [] for name in methods}
     contents = []
-    for artist, treatment, concept, words in STYLES:
+    for seed, (artist, treatment, concept, words) in itertools.product(range(flags.seeds), STYLES):
         folder, descriptor = write_style(data, flags.workdir, artist, treatment, concept)
         for name, shown in (("ref", ANIMALS + THINGS), ("ref_animals", ANIMALS), ("ref_things", THINGS)):
             write_truth(data, folder / name, artist=artist, treatment=treatment, contents=shown)
-        for seed in range(flags.seeds):
-            contents.append(noun_phrase(concept))
-            for name, (file, given, more) in methods.items():
-                run = folder / f"seed_{seed}" / name.replace(", ", "_").replace(" ", "_")
-                line = [*given(folder, noun_phrase(concept), words or descriptor), *more, f"--config.seed={seed}"]
-                _run(run, f"configs/{file}", [*line, f"--config.truth={folder / 'truth'}"])
-                runs[name].append(run)
-    print("| method | Text ↑ | Style ↑ | leakage ↓ | trainable | seconds | peak memory |")
-    print("|---|---|---|---|---|---|---|")
+        contents.append(noun_phrase(concept))
+        for name, (file, options, more) in methods.items():
+            run = folder / f"seed_{seed}" / name.replace(", ", "_").replace(" ", "_")
+            line = [*options(Given(folder, noun_phrase(concept), words or descriptor, seed)), *more]
+            _run(run, f"configs/{file}", [*line, f"--config.seed={seed}", f"--config.truth={folder / 'truth'}"])
+            runs[name].append(run)
+    styo = {name: runs.pop(name) for name in OF_SOURCES if name in runs}
+    if runs:
+        print(
+            "| method | Text ↑ | Style ↑ | leakage ↓ | KID ↓ | trainable | seconds | peak memory |\n" + "|---" * 8 + "|"
+        )
     for name, folders_ in runs.items():
-        for stage in _stages(folders_[0]):
-            _print_row(f"{name}, {stage}", scorer, folders_, stage, contents)
-    _sheet(flags.workdir, runs, flags.out / "methods.png", flags.seeds)
+        more = ("base", "truth") if name.startswith("StyleDrop") else ()
+        for stage in _stages(folders_[0], *more):
+            scores = [_scores(scorer, run, stage, content) for run, content in zip(folders_, contents, strict=True)]
+            distance = f"{np.mean([_distance(scorer, run, stage) for run in folders_]):.3f}"
+            _print_row(f"{name}, {stage}", scores, folders_, stage, distance)
+    if styo:
+        print(
+            "\n| method | source ↑ | Style ↑ | diversity ↑ | trainable | seconds | peak memory |\n" + "|---" * 7 + "|"
+        )
+    for name, folders_ in styo.items():
+        _print_row(name, [_styo_scores(scorer, run) for run in folders_], folders_, "round_1")
+    _sheet({**runs, **styo}, flags.out / "methods.png")
 
 
 def _write_shared(data: corpus.Corpus, folder: Path) -> None:
@@ -129,7 +166,9 @@ def _write_shared(data: corpus.Corpus, folder: Path) -> None:
             for artist, treatment in OTHER_STYLES[i % 2 :: 2]:
                 image = data.true_image(noun(content), artist, treatment)
                 Image.fromarray(image).save(folder / name / f"{noun(content)} {treatment}.png")
-    write_truth(data, folder / "sources", artist="noto", treatment="plain", contents=SOURCES)
+    for artist in SOURCE_ARTISTS:
+        for thing in sorted({concept for *_, concept, _ in STYLES}):
+            Image.fromarray(data.true_image(thing, artist, "plain")).save(folder / f"{thing} by {artist}.png")
     (folder / "scenes.txt").write_text("\n".join(SCENES) + "\n", encoding="utf-8")
 
 
@@ -149,20 +188,21 @@ def _run(run: Path, config: str, line: list[str]) -> None:
     write_json(run / "cost.json", {"seconds": seconds, "peak_mib": usage.ru_maxrss / 1024})
 
 
-def _stages(run: Path) -> list[str]:
-    return [stage for stage in ("base", "round_1", "round_2", "truth") if (run / stage / "scores.jsonl").exists()]
+def _stages(run: Path, *more: str) -> list[str]:
+    return [stage for stage in ("round_1", "round_2", *more) if (run / stage / "scores.jsonl").exists()]
 
 
-def _print_row(name: str, scorer: ClipScorer, runs: list[Path], stage: str, contents: list[str]) -> None:
-    scores = np.concatenate([_scores(scorer, run, stage, content) for run, content in zip(runs, contents, strict=True)])
-    cells = ["{:.3f} [{:.3f}, {:.3f}]".format(*mean_interval(scores[:, i])) for i in range(3)]
+def _print_row(name: str, scores: Sequence[np.ndarray], runs: Sequence[Path], stage: str, *more: str) -> None:
+    together = np.concatenate(scores)
+    cells = ["{:.3f} [{:.3f}, {:.3f}]".format(*mean_interval(together[:, i])) for i in range(3)] + list(more)
     manifests = [read_json(run / "manifest.json")["rounds"].get(stage, {}) for run in runs]
     costs = [read_json(run / "cost.json") for run in runs]
     if manifests[0]:
         cells.append(f"{manifests[0]['trainable']:,}")
         cells.append(f"{np.median([m['training_seconds'] for m in manifests]):.0f}")
+        cells[-1] += f" of {np.nanmedian([c['seconds'] for c in costs]):.0f}"
         cells.append(f"{np.median([c['peak_mib'] for c in costs]):.0f} MiB")
-    print(f"| {name} | " + " | ".join(cells + ["–"] * (6 - len(cells))) + " |")
+    print(f"| {name} | " + " | ".join(cells + ["–"] * (6 + len(more) - len(cells))) + " |")
 
 
 def _scores(scorer: ClipScorer, run: Path, stage: str, reference: str) -> np.ndarray:
@@ -179,14 +219,42 @@ def _scores(scorer: ClipScorer, run: Path, stage: str, reference: str) -> np.nda
     return np.stack([scores[prompts == p].mean(axis=0) for p in np.unique(prompts)])
 
 
-def _sheet(workdir: Path, runs: dict[str, list[Path]], path: Path, seeds: int) -> None:
+def _distance(scorer: ClipScorer, run: Path, stage: str) -> float:
+    """KID to the true drawings; of unit features times the root of their size, so that the kernel is (cosine + 1)³."""
+    sets = []
+    for name in (stage, "truth"):
+        images = [folders.read_image(run / name / row["file"]) for row in read_jsonl(run / name / "scores.jsonl")]
+        features = scorer.image_features(np.stack(images).astype(np.float32) / 255)
+        sets.append(features * features.shape[1] ** 0.5)
+    return kernel_distance(*sets)
+
+
+def _styo_scores(scorer: ClipScorer, run: Path) -> np.ndarray:
+    """Of each drawing, [images, 3]: cosine with the source picture, with the target, its mean distance to others."""
+    rows = read_jsonl(run / "round_1" / "scores.jsonl")
+    files = [run / SOURCE, *(run / "round_1" / row["file"] for row in rows)]
+    source, *drawn = scorer.image_features(
+        np.stack([folders.read_image(file) for file in files]).astype(np.float32) / 255
+    )
+    drawn = np.stack(drawn)
+    others = (drawn @ drawn.T).sum(axis=1) - 1
+    style = [row["scores"]["clip_style"] for row in rows]
+    return np.stack([drawn @ source, style, 1 - others / (len(rows) - 1)], axis=1)
+
+
+def _sheet(runs: dict[str, list[Path]], path: Path) -> None:
     """A row a method; of each style, first seed, three drawings of its last round."""
     images, captions = [], []
     for name, folders_ in runs.items():
-        for run in folders_[::seeds]:
-            stage = [s for s in _stages(run) if s.startswith("round")][-1]
+        for run in folders_[: len(STYLES)]:
+            stage = _stages(run)[-1]
             rows = {noun(row["content"]): row for row in reversed(read_jsonl(run / stage / "scores.jsonl"))}
             shown = [rows[noun(content)] for content in SHOWN if noun(content) in rows] or list(rows.values())[:3]
+            if name in OF_SOURCES:
+                shown = [
+                    {"file": f"../{SOURCE}", "content": "source"},
+                    *read_jsonl(run / stage / "scores.jsonl")[:2],
+                ]
             images += [folders.read_image(run / stage / row["file"]) for row in shown]
             captions += [f"{name}: {row['content']}" for row in shown]
     folders.write_png(path, folders.grid(images, columns=9, scale=1, captions=captions))

@@ -44,7 +44,7 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
     )
     config.round_1.adapter.kind = "full"
     config.round_1.train.update(
-        steps=150 if small else 400, learning_rate=1e-4 if small else 1e-6, batch_size=4 if small else 1
+        steps=150 if small else 400, learning_rate=3e-5 if small else 1e-6, batch_size=4 if small else 1
     )
     config.round_1.sample.update(guidance="classifier_free")
     if preset not in ("emoji64", "sd15", "sd21"):  # Muse
