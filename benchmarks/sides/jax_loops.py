@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from sides.job import LEARNING_RATE, Job
-from styledrop_jax import draw, optim, train, trainable, tuning
+from styledrop_jax import draw, optim, sharding, train, trainable, tuning
 from styledrop_jax.backbones.base import Backbone, Settings
 
 
@@ -24,14 +24,14 @@ def training(
     data, loss = tuning.prepare(tuned, plan, sources, hyper)
     graphdef, params, frozen = train.split(data, plan.filter())
     optimizer = optim.make(LEARNING_RATE)
-    state = train.init_state(params, optimizer)
+    state, frozen = sharding.replicate((train.init_state(params, optimizer), frozen))
     step = train.make_train_step(loss, optimizer)
     batches, key, done = tuning.batches(sources, batch_size=job.batch, seed=0), jax.random.key(0), 0
 
     def run() -> int:
         nonlocal state, done
         for _ in range(job.train_steps // job.steps_per_call):
-            state, metrics = step(graphdef, state, frozen, batches(done, job.steps_per_call), key)
+            state, metrics = step(graphdef, state, frozen, sharding.shard(batches(done, job.steps_per_call)), key)
             done += job.steps_per_call
             assert np.isfinite(jax.device_get(metrics)["loss"])
         jax.block_until_ready(state)
