@@ -64,9 +64,12 @@ class Given(NamedTuple):
         return [f"--config.reference.image={self.style / 'reference.png'}"]
 
 
+def _style_word(given: Given) -> list[str]:
+    return [*given.reference(), f"--config.reference.content={given.content}"]
+
+
 def _styledrop(given: Given) -> list[str]:
-    words = f"--config.reference.content={given.content}", f"--config.reference.descriptor={given.descriptor}"
-    return [*given.reference(), *words]
+    return [*_style_word(given), f"--config.reference.descriptor={given.descriptor}"]
 
 
 def _styleforge(given: Given) -> list[str]:
@@ -101,8 +104,8 @@ METHODS: dict[str, tuple[str, Callable[[Given], list[str]], tuple[str, ...]]] = 
     "StyleDrop": ("styledrop.py:emoji64-sd", _styledrop, ()),
     "LoRA": ("lora.py", _styledrop, ()),
     "SVDiff": ("svdiff.py", _styledrop, ()),
-    "Textual Inversion": ("textual_inversion.py", Given.reference, ()),
-    "Custom Diffusion": ("custom_diffusion.py", Given.reference, ()),
+    "Textual Inversion": ("textual_inversion.py", _style_word, ()),
+    "Custom Diffusion": ("custom_diffusion.py", _style_word, ()),
     "StyleForge": ("styleforge.py", _styleforge, ()),
     "Multi-StyleForge": ("multi_styleforge.py", _multi, ()),
     "DreamBooth (subject)": ("dreambooth.py", _dreambooth, ()),
@@ -111,6 +114,7 @@ METHODS: dict[str, tuple[str, Callable[[Given], list[str]], tuple[str, ...]]] = 
     "StyO, no control": ("styo.py", _styo, ("--config.source.control=0",)),
 }
 """Name → config, what it is given of a style, and what else differs."""
+OF_SUBJECTS = ("DreamBooth (subject)",)  # what they draw, no artist has drawn
 OF_SOURCES = ("StyO", "StyO, no negator", "StyO, no control")  # judged by source and target, not by prompts
 
 
@@ -136,7 +140,8 @@ def main() -> None:
         for name, (file, options, more) in methods.items():
             run = folder / f"seed_{seed}" / name.replace(", ", "_").replace(" ", "_")
             line = [*options(Given(folder, noun_phrase(concept), words or descriptor, seed)), *more]
-            _run(run, f"configs/{file}", [*line, f"--config.seed={seed}", f"--config.truth={folder / 'truth'}"])
+            line += [] if name in OF_SUBJECTS + OF_SOURCES else [f"--config.truth={folder / 'truth'}"]
+            _run(run, f"configs/{file}", [*line, f"--config.seed={seed}"])
             runs[name].append(run)
     styo = {name: runs.pop(name) for name in OF_SOURCES if name in runs}
     if runs:
@@ -147,7 +152,9 @@ def main() -> None:
         more = ("base", "truth") if name.startswith("StyleDrop") else ()
         for stage in _stages(folders_[0], *more):
             scores = [_scores(scorer, run, stage, content) for run, content in zip(folders_, contents, strict=True)]
-            distance = f"{np.mean([_distance(scorer, run, stage) for run in folders_]):.3f}"
+            distance = "–"
+            if name not in OF_SUBJECTS:
+                distance = f"{np.mean([_distance(scorer, run, stage) for run in folders_]):.3f}"
             _print_row(f"{name}, {stage}", scores, folders_, stage, distance)
     if styo:
         print(

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 def get_config(preset: str = "emoji64") -> ConfigDict:
     config = runpy.run_path(str(Path(__file__).with_name("svdiff.py")))["get_config"](preset)
     config.method = "cut_mix"
+    config.reference.image = ""
     config.mix = ConfigDict({"weight": 1.5, "unmix": 0.0})
     config.round_1.sample.update(guidance="classifier_free")
     return config

@@ -20,6 +20,7 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
     config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["get_diffusion_config"](preset)
     small = preset.startswith("emoji64")
     config.method = "dreambooth"
+    config.reference.image = ""
     config.rounds = 1
     config.prior = ConfigDict({"image": "", "weight": 1.0, "generate": 32 if small else 200})
     config.round_1.adapter.kind = "full"

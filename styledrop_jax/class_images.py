@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from styledrop_jax import draw
+from styledrop_jax import draw, log
 from styledrop_jax.backbones.base import Backbone, Settings
 from styledrop_jax.data import folders
 
@@ -23,6 +23,9 @@ def class_images(
     """`count` images uint8 [r, r, 3] of `prompt`, the i-th with seed `seed` + i, from the cache or drawn now."""
     folder = _folder(base, prompt, settings, batch_size, seed)
     paths = [folder / f"{i:05d}.png" for i in range(count)]
+    if all(path.is_file() for path in paths):
+        log.say(f"images of {prompt!r} by the frozen model: {count} drawn before, in {folder}")
+        return [folders.read_image(path) for path in paths]
     draw.fill(
         f"drawing {prompt!r} with the frozen model",
         paths,

@@ -1,6 +1,7 @@
 """`styledrop <command>`: one thin function a command."""
 
 import argparse
+import ast
 import inspect
 import logging
 import os
@@ -57,7 +58,12 @@ def personalize(argv: Sequence[str]) -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="the run folder: new, or one to continue")
     if asked := {"-h", "--help"} & set(argv):
         try:
-            config, _ = schema.parse([word for word in argv if word not in asked], default="configs/styledrop.py")
+            words = [word for word in argv if word not in asked]
+            config, _ = schema.parse(words, default="configs/styledrop.py")
+            file = parser.parse_known_args(["--workdir", "", *words])[0].config.partition(":")[0]
+            about = ast.get_docstring(ast.parse(Path(file).read_text(encoding="utf-8")))
+            if about:
+                parser.description = f"{about}\n\nThe fields, with the values that this command gives them:"
             parser.epilog = "\n".join(
                 f"  --config.{line}" for line in schema.describe(config, schema.personalize_schema(config))
             )
@@ -209,6 +215,8 @@ def rare_tokens(argv: Sequence[str]) -> None:
     parser.add_argument("--tokens", type=int, default=1, choices=(1, 2, 3), help="tokens in a word (default 1)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other words (default 0)")
     flags = parser.read(argv)
+    if flags.num < 1:
+        raise UserError(f"--num: found {flags.num}, expected at least 1")
     from styledrop_jax import hub
     from styledrop_jax.data.identifiers import rare_words
     from styledrop_jax.models.tokenizer import load_tokenizer

@@ -118,11 +118,13 @@ _ROUND: Schema = {
     },
 }
 
-_IMAGES: Schema = {"image": Field(str, "its images: a file, folder, JSONL or bundled:NAME")}
+_IMAGES: Schema = {"image": Field(str, "images of this part: a file, folder, JSONL or bundled:NAME")}
 _IDENTIFIER = Field(str, "the word that stands for what is learnt")
 _PRIOR: Schema = {
-    "image": Field(str, "its images, a file or folder; empty lets the frozen model draw them, if it generates any"),
-    "weight": Field(float, "of its loss beside that of what is taught", 0),
+    "image": Field(
+        str, "images that keep what the model knows, a file or folder; empty lets the frozen model draw them"
+    ),
+    "weight": Field(float, "of the loss of these images beside that of what is taught", 0),
     "generate": Field(int, "images that the frozen model draws where none are given; 0: they must be given", 0),
 }
 _CONTRASTED: Schema = _IMAGES | {
@@ -131,7 +133,7 @@ _CONTRASTED: Schema = _IMAGES | {
 }
 _SECTIONS: Mapping[str, Schema] = {
     "reference": {
-        "image": Field(str, "image file, folder, JSONL of {image, content, descriptor}, or bundled:NAME", empty=False),
+        "image": Field(str, "image file, folder, JSONL of {image, content, descriptor}, or bundled:NAME"),
         "content": Field(str, 'what it shows, "a house"'),
         "descriptor": Field(str, 'how it is drawn, "in watercolor painting style"'),
     },
@@ -139,12 +141,13 @@ _SECTIONS: Mapping[str, Schema] = {
     "aux": _PRIOR,
     "component_*": _IMAGES | {"identifier": _IDENTIFIER, "aux": _PRIOR},
     "source": _CONTRASTED
-    | {"control": Field(float, "share of the steps that take over its cross-attention; 0: drawn by words alone", 0, 1)},
+    | {
+        "control": Field(float, "share of the steps that take over its cross-attention; 0: drawn by words alone", 0, 1),
+        "strength": Field(float, "how much of it is noise when it is drawn anew, to 1", 0, 1, above=True),
+    },
     "target": _CONTRASTED,
     "contrast": {
-        "negator": Field(
-            str, "the word between what an image has and what it has not; empty leaves out what it has not"
-        ),
+        "negator": Field(str, "the word between what an image has and has not; empty leaves out the latter"),
         "style_repeats": Field(int, "how often the pair of style identifiers is said", 1),
         "content_repeats": Field(int, "how often the pair of content identifiers is said", 1),
         "repeat_training": Field(bool, "say them so often in the prompts of training"),

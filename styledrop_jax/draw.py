@@ -15,6 +15,7 @@ from styledrop_jax.adapters.base import AdapterParam, identity
 from styledrop_jax.backbones.base import Backbone, Edit, Group, Settings
 from styledrop_jax.data import folders
 from styledrop_jax.samplers.attention_control import replacement
+from styledrop_jax.samplers.diffusion import sdedit_start
 from styledrop_jax.samplers.maskgit import mix, two_scale
 
 
@@ -54,13 +55,16 @@ class Follow(NamedTuple):
         own: what `Backbone.encode_images` makes of it, of a batch of one.
         prompt: under which it is reconstructed, from its own latents noised by the drawing's noise.
         tokens: bool [t], where the drawing attends as it does.
-        share: in [0, 1], of the steps.
+        share: in [0, 1], of the steps that are taken.
+        strength: in (0, 1], how far its latents are noised first. A schedule that ends in pure noise leaves nothing of
+            them at 1.
     """
 
     own: Any
     prompt: str
     tokens: np.ndarray
     share: float
+    strength: float
 
 
 def adapted(base: Backbone, model: Backbone, plan: trainable.Plan) -> Adapted:
@@ -162,9 +166,10 @@ def draw(
         dataclasses.replace(b, prompts=[p for own in b.prompts for p in (follow.prompt if is_prompt else own, own)])
         for b, is_prompt in zip(branches, followed, strict=True)
     ]
-    control = replacement(tokens=follow.tokens, branches=followed, share=follow.share, steps=settings.steps)
+    taken = {"steps": settings.steps, "start": sdedit_start(settings.steps, follow.strength)}
+    control = replacement(tokens=follow.tokens, branches=followed, share=follow.share, **taken)
     twice = [seed for seed in seeds for _ in range(2)]
-    start = Edit(jax.tree.map(lambda x: np.repeat(x, len(twice), axis=0), follow.own), None, 1.0)
+    start = Edit(jax.tree.map(lambda x: np.repeat(x, len(twice), axis=0), follow.own), None, follow.strength)
     for chunk in _chunks(pairs, twice, settings, 2 * max(1, batch_size // 2), start, control=control):
         yield chunk[1::2]
 

@@ -140,9 +140,12 @@ class _Job:
         self.plans = [
             trainable.plan(round_config(config, number).adapter, learnt) for number in range(1, config.rounds + 1)
         ]
+        shipped = hub.SHIPPED / config.base.partition("/")[0]
         if not any(plan.words for plan in self.plans):
             for found in filter(None, (identifiers.remark(self.model.tokenizer, word) for word in learnt)):
                 log.say(f"warning: identifier {found}")
+            for word in prompts.known(learnt, shipped):
+                log.say(f"warning: identifier {word!r} already names something to {config.base}, which must forget it")
         for plan in self.plans:  # new words that do not fit are found before anything is drawn
             trainable.attach(self.model, dataclasses.replace(plan, denoiser=None, text=None), rngs=nnx.Rngs(0))
         self.examples = [Example(stream, r.image, r.content, r.descriptor) for stream, r in given]
@@ -164,7 +167,6 @@ class _Job:
         for remark in filter(None, (self.method.remark(self.fields, content) for content in contents)):
             log.say(f"warning: {remark}")
         judged = {self.method.judgement(self.fields, content): content for content in contents}
-        shipped = hub.SHIPPED / config.base.partition("/")[0]
         for content in (judged[text] for text in prompts.unknown(list(judged), shipped)):
             log.say(f"warning: {content!r} names nothing that {config.base} was taught; its drawings may show anything")
         self._write_manifest(given, squares)

@@ -14,6 +14,7 @@ from PIL import Image
 from styledrop_jax.config import round_config
 from styledrop_jax.data import folders
 from styledrop_jax.log import read_metrics
+from styledrop_jax.methods.table import METHODS
 from styledrop_jax.metrics.clip_scores import mean_interval
 from styledrop_jax.run import Run, read_json, read_jsonl, write_bytes
 
@@ -52,7 +53,8 @@ def write_report(run: Run, *, command: str) -> Path:
     """
     rounds = [_stage(run, f"round_{n}", f"Round {n}") for n in range(1, run.config["rounds"] + 1)]
     rounds = [stage for stage in rounds if stage.rows]
-    base = _stage(run, "base", "Base model, descriptor only")
+    styled = "{descriptor}" in METHODS[run.config["method"]].draws
+    base = _stage(run, "base", "Base model, descriptor only" if styled else "Base model, same prompts")
     truth = _stage(run, "truth", "True drawing")
     stages = [stage for stage in (base, *rounds, truth) if stage.rows]
     manifest = run.manifest

@@ -135,7 +135,10 @@ def priors(
             drawing = {"settings": settings, "batch_size": batch_size, "seed": config["seed"]}
             images = class_images.class_images(model, drawn, given["generate"], **drawing)
         else:
-            raise UserError(f"config.{stream.section}.image: empty; expected images of {prompt!r}, a file or folder")
+            raise UserError(
+                f"config.{stream.section}.image: empty; expected images of {prompt!r}, a file or folder, or "
+                f"config.{stream.section}.generate above 0 for the frozen model to draw them"
+            )
         squares = np.stack([folders.to_square(image, model.resolution) for image in images])
         batches.append(Batch(squares, [prompt] * len(squares), given["weight"]))
     return batches
@@ -166,7 +169,8 @@ def follow(method: Method, config: Mapping[str, Any], model: Backbone, image: np
         UserError: the backbone has no control of its attention, or the two prompts do not align token for token.
     """
     stream = method.redraws
-    field, share = f"config.{stream.section}.control", section(config, stream)["control"]
+    given, field = section(config, stream), f"config.{stream.section}.control"
+    share = given["control"]
     if not model.controllable:
         raise UserError(
             f"{field}: found {share}, expected 0: control of the attention needs Stable Diffusion, and config.base is "
@@ -183,4 +187,4 @@ def follow(method: Method, config: Mapping[str, Any], model: Backbone, image: np
             "one place of both: the same repeats in both, or shorter identifiers"
         )
     tokens = np.pad(tokens, (0, padded.shape[1] - len(tokens)))
-    return Follow(model.encode_images(image[None]), prompt, tokens, share)
+    return Follow(model.encode_images(image[None]), prompt, tokens, share, given["strength"])

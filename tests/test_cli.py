@@ -63,6 +63,18 @@ def test_the_help_of_a_command_teaches(capfd, command):
     assert all(word in said.out for word in expected[command])
 
 
+def test_the_help_of_a_config_is_its_own(capfd):
+    assert tiny.styledrop("personalize", "--config", "configs/styo.py", "--help") == 0
+    out = capfd.readouterr().out
+    assert "--config.source.image face.png" in out and "--config.source.strength 0.95" in out
+    assert "--config.reference.image" not in out
+
+
+def test_no_rare_words_are_not_asked_for(capfd):
+    assert tiny.styledrop("rare-tokens", "--num", 0) == 2
+    assert capfd.readouterr().err == "error: --num: found 0, expected at least 1\n"
+
+
 # -------------------------------------------------------------- mistyped
 
 

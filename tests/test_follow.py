@@ -23,9 +23,9 @@ def own(model):
     return model.encode_images(np.random.default_rng(0).random((1, 16, 16, 3), np.float32))
 
 
-def _draw(model, own, *, share, prompt=NEW, tokens=None, batch_size=2):
+def _draw(model, own, *, share, prompt=NEW, tokens=None, batch_size=2, strength=1.0):
     whole = np.ones(model.text.config.max_position_embeddings, bool)
-    follow = draw.Follow(own, OLD, whole if tokens is None else tokens, share)
+    follow = draw.Follow(own, OLD, whole if tokens is None else tokens, share, strength)
     branches = draw.base_branches(model, [prompt] * len(SEEDS), SETTINGS)
     return np.concatenate(list(draw.draw(branches, SEEDS, settings=SETTINGS, batch_size=batch_size, follow=follow)))
 
@@ -35,15 +35,16 @@ def _close(ours, theirs):
 
 
 def test_control_of_no_step_or_of_no_other_prompt_is_none(model, own):
-    def free(prompt):
+    def free(prompt, strength=1.0):
         branches = draw.base_branches(model, [prompt] * len(SEEDS), SETTINGS)
-        start = Edit(jax.tree.map(lambda x: np.repeat(x, len(SEEDS), axis=0), own), None, 1.0)
+        start = Edit(jax.tree.map(lambda x: np.repeat(x, len(SEEDS), axis=0), own), None, strength)
         return next(draw.draw(branches, SEEDS, settings=SETTINGS, batch_size=2, edit=start))
 
     new, old = free(NEW), free(OLD)
     assert np.abs(new - old).max() > 1e-2 and np.abs(new[0] - new[1]).max() > 1e-2
     _close(_draw(model, own, share=0.0), new)
     _close(_draw(model, own, share=1.0, prompt=OLD), old)
+    _close(_draw(model, own, share=0.0, strength=0.67), free(NEW, 0.67))
     nowhere = np.zeros(model.text.config.max_position_embeddings, bool)
     _close(_draw(model, own, share=1.0, tokens=nowhere), new)
 

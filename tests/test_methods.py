@@ -32,6 +32,10 @@ def test_prompts_of_every_method():
     assert "'a dog' does not say 'sks dog'" in dreambooth.remark(WORDS, "a dog")
     assert not any(dreambooth.remark(WORDS, prompt) for prompt in ("a {subject}", "a sks dog"))
     assert not styledrop.remark(empty, "a cat") and not styleforge.remark(WORDS, "a cat")
+    with pytest.raises(UserError, match="stands for nothing here"):
+        styledrop.prompt(empty, "a {subject}", "in red")
+    with pytest.raises(UserError, match="identifier: empty.* `styledrop rare-tokens`"):
+        styleforge.prompt(empty, "a cat")
     with pytest.raises(UserError, match="config.words.noun: empty"):
         dreambooth.caption(dreambooth.streams[0], {"words": {"identifier": "sks", "noun": ""}})
 
@@ -159,12 +163,15 @@ def test_dreambooth_keeps_the_class_by_drawings_of_the_frozen_model(tmp_path, mo
     assert _run(tmp_path / "more", "dreambooth", *words, *_flags(prior__generate=4)) == 0
     assert "drawing 'a house' with the frozen model: 1 of 4" in capfd.readouterr().out
     assert len(list(cache.iterdir())) == 4 and all((cache / name).read_bytes() == drawn[name] for name in drawn)
+    assert _run(tmp_path / "same", "dreambooth", *words, *_flags(prior__generate=4)) == 0
+    assert f"images of 'a house' by the frozen model: 4 drawn before, in {cache}" in capfd.readouterr().out
 
 
 def test_styleforge_takes_its_aux_from_the_user(tmp_path, capfd):
     words = _flags(words__identifier="sks")
     assert _run(tmp_path / "none", "styleforge", *words) == 2
-    assert "config.aux.image: empty" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "config.aux.image: empty" in said and "config.aux.generate above 0" in said
     for i in range(3):
         tiny.picture(tmp_path / "aux" / f"{i}.png", seed=i)
     assert _run(tmp_path / "run", "styleforge", *words, *_flags(aux__image=tmp_path / "aux")) == 0

@@ -47,9 +47,19 @@ def noun(content: str) -> str:
 
 def unknown(prompts: Sequence[str], model: Path) -> list[str]:
     """The prompts that name nothing in the model's `vocabulary.json`; none if it has no such file."""
+    names = _names(model)
+    return [prompt for prompt in dict.fromkeys(prompts) if names and not names.search(prompt)]
+
+
+def known(words: Sequence[str], model: Path) -> list[str]:
+    """The words that are names in the model's `vocabulary.json`; none if it has no such file."""
+    names = _names(model)
+    return [word for word in words if names and names.fullmatch(word)]
+
+
+def _names(model: Path) -> re.Pattern | None:
     path = model / "vocabulary.json"
     if not path.is_file():
-        return []
+        return None
     names = json.loads(path.read_text(encoding="utf-8"))
-    known = re.compile(r"\b(?:" + "|".join(map(re.escape, names)) + r")(?:e?s)?\b", re.IGNORECASE)
-    return [prompt for prompt in dict.fromkeys(prompts) if not known.search(prompt)]
+    return re.compile(r"\b(?:" + "|".join(map(re.escape, names)) + r")(?:e?s)?\b", re.IGNORECASE)

@@ -76,7 +76,10 @@ class Method:
         return _fill(stream.prompt, config, "repeat_training", **words)
 
     def prompt(self, config: Mapping[str, Any], content: str, descriptor: str = "") -> str:
-        """The user's prompt `content` as the model is given it; UserError if a word that it needs is empty."""
+        """The user's prompt `content` as the model is given it; UserError if a word that it needs is empty, or there is
+        no subject that it could name."""
+        if "{subject}" in content and not self.subject:
+            raise UserError(f"prompt {content!r}: {{subject}} stands for nothing here; say what to draw")
         return self._drawn(self.draws, config, self._subject(config), content, descriptor)
 
     def judgement(self, config: Mapping[str, Any], content: str, descriptor: str = "") -> str:
@@ -147,7 +150,8 @@ def _fill(template: str, config: Mapping[str, Any], switch: str, **words: str) -
     whole = _REPEATED.sub(repeat, whole)
     for name, word in _words(config).items():
         if f"{{{name}}}" in whole and not word:
-            raise UserError(f'{_field(name)}: empty; expected a word for the prompt "{whole}"')
+            advice = ", such as `styledrop rare-tokens` finds" if name.endswith("identifier") else ""
+            raise UserError(f'{_field(name)}: empty; expected a word for the prompt "{whole}"{advice}')
         whole = whole.replace(f"{{{name}}}", word)
     return " ".join(whole.split())
 

@@ -14,20 +14,21 @@ import numpy as np
 from jax.tree_util import Partial
 
 
-def replacement(*, tokens: np.ndarray, branches: Sequence[bool], share: float, steps: int) -> Partial:
+def replacement(*, tokens: np.ndarray, branches: Sequence[bool], share: float, steps: int, start: int = 0) -> Partial:
     """A control of batches of pairs: entry 2i + 1 attends as entry 2i does, which is left alone.
 
     Args:
         tokens: bool [t], at which tokens. All of them is Prompt-to-Prompt's replacement.
         branches: bool [k], in which branches of guidance: those under the prompt.
-        share: in [0, 1], of the steps, counted from the first; 0 is no control.
+        share: in [0, 1], of the steps that are taken, counted from the first of them; 0 is no control.
         steps: of the sampler.
+        start: the first that is taken.
 
     Returns:
         (weights [b, heads, n, t], place, step, branch) → weights; b is even. Its arrays are traced: other values do not
         compile anew.
     """
-    until = math.ceil(share * steps - 1e-6)
+    until = start + math.ceil(share * (steps - start) - 1e-6)
     return Partial(_replace, jnp.asarray(tokens), jnp.asarray(branches), jnp.asarray(until))
 
 

@@ -10,8 +10,8 @@ from styledrop_jax.samplers.attention_control import aligned_tokens, replacement
 STEPS, CONTENT = 4, np.array([False, False, True, True, False])
 
 
-def _controlled(weights, *, step, branch=0, tokens=CONTENT, share=0.5):
-    control = replacement(tokens=tokens, branches=[True, False], share=share, steps=STEPS)
+def _controlled(weights, *, step, branch=0, tokens=CONTENT, share=0.5, start=0):
+    control = replacement(tokens=tokens, branches=[True, False], share=share, steps=STEPS, start=start)
     return np.asarray(control(jnp.asarray(weights), "mid_block.attn2", jnp.int32(step), jnp.int32(branch)))
 
 
@@ -30,12 +30,22 @@ def test_at_the_words_of_the_content_the_maps_are_the_sources(weights):
 
 
 @pytest.mark.parametrize(
-    ("share", "controlled"),
-    [(0.0, []), (0.25, [0]), (0.5, [0, 1]), (0.7, [0, 1, 2]), (1.0, [0, 1, 2, 3])],
+    ("share", "start", "controlled"),
+    [
+        (0.0, 0, []),
+        (0.25, 0, [0]),
+        (0.5, 0, [0, 1]),
+        (0.7, 0, [0, 1, 2]),
+        (1.0, 0, [0, 1, 2, 3]),
+        (0.0, 2, []),
+        (0.5, 2, [2]),
+        (1.0, 2, [2, 3]),
+    ],
 )
-def test_a_share_of_the_steps_is_controlled_in_branches_of_the_prompt(share, controlled, weights):
-    for step in range(STEPS):
-        assert (_controlled(weights, step=step, share=share) != weights).any() == (step in controlled)
+def test_a_share_of_the_steps_is_controlled_in_branches_of_the_prompt(share, start, controlled, weights):
+    for step in range(start, STEPS):
+        found = _controlled(weights, step=step, share=share, start=start)
+        assert (found != weights).any() == (step in controlled)
         np.testing.assert_array_equal(_controlled(weights, step=step, branch=1, share=share), weights)
 
 
