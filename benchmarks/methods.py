@@ -4,8 +4,9 @@
 
 Each run is a `styledrop personalize` of its own, on one reference; StyleBoost's heirs get 15 true drawings of the style
 instead, and 30 in other styles as Aux; DreamBooth learns the reference's subject; StyO redraws a plain drawing of what
-the reference shows, by another artist. Scores are means over images with a 95% bootstrap interval over (style, seed,
-prompt) means; KID is of a run's drawings and the style's true ones, in CLIP features, its mean over runs. Resumable.
+the reference shows, by another artist. Scores are means over images with a 95% bootstrap interval over (style,
+seed, prompt) means; KID is of a run's drawings and the style's true ones, in CLIP features, its mean over runs; seconds
+are those of the fastest run. Resumable.
 """
 
 import argparse
@@ -206,8 +207,8 @@ def _print_row(name: str, scores: Sequence[np.ndarray], runs: Sequence[Path], st
     costs = [read_json(run / "cost.json") for run in runs]
     if manifests[0]:
         cells.append(f"{manifests[0]['trainable']:,}")
-        cells.append(f"{np.median([m['training_seconds'] for m in manifests]):.0f}")
-        cells[-1] += f" of {np.nanmedian([c['seconds'] for c in costs]):.0f}"
+        training, whole = min(m["training_seconds"] for m in manifests), np.nanmin([c["seconds"] for c in costs])
+        cells.append(f"{training:.0f} of {whole:.0f}")
         cells.append(f"{np.median([c['peak_mib'] for c in costs]):.0f} MiB")
     print(f"| {name} | " + " | ".join(cells + ["–"] * (6 + len(more) - len(cells))) + " |")
 

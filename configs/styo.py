@@ -6,9 +6,14 @@
 Takes the presets of configs/styledrop.py: `emoji64` (default) is the shipped Stable Diffusion here, `emoji64-muse` the
 Muse. Leaves the source, or every picture of a folder of sources, in the target's style among the run's drawings and in
 report.html. The auxiliary images are drawn by the frozen model from "a portrait" unless `--config.aux.image` names
-some, such as the paper's 200 faces; the word is `--config.words.noun`. `--config.source.control` is the share of the
-steps that keep the source's cross-attention; 0 draws from the words alone, which is also all that Muse can do, and what
-`styledrop sample --prompt "{subject}"` does.
+some, such as the paper's 200 faces; the word is `--config.words.noun`, which both pictures should show.
+`--config.source.control` is the share of the steps that keep the source's cross-attention; 0 draws from the words
+alone, which is also all that Muse can do, and what `styledrop sample --prompt "{subject}"` does.
+
+`--config.source.strength` is how much of the source is noise when its drawing begins: less keeps more of it. At 1 a
+schedule that ends in pure noise, as the shipped model's, forgets the source, and draws the target again; at 0.8 some
+seeds keep the source, some draw the target, and some the source's shape in the target's ink: draw several
+(`--config.round_1.sample.images_per_prompt 8`) and choose.
 
 From the paper: Adam 1e-6, 400 steps, the style said 3 times, the content once. It does not state the batch size, nor
 the steps of the control, and sources differ on whether the repeats hold in training, in drawing or in both, as here;
@@ -31,7 +36,7 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
     # one token each, of the small vocabulary
     words = ("ged", "gry", "xi", "ney") if small else ("ak47", "aug", "sks", "m4a1")
     config.source = ConfigDict(
-        {"image": "", "style": words[0], "content": words[2], "control": 1.0, "strength": 0.95 if small else 1.0}
+        {"image": "", "style": words[0], "content": words[2], "control": 1.0, "strength": 0.8 if small else 1.0}
     )
     config.target = ConfigDict({"image": "", "style": words[1], "content": words[3]})
     config.aux = ConfigDict({"image": "", "weight": 1.0, "generate": 32 if small else 200})

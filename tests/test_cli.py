@@ -66,7 +66,7 @@ def test_the_help_of_a_command_teaches(capfd, command):
 def test_the_help_of_a_config_is_its_own(capfd):
     assert tiny.styledrop("personalize", "--config", "configs/styo.py", "--help") == 0
     out = capfd.readouterr().out
-    assert "--config.source.image face.png" in out and "--config.source.strength 0.95" in out
+    assert "--config.source.image face.png" in out and "--config.source.strength 0.8" in out
     assert "--config.reference.image" not in out
 
 
