@@ -4,6 +4,7 @@ python benchmarks/shipped_models.py --corpus corpus --out docs/images
 """
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from styledrop_jax import draw, hub
 from styledrop_jax.backbones.base import Backbone, Settings
 from styledrop_jax.backbones.load import load
 from styledrop_jax.data import corpus, folders
+from styledrop_jax.data.drawings import ARTISTS
 from styledrop_jax.data.prompts import POOL, noun
 from styledrop_jax.metrics.clip_scores import ClipScorer, mean_interval, recall
+from styledrop_jax.metrics.distances import frechet_distance, kernel_distance
 
 PROMPTS = (
     *POOL[:12],
@@ -92,6 +95,7 @@ def main() -> None:
     _retrieval(data, scorer)
     for name, model in models.items():
         _drawings(data, name, model, scorer, flags.out)
+    _distances(data, models, scorer)
     _unseen(models, scorer, flags.out)
 
 
@@ -117,6 +121,28 @@ def _retrieval(data: corpus.Corpus, scorer: ClipScorer) -> None:
 def _drawn(kind: str, model: Backbone, prompts: Sequence[str]) -> np.ndarray:
     branches = draw.base_branches(model, prompts, MODELS[kind])
     return np.concatenate(list(draw.draw(branches, range(len(prompts)), settings=MODELS[kind], batch_size=16)))
+
+
+def _distances(data: corpus.Corpus, models: dict[str, Backbone], scorer: ClipScorer) -> None:
+    """FID and KID to the pool's true drawings by the artists of training, as many of each content; of unit features
+    times the root of their size, so that KID's kernel is (cosine + 1)³."""
+    artists = {held: [artist.name for artist in ARTISTS if artist.held_out == held] for held in (False, True)}
+
+    def features(images: np.ndarray) -> np.ndarray:
+        found = scorer.image_features(images)
+        return found * found.shape[1] ** 0.5
+
+    def true(held_out: bool) -> np.ndarray:
+        pairs = itertools.product(POOL, artists[held_out])
+        return features(np.stack([data.true_image(noun(content), artist) for content, artist in pairs]) / 255)
+
+    known, contents = true(False), [content for content in POOL for _ in artists[False]]
+    for kind, model in models.items():
+        drawn = features(_drawn(kind, model, contents))
+        fid, kid = frechet_distance(drawn, known), kernel_distance(drawn, known)
+        print(f"{kind}, {len(drawn)} drawings against {len(known)} true ones: FID {fid:.2f}, KID {kid:.4f}")
+    other = true(True)
+    print(f"true drawings by held-out artists, {len(other)}, against the same: KID {kernel_distance(other, known):.4f}")
 
 
 def _unseen(models: dict[str, Backbone], scorer: ClipScorer, out: Path) -> None:
