@@ -35,7 +35,7 @@ from styledrop_jax.run import read_json, read_jsonl, write_json
 ANIMALS = ("a bear", "a chick", "a dolphin", "a frog", "a horse face", "a ladybug", "an octopus")
 THINGS = ("a bell", "a boot", "a camera", "a clock", "a donut", "a hammer", "a hat", "a lemon")
 OTHER_STYLES = (("noto", "watercolor"), ("twemoji", "pencil"), ("emojione", "pastel"), ("fxemoji", "comic"))
-SOURCE_ARTISTS = ("emojione", "fxemoji")  # of StyO's sources, by seed
+SOURCE_ARTISTS = ("emojione", "twemoji")  # of StyO's sources, by seed
 SCENES = (
     "a {subject} on a blue background",
     "a {subject} in pencil sketch style",
