@@ -259,12 +259,10 @@ def _sheet(runs: dict[str, list[Path]], path: Path) -> None:
             rows = {noun(row["content"]): row for row in reversed(read_jsonl(run / stage / "scores.jsonl"))}
             shown = [rows[noun(content)] for content in SHOWN if noun(content) in rows] or list(rows.values())[:3]
             if name in OF_SOURCES:
-                shown = [
-                    {"file": f"../{SOURCE}", "content": "source"},
-                    *read_jsonl(run / stage / "scores.jsonl")[:2],
-                ]
+                drawn = read_jsonl(run / stage / "scores.jsonl")[:2]
+                shown = [{"file": f"../{SOURCE}", "content": "source"}, *({**row, "content": "drawn"} for row in drawn)]
             images += [folders.read_image(run / stage / row["file"]) for row in shown]
-            captions += [f"{name}: {row['content']}" for row in shown]
+            captions += [noun(row["content"]) for row in shown]
     folders.write_png(path, folders.grid(images, columns=9, scale=1, captions=captions))
 
 
