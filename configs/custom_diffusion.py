@@ -4,6 +4,9 @@
 
 Takes the fields of configs/styledrop.py, and its presets: `emoji64` (default) is the shipped Stable Diffusion here,
 `emoji64-muse` the Muse.
+
+`emoji64` on two CPU cores: 70 seconds, 1.4 GB. A tint of the style, and things that can be told; a higher learning rate
+washes them out.
 """
 
 import runpy

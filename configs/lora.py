@@ -5,6 +5,9 @@
 Takes the fields of configs/styledrop.py, and its presets: `emoji64` (default) is the shipped Stable Diffusion here,
 `emoji64-muse` the Muse. `--config.round_1.adapter.targets all` adapts every linear layer and convolution, `text_encoder
 true` the text tower too. aMUSEd's published style tuning: rank 16, alpha 32, 4e-4.
+
+`emoji64` on two CPU cores: 75 seconds, 1.4 GB. The style comes whole, and with it some of the reference's shape: cats
+with a roof. A lower learning rate has less of both.
 """
 
 import runpy

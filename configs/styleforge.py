@@ -7,6 +7,9 @@ style, beside given images of "style".
 Takes the presets of configs/styledrop.py: `emoji64` (default) is the shipped Stable Diffusion here, `emoji64-muse` the
 Muse. Aux images are yours: a poor Aux can be worse than none, so the model draws none itself unless told how many
 (`--config.aux.generate 20`). The authors train the text encoder too (`--config.round_1.adapter.text_encoder true`).
+
+`emoji64` on two CPU cores, 15 images and 30 Aux: a minute, 1.6 GB. Paper and ink come, simple shapes stay, others
+become lumps: nothing says what the images show. At 1e-4 and 400 steps things last better, with half of the style.
 """
 
 import runpy

@@ -4,6 +4,8 @@
 
 Takes the fields of configs/styledrop.py, and its presets: `emoji64` (default) is the shipped Stable Diffusion here,
 `emoji64-muse` the Muse. The paper's learning rate is 1e-3.
+
+`emoji64` on two CPU cores: 2 minutes, 1.5 GB. Less of the style than LoRA, and the lines inside things last.
 """
 
 import runpy
