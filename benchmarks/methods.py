@@ -29,7 +29,7 @@ from styledrop_jax.data.compose import noun_phrase
 from styledrop_jax.data.prompts import noun
 from styledrop_jax.data.references import write_truth
 from styledrop_jax.metrics.clip_scores import ClipScorer, mean_interval
-from styledrop_jax.metrics.distances import kernel_distance
+from styledrop_jax.metrics.distances import kernel_distance, scaled
 from styledrop_jax.run import read_json, read_jsonl, write_json
 
 ANIMALS = ("a bear", "a chick", "a dolphin", "a frog", "a horse face", "a ladybug", "an octopus")
@@ -217,8 +217,7 @@ def _scores(scorer: ClipScorer, run: Path, stage: str, reference: str) -> np.nda
     """Means over each prompt's images, [prompts, 3]: cosine with the prompt without words of style, with the reference
     image, and with the words of the reference's content."""
     rows = [row for row in read_jsonl(run / stage / "scores.jsonl") if noun(row["content"]) != noun(reference)]
-    images = np.stack([folders.read_image(run / stage / row["file"]) for row in rows]).astype(np.float32) / 255
-    features = scorer.image_features(images)
+    features = _features(scorer, [run / stage / row["file"] for row in rows])
     plain = [row["content"].replace("{subject}", noun(reference)) for row in rows]
     text = (features * scorer.text_features([noun_phrase(noun(words)) for words in plain])).sum(axis=1)
     leakage = features @ scorer.text_features([reference])[0]
@@ -227,24 +226,21 @@ def _scores(scorer: ClipScorer, run: Path, stage: str, reference: str) -> np.nda
     return np.stack([scores[prompts == p].mean(axis=0) for p in np.unique(prompts)])
 
 
+def _features(scorer: ClipScorer, files: Sequence[Path]) -> np.ndarray:
+    return scorer.image_features(np.stack([folders.read_image(file) for file in files]).astype(np.float32) / 255)
+
+
 def _distance(scorer: ClipScorer, run: Path, stage: str) -> float:
-    """KID to the true drawings; of unit features times the root of their size, so that the kernel is (cosine + 1)³."""
-    sets = []
-    for name in (stage, "truth"):
-        images = [folders.read_image(run / name / row["file"]) for row in read_jsonl(run / name / "scores.jsonl")]
-        features = scorer.image_features(np.stack(images).astype(np.float32) / 255)
-        sets.append(features * features.shape[1] ** 0.5)
-    return kernel_distance(*sets)
+    """KID to the true drawings."""
+    files = ([run / name / row["file"] for row in read_jsonl(run / name / "scores.jsonl")] for name in (stage, "truth"))
+    return kernel_distance(*(scaled(_features(scorer, each)) for each in files))
 
 
 def _styo_scores(scorer: ClipScorer, run: Path) -> np.ndarray:
     """Of each drawing, [images, 3]: cosine with the source picture, with the target, its mean distance to others."""
     rows = read_jsonl(run / "round_1" / "scores.jsonl")
-    files = [run / SOURCE, *(run / "round_1" / row["file"] for row in rows)]
-    source, *drawn = scorer.image_features(
-        np.stack([folders.read_image(file) for file in files]).astype(np.float32) / 255
-    )
-    drawn = np.stack(drawn)
+    features = _features(scorer, [run / SOURCE, *(run / "round_1" / row["file"] for row in rows)])
+    source, drawn = features[0], features[1:]
     others = (drawn @ drawn.T).sum(axis=1) - 1
     style = [row["scores"]["clip_style"] for row in rows]
     return np.stack([drawn @ source, style, 1 - others / (len(rows) - 1)], axis=1)

@@ -17,7 +17,7 @@ from styledrop_jax.data import corpus, folders
 from styledrop_jax.data.drawings import ARTISTS
 from styledrop_jax.data.prompts import POOL, noun
 from styledrop_jax.metrics.clip_scores import ClipScorer, mean_interval, recall
-from styledrop_jax.metrics.distances import frechet_distance, kernel_distance
+from styledrop_jax.metrics.distances import frechet_distance, kernel_distance, scaled
 
 PROMPTS = (
     *POOL[:12],
@@ -124,21 +124,17 @@ def _drawn(kind: str, model: Backbone, prompts: Sequence[str]) -> np.ndarray:
 
 
 def _distances(data: corpus.Corpus, models: dict[str, Backbone], scorer: ClipScorer) -> None:
-    """FID and KID to the pool's true drawings by the artists of training, as many of each content; of unit features
-    times the root of their size, so that KID's kernel is (cosine + 1)³."""
+    """FID and KID to the pool's true drawings by the artists of training, as many of each content."""
     artists = {held: [artist.name for artist in ARTISTS if artist.held_out == held] for held in (False, True)}
-
-    def features(images: np.ndarray) -> np.ndarray:
-        found = scorer.image_features(images)
-        return found * found.shape[1] ** 0.5
 
     def true(held_out: bool) -> np.ndarray:
         pairs = itertools.product(POOL, artists[held_out])
-        return features(np.stack([data.true_image(noun(content), artist) for content, artist in pairs]) / 255)
+        images = np.stack([data.true_image(noun(content), artist) for content, artist in pairs]) / 255
+        return scaled(scorer.image_features(images))
 
     known, contents = true(False), [content for content in POOL for _ in artists[False]]
     for kind, model in models.items():
-        drawn = features(_drawn(kind, model, contents))
+        drawn = scaled(scorer.image_features(_drawn(kind, model, contents)))
         fid, kid = frechet_distance(drawn, known), kernel_distance(drawn, known)
         print(f"{kind}, {len(drawn)} drawings against {len(known)} true ones: FID {fid:.2f}, KID {kid:.4f}")
     other = true(True)

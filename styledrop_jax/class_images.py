@@ -25,16 +25,16 @@ def class_images(
     paths = [folder / f"{i:05d}.png" for i in range(count)]
     if all(path.is_file() for path in paths):
         log.say(f"images of {prompt!r} by the frozen model: {count} drawn before, in {folder}")
-        return [folders.read_image(path) for path in paths]
-    draw.fill(
-        f"drawing {prompt!r} with the frozen model",
-        paths,
-        [prompt] * count,
-        range(seed, seed + count),
-        functools.partial(draw.base_branches, base),
-        settings=settings,
-        batch_size=batch_size,
-    )
+    else:
+        draw.fill(
+            f"drawing {prompt!r} with the frozen model",
+            paths,
+            [prompt] * count,
+            range(seed, seed + count),
+            functools.partial(draw.base_branches, base),
+            settings=settings,
+            batch_size=batch_size,
+        )
     return [folders.read_image(path) for path in paths]
 
 

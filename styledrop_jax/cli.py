@@ -62,8 +62,8 @@ def personalize(argv: Sequence[str]) -> None:
             config, _ = schema.parse(words, default="configs/styledrop.py")
             file = parser.parse_known_args(["--workdir", "", *words])[0].config.partition(":")[0]
             about = ast.get_docstring(ast.parse(Path(file).read_text(encoding="utf-8")))
-            if about:
-                parser.description = f"{about}\n\nThe fields, with the values that this command gives them:"
+            if about:  # in place of the examples, before what holds of every config
+                parser.description = "\n\n".join([about, parser.description.rpartition("\n\n")[2]])
             parser.epilog = "\n".join(
                 f"  --config.{line}" for line in schema.describe(config, schema.personalize_schema(config))
             )

@@ -67,7 +67,7 @@ def test_the_help_of_a_config_is_its_own(capfd):
     assert tiny.styledrop("personalize", "--config", "configs/styo.py", "--help") == 0
     out = capfd.readouterr().out
     assert "--config.source.image face.png" in out and "--config.source.strength 0.8" in out
-    assert "--config.reference.image" not in out
+    assert "--config.reference.image" not in out and "The same command continues a run" in out
 
 
 def test_no_rare_words_are_not_asked_for(capfd):

@@ -167,6 +167,12 @@ def test_dreambooth_keeps_the_class_by_drawings_of_the_frozen_model(tmp_path, mo
     assert f"images of 'a house' by the frozen model: 4 drawn before, in {cache}" in capfd.readouterr().out
 
 
+def test_an_identifier_that_names_a_thing_to_the_shipped_model_is_warned_of(tmp_path, capfd):
+    given = _flags(base="emoji64/sd", clip="emoji64/clip", words__identifier="car")
+    assert _run(tmp_path / "run", "styleforge", *given) == 2, "no aux"
+    assert "warning: identifier 'car' already names something to emoji64/sd" in capfd.readouterr().out
+
+
 def test_styleforge_takes_its_aux_from_the_user(tmp_path, capfd):
     words = _flags(words__identifier="sks")
     assert _run(tmp_path / "none", "styleforge", *words) == 2

@@ -4,6 +4,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def scaled(features: NDArray) -> NDArray:
+    """Unit features [n, d] times √d, of which `kernel_distance` has the kernel (cosine + 1)³."""
+    return features * features.shape[1] ** 0.5
+
+
 def frechet_distance(a: NDArray, b: NDArray) -> float:
     """FID (1706.08500 Eq. 6): |μa − μb|² + tr(Σa + Σb − 2 (Σa Σb)^½), of the features' means and covariances.
 
