@@ -1,12 +1,13 @@
 """Every method on the same held-out styles: Text, Style, leakage, KID, what trains, seconds, memory; one sheet.
 
     python benchmarks/methods.py --corpus corpus --workdir runs/methods --out docs/images [--only lora,styo] [--seeds 2]
+    python benchmarks/methods.py --corpus corpus --workdir runs/methods --out docs/images --on muse
 
 Each run is a `styledrop personalize` of its own, on one reference; StyleBoost's heirs get 15 true drawings of the style
-instead, and 30 in other styles as Aux; DreamBooth learns the reference's subject; StyO redraws a plain drawing of what
-the reference shows, by another artist. Scores are means over images with a 95% bootstrap interval over (style,
-seed, prompt) means; KID is of a run's drawings and the style's true ones, in CLIP features, its mean over runs; seconds
-are those of the fastest run. Resumable.
+instead, and 30 in other styles as Aux; DreamBooth learns the reference's subject, Cut-Mix-Unmix it and a cat by the
+same artist; StyO redraws a plain drawing of what the reference shows, by another artist. Scores are means over images
+with a 95% bootstrap interval over (style, seed, prompt) means; KID is of a run's drawings and the style's true ones, in
+CLIP features, its mean over runs; seconds are those of the fastest run. Resumable.
 """
 
 import argparse
@@ -41,6 +42,12 @@ SCENES = (
     "a {subject} in pencil sketch style",
     "a small {subject} on the left",
     "a {subject} and a cat",
+)
+PAIRS = (
+    "photo of a ged {subject} next to a aug cat",
+    "photo of a ged {subject}",
+    "photo of a aug cat",
+    "photo of a ged {subject} and a aug cat in pencil sketch style",
 )
 SOURCE = "references/001.png"  # of a StyO run's folder
 SHOWN = ("a cat", "a car", "a guitar")
@@ -91,6 +98,12 @@ def _dreambooth(given: Given) -> list[str]:
     return [*given.reference(), *words, f"--config.prompts={given.shared('scenes.txt')}"]
 
 
+def _cut_mix(given: Given) -> list[str]:
+    prompts = given.style / "pairs.txt"
+    prompts.write_text("\n".join(PAIRS).format(subject=noun(given.content)) + "\n", encoding="utf-8")
+    return [f"--config.reference.image={given.style / 'pair'}", f"--config.prompts={prompts}"]
+
+
 def _styo(given: Given) -> list[str]:
     thing, artist = noun(given.content), SOURCE_ARTISTS[given.seed % 2]
     images = (
@@ -100,9 +113,16 @@ def _styo(given: Given) -> list[str]:
     return [*images, f"--config.words.noun={thing}", "--config.round_1.sample.images_per_prompt=8"]
 
 
+PRESETS = {
+    ("sd", True): "emoji64-sd",
+    ("sd", False): "emoji64",
+    ("muse", True): "emoji64",
+    ("muse", False): "emoji64-muse",
+}
+"""The backbone, and whether the config is StyleDrop's own, which is for Muse at first → preset."""
+LOW_RANK = ("--config.round_1.adapter.kind=lora", "--config.round_1.train.learning_rate=4e-4")
 METHODS: dict[str, tuple[str, Callable[[Given], list[str]], tuple[str, ...]]] = {
-    "StyleDrop, on Muse": ("styledrop.py", _styledrop, ()),
-    "StyleDrop": ("styledrop.py:emoji64-sd", _styledrop, ()),
+    "StyleDrop": ("styledrop.py", _styledrop, ()),
     "LoRA": ("lora.py", _styledrop, ()),
     "SVDiff": ("svdiff.py", _styledrop, ()),
     "Textual Inversion": ("textual_inversion.py", _style_word, ()),
@@ -110,25 +130,31 @@ METHODS: dict[str, tuple[str, Callable[[Given], list[str]], tuple[str, ...]]] = 
     "StyleForge": ("styleforge.py", _styleforge, ()),
     "Multi-StyleForge": ("multi_styleforge.py", _multi, ()),
     "DreamBooth (subject)": ("dreambooth.py", _dreambooth, ()),
+    "DreamBooth, LoRA (subject)": ("dreambooth.py", _dreambooth, LOW_RANK),
+    "Cut-Mix-Unmix (subjects)": ("cut_mix.py", _cut_mix, ("--config.mix.unmix=0.1",)),
     "StyO": ("styo.py", _styo, ()),
     "StyO, no negator": ("styo.py", _styo, ("--config.contrast.negator=",)),
     "StyO, no control": ("styo.py", _styo, ("--config.source.control=0",)),
 }
 """Name → config, what it is given of a style, and what else differs."""
-OF_SUBJECTS = ("DreamBooth (subject)",)  # what they draw, no artist has drawn
-OF_SOURCES = ("StyO", "StyO, no negator", "StyO, no control")  # judged by source and target, not by prompts
+OF_SUBJECTS = tuple(name for name in METHODS if "(subject" in name)  # what they draw, no artist has drawn
+OF_SOURCES = tuple(name for name in METHODS if name.startswith("StyO"))  # judged by source and target, not by prompts
+OF_DIFFUSION = (*OF_SOURCES, "Cut-Mix-Unmix (subjects)")  # with its control of the attention
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True, help="what launch/fetch_corpus.sh made")
     parser.add_argument("--workdir", type=Path, required=True, help="where the runs go")
-    parser.add_argument("--out", type=Path, required=True, help="where methods.png goes")
+    parser.add_argument("--out", type=Path, required=True, help="where methods_sd.png or methods_muse.png goes")
     parser.add_argument("--only", default="", help="methods whose config files have these names, with commas; all else")
+    parser.add_argument("--on", choices=("sd", "muse"), default="sd", help="the backbone")
     parser.add_argument("--seeds", type=int, default=2)
     flags = parser.parse_args()
     files = [f"{name}.py" for name in flags.only.split(",") if name]
-    methods = {name: parts for name, parts in METHODS.items() if not files or parts[0].partition(":")[0] in files}
+    left_out = OF_DIFFUSION if flags.on == "muse" else ()
+    methods = {name: parts for name, parts in METHODS.items() if not files or parts[0] in files}
+    methods = {name: parts for name, parts in methods.items() if name not in left_out}
     data, scorer = corpus.load(flags.corpus), ClipScorer.load(hub.resolve("emoji64/clip"))
     _write_shared(data, flags.workdir)
     runs: dict[str, list[Path]] = {name: [] for name in methods}
@@ -137,12 +163,15 @@ def main() -> None:
         folder, descriptor = write_style(data, flags.workdir, artist, treatment, concept)
         for name, shown in (("ref", ANIMALS + THINGS), ("ref_animals", ANIMALS), ("ref_things", THINGS)):
             write_truth(data, folder / name, artist=artist, treatment=treatment, contents=shown)
+        _write_pair(data, folder / "pair", artist, treatment, concept)
         contents.append(noun_phrase(concept))
         for name, (file, options, more) in methods.items():
-            run = folder / f"seed_{seed}" / name.replace(", ", "_").replace(" ", "_")
+            preset = PRESETS[flags.on, file == "styledrop.py"]
+            label = name if flags.on == "sd" else f"{name}, on Muse"
+            run = folder / f"seed_{seed}" / label.replace(", ", "_").replace(" ", "_")
             line = [*options(Given(folder, noun_phrase(concept), words or descriptor, seed)), *more]
             line += [] if name in OF_SUBJECTS + OF_SOURCES else [f"--config.truth={folder / 'truth'}"]
-            _run(run, f"configs/{file}", [*line, f"--config.seed={seed}"])
+            _run(run, f"configs/{file}:{preset}", [*line, f"--config.seed={seed}"])
             runs[name].append(run)
     styo = {name: runs.pop(name) for name in OF_SOURCES if name in runs}
     if runs:
@@ -163,7 +192,15 @@ def main() -> None:
         )
     for name, folders_ in styo.items():
         _print_row(name, [_styo_scores(scorer, run) for run in folders_], folders_, "round_1")
-    _sheet({**runs, **styo}, flags.out / "methods.png")
+    _sheet({**runs, **styo}, flags.out / f"methods_{flags.on}.png")
+
+
+def _write_pair(data: corpus.Corpus, folder: Path, artist: str, treatment: str, concept: str) -> None:
+    """Cut-Mix-Unmix's two subjects, a drawing of each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for words in (f"ged {concept}", "aug cat"):
+        image = data.true_image(words.partition(" ")[2], artist, treatment)
+        Image.fromarray(image).save(folder / f"a {words}-1.png")
 
 
 def _write_shared(data: corpus.Corpus, folder: Path) -> None:

@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
             "codec": "pretrain/vae/export/vae",
             "clip": "pretrain/clip/export/clip",
             "init": "",
+            "trained": "",
             "vocabulary": "starter",
             "seed": 0,
             "pack": 48000,

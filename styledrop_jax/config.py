@@ -203,6 +203,7 @@ _ON_PACK: Schema = {
     "clip": Field(str, "the exported CLIP folder", empty=False),
     "pack": Field(int, "distinct examples to encode and train on", 1),
     "text_dropout": Field(float, "probability that a caption is dropped", 0, 1),
+    "trained": Field(str, "regular expression: the parameters that train, by their names; empty is all"),
 }
 _TASKS: Mapping[str, Schema] = {
     "vq": {

@@ -1,7 +1,7 @@
 """The one exception a user's mistake raises, and the words that help to mend it."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
@@ -12,11 +12,11 @@ class UserError(Exception):
     """
 
 
-def did_you_mean(name: str, options: Iterable[str]) -> str:
+def did_you_mean(name: str, options: Iterable[str], *, part: Callable[[str], str] = str) -> str:
     """Returns `"; did you mean 'x'?"` for the option closest to `name`, or `""` when none is close.
 
-    The text is made to be appended to an error message.
+    The text is made to be appended to an error message. Only that `part` of a name counts.
     """
-    by_lower = {str(option).lower(): str(option) for option in options}
-    close = difflib.get_close_matches(str(name).lower(), list(by_lower), n=1, cutoff=0.6)
+    by_lower = {part(str(option)).lower(): str(option) for option in options}
+    close = difflib.get_close_matches(part(str(name)).lower(), list(by_lower), n=1, cutoff=0.6)
     return f"; did you mean '{by_lower[close[0]]}'?" if close else ""

@@ -69,7 +69,7 @@ def personalize(config: ConfigDict, workdir: Path, *, command: str) -> Path:
             job = _Job(config, run, logger, given, contents)
         except UserError:
             if not run.manifest:  # it never began: the folder shall not hold the user to a mistaken config
-                run.path("config.json").unlink()
+                run.discard()
             raise
         job.draw_base()
         job.score_truth()
@@ -167,7 +167,8 @@ class _Job:
         for remark in filter(None, (self.method.remark(self.fields, content) for content in contents)):
             log.say(f"warning: {remark}")
         judged = {self.method.judgement(self.fields, content): content for content in contents}
-        for content in (judged[text] for text in prompts.unknown(list(judged), shipped)):
+        for text in prompts.unknown(list(judged), shipped):
+            content = text if "{" in judged[text] else judged[text]
             log.say(f"warning: {content!r} names nothing that {config.base} was taught; its drawings may show anything")
         self._write_manifest(given, squares)
 

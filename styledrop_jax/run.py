@@ -196,6 +196,13 @@ class Run:
         if new != old:
             write_json(self.path("manifest.json"), new)
 
+    def discard(self) -> None:
+        """Takes back what `open` made, the folder too if it holds nothing else: for a run that never began."""
+        for name in ("config.json", ".lock"):
+            self.path(name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.workdir.rmdir()
+
     def close(self) -> None:
         """Gives the lock back; death gives it back too."""
         if self._lock is not None:

@@ -96,7 +96,10 @@ def edit(flags: argparse.Namespace) -> Path:
     own = _repeated(style.model.encode_images(image[None]), len(jobs))
     drawn = _images(style, jobs, _branches(style, jobs), Edit(own, region[..., 0], strength))
     kept = (np.where(region, folders.to_uint8(after), image) for after in drawn)
-    return _finish(flags, style, jobs, kept, folder="edited")
+    out, after = _write(flags, style, jobs, kept, folder="edited")
+    cells = [(drawn, job.content) for drawn, job in zip(after, jobs, strict=True)]
+    _write_rows(out, [[(image, "before"), *cells[i : i + flags.num]] for i in range(0, len(cells), flags.num)])
+    return out
 
 
 class _Picture(NamedTuple):
@@ -129,12 +132,10 @@ def stylize(flags: argparse.Namespace) -> Path:
         jobs += some
         places += [i for i in mine for _ in range(flags.num)]
     out, after = _write(flags, style, jobs, itertools.chain.from_iterable(drawn), folder="stylized")
-    cells, captions = [], []
-    for i, picture in enumerate(pictures):
-        of_it = [j for j, place in enumerate(places) if place == i]
-        cells += [picture.image, *(after[j] for j in of_it)]
-        captions += [picture.content, *(f"strength {jobs[j].record['strength']:g}" for j in of_it)]
-    _write_sheet(out, cells, captions, columns=1 + len(strengths) * flags.num)
+    rows = [[(picture.image, picture.content)] for picture in pictures]
+    for j, place in enumerate(places):
+        rows[place].append((after[j], f"strength {jobs[j].record['strength']:g}"))
+    _write_rows(out, rows)
     return out
 
 
@@ -295,6 +296,12 @@ def _write(
             )
             advance(1)
     return out, written
+
+
+def _write_rows(out: Path, rows: Sequence[Sequence[tuple[np.ndarray, str]]]) -> None:
+    """A sheet of pictures with their captions, as many in a row."""
+    images, captions = zip(*itertools.chain.from_iterable(rows), strict=True)
+    _write_sheet(out, images, captions, columns=len(rows[0]))
 
 
 def _write_sheet(out: Path, images: Sequence[np.ndarray], captions: Sequence[str], *, columns: int | None) -> None:

@@ -206,3 +206,4 @@ def test_help_names_every_field_with_its_value_and_of_later_rounds_what_differs(
 def test_did_you_mean():
     assert did_you_mean("Clip_Txt", ["clip_text", "random"]) == "; did you mean 'clip_text'?"
     assert did_you_mean("xyz", ["clip_text", "random"]) == ""
+    assert did_you_mean("cat.png", ["oak.png"]) != "" == did_you_mean("cat.png", ["oak.png"], part=lambda x: x[:-4])

@@ -204,6 +204,7 @@ def test_a_run_that_could_not_begin_does_not_keep_its_config(tmp_path, capfd):
     workdir = tmp_path / "run"
     assert tiny.styledrop(*tiny.arguments(workdir, "--config.clip", tmp_path / "nowhere")) == 2
     assert "nowhere" in runs.one_line(capfd)
+    assert not workdir.exists()
     runs.begun(workdir)
 
 

@@ -240,6 +240,7 @@ def test_an_edit_without_a_mask_is_of_the_whole_picture(tmp_path, photo):
     assert [line["strength"] for line, _ in drawn] == [0.5, 0.5] and {line["mask"] for line, _ in drawn} == {""}
     words = ["--prompt", "a cat", "--num", 2, "--strength", 0.5]
     assert _pictures(drawn) == _pictures(_stylize(tmp_path / "stylized", photo[0], *words))
+    assert folders.read_image(tmp_path / "out" / "grid.png").shape == (8 * 16 + 8 + 14, 3 * (8 * 16 + 8), 3)
 
 
 def test_edits_that_cannot_be_are_one_line(tmp_path, capfd, photo):

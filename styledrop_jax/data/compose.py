@@ -40,6 +40,23 @@ _POSITIONS = {
     "at the bottom right": (1.0, 1.0),
 }
 _SMALL, _LARGE, _PAIRED = 32, 84, 34  # side of the drawing's square, in pixels
+_COUNTS = {"two": 2, "three": 3, "four": 4}
+_COLOURS = tuple(name for name in BACKGROUNDS if name != "white" and " " not in name)
+_UNTRAINED = {
+    "apple": ("three",),
+    "balloon": ("three",),
+    "car": ("red", "two"),
+    "cat": ("blue", "two"),
+    "elephant": ("pink",),
+    "guitar": ("orange",),
+    "heart": ("black", "four"),
+    "house": ("purple",),
+    "key": ("two",),
+    "star": ("green", "three"),
+    "tree": ("two",),
+    "umbrella": ("yellow",),
+}
+"""Concept → the colours and counts that no example has of it, to see whether a model composes them."""
 _TEMPLATES = ("{}", "a drawing of {}", "a picture of {}", "an emoji of {}")
 
 
@@ -48,13 +65,14 @@ class Scene:
     """One example in words.
 
     Attributes:
-        drawings: indices into the corpus's drawings, one or two, by the same artist.
-        names: the concepts' names used in the caption, in the same order.
+        drawings: indices into the corpus's drawings, by the same artist; of several alike, each.
+        names: the concepts' names used in the caption, in the same order; of several alike, one.
         artist: who drew them.
         treatment: what was done to the picture.
         background: a key of `BACKGROUNDS`.
-        layout: `centred`, `small`, `large` or `paired`.
+        layout: `centred`, `small`, `large`, `paired` or `several`.
         position: where a small drawing lies, a phrase; else empty.
+        colour: a key of `BACKGROUNDS` that the thing is tinted with; empty if it has its own colours.
     """
 
     drawings: tuple[int, ...]
@@ -64,6 +82,7 @@ class Scene:
     background: str = "white"
     layout: str = "centred"
     position: str = ""
+    colour: str = ""
 
 
 def descriptor(artist: Artist | None, treatment: Treatment | None) -> str:
@@ -83,10 +102,29 @@ def noun_phrase(name: str, *, adjective: str = "") -> str:
     return f"{'an' if vowel else 'a'} {words}"
 
 
+def plural(name: str) -> str | None:
+    """ "cat" → "cats", "strawberry" → "strawberries"; None of what is not counted, or is many already."""
+    if name in UNCOUNTED or (name.endswith("s") and not name.endswith(("ss", "us"))):
+        return None
+    if name.endswith("fish"):
+        return name
+    if name.endswith(("s", "x", "z", "ch", "sh")):
+        return f"{name}es"
+    if name.endswith("y") and name[-2:-1] not in "aeiou":
+        return f"{name[:-1]}ies"
+    return f"{name}s"
+
+
 def draw_scene(
-    rng: np.random.Generator, drawings: tuple[int, int], names: tuple[str, str], artist: Artist, treatment: Treatment
+    rng: np.random.Generator,
+    drawings: tuple[int, int],
+    names: tuple[str, str],
+    artist: Artist,
+    treatment: Treatment,
+    *,
+    label: str,
 ) -> Scene:
-    """Chooses layout and background at random: mostly one drawing in the middle, on white.
+    """Chooses layout, background and colour at random: mostly one drawing in the middle, on white.
 
     Args:
         rng: the randomness.
@@ -94,28 +132,37 @@ def draw_scene(
         names: their names.
         artist: who drew them.
         treatment: what will be done to the picture; colours are only named where it keeps them.
+        label: what the corpus calls the first drawing's concept.
     """
-    roll = rng.random()
-    layout = "centred" if roll < 0.88 else "small" if roll < 0.93 else "large" if roll < 0.96 else "paired"
-    count = 2 if layout == "paired" else 1
-    coloured = treatment.keeps_colour and rng.random() < 0.3
+    shares = {"centred": 0.6, "small": 0.15, "large": 0.03, "paired": 0.11, "several": 0.11}
+    layout = rng.choice(list(shares), p=list(shares.values()))
+    background = list(BACKGROUNDS)[rng.integers(1, len(BACKGROUNDS))] if rng.random() < 0.3 else "white"
+    colour = _COLOURS[rng.integers(len(_COLOURS))] if layout != "paired" and rng.random() < 0.35 else ""
+    count = list(_COUNTS)[rng.integers(len(_COUNTS))]
+    untrained = _UNTRAINED.get(label, ())
+    if layout == "several" and (plural(names[0]) is None or count in untrained):
+        layout = "centred"
+    if not treatment.keeps_colour:
+        background, colour = "white", ""
+    shown = {"paired": drawings, "several": drawings[:1] * _COUNTS[count]}.get(layout, drawings[:1])
     return Scene(
-        drawings=drawings[:count],
-        names=names[:count],
+        drawings=shown,
+        names=names if layout == "paired" else names[:1],
         artist=artist,
         treatment=treatment,
-        background=list(BACKGROUNDS)[rng.integers(1, len(BACKGROUNDS))] if coloured else "white",
+        background=background,
         layout=layout,
         position=list(_POSITIONS)[rng.integers(len(_POSITIONS))] if layout == "small" else "",
+        colour="" if colour in (background, names[0], *untrained) else colour,
     )
 
 
 def caption(rng: np.random.Generator, scene: Scene) -> str:
-    """Words a scene: contents, position, background, style. Chance picks the template and leaves words out.
+    """Words a scene: contents with colour and count, position, background, style.
 
-    An untreated picture often goes without its style, so that a bare prompt means a bare drawing, or names one that
-    does not exist, so that a style the model does not know means one too. A treatment is always named, its artist
-    mostly.
+    Chance picks the template and leaves words out. An untreated picture often goes without its style, so that a bare
+    prompt means a bare drawing, or names one that does not exist, so that a style the model does not know means one
+    too. A treatment is always named, its artist mostly.
     """
     if scene.layout == "paired":
         left, right = (noun_phrase(name) for name in scene.names)
@@ -124,15 +171,18 @@ def caption(rng: np.random.Generator, scene: Scene) -> str:
             f"{left} next to {right}",
             f"{left} on the left and {right} on the right",
         )[rng.integers(3)]
+    elif scene.layout == "several":
+        number = next(words for words, count in _COUNTS.items() if count == len(scene.drawings))
+        content = " ".join(part for part in (number, scene.colour, plural(scene.names[0])) if part)
     else:
-        adjective = {"centred": "", "small": "small", "large": "large"}[scene.layout]
-        content = noun_phrase(scene.names[0], adjective=adjective)
+        size = {"centred": "", "small": "small", "large": "large"}[scene.layout]
+        content = noun_phrase(scene.names[0], adjective=f"{size} {scene.colour}".strip())
     roll = rng.random()
     if roll < 0.3:
         content = _TEMPLATES[rng.integers(len(_TEMPLATES))].format(content)
-    elif roll < 0.36 and scene.layout == "centred":
+    elif roll < 0.36 and scene.layout == "centred" and not scene.colour:
         content = scene.names[0]
-    elif roll < 0.4 and scene.layout == "centred" and content.startswith(("a ", "an ")):
+    elif roll < 0.4 and scene.layout == "centred" and not scene.colour and content.startswith(("a ", "an ")):
         content = f"one {scene.names[0]}"
     style = descriptor(scene.artist, scene.treatment)
     roll = rng.random()
@@ -165,12 +215,36 @@ def _places(scene: Scene) -> list[tuple[int, int, int]]:
     if scene.layout == "paired":
         top = (SIZE - _PAIRED) // 2
         return [(_PAIRED, top, -1), (_PAIRED, top, SIZE - _PAIRED + 1)]
+    if scene.layout == "several":
+        half, ends = SIZE // 2, (0, SIZE - SIZE // 2)
+        middle = half // 2
+        places = {
+            2: [(middle, ends[0]), (middle, ends[1])],
+            3: [(ends[0], middle), (ends[1], ends[0]), (ends[1], ends[1])],
+            4: [(top, left) for top in ends for left in ends],
+        }
+        return [(half, top, left) for top, left in places[len(scene.drawings)]]
     if scene.layout == "small":
         free = SIZE - _SMALL
         down, across = _POSITIONS[scene.position]
         return [(_SMALL, round(down * free), round(across * free))]
     size = _LARGE if scene.layout == "large" else SIZE
     return [(size, (SIZE - size) // 2, (SIZE - size) // 2)]
+
+
+def _tinted(layer: NDArray[np.float32], colour: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A drawing in the tones of one colour: its median lightness becomes it, darker parts its shade, lighter its tint.
+
+    Args:
+        layer: RGBA, colours to 255 and alpha to 1, [4, h, w].
+        colour: RGB to 255, [3].
+    """
+    lightness = layer[:3].mean(axis=0)
+    inked = lightness[layer[3] > 0.5]
+    middle = np.clip(np.median(inked) if inked.size else 128, 40, 215)
+    shade = np.minimum(lightness / middle, 1)
+    tint = 0.85 * np.clip((lightness - middle) / (255 - middle), 0, 1)
+    return colour[:, None, None] * shade * (1 - tint) + 255 * tint
 
 
 def picture(scene: Scene, drawings: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -189,6 +263,8 @@ def picture(scene: Scene, drawings: NDArray[np.uint8]) -> NDArray[np.uint8]:
     for index, (size, top, left) in zip(scene.drawings, _places(scene), strict=True):
         layer = np.ascontiguousarray(drawings[index].transpose(2, 0, 1), np.float32)  # [4, h, w]
         layer[3] *= np.float32(1 / 255)
+        if scene.colour:
+            layer[:3] = _tinted(layer, np.array(BACKGROUNDS[scene.colour], np.float32))
         layer[:3] *= layer[3]
         if size != SIZE:
             layer = _resampling(size) @ layer @ _resampling(size).T

@@ -239,7 +239,8 @@ class Corpus:
         treatment = kinds[rng.integers(len(kinds))]
         names = [self.names[self.concept[drawing]] for drawing in drawings]
         left, right = (known[0] if rng.random() < 0.85 else known[rng.integers(len(known))] for known in names)
-        scene = compose.draw_scene(rng, drawings, (left, right), ARTISTS[self.artist[first]], treatment)
+        label = self.concepts[self.concept[first]]
+        scene = compose.draw_scene(rng, drawings, (left, right), ARTISTS[self.artist[first]], treatment, label=label)
         return scene, compose.caption(rng, scene)
 
     def example(

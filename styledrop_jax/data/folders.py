@@ -281,6 +281,10 @@ def _own_limit() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = limit
 
 
+def _stem(name: str) -> str:
+    return Path(name).stem
+
+
 def _check_file(path: Path) -> None:
     try:
         with path.open("rb") as file:
@@ -288,7 +292,7 @@ def _check_file(path: Path) -> None:
                 return
     except FileNotFoundError:
         names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"{path}: no such file{did_you_mean(path.name, names)}") from None
+        raise UserError(f"{path}: no such file{did_you_mean(path.name, names, part=_stem)}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read as a file: {error.strerror}") from error
     raise UserError(f"{path}: the file is empty")

@@ -1,6 +1,7 @@
 """What the tasks share: their description, the corpus as batches, and the frozen half of it, packed once."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
-from styledrop_jax import draw, hub, log, pretrained, train
+from styledrop_jax import draw, hub, log, pretrained, train, tree
 from styledrop_jax.backbones.base import Backbone, Settings
 from styledrop_jax.data import corpus, folders, streams
 from styledrop_jax.models import clip
@@ -22,11 +23,11 @@ from styledrop_jax.run import guard, write_json
 _PROMPTS = (
     "a cat",
     "a house",
-    "a red apple",
+    "three stars",
     "a car in pencil sketch style",
     "a tree in flat design neon light style",
-    "a dog on a blue background",
-    "a small fish at the top left",
+    "a red car",
+    "a small fish at the top left on a pink background",
     "a rocket in glossy 3d style",
 )
 
@@ -123,7 +124,8 @@ def of_denoiser(
 
     Args:
         model: all of the backbone; its denoiser trains.
-        config, data, workdir: of the task; the packed examples are kept in `workdir`.
+        config, data, workdir: of the task; the packed examples are kept in `workdir`. Of the denoiser's parameters
+            those train whose names the regular expression `config.trained` finds: all, if it is empty.
         encode: images [n, 64, 64, 3] uint8 → named arrays [n, …], which are packed.
         targets: a batch of these → what `model.loss` takes.
         hyper: what `model.loss` reads.
@@ -141,9 +143,12 @@ def of_denoiser(
         value, metrics = model.loss(trained.denoiser, targets(batch), text, loss_keys, hyper)
         return value.mean(), jax.tree.map(jnp.mean, metrics)
 
+    def named(path: tuple, value: Any) -> bool:
+        return re.search(config.trained, tree.path_name(path)) is not None
+
     return Task(
         model=Conditioned(model.denoiser, model.text, model.text_ids([""])[0]),
-        trainable=nnx.All(nnx.Param, nnx.PathContains("denoiser")),
+        trainable=nnx.All(nnx.Param, nnx.PathContains("denoiser"), named),
         loss=loss,
         batches=_packed(config, data, to_arrays, workdir / "pack.npz"),
         picture=lambda trained: _draws(dataclasses.replace(model, denoiser=trained.denoiser), settings),

@@ -90,7 +90,45 @@ def test_captions_say_what_the_picture_shows(data):
             assert scene.position in caption and "small" in caption
         if scene.layout == "paired":
             assert len(scene.drawings) == len(scene.names) == 2
-    assert seen == {"centred", "small", "large", "paired"}
+        if scene.layout == "several":
+            number = {2: "two ", 3: "three ", 4: "four "}[len(scene.drawings)]
+            assert number in caption and compose.plural(scene.names[0]) in caption
+        if scene.colour:
+            assert f" {scene.colour} " in f" {caption} " and scene.treatment.keeps_colour
+    assert seen == {"centred", "small", "large", "paired", "several"}
+
+
+def test_some_colours_and_counts_of_a_concept_are_kept_from_training(data):
+    def scenes(label):
+        artist, plain = ARTISTS[0], TREATMENTS[0]
+        rng = np.random.default_rng(0)
+        return [compose.draw_scene(rng, (0, 1), ("car", "cat"), artist, plain, label=label) for _ in range(600)]
+
+    def shown(label):
+        return {s.colour for s in scenes(label)}, {len(s.drawings) for s in scenes(label) if s.layout == "several"}
+
+    assert "red" in shown("bus")[0] and "red" not in shown("car")[0] and "blue" in shown("car")[0]
+    assert shown("bus")[1] == {2, 3, 4} and shown("car")[1] == {3, 4}
+
+
+def test_several_things_are_that_many_in_the_colour_that_the_caption_says(data):
+    one = {"names": ("x",), "artist": ARTISTS[0], "treatment": TREATMENTS[0]}
+    for drawings in ((0, 0), (0, 0, 0), (0, 0, 0, 0)):
+        scene = compose.Scene(drawings=drawings, layout="several", colour="red", **one)
+        image = compose.picture(scene, data.drawings).astype(int)
+        ink = image.min(-1) < 200
+        quarters = [ink[top : top + 32, left : left + 32] for top in (0, 32) for left in (0, 32)]
+        assert sum(quarter.any() for quarter in quarters) == 4
+        lone = compose.Scene(drawings=drawings[:1], layout="small", position="on the left", **one)
+        ratio = ink.sum() / (compose.picture(lone, data.drawings).min(-1) < 200).sum()
+        assert 0.6 * len(drawings) < ratio < 1.6 * len(drawings)
+        red = (image[..., 0] >= image[..., 1]) & (image[..., 0] >= image[..., 2])
+        assert red[ink].all()
+
+
+def test_plurals():
+    said = [compose.plural(name) for name in ("cat", "fish", "bus", "strawberry", "key", "scissors", "bread")]
+    assert said == ["cats", "fish", "buses", "strawberries", "keys", None, None]
 
 
 def test_a_small_thing_lies_where_the_caption_says(data):
