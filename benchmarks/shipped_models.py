@@ -67,20 +67,19 @@ UNSEEN = {
         "a small crown at the top on a purple background",
         "a small bee at the bottom left on a pink background",
     ),
-    "a style on a background": (
-        "a cat in pencil sketch style on a blue background",
-        "a car in neon light style on a red background",
+    "a style on a background, half of the things by another name": (
+        "a kitten in pencil sketch style on a blue background",
+        "an automobile in neon light style on a red background",
         "a mushroom in red ink stamp style on a pink background",
         "a key in chalk on blackboard style on a green background",
         "a guitar in stained glass style on a yellow background",
-        "a penguin in embossed silver style on an orange background",
+        "a bunny in embossed silver style on an orange background",
         "an apple in thermal camera style on a purple background",
-        "a sailboat in glowing x-ray style on a light blue background",
+        "a yacht in glowing x-ray style on a light blue background",
     ),
 }
-"""40 prompts that training did not say, or hardly: its captions name colours of backgrounds alone, and those only under
-treatments that keep them; they count nothing above one; a pair in a style, or a place on a background, is one of
-thousands."""
+"""40 prompts that training did not say, or hardly: `data/compose.py` leaves these colours and counts of them out;
+a pair in a style, or a place on a background, is one of thousands; a background is named under few styles."""
 MODELS = {"muse": Settings(temperature=2.0, lambda_b=1.0), "sd": Settings(steps=20, lambda_b=2.0)}
 
 

@@ -15,6 +15,7 @@ def get_config() -> ConfigDict:
             "init": "styledrop_jax/assets/emoji64/muse/vqvae",
             "vocabulary": "full",
             "seed": 0,
+            "width": 8,
             "kl_weight": 1e-3,
             "batch_size": 16,
             "steps": 4000,

@@ -15,6 +15,7 @@ def get_config() -> ConfigDict:
             "init": "",
             "vocabulary": "full",
             "seed": 0,
+            "width": 8,
             "batch_size": 16,
             "steps": 6000,
             "optimizer": "adam",

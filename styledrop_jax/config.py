@@ -186,6 +186,7 @@ _PRETRAIN: Schema = {
     "corpus": Field(str, "folder that launch/fetch_corpus.sh made", empty=False),
     "vocabulary": Field(str, "which concepts are drawn", choices=("starter", "core", "full")),
     "seed": Field(int, "the one source of randomness", 0, 2**31 - 1),
+    "width": Field(int, "channels of a transformer, a multiple of 32; else at full resolution: 4s, unet 16s", 4),
     "batch_size": Field(int, "examples a step", 1),
     "steps": Field(int, "training steps", 1),
     "optimizer": Field(str, "muon: Muon for matrices and convolutions, Adam for the rest", choices=("adam", "muon")),
@@ -213,7 +214,6 @@ _TASKS: Mapping[str, Schema] = {
     "clip": {
         "vocab_size": Field(int, "tokens of the text vocabulary", 514),
         "max_length": Field(int, "tokens of a caption", 8),
-        "width": Field(int, "channels of both towers, a multiple of 32", 32),
         "text_layers": Field(int, "of the text tower", 1),
         "vision_layers": Field(int, "of the vision tower", 1),
         "init": Field(str, "an exported clip folder whose vision to train on, its text tower kept; empty starts anew"),
@@ -221,7 +221,6 @@ _TASKS: Mapping[str, Schema] = {
     "muse": _ON_PACK
     | {
         "codec": Field(str, "the exported tokenizer, a vqvae folder", empty=False),
-        "width": Field(int, "channels of the transformer, a multiple of 32; its convolutions have two thirds", 32),
         "layers": Field(int, "of the transformer", 1),
         "init": Field(str, "an exported muse folder to go on from; empty starts anew"),
     },
@@ -232,7 +231,6 @@ _TASKS: Mapping[str, Schema] = {
     "unet": _ON_PACK
     | {
         "codec": Field(str, "the exported autoencoder, a vae folder", empty=False),
-        "width": Field(int, "channels of the highest resolution, a multiple of 16", 16),
         "init": Field(str, "an exported unet folder to go on from; empty starts anew"),
         "min_snr_gamma": Field(float, "gamma of the Min-SNR weighting; 0 weights all timesteps the same", 0),
     },

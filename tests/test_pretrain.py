@@ -163,3 +163,11 @@ def test_what_is_missing_is_named_in_one_line(changed, said, tmp_path, capfd):
 def test_the_config_is_required(tmp_path, capfd):
     assert tiny.styledrop("pretrain", "--workdir", tmp_path / "run") == 2
     assert "--config: missing" in capfd.readouterr().err
+
+
+def test_of_a_unet_the_parameters_that_are_named_train(tmp_path):
+    init = _trained("unet") / "export/sd/unet"
+    assert tiny.styledrop(*_arguments("unet", tmp_path, init=init, trained="attentions", learning_rate=1e-2)) == 0
+    old, new = (load_file(folder / WEIGHTS) for folder in (init, tmp_path / "export/sd/unet"))
+    changed = {name for name in old if not np.array_equal(old[name], new[name])}
+    assert changed and all(".attentions." in name for name in changed)

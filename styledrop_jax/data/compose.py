@@ -153,7 +153,7 @@ def draw_scene(
         background=background,
         layout=layout,
         position=list(_POSITIONS)[rng.integers(len(_POSITIONS))] if layout == "small" else "",
-        colour="" if colour in (background, names[0], *untrained) else colour,
+        colour="" if colour in (background, *untrained) or set(names[0].split()) & set(_COLOURS) else colour,
     )
 
 

@@ -83,13 +83,13 @@ class Config:
         return cls(block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512)
 
     @classmethod
-    def emoji64(cls) -> Self:
-        """For 64-pixel images: 4 pixels a latent, 4 channels, 0.6M parameters.
+    def emoji64(cls, *, width: int = 8) -> Self:
+        """For 64-pixel images: 4 pixels a latent, 4 channels, 0.6M parameters; `width` channels at first, 4s.
 
         The scaling factor is 1 for training; the deviation of the trained latents says what it is to be.
         """
         return cls(
-            block_out_channels=(8, 16, 64),
+            block_out_channels=(width, 2 * width, 8 * width),
             norm_num_groups=4,
             mid_block_add_attention=False,
             scaling_factor=1.0,

@@ -77,10 +77,10 @@ class Config:
         )
 
     @classmethod
-    def emoji64(cls) -> "Config":
-        """The shipped tokenizer: 4 pixels a token, 512 codes."""
+    def emoji64(cls, *, width: int = 8) -> "Config":
+        """The shipped tokenizer: 4 pixels a token, 512 codes; `width` channels at 64 pixels, a multiple of 4."""
         return cls(
-            block_out_channels=(8, 16, 64),
+            block_out_channels=(width, 2 * width, 8 * width),
             latent_channels=32,
             num_vq_embeddings=512,
             vq_embed_dim=32,

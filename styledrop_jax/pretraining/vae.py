@@ -48,7 +48,7 @@ def _centre(model: vae.AutoencoderKL, mean: float) -> None:
 def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> Task:
     """Trains all of it; `config.init`, a `vqvae` folder, gives the blocks to start from."""
     del workdir
-    model_config = vae.Config.emoji64()
+    model_config = vae.Config.emoji64(width=config.width)
     model = vae.AutoencoderKL(model_config, rngs=nnx.Rngs(config.seed))
     if config.init:
         _take(model, Path(config.init))

@@ -51,7 +51,7 @@ def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> Task:
     size = config.batch_size
 
     held = data.held_out_images(32)
-    model_config = vqgan.Config.emoji64()
+    model_config = vqgan.Config.emoji64(width=config.width)
     if config.init:
         model = muse.load_codec(Path(config.init))
         model_config = model.config
