@@ -14,6 +14,7 @@ from styledrop_jax import draw, hub
 from styledrop_jax.backbones.base import Backbone, Settings
 from styledrop_jax.backbones.load import load
 from styledrop_jax.data import corpus, folders
+from styledrop_jax.data.compose import descriptor, noun_phrase
 from styledrop_jax.data.drawings import ARTISTS
 from styledrop_jax.data.prompts import POOL, noun
 from styledrop_jax.metrics.clip_scores import ClipScorer, mean_interval, recall
@@ -90,7 +91,7 @@ def main() -> None:
     flags = parser.parse_args()
     data, scorer = corpus.load(flags.corpus), ClipScorer.load(hub.resolve("emoji64/clip"))
     models = {name: load(f"emoji64/{name}") for name in MODELS}
-    _reconstruction(data, models, flags.out)
+    _reconstruction(data, models, scorer, flags.out)
     _retrieval(data, scorer)
     for name, model in models.items():
         _drawings(data, name, model, scorer, flags.out)
@@ -98,23 +99,30 @@ def main() -> None:
     _unseen(models, scorer, flags.out)
 
 
-def _reconstruction(data: corpus.Corpus, models: dict[str, Backbone], out: Path) -> None:
+def _reconstruction(data: corpus.Corpus, models: dict[str, Backbone], scorer: ClipScorer, out: Path) -> None:
     images = data.held_out_images(376)
     tokens, posterior = (models[name].encode_images(images) for name in ("muse", "sd"))
     decoded = {"muse": models["muse"].decode_tokens(tokens), "sd": models["sd"].decode_latents(posterior.mode(), 16)}
     for name, again in decoded.items():
         error = np.abs(again - images / 255).mean(axis=(1, 2, 3))
-        interval = "{:.4f} [{:.4f}, {:.4f}]".format(*mean_interval(error))
-        print(f"codec of {name}, mean absolute error on held-out concepts: {interval}")
+        seen = 1 - (scorer.image_features(again) * scorer.image_features(images / 255)).sum(axis=1)
+        for figure, values in (("mean absolute error", error), ("cosine distance in CLIP features", seen)):
+            interval = "{:.4f} [{:.4f}, {:.4f}]".format(*mean_interval(values))
+            print(f"codec of {name}, {figure} on held-out concepts: {interval}")
     triples = [picture for i in range(24) for picture in (images[i] / 255, decoded["muse"][i], decoded["sd"][i])]
     folders.write_png(out / "reconstruction.png", folders.grid(triples, columns=18))
 
 
 def _retrieval(data: corpus.Corpus, scorer: ClipScorer) -> None:
-    images, captions = data.held_out_pairs(200)
-    similarity = scorer.image_features(images / 255) @ scorer.text_features(captions).T
-    at = ", ".join(f"recall@{k} {recall(similarity, k):.1%}" for k in (1, 5))
-    print(f"CLIP, image → text among {len(captions)} held-out pairs: {at}")
+    core = [concept for concept, known in zip(data.concepts, data.core, strict=True) if known][:200]
+    pairs = {"held-out pairs": data.held_out_pairs(200)}
+    for artist in (artist for artist in ARTISTS if artist.held_out):
+        images = np.stack([data.true_image(concept, artist.name) for concept in core])
+        pairs[artist.name] = images, [f"{noun_phrase(concept)} {descriptor(artist, None)}" for concept in core]
+    for name, (images, captions) in pairs.items():
+        similarity = scorer.image_features(images / 255) @ scorer.text_features(captions).T
+        at = ", ".join(f"recall@{k} {recall(similarity, k):.1%}" for k in (1, 5))
+        print(f"CLIP, image → text among {len(captions)}, {name}: {at}")
 
 
 def _drawn(kind: str, model: Backbone, prompts: Sequence[str]) -> np.ndarray:
