@@ -1,6 +1,6 @@
 """StyleDrop on styles the shipped model never saw, against the true drawings: Text, Style, leakage, concept accuracy.
 
-    python benchmarks/held_out_styles.py --corpus corpus --workdir runs/held_out [--seeds 3] [--images 4]
+    python benchmarks/held_out_styles.py --corpus corpus --workdir runs/held_out [--preset emoji64-muse] [--seeds 3]
 
 Four arms on the same references and prompts: the base model given the style's descriptor only; round 1; round 2 trained
 on the images CLIP chose; round 2 trained on as many chosen at random. The ceiling is what the style's artist drew.
@@ -43,6 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True, help="what launch/fetch_corpus.sh made")
     parser.add_argument("--workdir", type=Path, required=True, help="where the runs go")
+    parser.add_argument("--preset", default="emoji64", help="of configs/styledrop.py: emoji64 or emoji64-muse")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=4, help="images of each prompt in a round")
     flags = parser.parse_args()
@@ -95,7 +96,7 @@ def _run_style(
             f"--config.round_2.sample.images_per_prompt={flags.images}",
             *(f"--config.round_1.select.scorers.{scorer}={weight}" for scorer, weight in weights.items()),
         ]
-        found, _ = schema.parse(["--config", "configs/styledrop.py", *overrides])
+        found, _ = schema.parse(["--config", f"configs/styledrop.py:{flags.preset}", *overrides])
         run = folder / f"seed_{seed}" / selection
         if selection == "random" and not run.exists():
             # Scores go too: the sum in them is the one that CLIP selected by.

@@ -117,13 +117,7 @@ def _styo(given: Given) -> list[str]:
     return [*images, f"--config.words.noun={thing}", "--config.round_1.sample.images_per_prompt=8"]
 
 
-PRESETS = {
-    ("sd", True): "emoji64-sd",
-    ("sd", False): "emoji64",
-    ("muse", True): "emoji64",
-    ("muse", False): "emoji64-muse",
-}
-"""The backbone, and whether the config is StyleDrop's own, which is for Muse at first → preset."""
+PRESETS = {"sd": "emoji64", "muse": "emoji64-muse"}
 LOW_RANK = ("--config.round_1.adapter.kind=lora", "--config.round_1.train.learning_rate=4e-4")
 METHODS: dict[str, tuple[str, Callable[[Given], list[str]], tuple[str, ...]]] = {
     "StyleDrop": ("styledrop.py", _styledrop, ()),
@@ -185,12 +179,11 @@ def main() -> None:
         _write_pair(data, folder / "pair", artist, treatment, concept)
         contents.append(noun_phrase(concept))
         for name, (file, options, more) in methods.items():
-            preset = PRESETS[flags.on, file == "styledrop.py"]
             label = name if flags.on == "sd" else f"{name}, on Muse"
             run = folder / f"seed_{seed}" / label.replace(", ", "_").replace(" ", "_")
             line = [*options(Given(folder, noun_phrase(concept), words or descriptor, seed)), *more]
             line += [] if name in OF_SUBJECTS + OF_SOURCES else [f"--config.truth={folder / 'truth'}"]
-            _run(run, f"configs/{file}:{preset}", [*line, f"--config.seed={seed}"])
+            _run(run, f"configs/{file}:{PRESETS[flags.on]}", [*line, f"--config.seed={seed}"])
             runs[name].append(run)
     if flags.every:
         _print_styles(scorer, runs, contents)

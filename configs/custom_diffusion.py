@@ -2,7 +2,7 @@
 
     styledrop personalize --config configs/custom_diffusion.py --workdir runs/custom
 
-Takes the fields of configs/styledrop.py, and its presets: `emoji64` (default) is the shipped Stable Diffusion here,
+Takes the fields of configs/styledrop.py, and its presets: `emoji64` (default) is the shipped Stable Diffusion,
 `emoji64-muse` the Muse.
 
 `emoji64` on two CPU cores: 70 seconds, 1.4 GB. A tint of the style, and things that can be told; a higher learning rate
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(preset: str = "emoji64") -> ConfigDict:
-    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["get_diffusion_config"](preset)
+    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["get_config"](preset)
     config.method = "style_word"
     config.words.identifier = "<style>"
     config.rounds = 1

@@ -4,7 +4,7 @@
         --config.words.identifier sks --config.words.noun dog --workdir runs/dog
     styledrop sample --run runs/dog --prompt "a {subject} on a blue background"
 
-Takes the presets of configs/styledrop.py: `emoji64` (default) is the shipped Stable Diffusion here, `emoji64-muse` the
+Takes the presets of configs/styledrop.py: `emoji64` (default) is the shipped Stable Diffusion, `emoji64-muse` the
 Muse. In prompts `{subject}` stands for identifier and noun. The frozen model draws `--config.prior.generate` images of
 the class, kept for other runs, unless `--config.prior.image` names some. Guidance is classifier-free, of scale 1 +
 lambda_b.
@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(preset: str = "emoji64") -> ConfigDict:
-    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["get_diffusion_config"](preset)
+    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["get_config"](preset)
     small = preset.startswith("emoji64")
     config.method = "dreambooth"
     config.reference.image = ""

@@ -2,7 +2,7 @@
 
     styledrop personalize --config configs/lora.py --workdir runs/lora
 
-Takes the fields of configs/styledrop.py, and its presets: `emoji64` (default) is the shipped Stable Diffusion here,
+Takes the fields of configs/styledrop.py, and its presets: `emoji64` (default) is the shipped Stable Diffusion,
 `emoji64-muse` the Muse. `--config.round_1.adapter.targets all` adapts every linear layer and convolution, `text_encoder
 true` the text tower too. aMUSEd's published style tuning: rank 16, alpha 32, 4e-4.
 
@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(preset: str = "emoji64") -> ConfigDict:
-    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["get_diffusion_config"](preset)
+    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["get_config"](preset)
     config.rounds = 1
     config.round_1.adapter.update(kind="lora", rank=16, alpha=32.0, targets="attention")
     small, sd = preset.startswith("emoji64"), preset.startswith("sd")

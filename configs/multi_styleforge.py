@@ -4,7 +4,7 @@
         --config.component_1.image people/ --config.component_1.aux.image portraits/ \\
         --config.component_2.image backgrounds/ --config.component_2.aux.image landscapes/ --workdir runs/multi
 
-Takes the presets of configs/styledrop.py: `emoji64` (default) is the shipped Stable Diffusion here, `emoji64-muse` the
+Takes the presets of configs/styledrop.py: `emoji64` (default) is the shipped Stable Diffusion, `emoji64-muse` the
 Muse. The components train together, each with images of "[identifier] style" and of "style". Drawings say all of them,
 "a cat in sks style and aug style"; a third is a `component_3` in a config file of your own. Settings beside these are
 those of configs/styleforge.py.

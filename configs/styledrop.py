@@ -6,9 +6,9 @@
         --workdir runs/mine
 
 Presets, as `configs/styledrop.py:PRESET`:
-    emoji64 (default)       the shipped 64-pixel model, two minutes and 1.3 GB on a two-core CPU; chooses by text
-                            and style together, since so small a model drifts back to the drawings it knows
-    emoji64-sd              the shipped Stable Diffusion of the same drawings: clearer things; two minutes, 1.4 GB
+    emoji64 (default)       the shipped 64-pixel Stable Diffusion, two minutes and 1.4 GB on a two-core CPU; chooses by
+                            text and style together, since so small a model drifts back to the drawings it knows
+    emoji64-muse            the shipped Muse of the same drawings: coarser things, more of the style; as long, 1.3 GB
     amused-256, amused-512  the public aMUSEd checkpoints, from the Hugging Face cache, the hub or a local diffusers
                             folder (`--config.base FOLDER`); for a GPU
     sd15, sd21              Stable Diffusion 1.5 and 2.1, likewise, or a single .safetensors file; for a GPU
@@ -26,8 +26,8 @@ from ml_collections import ConfigDict
 from styledrop_jax.errors import UserError, did_you_mean
 
 _BASES = {
-    "emoji64": "emoji64",
-    "emoji64-sd": "emoji64/sd",
+    "emoji64": "emoji64/sd",
+    "emoji64-muse": "emoji64",
     "amused-256": "amused/amused-256",
     "amused-512": "amused/amused-512",
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -56,7 +56,7 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
     config.round_2 = _round(small)
     config.round_2.adapter.update(rank=16 if small else 32, shared=False)
     config.round_2.sample.images_per_prompt = 4 if small else 8  # to be looked at; no later round chooses among them
-    if preset == "emoji64-sd":
+    if preset == "emoji64":
         for settings in (config.round_1, config.round_2):
             settings.train.update(steps=250, learning_rate=1e-3)
             settings.sample.update(images_per_prompt=2, steps=20, lambda_b=2.0)
@@ -64,14 +64,6 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
         for settings in (config.round_1, config.round_2):
             settings.sample.update(images_per_prompt=8, batch_size=4, steps=30, lambda_b=6.5)
     return config
-
-
-def get_diffusion_config(preset: str) -> ConfigDict:
-    """The same presets for the methods that were published for diffusion models.
-
-    `emoji64` is the shipped Stable Diffusion there, `emoji64-muse` the Muse.
-    """
-    return get_config({"emoji64": "emoji64-sd", "emoji64-muse": "emoji64"}.get(preset, preset))
 
 
 def _round(small: bool) -> ConfigDict:

@@ -4,7 +4,7 @@ style, beside given images of "style".
     styledrop personalize --config configs/styleforge.py --config.reference.image style/ \\
         --config.aux.image paintings/ --config.words.identifier sks --workdir runs/forge
 
-Takes the presets of configs/styledrop.py: `emoji64` (default) is the shipped Stable Diffusion here, `emoji64-muse` the
+Takes the presets of configs/styledrop.py: `emoji64` (default) is the shipped Stable Diffusion, `emoji64-muse` the
 Muse. Aux images are yours: a poor Aux can be worse than none, so the model draws none itself unless told how many
 (`--config.aux.generate 20`). The authors train the text encoder too (`--config.round_1.adapter.text_encoder true`).
 
@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(preset: str = "emoji64") -> ConfigDict:
-    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["get_diffusion_config"](preset)
+    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["get_config"](preset)
     small = preset.startswith("emoji64")
     config.method = "styleforge"
     config.reference.image = ""

@@ -3,7 +3,7 @@
     styledrop personalize --config configs/styo.py --config.source.image face.png --config.target.image art.png \\
         --workdir runs/styo
 
-Takes the presets of configs/styledrop.py: `emoji64` (default) is the shipped Stable Diffusion here, `emoji64-muse` the
+Takes the presets of configs/styledrop.py: `emoji64` (default) is the shipped Stable Diffusion, `emoji64-muse` the
 Muse. Leaves the source, or every picture of a folder of sources, in the target's style among the run's drawings and in
 report.html. The auxiliary images are drawn by the frozen model from "a portrait" unless `--config.aux.image` names
 some, such as the paper's 200 faces; the word is `--config.words.noun`, which both pictures should show.
@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(preset: str = "emoji64") -> ConfigDict:
-    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["get_diffusion_config"](preset)
+    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["get_config"](preset)
     small = preset.startswith("emoji64")
     config.method = "styo"
     config.rounds = 1

@@ -2,7 +2,7 @@
 
     styledrop personalize --config configs/svdiff.py --workdir runs/svdiff
 
-Takes the fields of configs/styledrop.py, and its presets: `emoji64` (default) is the shipped Stable Diffusion here,
+Takes the fields of configs/styledrop.py, and its presets: `emoji64` (default) is the shipped Stable Diffusion,
 `emoji64-muse` the Muse. The paper's learning rate is 1e-3.
 
 `emoji64` on two CPU cores: 2 minutes, 1.5 GB. Less of the style than LoRA, and the lines inside things last.
@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(preset: str = "emoji64") -> ConfigDict:
-    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["get_diffusion_config"](preset)
+    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["get_config"](preset)
     config.rounds = 1
     config.round_1.adapter.update(kind="svdiff", targets="all")
     config.round_1.train.learning_rate = 3e-3 if preset.startswith("emoji64") else 1e-3

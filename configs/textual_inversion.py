@@ -2,7 +2,7 @@
 
     styledrop personalize --config configs/textual_inversion.py --workdir runs/word
 
-Takes the fields of configs/styledrop.py, and its presets: `emoji64` (default) is the shipped Stable Diffusion here,
+Takes the fields of configs/styledrop.py, and its presets: `emoji64` (default) is the shipped Stable Diffusion,
 `emoji64-muse` the Muse. `--config.round_1.adapter.vectors` sets how many tokens the word has, `initializer` what they
 start as, `norm true` keeps their length.
 
@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(preset: str = "emoji64") -> ConfigDict:
-    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["get_diffusion_config"](preset)
+    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["get_config"](preset)
     config.method = "style_word"
     config.words.identifier = "<style>"
     config.rounds = 1

@@ -19,21 +19,22 @@ def _error(*argv):
 
 
 @pytest.mark.parametrize("file", ["styledrop.py", "debug.py"])
-@pytest.mark.parametrize("preset", ["emoji64", "amused-256", "amused-512"])
+@pytest.mark.parametrize("preset", ["emoji64", "emoji64-muse", "amused-256", "amused-512"])
 def test_every_preset_is_valid_and_locked(file, preset):
     config, rest = parse(["--config", f"{CONFIGS / file}:{preset}"])
-    assert rest == [] and config.base.endswith(preset)
+    assert rest == [] and config.base.endswith({"emoji64": "sd", "emoji64-muse": "emoji64"}.get(preset, preset))
     with pytest.raises((KeyError, AttributeError)):
         config.round_1.train.stpes = 3
 
 
-DIFFUSION = [
+EVERY = [
     "cut_mix",
     "custom_diffusion",
     "dreambooth",
     "lora",
     "multi_styleforge",
     "styleboost",
+    "styledrop",
     "styleforge",
     "styo",
     "svdiff",
@@ -41,7 +42,7 @@ DIFFUSION = [
 ]
 
 
-@pytest.mark.parametrize("file", DIFFUSION)
+@pytest.mark.parametrize("file", EVERY)
 @pytest.mark.parametrize(
     ("preset", "base"),
     [
@@ -51,7 +52,7 @@ DIFFUSION = [
         ("sd21", "stabilityai/stable-diffusion-2-1"),
     ],
 )
-def test_methods_of_stable_diffusion_have_its_presets(file, preset, base):
+def test_every_method_has_the_presets_of_both_backbones(file, preset, base):
     config, _ = parse(["--config", f"{CONFIGS / file}.py:{preset}"])
     assert config.base == base
     assert ("reference" in config) == (file not in ("multi_styleforge", "styo"))
@@ -112,7 +113,7 @@ def test_a_whole_dict_of_scorers():
 
 
 def test_a_default_file_and_a_missing_one():
-    assert parse([], default=STYLEDROP)[0].base == "emoji64"
+    assert parse([], default=STYLEDROP)[0].base == "emoji64/sd"
     assert "--config: missing" in _error("--workdir", "x")
     assert "no value" in _error("--config", "--workdir")
     message = _error("--config", str(CONFIGS / "styledorp.py"))
@@ -197,7 +198,7 @@ def test_a_config_file_of_ones_own(tmp_path):
 def test_help_names_every_field_with_its_value_and_of_later_rounds_what_differs():
     config, _ = parse(["--config", "configs/styledrop.py", "--config.round_2.train.steps", "77"])
     lines = describe(config, personalize_schema(config))
-    assert "round_1.train.steps 150: training steps (a whole number of at least 1)" in lines
+    assert "round_1.train.steps 250: training steps (a whole number of at least 1)" in lines
     assert any(line.startswith("round_1.select.scorers.clip_style 1.0: ") for line in lines)
     assert "round_2.train.steps 77: training steps (a whole number of at least 1)" in lines
     assert not any(line.startswith("round_2.train.batch_size") for line in lines)

@@ -191,7 +191,7 @@ def arguments(workdir: Path, *more: object, image: object = None) -> list[str]:
         "round_2.sample.batch_size": 2,
     }
     words = [word for name, value in config.items() for word in (f"--config.{name}", value)]
-    line = ["personalize", "--config", ROOT / "configs" / "debug.py", "--workdir", workdir, *words, *more]
+    line = ["personalize", "--config", ROOT / "configs" / "debug.py:emoji64-muse", "--workdir", workdir, *words, *more]
     return [str(word) for word in line]
 
 
