@@ -202,7 +202,7 @@ def test_references_of_a_jsonl(tmp_path, picture):
     assert "did you mean 'content'" in _error(read_references, str(path), "", "s")
     path.write_text("{")
     assert "line 1" in _error(read_references, str(path), "", "s")
-    path.write_text('{"image": "sub/b.png", "content": "a cat", "descriptor": "s"}')
+    path.write_text('{"image": "sub/ab.png", "content": "a cat", "descriptor": "s"}')
     assert "did you mean 'a.png'" in _error(read_references, str(path), "", "s")
 
 
