@@ -341,13 +341,13 @@ def _sheet(runs: dict[str, list[Path]], path: Path) -> None:
         for run in folders_[: len(STYLES)]:
             stage = _stages(run)[-1]
             rows = {noun(row["content"]): row for row in reversed(read_jsonl(run / stage / "scores.jsonl"))}
-            shown = [rows[noun(content)] for content in SHOWN if noun(content) in rows] or list(rows.values())[:3]
+            shown = [rows[noun(content)] for content in SHOWN if noun(content) in rows] or list(rows.values())[:-4:-1]
             if name in OF_SOURCES:
                 drawn = read_jsonl(run / stage / "scores.jsonl")[:2]
                 shown = [{"file": f"../{SOURCE}", "content": "source"}, *({**row, "content": "drawn"} for row in drawn)]
             images += [folders.read_image(run / stage / row["file"]) for row in shown]
             captions += [noun(row["content"]) for row in shown]
-    folders.write_png(path, folders.grid(images, columns=9, scale=1, captions=captions))
+    folders.write_png(path, folders.grid(images, columns=len(images) // len(runs), scale=1, captions=captions))
 
 
 if __name__ == "__main__":

@@ -407,13 +407,14 @@ class _Job:
         return chosen
 
     def _write_grid(self, stage: str, rows: Sequence[dict[str, Any]], chosen: Sequence[dict[str, Any]]) -> None:
-        """All drawings of a round on one sheet, a row a prompt, the chosen ones framed."""
+        """All drawings of a round on one sheet, those of a prompt side by side, the chosen ones framed."""
         if self.run.done(f"{stage}/grid.png"):
             return
         kept = {row["file"] for row in chosen}
+        alike = len(rows) // len({row["prompt"] for row in rows})
         sheet = folders.grid(
             [folders.read_image(self.run.path(stage, row["file"])) for row in rows],
-            columns=len(rows) // len({row["prompt"] for row in rows}),
+            columns=alike * max(1, round(len(rows) ** 0.5 / alike)),
             marked=[i for i, row in enumerate(rows) if row["file"] in kept],
             captions=[row["content"] for row in rows],
         )
