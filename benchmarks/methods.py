@@ -245,7 +245,7 @@ def _run(run: Path, config: str, line: list[str]) -> None:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{run}: the run failed")
-    seconds = time.monotonic() - start if fresh else float("nan")
+    seconds = time.monotonic() - start if fresh else None
     write_json(run / "cost.json", {"seconds": seconds, "peak_mib": usage.ru_maxrss / 1024})
 
 
@@ -295,7 +295,7 @@ def _print_row(name: str, scores: Sequence[np.ndarray], runs: Sequence[Path], st
     costs = [read_json(run / "cost.json") for run in runs]
     if manifests[0]:
         cells.append(f"{manifests[0]['trainable']:,}")
-        training, whole = min(m["training_seconds"] for m in manifests), np.nanmin([c["seconds"] for c in costs])
+        training, whole = min(m["training_seconds"] for m in manifests), min(c["seconds"] or np.inf for c in costs)
         cells.append(f"{training:.0f} of {whole:.0f}")
         cells.append(f"{np.median([c['peak_mib'] for c in costs]):.0f} MiB")
     print(f"| {name} | " + " | ".join(cells + ["–"] * (6 + len(more) - len(cells))) + " |")
