@@ -6,8 +6,8 @@ Takes the fields of configs/styledrop.py, and its presets: `emoji64` (default) i
 `emoji64-muse` the Muse. `--config.round_1.adapter.vectors` sets how many tokens the word has, `initializer` what they
 start as, `norm true` keeps their length.
 
-`emoji64` on two CPU cores: a minute, 1.4 GB. 768 numbers turn colours towards the reference's and leave every thing as
-it was: the weakest style of all, and nothing of the reference's content.
+`emoji64` on two CPU cores: a minute, 1.4 GB. 768 numbers turn colours towards the reference's and leave things as they
+were, with little of the reference's content.
 """
 
 import runpy
