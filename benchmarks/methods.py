@@ -2,14 +2,12 @@
 
     python benchmarks/methods.py --corpus corpus --workdir runs/methods --out docs/images [--only lora,styo] [--seeds 2]
     python benchmarks/methods.py --corpus corpus --workdir runs/methods --out docs/images --on muse --seeds 1
-    python benchmarks/methods.py --corpus corpus --workdir runs/every --out docs/images --every --only styledrop
 
 Each run is a `styledrop personalize` of its own, on one reference; StyleBoost's heirs get 15 true drawings of the style
 instead, and 30 in other styles as Aux; DreamBooth learns the reference's subject, Cut-Mix-Unmix it and a cat by the
 same artist; StyO redraws a plain drawing of what the reference shows, by another artist. Scores are means over images
 with a 95% bootstrap interval over (style, seed, prompt) means; KID is of a run's drawings and the style's true ones, in
-CLIP features, its mean over runs; seconds are those of the fastest run. With `--every` the styles are all held-out
-treatments and artists, by their names in the corpus, one seed; table and sheet have a row a style. Resumable.
+CLIP features, its mean over runs; seconds are those of the fastest run. Resumable.
 """
 
 import argparse
@@ -29,10 +27,8 @@ from PIL import Image
 from styledrop_jax import hub, log
 from styledrop_jax.data import corpus, folders
 from styledrop_jax.data.compose import noun_phrase
-from styledrop_jax.data.drawings import ARTISTS
 from styledrop_jax.data.prompts import noun
 from styledrop_jax.data.references import write_truth
-from styledrop_jax.data.treatments import TREATMENTS
 from styledrop_jax.metrics.clip_scores import ClipScorer, mean_interval
 from styledrop_jax.metrics.distances import kernel_distance, scaled
 from styledrop_jax.run import read_json, read_jsonl, write_json
@@ -135,19 +131,6 @@ METHODS: dict[str, tuple[str, Callable[[Given], list[str]], tuple[str, ...]]] = 
     "StyO, no control": ("styo.py", _styo, ("--config.source.control=0",)),
 }
 """Name → config, what it is given of a style, and what else differs."""
-EVERY = (
-    *(
-        (artist.name, treatment.name, ("house", "tree", "car")[i % 3], "")
-        for i, (treatment, artist) in enumerate(
-            zip(
-                (treatment for treatment in TREATMENTS if treatment.held_out),
-                itertools.cycle(artist for artist in ARTISTS if not artist.held_out),
-            )
-        )
-    ),
-    *((artist.name, "plain", "house", "") for artist in ARTISTS if artist.held_out),
-)
-"""(artist, treatment, the concept of the reference, no descriptor but the corpus's own)."""
 OF_SUBJECTS = tuple(name for name in METHODS if "(subject" in name)  # what they draw, no artist has drawn
 OF_SOURCES = tuple(name for name in METHODS if name.startswith("StyO"))  # judged by source and target, not by prompts
 OF_DIFFUSION = (*OF_SOURCES, "Cut-Mix-Unmix (subjects)")  # with its control of the attention
@@ -160,7 +143,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="where methods_sd.png or methods_muse.png goes")
     parser.add_argument("--only", default="", help="methods whose config files have these names, with commas; all else")
     parser.add_argument("--on", choices=("sd", "muse"), default="sd", help="the backbone")
-    parser.add_argument("--every", action="store_true", help="every held-out style, one seed")
     parser.add_argument("--seeds", type=int, default=2)
     flags = parser.parse_args()
     files = [f"{name}.py" for name in flags.only.split(",") if name]
@@ -171,8 +153,7 @@ def main() -> None:
     _write_shared(data, flags.workdir)
     runs: dict[str, list[Path]] = {name: [] for name in methods}
     contents = []
-    styles, seeds = (EVERY, range(1)) if flags.every else (STYLES, range(flags.seeds))
-    for seed, (artist, treatment, concept, words) in itertools.product(seeds, styles):
+    for seed, (artist, treatment, concept, words) in itertools.product(range(flags.seeds), STYLES):
         folder, descriptor = write_style(data, flags.workdir, artist, treatment, concept)
         for name, shown in (("ref", ANIMALS + THINGS), ("ref_animals", ANIMALS), ("ref_things", THINGS)):
             write_truth(data, folder / name, artist=artist, treatment=treatment, contents=shown)
@@ -185,10 +166,6 @@ def main() -> None:
             line += [] if name in OF_SUBJECTS + OF_SOURCES else [f"--config.truth={folder / 'truth'}"]
             _run(run, f"configs/{file}:{PRESETS[flags.on]}", [*line, f"--config.seed={seed}"])
             runs[name].append(run)
-    if flags.every:
-        _print_styles(scorer, runs, contents)
-        _sheet_of_styles(runs, flags.out / f"every_style_{flags.on}.png")
-        return
     styo = {name: runs.pop(name) for name in OF_SOURCES if name in runs}
     if runs:
         print(
@@ -247,41 +224,6 @@ def _run(run: Path, config: str, line: list[str]) -> None:
         raise SystemExit(f"{run}: the run failed")
     seconds = time.monotonic() - start if fresh else None
     write_json(run / "cost.json", {"seconds": seconds, "peak_mib": usage.ru_maxrss / 1024})
-
-
-def _print_styles(scorer: ClipScorer, runs: dict[str, list[Path]], contents: Sequence[str]) -> None:
-    """A row a style: Text, Style, leakage of the base model under its words, of each method, of the true drawings."""
-    (first, *_), count = runs.values(), len(contents)
-    columns = {"base, its words alone": (first, "base")}
-    columns |= {name: (folders_, _stages(folders_[0])[-1]) for name, folders_ in runs.items()}
-    columns["true drawings"] = first, "truth"
-    print("| style | " + " | ".join(columns) + " |\n" + "|---" * (1 + len(columns)) + "|")
-    means = []
-    for i, content in enumerate(contents):
-        row = [_scores(scorer, folders_[i], stage, content).mean(axis=0) for folders_, stage in columns.values()]
-        means.append(row)
-        _print_means(first[i].parents[1].name.replace("-", " "), row)
-    _print_means(f"mean of {count}", np.mean(means, axis=0))
-
-
-def _print_means(name: str, row: Sequence[np.ndarray]) -> None:
-    print(f"| {name} | " + " | ".join(" / ".join(f"{x:.2f}" for x in scores) for scores in row) + " |")
-
-
-def _sheet_of_styles(runs: dict[str, list[Path]], path: Path) -> None:
-    """A row a style: the reference, then of the base model, of each method and of the true drawings two."""
-    images, captions = [], []
-    (first, *_) = runs.values()
-    for i, run in enumerate(first):
-        images.append(folders.read_image(run.parents[1] / "reference.png"))
-        captions.append(run.parents[1].name.replace("-", " "))
-        columns = {"base": (run, "base")}
-        columns |= {name: (folders_[i], _stages(folders_[i])[-1]) for name, folders_ in runs.items()}
-        for name, (folder, stage) in (columns | {"true": (run, "truth")}).items():
-            rows = {noun(row["content"]): row for row in reversed(read_jsonl(folder / stage / "scores.jsonl"))}
-            images += [folders.read_image(folder / stage / rows[noun(content)]["file"]) for content in SHOWN[:2]]
-            captions += [name] * 2
-    folders.write_png(path, folders.grid(images, columns=len(images) // len(first), scale=1, captions=captions))
 
 
 def _stages(run: Path, *more: str) -> list[str]:
