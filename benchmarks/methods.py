@@ -147,8 +147,8 @@ def main() -> None:
     flags = parser.parse_args()
     files = [f"{name}.py" for name in flags.only.split(",") if name]
     left_out = OF_DIFFUSION if flags.on == "muse" else ()
-    methods = {name: parts for name, parts in METHODS.items() if not files or parts[0] in files}
-    methods = {name: parts for name, parts in methods.items() if name not in left_out}
+    named = (name for name, parts in METHODS.items() if not files or parts[0] in files)
+    methods = {name: METHODS[name] for name in named if name not in left_out}
     data, scorer = corpus.load(flags.corpus), ClipScorer.load(hub.resolve("emoji64/clip"))
     _write_shared(data, flags.workdir)
     runs: dict[str, list[Path]] = {name: [] for name in methods}
@@ -282,8 +282,10 @@ def _sheet(runs: dict[str, list[Path]], path: Path) -> None:
     for name, folders_ in runs.items():
         for run in folders_[: len(STYLES)]:
             stage = _stages(run)[-1]
-            rows = {noun(row["content"]): row for row in reversed(read_jsonl(run / stage / "scores.jsonl"))}
-            shown = [rows[noun(content)] for content in SHOWN if noun(content) in rows] or list(rows.values())[:-4:-1]
+            rows: dict[str, dict] = {}
+            for row in read_jsonl(run / stage / "scores.jsonl"):
+                rows.setdefault(noun(row["content"]), row)
+            shown = [rows[noun(content)] for content in SHOWN if noun(content) in rows] or list(rows.values())[:3]
             if name in OF_SOURCES:
                 drawn = read_jsonl(run / stage / "scores.jsonl")[:2]
                 shown = [{"file": f"../{SOURCE}", "content": "source"}, *({**row, "content": "drawn"} for row in drawn)]

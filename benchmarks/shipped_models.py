@@ -92,7 +92,7 @@ def main() -> None:
     data, scorer = corpus.load(flags.corpus), ClipScorer.load(hub.resolve("emoji64/clip"))
     models = {name: load(f"emoji64/{name}") for name in MODELS}
     _reconstruction(data, models, scorer, flags.out)
-    _retrieval(data, scorer)
+    _print_recall(data, scorer)
     for name, model in models.items():
         _drawings(data, name, model, scorer, flags.out)
     _distances(data, models, scorer)
@@ -113,7 +113,7 @@ def _reconstruction(data: corpus.Corpus, models: dict[str, Backbone], scorer: Cl
     folders.write_png(out / "reconstruction.png", folders.grid(triples, columns=18))
 
 
-def _retrieval(data: corpus.Corpus, scorer: ClipScorer) -> None:
+def _print_recall(data: corpus.Corpus, scorer: ClipScorer) -> None:
     core = [concept for concept, known in zip(data.concepts, data.core, strict=True) if known][:200]
     pairs = {"held-out pairs": data.held_out_pairs(200)}
     for artist in (artist for artist in ARTISTS if artist.held_out):

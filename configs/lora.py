@@ -7,7 +7,7 @@ Takes the fields of configs/styledrop.py, and its presets: `emoji64` (default) i
 true` the text tower too. aMUSEd's published style tuning: rank 16, alpha 32, 4e-4.
 
 `emoji64` on two CPU cores: 75 seconds, 1.4 GB. The style comes whole, and with it some of the reference's shape: cats
-with a roof, of line drawings boxes for half of all things. A lower learning rate has less of both.
+with a roof; after the line drawing of a house eight of 30 things were houses. A lower learning rate has less of both.
 """
 
 import runpy

@@ -8,7 +8,7 @@
 Presets, as `configs/styledrop.py:PRESET`:
     emoji64 (default)       the shipped 64-pixel Stable Diffusion, two minutes and 1.4 GB on a two-core CPU; chooses by
                             text and style together, since so small a model drifts back to the drawings it knows
-    emoji64-muse            the shipped Muse of the same drawings: coarser things, more of the style; as long, 1.3 GB
+    emoji64-muse            the shipped Muse of the same drawings: coarser things; as long, 1.3 GB
     amused-256, amused-512  the public aMUSEd checkpoints, from the Hugging Face cache, the hub or a local diffusers
                             folder (`--config.base FOLDER`); for a GPU
     sd15, sd21              Stable Diffusion 1.5 and 2.1, likewise, or a single .safetensors file; for a GPU

@@ -186,7 +186,7 @@ _PRETRAIN: Schema = {
     "corpus": Field(str, "folder that launch/fetch_corpus.sh made", empty=False),
     "vocabulary": Field(str, "which concepts are drawn", choices=("starter", "core", "full")),
     "seed": Field(int, "the one source of randomness", 0, 2**31 - 1),
-    "width": Field(int, "channels of a transformer, a multiple of 32; else at full resolution: 4s, unet 16s", 4),
+    "width": Field(int, "channels: of transformers, in 32s; at full resolution of vq, vae in 4s, of unet in 16s", 4),
     "batch_size": Field(int, "examples a step", 1),
     "steps": Field(int, "training steps", 1),
     "optimizer": Field(str, "muon: Muon for matrices and convolutions, Adam for the rest", choices=("adam", "muon")),

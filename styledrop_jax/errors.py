@@ -15,7 +15,7 @@ class UserError(Exception):
 def did_you_mean(name: str, options: Iterable[str], *, part: Callable[[str], str] = str) -> str:
     """Returns `"; did you mean 'x'?"` for the option closest to `name`, or `""` when none is close.
 
-    The text is made to be appended to an error message. Only that `part` of a name counts.
+    The text is made to be appended to an error message. Names are compared by their `part`.
     """
     by_lower = {part(str(option)).lower(): str(option) for option in options}
     close = difflib.get_close_matches(part(str(name)).lower(), list(by_lower), n=1, cutoff=0.6)

@@ -166,10 +166,8 @@ class _Job:
         self.priors = sources.priors(self.method, self.fields, self.model, **drawing)
         for remark in filter(None, (self.method.remark(self.fields, content) for content in contents)):
             log.say(f"warning: {remark}")
-        judged = {self.method.judgement(self.fields, content): content for content in contents}
-        for text in prompts.unknown(list(judged), shipped):
-            content = text if "{" in judged[text] else judged[text]
-            log.say(f"warning: {content!r} names nothing that {config.base} was taught; its drawings may show anything")
+        for text in prompts.unknown([self.method.judgement(self.fields, content) for content in contents], shipped):
+            log.say(f"warning: {text!r} names nothing that {config.base} was taught; its drawings may show anything")
         self._write_manifest(given, squares)
 
     @functools.cached_property

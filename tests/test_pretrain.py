@@ -19,10 +19,10 @@ from styledrop_jax.metrics.clip_scores import ClipScorer
 from styledrop_jax.run import read_json
 
 SIZES = {
-    "vq": {},
+    "vq": {"width": 4},
     "clip": {"width": 32, "text_layers": 1, "vision_layers": 1},
     "muse": {"width": 32, "layers": 1, "pack": 8},
-    "vae": {"seed": 1},
+    "vae": {"seed": 1, "width": 4},
     "unet": {"width": 16, "pack": 8},
 }
 PARENTS = {  # the models that one builds on, by the name of the setting

@@ -66,7 +66,7 @@ class _Model:
         tower = CLIPTextModelWithProjection.from_pretrained(job.folder / "text_encoder", dtype=torch.float32, **LOCAL)
         self.transformer = transformer.to(self.device).train()
         self.codec = codec.to(self.device).requires_grad_(False)
-        self.tower = tower.to(self.device).eval().requires_grad_(False)
+        self.tower = tower.to(self.device).train(False).requires_grad_(False)
         ids = torch_loops.token_ids(job.folder, job.prompts, tower.config.max_position_embeddings)
         self.ids = ids.to(self.device)  # [b, t]
         self.pixels = torch.from_numpy(job.images()).permute(0, 3, 1, 2).contiguous()  # [b, 3, r, r], on the host

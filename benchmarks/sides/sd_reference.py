@@ -83,7 +83,7 @@ class _Model:
         self.schedule = DDPMScheduler.from_pretrained(job.folder / "scheduler", **LOCAL)
         self.unet = unet.to(self.device).train()
         self.codec = codec.to(self.device).requires_grad_(False)
-        self.tower = tower.to(self.device).eval().requires_grad_(False)
+        self.tower = tower.to(self.device).train(False).requires_grad_(False)
         self.scale = codec.config.scaling_factor
         prompts = [caption for caption in captions for _ in range(job.batch)]
         ids = torch_loops.token_ids(job.folder, prompts, tower.config.max_position_embeddings)
