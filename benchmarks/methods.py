@@ -148,24 +148,16 @@ def main() -> None:
     files = [f"{name}.py" for name in flags.only.split(",") if name]
     left_out = OF_DIFFUSION if flags.on == "muse" else ()
     named = (name for name, parts in METHODS.items() if not files or parts[0] in files)
-    methods = {name: METHODS[name] for name in named if name not in left_out}
+    methods = [name for name in named if name not in left_out]
     data, scorer = corpus.load(flags.corpus), ClipScorer.load(hub.resolve("emoji64/clip"))
-    _write_shared(data, flags.workdir)
+    write_shared(data, flags.workdir)
     runs: dict[str, list[Path]] = {name: [] for name in methods}
     contents = []
     for seed, (artist, treatment, concept, words) in itertools.product(range(flags.seeds), STYLES):
-        folder, descriptor = write_style(data, flags.workdir, artist, treatment, concept)
-        for name, shown in (("ref", ANIMALS + THINGS), ("ref_animals", ANIMALS), ("ref_things", THINGS)):
-            write_truth(data, folder / name, artist=artist, treatment=treatment, contents=shown)
-        _write_pair(data, folder / "pair", artist, treatment, concept)
+        style, descriptor = write_given(data, flags.workdir, artist, treatment, concept)
         contents.append(noun_phrase(concept))
-        for name, (file, options, more) in methods.items():
-            label = name if flags.on == "sd" else f"{name}, on Muse"
-            run = folder / f"seed_{seed}" / label.replace(", ", "_").replace(" ", "_")
-            line = [*options(Given(folder, noun_phrase(concept), words or descriptor, seed)), *more]
-            line += [] if name in OF_SUBJECTS + OF_SOURCES else [f"--config.truth={folder / 'truth'}"]
-            _run(run, f"configs/{file}:{PRESETS[flags.on]}", [*line, f"--config.seed={seed}"])
-            runs[name].append(run)
+        for name in methods:
+            runs[name].append(run_method(name, Given(style, contents[-1], words or descriptor, seed), flags.on))
     styo = {name: runs.pop(name) for name in OF_SOURCES if name in runs}
     if runs:
         print(
@@ -173,8 +165,8 @@ def main() -> None:
         )
     for name, folders_ in runs.items():
         more = ("base", "truth") if name.startswith("StyleDrop") else ()
-        for stage in _stages(folders_[0], *more):
-            scores = [_scores(scorer, run, stage, content) for run, content in zip(folders_, contents, strict=True)]
+        for stage in stages(folders_[0], *more):
+            scores = [scores_of(scorer, run, stage, content) for run, content in zip(folders_, contents, strict=True)]
             distance = "–"
             if name not in OF_SUBJECTS:
                 distance = f"{np.mean([_distance(scorer, run, stage) for run in folders_]):.3f}"
@@ -188,6 +180,26 @@ def main() -> None:
     _sheet({**runs, **styo}, flags.out / f"methods_{flags.on}.png")
 
 
+def write_given(data: corpus.Corpus, workdir: Path, artist: str, treatment: str, concept: str) -> tuple[Path, str]:
+    """A style's folder, with all that any method may be given of it, and the corpus's own descriptor."""
+    folder, descriptor = write_style(data, workdir, artist, treatment, concept)
+    for name, shown in (("ref", ANIMALS + THINGS), ("ref_animals", ANIMALS), ("ref_things", THINGS)):
+        write_truth(data, folder / name, artist=artist, treatment=treatment, contents=shown)
+    _write_pair(data, folder / "pair", artist, treatment, concept)
+    return folder, descriptor
+
+
+def run_method(name: str, given: Given, on: str) -> Path:
+    """The folder of a method's run on a style, which it makes if it is missing; `on` is a key of `PRESETS`."""
+    file, options, more = METHODS[name]
+    label = name if on == "sd" else f"{name}, on Muse"
+    run = given.style / f"seed_{given.seed}" / label.replace(", ", "_").replace(" ", "_")
+    line = [*options(given), *more]
+    line += [] if name in OF_SUBJECTS + OF_SOURCES else [f"--config.truth={given.style / 'truth'}"]
+    _run(run, f"configs/{file}:{PRESETS[on]}", [*line, f"--config.seed={given.seed}"])
+    return run
+
+
 def _write_pair(data: corpus.Corpus, folder: Path, artist: str, treatment: str, concept: str) -> None:
     """Cut-Mix-Unmix's two subjects, a drawing of each."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -196,7 +208,7 @@ def _write_pair(data: corpus.Corpus, folder: Path, artist: str, treatment: str, 
         Image.fromarray(image).save(folder / f"a {words}-1.png")
 
 
-def _write_shared(data: corpus.Corpus, folder: Path) -> None:
+def write_shared(data: corpus.Corpus, folder: Path) -> None:
     """Aux images in other styles, StyO's sources, DreamBooth's prompts."""
     for name, shown in (("aux", ANIMALS + THINGS), ("aux_animals", ANIMALS), ("aux_things", THINGS)):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -226,7 +238,7 @@ def _run(run: Path, config: str, line: list[str]) -> None:
     write_json(run / "cost.json", {"seconds": seconds, "peak_mib": usage.ru_maxrss / 1024})
 
 
-def _stages(run: Path, *more: str) -> list[str]:
+def stages(run: Path, *more: str) -> list[str]:
     return [stage for stage in ("round_1", "round_2", *more) if (run / stage / "scores.jsonl").exists()]
 
 
@@ -243,7 +255,7 @@ def _print_row(name: str, scores: Sequence[np.ndarray], runs: Sequence[Path], st
     print(f"| {name} | " + " | ".join(cells + ["–"] * (6 + len(more) - len(cells))) + " |")
 
 
-def _scores(scorer: ClipScorer, run: Path, stage: str, reference: str) -> np.ndarray:
+def scores_of(scorer: ClipScorer, run: Path, stage: str, reference: str) -> np.ndarray:
     """Means over each prompt's images, [prompts, 3]: cosine with the prompt without words of style, with the reference
     image, and with the words of the reference's content."""
     rows = [row for row in read_jsonl(run / stage / "scores.jsonl") if noun(row["content"]) != noun(reference)]
@@ -281,7 +293,7 @@ def _sheet(runs: dict[str, list[Path]], path: Path) -> None:
     images, captions = [], []
     for name, folders_ in runs.items():
         for run in folders_[: len(STYLES)]:
-            stage = _stages(run)[-1]
+            stage = stages(run)[-1]
             rows: dict[str, dict] = {}
             for row in read_jsonl(run / stage / "scores.jsonl"):
                 rows.setdefault(noun(row["content"]), row)

@@ -16,7 +16,7 @@ from styledrop_jax.data import corpus, folders
 from styledrop_jax.pretraining import clip, muse, unet, vae, vq
 from styledrop_jax.run import Run
 
-_TASKS = {"vq": vq.task, "clip": clip.task, "muse": muse.task, "vae": vae.task, "unet": unet.task}
+TASKS = {"vq": vq.task, "clip": clip.task, "muse": muse.task, "vae": vae.task, "unet": unet.task}
 
 
 def pretrain(config: ConfigDict, workdir: Path) -> None:
@@ -32,7 +32,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
         log.Logger(workdir) as logger,
     ):
         data = corpus.load(Path(config.corpus))
-        task = _TASKS[config.task](config, data, Path(workdir))
+        task = TASKS[config.task](config, data, Path(workdir))
         graphdef, _, frozen = train.split(task.model, task.trainable)
 
         def after(step: int, state: dict, *args) -> dict:

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from styledrop_jax.errors import UserError
-from styledrop_jax.models.layers import Conv, Embed, LayerNorm, Linear, attention, gelu
+from styledrop_jax.models.grid import FoldingConv
+from styledrop_jax.models.layers import Embed, LayerNorm, Linear, attention, gelu
 from styledrop_jax.models.rules import COMMON, Rule, Rules
 
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -331,7 +332,7 @@ class _VisionEmbeddings(nnx.Module):
         positions = (config.image_size // patch) ** 2 + 1
         init, shared = _normal(0.02), {"dtype": dtype, "rngs": rngs}
         self.class_embedding = nnx.Param(_normal(d**-0.5)(rngs.params(), (d,)))
-        self.patch_embedding = Conv(3, d, patch, stride=patch, padding=0, use_bias=False, kernel_init=init, **shared)
+        self.patch_embedding = FoldingConv(3, d, patch, use_bias=False, kernel_init=init, **shared)
         self.position_embedding = Embed(positions, d, embedding_init=init, **shared)
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -1,8 +1,10 @@
-"""Layers on a grid of features [b, h, w, c]: the convolutions of the U-ViT, and the response norm of ConvNeXt V2.
+"""Layers on a grid of features [b, h, w, c]: convolutions of the U-ViT and of CLIP, and ConvNeXt V2's response norm.
 
 Each convolution is written as products and shifts that run several times faster on a CPU, forward and backward, than
 XLA's convolution. Their kernels are HWIO, as `nnx.Conv` has them.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +21,17 @@ def places(h: int, w: int, side: int) -> jax.Array:
 class _Conv(nnx.Module):
     """A convolution's parameters."""
 
-    def __init__(self, shape: tuple[int, ...], *, fan_in: int, use_bias: bool, rngs: nnx.Rngs, dtype=jnp.float32):
-        init = nnx.initializers.truncated_normal(fan_in**-0.5)
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        fan_in: int,
+        use_bias: bool,
+        rngs: nnx.Rngs,
+        kernel_init: nnx.Initializer | None = None,
+        dtype: Any = jnp.float32,
+    ):
+        init = kernel_init or nnx.initializers.truncated_normal(fan_in**-0.5)
         self.kernel = nnx.Param(init(rngs.params(), shape))
         self.bias = nnx.Param(jnp.zeros(shape[-1])) if use_bias else None
         self.dtype = dtype
@@ -45,31 +56,33 @@ class DepthwiseConv(_Conv):
 
 
 class FoldingConv(_Conv):
-    """A 2×2 convolution of stride 2: each four positions become one, by one product."""
+    """A convolution as wide as its stride: each side × side positions become one, by one product."""
 
-    def __init__(self, channels: int, **kwargs):
-        super().__init__((2, 2, channels, channels), fan_in=4 * channels, **kwargs)
+    def __init__(self, channels: int, out: int, side: int = 2, **kwargs):
+        super().__init__((side, side, channels, out), fan_in=side**2 * channels, **kwargs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x: [b, h, w, c], h and w even. Returns [b, h/2, w/2, c]."""
-        b, h, w, c = x.shape
-        x = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 4 * c)
-        y = x @ self.kernel[...].astype(self.dtype).reshape(4 * c, c)
-        return self._add_bias(y.reshape(b, h // 2, w // 2, c))
+        """x: [b, h, w, c], h and w multiples of `side`. Returns [b, h / side, w / side, out]."""
+        side, _, c, out = self.kernel.shape
+        b, rows, columns = x.shape[0], x.shape[1] // side, x.shape[2] // side
+        x = x.astype(self.dtype).reshape(b, rows, side, columns, side, c).swapaxes(2, 3)
+        y = x.reshape(-1, side**2 * c) @ self.kernel[...].astype(self.dtype).reshape(-1, out)
+        return self._add_bias(y.reshape(b, rows, columns, out))
 
 
 class UnfoldingConv(_Conv):
     """A 2×2 transposed convolution of stride 2: each position becomes four, by one product."""
 
-    def __init__(self, channels: int, **kwargs):
-        super().__init__((2, 2, channels, channels), fan_in=channels, **kwargs)
+    def __init__(self, channels: int, out: int, **kwargs):
+        super().__init__((2, 2, channels, out), fan_in=channels, **kwargs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x: [b, h, w, c]. Returns [b, 2h, 2w, c]."""
+        """x: [b, h, w, c]. Returns [b, 2h, 2w, out]."""
         b, h, w, c = x.shape
-        kernel = self.kernel[...].astype(self.dtype).transpose(2, 0, 1, 3).reshape(c, 4 * c)
-        y = (x.reshape(-1, c) @ kernel).reshape(b, h, w, 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
-        return self._add_bias(y.reshape(b, 2 * h, 2 * w, c))
+        out = self.kernel.shape[-1]
+        kernel = self.kernel[...].astype(self.dtype).transpose(2, 0, 1, 3).reshape(c, 4 * out)
+        y = (x.reshape(-1, c) @ kernel).reshape(b, h, w, 2, 2, out).swapaxes(2, 3)
+        return self._add_bias(y.reshape(b, 2 * h, 2 * w, out))
 
 
 class GlobalResponseNorm(nnx.Module):

@@ -307,7 +307,7 @@ class Resample(nnx.Module):
     def __init__(self, parts: _Parts, conv: type[FoldingConv] | type[UnfoldingConv]):
         channels = parts.config.block_out_channels
         self.norm = parts.rms_norm(channels)
-        self.conv = conv(channels, **parts.grid)
+        self.conv = conv(channels, channels, **parts.grid)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.conv(self.norm(x))
