@@ -201,7 +201,7 @@ _PRETRAIN: Schema = {
     "checkpoint_every": Field(int, "steps between checkpoints and pictures", 1),
 }
 _ON_PACK: Schema = {
-    "clip": Field(str, "the exported CLIP folder", empty=False),
+    "clip": Field(str, "the exported CLIP, or a pipeline whose text tower to use: a folder", empty=False),
     "pack": Field(int, "distinct examples to encode and train on", 1),
     "text_dropout": Field(float, "probability that a caption is dropped", 0, 1),
     "trained": Field(str, "regular expression: the parameters that train, by their names; empty is all"),

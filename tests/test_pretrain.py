@@ -16,6 +16,7 @@ from styledrop_jax.backbones.base import Settings
 from styledrop_jax.backbones.stable_diffusion import StableDiffusion
 from styledrop_jax.data import corpus
 from styledrop_jax.metrics.clip_scores import ClipScorer
+from styledrop_jax.pretraining import clip
 from styledrop_jax.run import read_json
 
 SIZES = {
@@ -74,6 +75,24 @@ def test_training_goes_on_from_exported_weights(tmp_path):
     old, new = (muse.load_denoiser(p) for p in (init, tmp_path / "on/export/muse"))
     kernels = (m.transformer_layers[0].attn1.to_q.kernel[...] for m in (old, new))
     np.testing.assert_allclose(*kernels, atol=1e-3)
+
+
+def test_training_goes_on_under_the_pipelines_own_text_tower(tmp_path):
+    given = _trained("unet") / "export/sd"
+    assert tiny.styledrop(*_arguments("unet", tmp_path / "on", init=given / "unet", clip=given)) == 0
+    for name in ("text_encoder/model.safetensors", "text_encoder/config.json", "tokenizer/tokenizer.json"):
+        assert (given / name).read_bytes() == (tmp_path / "on/export/sd" / name).read_bytes(), name
+
+
+def test_clip_sees_its_drawings_varied_but_their_sides_as_the_caption_says():
+    image = np.full((64, 64, 3), 255, np.uint8)
+    image[16:48, 16:24] = 0  # a bar on the left
+    for caption, sides in (("a bar", {True, False}), ("a bar on the left", {True})):
+        seen = [clip.varied(image, caption, np.random.default_rng(i)) for i in range(40)]
+        assert {bool(x[:, :32].mean() < x[:, 32:].mean()) for x in seen} == sides
+        assert all(x.shape == image.shape and x.dtype == np.uint8 for x in seen)
+        assert all((x[0] == 255).all() for x in seen), "beyond its edge a picture goes on as it ends"
+        assert len({x.tobytes() for x in seen}) == 40
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,12 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from styledrop_jax import draw, hub, log, pretrained, train, tree
+from styledrop_jax.backbones import stable_diffusion
 from styledrop_jax.backbones.base import Backbone, Settings
 from styledrop_jax.data import corpus, folders, streams
+from styledrop_jax.metrics import clip_scores
 from styledrop_jax.models import clip
-from styledrop_jax.models.tokenizer import save_tokenizer
+from styledrop_jax.models.tokenizer import load_tokenizer, save_tokenizer
 from styledrop_jax.run import guard, write_json
 
 _PROMPTS = (
@@ -205,11 +207,20 @@ def _draws(model: Backbone, settings: Settings) -> np.ndarray:
     return folders.grid(list(np.concatenate(list(chunks))), columns=8, captions=prompts, scale=2)
 
 
+def load_text(folder: Path) -> tuple[clip.ClipText, PreTrainedTokenizerBase]:
+    """The text tower and the tokenizer of an exported CLIP, or of a pipeline's folder."""
+    if (folder / "text_encoder").is_dir():
+        text = stable_diffusion.load_component(folder / "text_encoder", "text_encoder")
+        return text, load_tokenizer(folder / "tokenizer")
+    whole = clip_scores.ClipScorer.load(folder)
+    return whole.model.text, whole.tokenizer
+
+
 def save_text(text: clip.ClipText, tokenizer: PreTrainedTokenizerBase, folder: Path, *, projection: bool) -> None:
     """Writes `text_encoder`, with its projection or without, and `tokenizer` of a pipeline's folder."""
     tensors = pretrained.export(text, clip.RULES, dtype=np.float16)
     if not projection:
-        del tensors["text_projection.weight"]
+        tensors.pop("text_projection.weight", None)
     config = dataclasses.replace(text.config, projection=projection)
     hub.save_component(folder / "text_encoder", config.to_dict(), tensors)
     save_tokenizer(tokenizer, folder / "tokenizer")

@@ -10,7 +10,6 @@ from styledrop_jax import hub, pretrained
 from styledrop_jax.backbones import muse
 from styledrop_jax.backbones.base import Settings
 from styledrop_jax.data import corpus
-from styledrop_jax.metrics import clip_scores
 from styledrop_jax.models import uvit, vqgan
 from styledrop_jax.pretraining import base
 from styledrop_jax.run import write_json
@@ -28,8 +27,7 @@ _PARTS = {
 def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> base.Task:
     """Trains the transformer, from `config.init` if that names a folder of one, on `config.codec` and `config.clip`."""
     codec = muse.load_codec(Path(config.codec))
-    whole = clip_scores.ClipScorer.load(Path(config.clip))
-    text, tokenizer = whole.model.text, whole.tokenizer
+    text, tokenizer = base.load_text(Path(config.clip))
     if config.init:
         denoiser = muse.load_denoiser(Path(config.init))
     else:

@@ -10,7 +10,6 @@ from styledrop_jax import hub, pretrained
 from styledrop_jax.backbones import stable_diffusion
 from styledrop_jax.backbones.base import Settings
 from styledrop_jax.data import corpus
-from styledrop_jax.metrics import clip_scores
 from styledrop_jax.models import unet, vae
 from styledrop_jax.noise import NoiseSchedule
 from styledrop_jax.pretraining import base
@@ -37,8 +36,7 @@ _PARTS = {
 def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> base.Task:
     """Trains the U-Net, from `config.init` if that names a folder of one, on `config.codec` and `config.clip`."""
     codec = stable_diffusion.load_component(Path(config.codec), "vae")
-    whole = clip_scores.ClipScorer.load(Path(config.clip))
-    text, tokenizer = whole.model.text, whole.tokenizer
+    text, tokenizer = base.load_text(Path(config.clip))
     if config.init:
         denoiser = stable_diffusion.load_component(Path(config.init), "unet")
     else:
