@@ -1,12 +1,12 @@
 """Which size of each shipped model a short training makes the best of: three sizes, the same floating-point operations.
 
-    python benchmarks/sizes.py --corpus corpus --workdir runs/sizes [--teraflop 15] [--only vq,clip]
+    python benchmarks/sizes.py --corpus corpus --workdir runs/sizes [--teraflop 8] [--only vq,clip]
 
-Each size is a `styledrop pretrain` of its own from random weights, with its config's settings but the number of steps,
-which XLA's count of a step's operations sets. Judged are the tokenizer and the autoencoder by the mean absolute error
-on held-out concepts, CLIP by its image → text recall among 200 held-out pairs, Muse and the U-Net by the mean loss over
-the last tenth of their steps, on examples mostly not seen before; those two also by the pictures a second that they
-draw. Resumable.
+Each size is a `styledrop pretrain` of its own from random weights, with its config's settings but those of `FIXED` and
+the number of steps, which XLA's count of a step's operations sets. Judged are the tokenizer and the autoencoder by the
+mean absolute error on held-out concepts, CLIP by its image → text recall among 200 held-out pairs, Muse and the U-Net
+by the mean loss over the last tenth of their steps, on examples mostly not seen before; those two also by the pictures
+a second that they draw. Resumable.
 """
 
 import argparse
@@ -38,9 +38,18 @@ SIZES = {
     "vae": ({"width": 4}, {"width": 8}, {"width": 16}),
     "unet": ({"width": 32}, {"width": 48}, {"width": 80}),
 }
-"""The second is what ships."""
+"""The second is what ships; of CLIP, one 128 wide."""
 _SHIPPED = hub.SHIPPED / "emoji64"
 FIXED = {
+    "clip": {
+        "text_layers": 3,
+        "vision_layers": 4,
+        "seen": 1.0,
+        "optimizer": "adam",
+        "learning_rate": 1e-3,
+        "warmup": 50,
+        "precision": "float32",
+    },
     "muse": {"clip": str(_SHIPPED / "clip"), "codec": str(_SHIPPED / "muse" / "vqvae"), "pack": 16000},
     "unet": {"clip": str(_SHIPPED / "clip"), "codec": str(_SHIPPED / "sd" / "vae"), "pack": 16000},
     "vae": {"init": ""},
@@ -52,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True, help="what launch/fetch_corpus.sh made")
     parser.add_argument("--workdir", type=Path, required=True, help="where the runs go")
-    parser.add_argument("--teraflop", type=float, default=15, help="10^12 operations that each size may take")
+    parser.add_argument("--teraflop", type=float, default=8, help="10^12 operations that each size may take")
     parser.add_argument("--only", default="", help="models, with commas; all else")
     flags = parser.parse_args()
     data = corpus.load(flags.corpus)

@@ -216,6 +216,7 @@ _TASKS: Mapping[str, Schema] = {
         "max_length": Field(int, "tokens of a caption", 8),
         "text_layers": Field(int, "of the text tower", 1),
         "vision_layers": Field(int, "of the vision tower", 1),
+        "seen": Field(float, "share of an image's patches that a step looks at: less is faster", 0.05, 1),
         "init": Field(str, "an exported clip folder whose vision to train on, its text tower kept; empty starts anew"),
     },
     "muse": _ON_PACK

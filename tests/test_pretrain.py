@@ -21,7 +21,7 @@ from styledrop_jax.run import read_json
 
 SIZES = {
     "vq": {"width": 4},
-    "clip": {"width": 32, "text_layers": 1, "vision_layers": 1},
+    "clip": {"width": 32, "text_layers": 1, "vision_layers": 1, "seen": 0.5},
     "muse": {"width": 32, "layers": 1, "pack": 8},
     "vae": {"seed": 1, "width": 4},
     "unet": {"width": 16, "pack": 8},

@@ -184,7 +184,7 @@ class ClipConfig:
         return cls(text=TextConfig.vit_l_14(), vision=vision, projection_dim=768)
 
     @classmethod
-    def emoji64(cls, *, vocab_size: int = 3072, width: int = 192, text_layers: int = 3, vision_layers: int = 4) -> Self:
+    def emoji64(cls, *, vocab_size: int = 2048, width: int = 128, text_layers: int = 2, vision_layers: int = 6) -> Self:
         """The shipped model: 64-pixel images in 8-pixel patches, 32 tokens; the last two ids are BOS and EOS."""
         size = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": max(1, width // 32)}
         text = TextConfig(
@@ -366,12 +366,19 @@ class ClipVision(nnx.Module):
         d, p = config.hidden_size, config.projection_dim
         self.visual_projection = Linear(d, p, use_bias=False, kernel_init=_normal(d**-0.5), dtype=dtype, rngs=rngs)
 
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """[b, h, w, 3] in [0, 1], h = w = `image_size` → image features [b, p], not normalised."""
+    def __call__(self, images: jax.Array, kept: jax.Array | None = None) -> jax.Array:
+        """[b, h, w, 3] in [0, 1], h = w = `image_size` → image features [b, p], not normalised.
+
+        Of each image's patches, in reading order, `kept` [b, k] are seen; without it all.
+        """
         size = self.config.image_size
         if images.shape[1:] != (size, size, 3):
             raise ValueError(f"images of shape {images.shape}, expected [b, {size}, {size}, 3]")
-        x = self.vision_model.pre_layrnorm(self.vision_model.embeddings(normalize(images)))
+        x = self.vision_model.embeddings(normalize(images))  # [b, 1 + patches, d]
+        if kept is not None:
+            choice = jax.nn.one_hot(kept, x.shape[1] - 1, dtype=x.dtype)
+            x = jnp.concatenate([x[:, :1], choice @ x[:, 1:]], axis=1)
+        x = self.vision_model.pre_layrnorm(x)
         x = self.vision_model.encoder(x)[-1]
         return self.visual_projection(self.vision_model.post_layernorm(x[:, 0]))
 
@@ -385,9 +392,9 @@ class Clip(nnx.Module):
         self.vision = ClipVision(config.vision, rngs=rngs, dtype=dtype)
         self.logit_scale = nnx.Param(jnp.array(config.logit_scale_init_value))
 
-    def __call__(self, ids: jax.Array, images: jax.Array) -> jax.Array:
-        """ids [n, t], images [b, h, w, 3] in [0, 1] → scaled cosine similarities [b, n], float32."""
-        texts, pictures = unit(self.text(ids).embeds), unit(self.vision(images))
+    def __call__(self, ids: jax.Array, images: jax.Array, kept: jax.Array | None = None) -> jax.Array:
+        """ids [n, t], images [b, h, w, 3] in [0, 1] → scaled cosine similarities [b, n], float32; `kept`: see above."""
+        texts, pictures = unit(self.text(ids).embeds), unit(self.vision(images, kept))
         return jnp.exp(self.logit_scale[...]) * pictures @ texts.T
 
 

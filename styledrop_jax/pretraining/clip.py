@@ -1,5 +1,6 @@
 """CLIP: the judge, and the text tower of the other models."""
 
+import functools
 import re
 from pathlib import Path
 
@@ -19,10 +20,15 @@ from styledrop_jax.models.tokenizer import load_tokenizer, save_tokenizer, token
 from styledrop_jax.pretraining.base import Task, examples, unit
 
 
-def _clip_loss(model: clip.Clip, batch: dict, keys: jax.Array) -> tuple[jax.Array, dict]:
-    """The symmetric contrastive loss (Radford et al., 2103.00020, Fig. 3) of a batch of pictures and captions."""
-    del keys
-    logits = model(batch["ids"], unit(batch["images"]))  # [b, b]
+def _clip_loss(model: clip.Clip, batch: dict, keys: jax.Array, *, seen: float) -> tuple[jax.Array, dict]:
+    """The symmetric contrastive loss (Radford et al., 2103.00020, Fig. 3) of a batch of pictures and captions.
+
+    Of each picture a random share `seen` of the patches is looked at (FLIP, 2212.00794).
+    """
+    patches = (model.config.vision.image_size // model.config.vision.patch_size) ** 2
+    orders = jax.vmap(lambda key: jax.random.permutation(key, patches))(keys)
+    kept = orders[:, : round(seen * patches)] if seen < 1 else None
+    logits = model(batch["ids"], unit(batch["images"]), kept)  # [b, b]
     labels = jnp.arange(logits.shape[0])
     rows = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     columns = optax.softmax_cross_entropy_with_integer_labels(logits.T, labels)
@@ -97,4 +103,5 @@ def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> Task:
 
     seen = nnx.All(nnx.Param, nnx.Not(nnx.PathContains("text")))
     trainable = seen if config.init else nnx.Param
-    return Task(model=model, loss=_clip_loss, batches=batches, picture=picture, export=export, trainable=trainable)
+    loss = functools.partial(_clip_loss, seen=config.seen)
+    return Task(model=model, loss=loss, batches=batches, picture=picture, export=export, trainable=trainable)

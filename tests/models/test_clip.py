@@ -229,6 +229,18 @@ def test_shorter_padding_leaves_the_pooled_features_alone():
         model(jnp.zeros((1, 7), int))
 
 
+def test_vision_may_look_at_some_patches_alone():
+    model, images = _vision(_vision_dict(**VISIONS["gelu"])), _images(24)
+    every = np.tile(np.arange(36), (3, 1))
+    np.testing.assert_allclose(model(images, every), model(images), atol=1e-6)
+    some = every[:, ::2]  # columns 0, 2 and 4 of every row
+    changed = images.copy().reshape(3, 24, 6, 4, 3)
+    changed[:, :, 1::2] = 0
+    seen = model(images, some)
+    np.testing.assert_allclose(model(changed.reshape(images.shape), some[:, ::-1]), seen, atol=1e-6)
+    assert np.abs(seen - model(images)).max() > 1e-3
+
+
 def test_old_config_dicts_win_as_in_transformers():
     values = {
         "text_config": {"eos_token_id": 2, "hidden_size": 32, "num_attention_heads": 4},
