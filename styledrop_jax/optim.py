@@ -35,7 +35,8 @@ def make(
         ema_decay: of the average of the parameters that `averaged` finds in the optimiser's state; 0 keeps none.
     """
     if schedule == "cosine":
-        rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(warmup, 1), max(steps, warmup + 1))
+        rising = max(warmup, 1)
+        rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, rising, max(steps, rising + 1))
     elif warmup:
         rate = optax.linear_schedule(0.0, learning_rate, warmup)
     else:

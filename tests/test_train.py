@@ -301,6 +301,8 @@ def test_schedules_of_the_learning_rate():
     np.testing.assert_allclose(rising, [0, 0.025, 0.05, 0.075, 0.1, 0.1], atol=1e-5)
     _, cosine = sizes(optim.make(0.1, warmup=1, steps=5, schedule="cosine"), params, 6)
     assert cosine[0] == 0 and cosine[1] == pytest.approx(0.1, abs=1e-5) and cosine[5] == pytest.approx(0, abs=1e-6)
+    _, shortest = sizes(optim.make(0.1, steps=1, schedule="cosine"), params, 2)
+    assert shortest == pytest.approx([0, 0.1], abs=1e-5)
     updates, _ = sizes(optim.make(0.1, weight_decay=0.5), zeros, 1)
     np.testing.assert_allclose(updates["w"], -0.05 * np.ones((2, 2)), rtol=1e-5)
     np.testing.assert_array_equal(updates["b"], 0)
