@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from methods import PRESETS, SHOWN, Given, run_method, scores_of, stages, write_given, write_shared
+from methods import PRESETS, SHOWN, Given, first_of_each, run_method, scores_of, stages, write_given, write_shared
 
 from styledrop_jax import hub
 from styledrop_jax.data import corpus, folders
@@ -21,7 +21,6 @@ from styledrop_jax.data.drawings import ARTISTS
 from styledrop_jax.data.prompts import noun
 from styledrop_jax.data.treatments import TREATMENTS
 from styledrop_jax.metrics.clip_scores import ClipScorer
-from styledrop_jax.run import read_jsonl
 
 _KNOWN = itertools.cycle(artist.name for artist in ARTISTS if not artist.held_out)
 _REFERENCES = itertools.cycle(("house", "tree", "car"))
@@ -61,8 +60,7 @@ def main() -> None:
 
 
 def _shown(folder: Path) -> list[np.ndarray]:
-    """Of a folder of drawings, the first of each content of `SHOWN`."""
-    rows = {noun(row["content"]): row for row in reversed(read_jsonl(folder / "scores.jsonl"))}
+    rows = first_of_each(folder)
     return [folders.read_image(folder / rows[noun(content)]["file"]) for content in SHOWN]
 
 

@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="where the runs go")
     parser.add_argument("--out", type=Path, required=True, help="where methods_sd.png or methods_muse.png goes")
     parser.add_argument("--only", default="", help="methods whose config files have these names, with commas; all else")
-    parser.add_argument("--on", choices=("sd", "muse"), default="sd", help="the backbone")
+    parser.add_argument("--on", choices=tuple(PRESETS), default="sd", help="the backbone")
     parser.add_argument("--seeds", type=int, default=2)
     flags = parser.parse_args()
     files = [f"{name}.py" for name in flags.only.split(",") if name]
@@ -288,15 +288,21 @@ def _styo_scores(scorer: ClipScorer, run: Path) -> np.ndarray:
     return np.stack([drawn @ source, style, 1 - others / (len(rows) - 1)], axis=1)
 
 
+def first_of_each(folder: Path) -> dict[str, dict]:
+    """Of a folder of drawings, content → the row of its first."""
+    rows: dict[str, dict] = {}
+    for row in read_jsonl(folder / "scores.jsonl"):
+        rows.setdefault(noun(row["content"]), row)
+    return rows
+
+
 def _sheet(runs: dict[str, list[Path]], path: Path) -> None:
     """A row a method; of each style, first seed, three drawings of its last round."""
     images, captions = [], []
     for name, folders_ in runs.items():
         for run in folders_[: len(STYLES)]:
             stage = stages(run)[-1]
-            rows: dict[str, dict] = {}
-            for row in read_jsonl(run / stage / "scores.jsonl"):
-                rows.setdefault(noun(row["content"]), row)
+            rows = first_of_each(run / stage)
             shown = [rows[noun(content)] for content in SHOWN if noun(content) in rows] or list(rows.values())[:3]
             if name in OF_SOURCES:
                 drawn = read_jsonl(run / stage / "scores.jsonl")[:2]

@@ -50,8 +50,8 @@ FIXED = {
         "warmup": 50,
         "precision": "float32",
     },
-    "muse": {"clip": str(_SHIPPED / "clip"), "codec": str(_SHIPPED / "muse" / "vqvae"), "pack": 16000},
-    "unet": {"clip": str(_SHIPPED / "clip"), "codec": str(_SHIPPED / "sd" / "vae"), "pack": 16000},
+    "muse": {"clip": str(_SHIPPED / "muse"), "codec": str(_SHIPPED / "muse" / "vqvae"), "pack": 16000},
+    "unet": {"clip": str(_SHIPPED / "sd"), "codec": str(_SHIPPED / "sd" / "vae"), "pack": 16000},
     "vae": {"init": ""},
 }
 DRAWING = {"muse": Settings(temperature=2.0, lambda_b=1.0), "unet": Settings(steps=20, lambda_b=2.0)}

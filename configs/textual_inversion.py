@@ -7,7 +7,7 @@ Takes the fields of configs/styledrop.py, and its presets: `emoji64` (default) i
 start as, `norm true` keeps their length.
 
 `emoji64` on two CPU cores: a minute, 1.4 GB. 768 numbers turn colours towards the reference's and leave things as they
-were, with little of the reference's content.
+were.
 """
 
 import runpy

@@ -376,8 +376,7 @@ class ClipVision(nnx.Module):
             raise ValueError(f"images of shape {images.shape}, expected [b, {size}, {size}, 3]")
         x = self.vision_model.embeddings(normalize(images))  # [b, 1 + patches, d]
         if kept is not None:
-            choice = jax.nn.one_hot(kept, x.shape[1] - 1, dtype=x.dtype)
-            x = jnp.concatenate([x[:, :1], choice @ x[:, 1:]], axis=1)
+            x = jnp.concatenate([x[:, :1], jnp.take_along_axis(x[:, 1:], kept[..., None], axis=1)], axis=1)
         x = self.vision_model.pre_layrnorm(x)
         x = self.vision_model.encoder(x)[-1]
         return self.visual_projection(self.vision_model.post_layernorm(x[:, 0]))
@@ -393,7 +392,7 @@ class Clip(nnx.Module):
         self.logit_scale = nnx.Param(jnp.array(config.logit_scale_init_value))
 
     def __call__(self, ids: jax.Array, images: jax.Array, kept: jax.Array | None = None) -> jax.Array:
-        """ids [n, t], images [b, h, w, 3] in [0, 1] → scaled cosine similarities [b, n], float32; `kept`: see above."""
+        """ids [n, t], images [b, h, w, 3] in [0, 1] → scaled cosines [b, n], float32; `kept` as in `ClipVision`."""
         texts, pictures = unit(self.text(ids).embeds), unit(self.vision(images, kept))
         return jnp.exp(self.logit_scale[...]) * pictures @ texts.T
 

@@ -101,7 +101,7 @@ def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> Task:
         hub.save_component(out / "clip", model.config.to_dict(), tensors)
         save_tokenizer(tokenizer, out / "clip")
 
-    seen = nnx.All(nnx.Param, nnx.Not(nnx.PathContains("text")))
-    trainable = seen if config.init else nnx.Param
+    vision = nnx.All(nnx.Param, nnx.Not(nnx.PathContains("text")))
+    trainable = vision if config.init else nnx.Param
     loss = functools.partial(_clip_loss, seen=config.seen)
     return Task(model=model, loss=loss, batches=batches, picture=picture, export=export, trainable=trainable)

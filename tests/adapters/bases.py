@@ -185,7 +185,7 @@ def random(state: Any, *, scale: float = 0.2, seed: int = 0) -> Any:
 @torch.no_grad()
 def reference(name: str, weights: dict[str, np.ndarray]) -> np.ndarray:
     """The reference model's output with these weights, as `with_kernels` gives it."""
-    model = BASES[name].reference().eval()
+    model = BASES[name].reference().train(False)
     model.load_state_dict({key: torch.from_numpy(np.asarray(value)) for key, value in weights.items()})
     inputs = [torch.from_numpy(part) for part in BASES[name].inputs]
     if name == "text":

@@ -111,7 +111,7 @@ def test_the_file_is_the_same_model_in_the_reference(tmp_path):
     assert file[f"{first}.processor.to_k_custom_diffusion.weight"].shape == (12, 10)
     assert all(".attn2.processor.to_" in key for key, tensor in file.items() if tensor.size)
     pretrained.save(tmp_path / "pytorch_custom_diffusion_weights.safetensors", file)
-    model = BASES["unet"].reference().eval()
+    model = BASES["unet"].reference().train(False)
     model.load_state_dict({key: torch.from_numpy(tensor) for key, tensor in tensors("unet").items()})
     pipeline = SimpleNamespace(hf_device_map=None, components={})  # without one the reference reads and does no more
     model.load_attn_procs(tmp_path, weight_name="pytorch_custom_diffusion_weights.safetensors", _pipeline=pipeline)

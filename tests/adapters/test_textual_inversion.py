@@ -79,7 +79,7 @@ _encode = nnx.jit(lambda text, ids: text(ids))
 
 def _reference(eos):
     config = transformers.CLIPTextConfig(**nnx.merge(*_base(eos)).config.to_dict())
-    model = transformers.CLIPTextModelWithProjection(config).eval()
+    model = transformers.CLIPTextModelWithProjection(config).train(False)
     weights = pretrained.export(nnx.merge(*_base(eos)), RULES)
     model.load_state_dict({key: torch.from_numpy(tensor) for key, tensor in weights.items()})
     return model

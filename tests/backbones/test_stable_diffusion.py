@@ -44,7 +44,7 @@ def _noisy(model: torch.nn.Module) -> torch.nn.Module:
     with torch.no_grad():
         for name, param in model.named_parameters():
             param.copy_(torch.randn_like(param) * 0.2 + ("norm" in name and name.endswith("weight")))
-    return model.eval()
+    return model.train(False)
 
 
 def _tower(tokenizer, *, layers: int, hidden_act: str = "quick_gelu") -> CLIPTextModel:

@@ -51,7 +51,7 @@ def _noisy(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     with torch.no_grad():
         for name, param in model.named_parameters():
             param.copy_(torch.randn_like(param) * 0.1 + (("norm" in name) and name.endswith("weight")))
-    return model.eval()
+    return model.train(False)
 
 
 def _load(reference: torch.nn.Module, build, folder):

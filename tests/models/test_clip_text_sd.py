@@ -61,7 +61,7 @@ IDS = np.array([[98, 5, 6, 99, 99, 99, 99, 99], [98, 7, 8, 9, 99, 0, 0, 0], [98,
 def _released(version: str) -> tuple[transformers.CLIPTextModel, dict[str, np.ndarray]]:
     """A small model of random weights and its tensors as released files name them."""
     torch.manual_seed(0)
-    reference = transformers.CLIPTextModel(transformers.CLIPTextConfig(**PUBLIC[version] | SMALL)).eval()
+    reference = transformers.CLIPTextModel(transformers.CLIPTextConfig(**PUBLIC[version] | SMALL)).train(False)
     with torch.no_grad():
         for name, param in reference.named_parameters():
             param.copy_(torch.randn_like(param) * 0.15 + (("norm" in name) and name.endswith("weight")))

@@ -37,7 +37,7 @@ def _reference(name: str) -> transformers.T5EncoderModel:
     with torch.no_grad():
         for path, param in model.named_parameters():
             param.copy_(torch.randn_like(param) * 0.2 + path.endswith("layer_norm.weight"))
-    return model.eval()
+    return model.train(False)
 
 
 def _load(folder) -> T5Encoder:
@@ -110,7 +110,7 @@ def test_buckets_round_as_in_the_reference(buckets, max_distance):
 
 def test_the_encoder_of_a_whole_model_loads(tmp_path):
     torch.manual_seed(0)
-    whole = transformers.T5ForConditionalGeneration(transformers.T5Config(**SMALL, **CONFIGS["v1.1"])).eval()
+    whole = transformers.T5ForConditionalGeneration(transformers.T5Config(**SMALL, **CONFIGS["v1.1"])).train(False)
     whole.save_pretrained(tmp_path)
     _close(_load(tmp_path)(jnp.asarray(IDS)), whole.encoder(torch.from_numpy(IDS)).last_hidden_state)
 

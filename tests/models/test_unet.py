@@ -104,7 +104,7 @@ def _reference(name: str) -> UNet2DConditionModel:
     with torch.no_grad():
         for path, param in model.named_parameters():
             param.copy_(torch.randn_like(param) * 0.2 + ("norm" in path and path.endswith("weight")))
-    return model.eval()
+    return model.train(False)
 
 
 @functools.cache

@@ -82,7 +82,7 @@ def _reference(name: str) -> UVit2DModel:
             param.copy_(
                 torch.randn_like(param) * 0.2 + ("norm" in path and path.endswith("weight") and param.ndim == 1)
             )
-    return model.eval()
+    return model.train(False)
 
 
 def _ours(reference: UVit2DModel, config: Config, dtype=jnp.float32) -> UVit:

@@ -68,7 +68,7 @@ def _reference(name: str) -> AutoencoderKL:
         for path, param in model.named_parameters():
             param.copy_(torch.randn_like(param) * 0.2 + ("norm" in path and path.endswith("weight")))
         (model.quant_conv or model.encoder.conv_out).bias[-1] = 60
-    return model.eval()
+    return model.train(False)
 
 
 def _images() -> np.ndarray:

@@ -71,7 +71,7 @@ def _reference(name: str) -> VQModel:
         for path, param in model.named_parameters():
             param.copy_(torch.randn_like(param) * 0.2 + ("norm" in path and path.endswith("weight")))
         model.quantize.embedding.weight.normal_()
-    return model.eval()
+    return model.train(False)
 
 
 def _images(name: str) -> np.ndarray:
