@@ -12,20 +12,34 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from methods import PRESETS, SHOWN, Given, first_of_each, run_method, scores_of, stages, write_given, write_shared
+from methods import (
+    PRESETS,
+    SHOWN,
+    Given,
+    first_of_each,
+    run_method,
+    scores_of,
+    stages,
+    write_given,
+    write_shared,
+)
 
-from styledrop_jax import hub
-from styledrop_jax.data import corpus, folders
-from styledrop_jax.data.compose import noun_phrase
-from styledrop_jax.data.drawings import ARTISTS
-from styledrop_jax.data.prompts import noun
-from styledrop_jax.data.treatments import TREATMENTS
+from styledrop_jax.emoji import corpus
+from styledrop_jax.emoji.compose import noun_phrase
+from styledrop_jax.emoji.drawings import ARTISTS
+from styledrop_jax.emoji.treatments import TREATMENTS
+from styledrop_jax.io import hub, image_files
+from styledrop_jax.methods.prompts import noun
 from styledrop_jax.metrics.clip_scores import ClipScorer
 
 _KNOWN = itertools.cycle(artist.name for artist in ARTISTS if not artist.held_out)
 _REFERENCES = itertools.cycle(("house", "tree", "car"))
 EVERY = (
-    *((next(_KNOWN), treatment.name, next(_REFERENCES)) for treatment in TREATMENTS if treatment.held_out),
+    *(
+        (next(_KNOWN), treatment.name, next(_REFERENCES))
+        for treatment in TREATMENTS
+        if treatment.held_out
+    ),
     *((artist.name, "plain", next(_REFERENCES)) for artist in ARTISTS if artist.held_out),
 )
 """(artist, treatment, the concept of the reference)."""
@@ -33,10 +47,19 @@ METHODS = ("StyleDrop", "StyleForge")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, required=True, help="what launch/fetch_corpus.sh made")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--corpus", type=Path, required=True, help="what launch/fetch_corpus.sh made"
+    )
     parser.add_argument("--workdir", type=Path, required=True, help="where the runs go")
-    parser.add_argument("--out", type=Path, required=True, help="where every_style_sd.png or every_style_muse.png goes")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="where every_style_sd.png or every_style_muse.png goes",
+    )
     parser.add_argument("--on", choices=tuple(PRESETS), default="sd", help="the backbone")
     flags = parser.parse_args()
     data, scorer = corpus.load(flags.corpus), ClipScorer.load(hub.resolve("emoji64/clip"))
@@ -48,24 +71,31 @@ def main() -> None:
         given = Given(style, noun_phrase(concept), descriptor, 0)
         runs = [run_method(name, given, flags.on) for name in METHODS]
         columns = [runs[0] / "base", *(run / stages(run)[-1] for run in runs), runs[0] / "truth"]
-        rows.append([scores_of(scorer, at.parent, at.name, given.content).mean(axis=0) for at in columns])
-        images += [folders.read_image(style / "reference.png"), *itertools.chain.from_iterable(map(_shown, columns))]
+        rows.append(
+            [scores_of(scorer, at.parent, at.name, given.content).mean(axis=0) for at in columns]
+        )
+        images += [
+            image_files.read_image(style / "reference.png"),
+            *itertools.chain.from_iterable(map(_shown, columns)),
+        ]
         captions += [f"{treatment} {artist}", *(name for name in head[1:] for _ in SHOWN)]
     print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
     for (artist, treatment, _), row in zip(EVERY, rows, strict=True):
         _print_row(f"{treatment}, {artist}", row)
     _print_row(f"mean of {len(rows)}", np.mean(rows, axis=0))
-    sheet = folders.grid(images, columns=len(images) // len(rows), scale=1, captions=captions)
-    folders.write_png(flags.out / f"every_style_{flags.on}.png", sheet)
+    sheet = image_files.grid(images, columns=len(images) // len(rows), scale=1, captions=captions)
+    image_files.write_png(flags.out / f"every_style_{flags.on}.png", sheet)
 
 
 def _shown(folder: Path) -> list[np.ndarray]:
     rows = first_of_each(folder)
-    return [folders.read_image(folder / rows[noun(content)]["file"]) for content in SHOWN]
+    return [image_files.read_image(folder / rows[noun(content)]["file"]) for content in SHOWN]
 
 
 def _print_row(name: str, scores: Iterable[np.ndarray]) -> None:
-    print(f"| {name} | " + " | ".join(" / ".join(f"{x:.2f}" for x in cell) for cell in scores) + " |")
+    print(
+        f"| {name} | " + " | ".join(" / ".join(f"{x:.2f}" for x in cell) for cell in scores) + " |"
+    )
 
 
 if __name__ == "__main__":

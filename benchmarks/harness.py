@@ -81,7 +81,9 @@ class Measured:
     warm_up: float
 
 
-def read_flags(parser: argparse.ArgumentParser, tasks: Mapping[str, Task], *, steps: int) -> argparse.Namespace:
+def read_flags(
+    parser: argparse.ArgumentParser, tasks: Mapping[str, Task], *, steps: int
+) -> argparse.Namespace:
     """Adds the flags of every benchmark to its own, reads them, and lets the environment choose the device.
 
     Args:
@@ -89,20 +91,31 @@ def read_flags(parser: argparse.ArgumentParser, tasks: Mapping[str, Task], *, st
         tasks: what can be measured.
         steps: the default of `--steps`.
     """
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="cpu is float32, gpu bfloat16")
+    parser.add_argument(
+        "--device", choices=("cpu", "gpu"), default="cpu", help="cpu is float32, gpu bfloat16"
+    )
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=steps, help="of decoding an image")
     parser.add_argument("--train-steps", type=int, default=20, help="training steps in one turn")
-    parser.add_argument("--steps-per-call", type=int, default=10, help="training steps in one dispatch of ours")
+    parser.add_argument(
+        "--steps-per-call", type=int, default=10, help="training steps in one dispatch of ours"
+    )
     parser.add_argument("--batches", type=int, default=2, help="batches of images in one turn")
     threads = "threads of torch; on a machine whose cores are hyperthreads, fewer may be faster"
     parser.add_argument("--torch-threads", type=int, default=os.cpu_count(), help=threads)
     parser.add_argument("--repeats", type=int, default=5, help="timed turns of every arm")
     parser.add_argument("--tasks", nargs="+", choices=tuple(tasks), default=list(tasks))
-    parser.add_argument("--peak-tflops", type=float, default=989.0, help="of the GPU; 989: H100 and H200, dense bf16")
+    parser.add_argument(
+        "--peak-tflops",
+        type=float,
+        default=989.0,
+        help="of the GPU; 989: H100 and H200, dense bf16",
+    )
     flags = parser.parse_args()
     if flags.train_steps % flags.steps_per_call:
-        parser.error(f"--train-steps: {flags.train_steps} is not a multiple of --steps-per-call {flags.steps_per_call}")
+        parser.error(
+            f"--train-steps: {flags.train_steps} is not a multiple of --steps-per-call {flags.steps_per_call}"
+        )
     os.environ |= {
         "JAX_PLATFORMS": "cuda" if flags.device == "gpu" else "cpu",
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # several processes share the device, and the peak is to be read
@@ -110,7 +123,9 @@ def read_flags(parser: argparse.ArgumentParser, tasks: Mapping[str, Task], *, st
     return flags
 
 
-def make_job(flags: argparse.Namespace, folder: Path, work: Path, *, pixels: int, copies: int = 1) -> Job:
+def make_job(
+    flags: argparse.Namespace, folder: Path, work: Path, *, pixels: int, copies: int = 1
+) -> Job:
     """The job of a model in `folder`; writes the bundled pictures and takes their prompts.
 
     Args:
@@ -122,13 +137,19 @@ def make_job(flags: argparse.Namespace, folder: Path, work: Path, *, pixels: int
     """
     lines = (ASSETS / "references" / "references.jsonl").read_text(encoding="utf-8").splitlines()
     entries = [json.loads(lines[i % len(lines)]) for i in range(copies * flags.batch_size)]
-    pictures = [Image.open(ASSETS / "references" / entry["image"]).convert("RGB") for entry in entries]
-    np.save(work / "images.npy", np.stack([picture.resize((pixels, pixels)) for picture in pictures]))
+    pictures = [
+        Image.open(ASSETS / "references" / entry["image"]).convert("RGB") for entry in entries
+    ]
+    np.save(
+        work / "images.npy", np.stack([picture.resize((pixels, pixels)) for picture in pictures])
+    )
     return Job(
         folder=folder,
         work=work,
         device=flags.device,
-        prompts=tuple(f"{entry['content']} {entry['descriptor']}" for entry in entries[: flags.batch_size]),
+        prompts=tuple(
+            f"{entry['content']} {entry['descriptor']}" for entry in entries[: flags.batch_size]
+        ),
         steps=flags.steps,
         train_steps=flags.train_steps,
         steps_per_call=flags.steps_per_call,
@@ -140,7 +161,10 @@ def make_job(flags: argparse.Namespace, folder: Path, work: Path, *, pixels: int
 def run(benchmark: Benchmark, job: Job, flags: argparse.Namespace) -> None:
     """Checks, measures, and prints the table; SystemExit when the two sides do not compute the same."""
     if (load := os.getloadavg()[0]) > _QUIET * (os.cpu_count() or 1):
-        print(f"warning: the load average is {load:.1f}: other work falsifies the ratios", file=sys.stderr)
+        print(
+            f"warning: the load average is {load:.1f}: other work falsifies the ratios",
+            file=sys.stderr,
+        )
     check = _compare(benchmark, job)
     found = {task: _measure(benchmark, job, task, repeats=flags.repeats) for task in flags.tasks}
     peak = flags.peak_tflops if flags.device == "gpu" else 0.0
@@ -149,7 +173,16 @@ def run(benchmark: Benchmark, job: Job, flags: argparse.Namespace) -> None:
     print(head)
     print("|" + " --- |" * (head.count("|") - 1))
     for task, arms in found.items():
-        print("\n".join(_rows(benchmark.tasks[task], arms, flops=benchmark.flops(task) if peak else 0.0, tflops=peak)))
+        print(
+            "\n".join(
+                _rows(
+                    benchmark.tasks[task],
+                    arms,
+                    flops=benchmark.flops(task) if peak else 0.0,
+                    tflops=peak,
+                )
+            )
+        )
     print()
     for line in _notes(benchmark, job, found, check=check, load=load, tflops=peak):
         print(f"- {line}")
@@ -210,8 +243,14 @@ def _compare(benchmark: Benchmark, job: Job) -> str:
             pass
     with np.load(job.work / "ours.npz") as ours, np.load(job.work / "reference.npz") as reference:
         found = {name: _difference(name, ours[name], reference[name]) for name in benchmark.limits}
-    line = "Differences in float32: " + ", ".join(f"{name} {value:.1e}" for name, value in found.items()) + "."
-    if not all(value <= benchmark.limits[name] for name, value in found.items()):  # a NaN is no pass either
+    line = (
+        "Differences in float32: "
+        + ", ".join(f"{name} {value:.1e}" for name, value in found.items())
+        + "."
+    )
+    if not all(
+        value <= benchmark.limits[name] for name, value in found.items()
+    ):  # a NaN is no pass either
         raise SystemExit(f"the two sides do not compute the same, so there are no ratios. {line}")
     return line
 
@@ -219,7 +258,9 @@ def _compare(benchmark: Benchmark, job: Job) -> str:
 def _difference(name: str, ours: np.ndarray, reference: np.ndarray) -> float:
     """See `Benchmark.limits`."""
     if ours.shape != reference.shape:
-        raise SystemExit(f"{name}: ours has the shape {ours.shape}, the reference {reference.shape}")
+        raise SystemExit(
+            f"{name}: ours has the shape {ours.shape}, the reference {reference.shape}"
+        )
     if name == "gradient":
         return float(np.linalg.norm(ours - reference) / np.linalg.norm(reference))
     if np.issubdtype(ours.dtype, np.integer):
@@ -263,32 +304,53 @@ def _rows(task: Task, measured: dict[str, Measured], *, flops: float, tflops: fl
         cells = [task.label + (f"; {other}" if other else ""), task.unit, _spread(ours.rates)]
         if theirs:
             ratios = [a / b for a, b in zip(ours.rates, theirs.rates, strict=True)]
-            cells += [_spread(theirs.rates), f"×{_spread(ratios)}", f"{ours.peak:,.0f}", f"{theirs.peak:,.0f}"]
+            cells += [
+                _spread(theirs.rates),
+                f"×{_spread(ratios)}",
+                f"{ours.peak:,.0f}",
+                f"{theirs.peak:,.0f}",
+            ]
             cells += [f"×{ours.peak / theirs.peak:.2f}"]
         else:
             cells += ["–", "–", f"{ours.peak:,.0f}", "–", "–"]
         if tflops:
-            used = [statistics.median(arm.rates) * flops / tflops / 1e12 if arm else None for arm in (ours, theirs)]
+            used = [
+                statistics.median(arm.rates) * flops / tflops / 1e12 if arm else None
+                for arm in (ours, theirs)
+            ]
             cells += ["–" if share is None else f"{share:.1%}" for share in used]
         rows.append("| " + " | ".join(cells) + " |")
     return rows
 
 
 def _notes(
-    benchmark: Benchmark, job: Job, found: dict[str, dict[str, Measured]], *, check: str, load: float, tflops: float
+    benchmark: Benchmark,
+    job: Job,
+    found: dict[str, dict[str, Measured]],
+    *,
+    check: str,
+    load: float,
+    tflops: float,
 ) -> list[str]:
     gpu = job.device == "gpu"
-    precision = "bfloat16 on float32 weights (the reference's pipeline: bfloat16 weights)" if gpu else "float32"
+    precision = (
+        "bfloat16 on float32 weights (the reference's pipeline: bfloat16 weights)"
+        if gpu
+        else "float32"
+    )
     first = next(iter(found.values()))
     memory = "the most that the framework's allocator had in use on the device"
     if not gpu:
         imports = ", ".join(f"{arm} {m.imports:,.0f}" for arm, m in first.items() if arm != CACHED)
         memory = f"peak resident set of the arm's own process, of which after the imports alone: {imports}"
     warm = "; ".join(
-        f"{benchmark.tasks[task].label}: " + ", ".join(f"{arm} {m.warm_up:.1f}" for arm, m in arms.items())
+        f"{benchmark.tasks[task].label}: "
+        + ", ".join(f"{arm} {m.warm_up:.1f}" for arm, m in arms.items())
         for task, arms in found.items()
     )
-    libraries = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "torch", "diffusers", "transformers"))
+    libraries = ", ".join(
+        f"{name} {version(name)}" for name in ("jax", "flax", "torch", "diffusers", "transformers")
+    )
     model = "/".join(job.folder.parts[-2:]) if ASSETS in job.folder.parents else job.folder.name
     lines = [
         f"{model} on the {job.device}, {precision}, batch {job.batch}; {benchmark.setting}; Adam; ours "
@@ -302,5 +364,7 @@ def _notes(
         f"{libraries}.",
     ]
     if tflops:
-        lines.append(f"FLOP utilisation counts the denoiser's operations alone; assumed peak {tflops:g} TFLOP/s.")
+        lines.append(
+            f"FLOP utilisation counts the denoiser's operations alone; assumed peak {tflops:g} TFLOP/s."
+        )
     return lines

@@ -24,18 +24,24 @@ import numpy as np
 from held_out_styles import STYLES, write_style
 from PIL import Image
 
-from styledrop_jax import hub, log
-from styledrop_jax.data import corpus, folders
-from styledrop_jax.data.compose import noun_phrase
-from styledrop_jax.data.prompts import noun
-from styledrop_jax.data.references import write_truth
+from styledrop_jax import log
+from styledrop_jax.emoji import corpus
+from styledrop_jax.emoji.compose import noun_phrase
+from styledrop_jax.emoji.references import write_truth
+from styledrop_jax.io import hub, image_files
+from styledrop_jax.io.files import read_json, read_jsonl, write_json
+from styledrop_jax.methods.prompts import noun
 from styledrop_jax.metrics.clip_scores import ClipScorer, mean_interval
 from styledrop_jax.metrics.distances import kernel_distance, scaled
-from styledrop_jax.run import read_json, read_jsonl, write_json
 
 ANIMALS = ("a bear", "a chick", "a dolphin", "a frog", "a horse face", "a ladybug", "an octopus")
 THINGS = ("a bell", "a boot", "a camera", "a clock", "a donut", "a hammer", "a hat", "a lemon")
-OTHER_STYLES = (("noto", "watercolor"), ("twemoji", "pencil"), ("emojione", "pastel"), ("fxemoji", "comic"))
+OTHER_STYLES = (
+    ("noto", "watercolor"),
+    ("twemoji", "pencil"),
+    ("emojione", "pastel"),
+    ("fxemoji", "comic"),
+)
 SOURCE_ARTISTS = ("emojione", "twemoji")  # of StyO's sources, by seed
 SCENES = (
     "a {subject} on a blue background",
@@ -81,7 +87,10 @@ def _styledrop(given: Given) -> list[str]:
 
 
 def _styleforge(given: Given) -> list[str]:
-    images = f"--config.reference.image={given.style / 'ref'}", f"--config.aux.image={given.shared('aux')}"
+    images = (
+        f"--config.reference.image={given.style / 'ref'}",
+        f"--config.aux.image={given.shared('aux')}",
+    )
     return [*images, "--config.words.identifier=ged"]
 
 
@@ -89,7 +98,10 @@ def _multi(given: Given) -> list[str]:
     return [
         f"--config.component_{i}.{field}={path}"
         for i, name in ((1, "animals"), (2, "things"))
-        for field, path in (("image", given.style / f"ref_{name}"), ("aux.image", given.shared(f"aux_{name}")))
+        for field, path in (
+            ("image", given.style / f"ref_{name}"),
+            ("aux.image", given.shared(f"aux_{name}")),
+        )
     ]
 
 
@@ -100,7 +112,9 @@ def _dreambooth(given: Given) -> list[str]:
 
 def _cut_mix(given: Given) -> list[str]:
     prompts = given.style / "pairs.txt"
-    prompts.write_text("\n".join(PAIRS).format(subject=noun(given.content)) + "\n", encoding="utf-8")
+    prompts.write_text(
+        "\n".join(PAIRS).format(subject=noun(given.content)) + "\n", encoding="utf-8"
+    )
     return [f"--config.reference.image={given.style / 'pair'}", f"--config.prompts={prompts}"]
 
 
@@ -131,17 +145,31 @@ METHODS: dict[str, tuple[str, Callable[[Given], list[str]], tuple[str, ...]]] = 
     "StyO, no control": ("styo.py", _styo, ("--config.source.control=0",)),
 }
 """Name → config, what it is given of a style, and what else differs."""
-OF_SUBJECTS = tuple(name for name in METHODS if "(subject" in name)  # what they draw, no artist has drawn
-OF_SOURCES = tuple(name for name in METHODS if name.startswith("StyO"))  # judged by source and target, not by prompts
+OF_SUBJECTS = tuple(
+    name for name in METHODS if "(subject" in name
+)  # what they draw, no artist has drawn
+OF_SOURCES = tuple(
+    name for name in METHODS if name.startswith("StyO")
+)  # judged by source and target, not by prompts
 OF_DIFFUSION = (*OF_SOURCES, "Cut-Mix-Unmix (subjects)")  # with its control of the attention
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, required=True, help="what launch/fetch_corpus.sh made")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--corpus", type=Path, required=True, help="what launch/fetch_corpus.sh made"
+    )
     parser.add_argument("--workdir", type=Path, required=True, help="where the runs go")
-    parser.add_argument("--out", type=Path, required=True, help="where methods_sd.png or methods_muse.png goes")
-    parser.add_argument("--only", default="", help="methods whose config files have these names, with commas; all else")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="where methods_sd.png or methods_muse.png goes"
+    )
+    parser.add_argument(
+        "--only",
+        default="",
+        help="methods whose config files have these names, with commas; all else",
+    )
     parser.add_argument("--on", choices=tuple(PRESETS), default="sd", help="the backbone")
     parser.add_argument("--seeds", type=int, default=2)
     flags = parser.parse_args()
@@ -157,33 +185,48 @@ def main() -> None:
         style, descriptor = write_given(data, flags.workdir, artist, treatment, concept)
         contents.append(noun_phrase(concept))
         for name in methods:
-            runs[name].append(run_method(name, Given(style, contents[-1], words or descriptor, seed), flags.on))
+            runs[name].append(
+                run_method(name, Given(style, contents[-1], words or descriptor, seed), flags.on)
+            )
     styo = {name: runs.pop(name) for name in OF_SOURCES if name in runs}
     if runs:
         print(
-            "| method | Text ↑ | Style ↑ | leakage ↓ | KID ↓ | trainable | seconds | peak memory |\n" + "|---" * 8 + "|"
+            "| method | Text ↑ | Style ↑ | leakage ↓ | KID ↓ | trainable | seconds | peak memory |\n"
+            + "|---" * 8
+            + "|"
         )
     for name, folders_ in runs.items():
         more = ("base", "truth") if name.startswith("StyleDrop") else ()
         for stage in stages(folders_[0], *more):
-            scores = [scores_of(scorer, run, stage, content) for run, content in zip(folders_, contents, strict=True)]
+            scores = [
+                scores_of(scorer, run, stage, content)
+                for run, content in zip(folders_, contents, strict=True)
+            ]
             distance = "–"
             if name not in OF_SUBJECTS:
                 distance = f"{np.mean([_distance(scorer, run, stage) for run in folders_]):.3f}"
             _print_row(f"{name}, {stage}", scores, folders_, stage, distance)
     if styo:
         print(
-            "\n| method | source ↑ | Style ↑ | diversity ↑ | trainable | seconds | peak memory |\n" + "|---" * 7 + "|"
+            "\n| method | source ↑ | Style ↑ | diversity ↑ | trainable | seconds | peak memory |\n"
+            + "|---" * 7
+            + "|"
         )
     for name, folders_ in styo.items():
         _print_row(name, [_styo_scores(scorer, run) for run in folders_], folders_, "round_1")
     _sheet({**runs, **styo}, flags.out / f"methods_{flags.on}.png")
 
 
-def write_given(data: corpus.Corpus, workdir: Path, artist: str, treatment: str, concept: str) -> tuple[Path, str]:
+def write_given(
+    data: corpus.Corpus, workdir: Path, artist: str, treatment: str, concept: str
+) -> tuple[Path, str]:
     """A style's folder, with all that any method may be given of it, and the corpus's own descriptor."""
     folder, descriptor = write_style(data, workdir, artist, treatment, concept)
-    for name, shown in (("ref", ANIMALS + THINGS), ("ref_animals", ANIMALS), ("ref_things", THINGS)):
+    for name, shown in (
+        ("ref", ANIMALS + THINGS),
+        ("ref_animals", ANIMALS),
+        ("ref_things", THINGS),
+    ):
         write_truth(data, folder / name, artist=artist, treatment=treatment, contents=shown)
     _write_pair(data, folder / "pair", artist, treatment, concept)
     return folder, descriptor
@@ -200,7 +243,9 @@ def run_method(name: str, given: Given, on: str) -> Path:
     return run
 
 
-def _write_pair(data: corpus.Corpus, folder: Path, artist: str, treatment: str, concept: str) -> None:
+def _write_pair(
+    data: corpus.Corpus, folder: Path, artist: str, treatment: str, concept: str
+) -> None:
     """Cut-Mix-Unmix's two subjects, a drawing of each."""
     folder.mkdir(parents=True, exist_ok=True)
     for words in (f"ged {concept}", "aug cat"):
@@ -210,7 +255,11 @@ def _write_pair(data: corpus.Corpus, folder: Path, artist: str, treatment: str, 
 
 def write_shared(data: corpus.Corpus, folder: Path) -> None:
     """Aux images in other styles, StyO's sources, DreamBooth's prompts."""
-    for name, shown in (("aux", ANIMALS + THINGS), ("aux_animals", ANIMALS), ("aux_things", THINGS)):
+    for name, shown in (
+        ("aux", ANIMALS + THINGS),
+        ("aux_animals", ANIMALS),
+        ("aux_things", THINGS),
+    ):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for i, content in enumerate(shown):
             for artist, treatment in OTHER_STYLES[i % 2 :: 2]:
@@ -218,7 +267,9 @@ def write_shared(data: corpus.Corpus, folder: Path) -> None:
                 Image.fromarray(image).save(folder / name / f"{noun(content)} {treatment}.png")
     for artist in SOURCE_ARTISTS:
         for thing in sorted({concept for *_, concept, _ in STYLES}):
-            Image.fromarray(data.true_image(thing, artist, "plain")).save(folder / f"{thing} by {artist}.png")
+            Image.fromarray(data.true_image(thing, artist, "plain")).save(
+                folder / f"{thing} by {artist}.png"
+            )
     (folder / "scenes.txt").write_text("\n".join(SCENES) + "\n", encoding="utf-8")
 
 
@@ -229,7 +280,9 @@ def _run(run: Path, config: str, line: list[str]) -> None:
     log.say(str(run))
     start, fresh = time.monotonic(), not run.exists()
     program = str(Path(sys.executable).with_name("styledrop"))
-    process = subprocess.Popen([program, "personalize", "--config", config, "--workdir", str(run), *line])
+    process = subprocess.Popen(
+        [program, "personalize", "--config", config, "--workdir", str(run), *line]
+    )
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -239,17 +292,26 @@ def _run(run: Path, config: str, line: list[str]) -> None:
 
 
 def stages(run: Path, *more: str) -> list[str]:
-    return [stage for stage in ("round_1", "round_2", *more) if (run / stage / "scores.jsonl").exists()]
+    return [
+        stage for stage in ("round_1", "round_2", *more) if (run / stage / "scores.jsonl").exists()
+    ]
 
 
-def _print_row(name: str, scores: Sequence[np.ndarray], runs: Sequence[Path], stage: str, *more: str) -> None:
+def _print_row(
+    name: str, scores: Sequence[np.ndarray], runs: Sequence[Path], stage: str, *more: str
+) -> None:
     together = np.concatenate(scores)
-    cells = ["{:.3f} [{:.3f}, {:.3f}]".format(*mean_interval(together[:, i])) for i in range(3)] + list(more)
+    cells = [
+        "{:.3f} [{:.3f}, {:.3f}]".format(*mean_interval(together[:, i])) for i in range(3)
+    ] + list(more)
     manifests = [read_json(run / "manifest.json")["rounds"].get(stage, {}) for run in runs]
     costs = [read_json(run / "cost.json") for run in runs]
     if manifests[0]:
         cells.append(f"{manifests[0]['trainable']:,}")
-        training, whole = min(m["training_seconds"] for m in manifests), min(c["seconds"] or np.inf for c in costs)
+        training, whole = (
+            min(m["training_seconds"] for m in manifests),
+            min(c["seconds"] or np.inf for c in costs),
+        )
         cells.append(f"{training:.0f} of {whole:.0f}")
         cells.append(f"{np.median([c['peak_mib'] for c in costs]):.0f} MiB")
     print(f"| {name} | " + " | ".join(cells + ["–"] * (6 + len(more) - len(cells))) + " |")
@@ -258,10 +320,16 @@ def _print_row(name: str, scores: Sequence[np.ndarray], runs: Sequence[Path], st
 def scores_of(scorer: ClipScorer, run: Path, stage: str, reference: str) -> np.ndarray:
     """Means over each prompt's images, [prompts, 3]: cosine with the prompt without words of style, with the reference
     image, and with the words of the reference's content."""
-    rows = [row for row in read_jsonl(run / stage / "scores.jsonl") if noun(row["content"]) != noun(reference)]
+    rows = [
+        row
+        for row in read_jsonl(run / stage / "scores.jsonl")
+        if noun(row["content"]) != noun(reference)
+    ]
     features = _features(scorer, [run / stage / row["file"] for row in rows])
     plain = [row["content"].replace("{subject}", noun(reference)) for row in rows]
-    text = (features * scorer.text_features([noun_phrase(noun(words)) for words in plain])).sum(axis=1)
+    text = (features * scorer.text_features([noun_phrase(noun(words)) for words in plain])).sum(
+        axis=1
+    )
     leakage = features @ scorer.text_features([reference])[0]
     scores = np.stack([text, [row["scores"]["clip_style"] for row in rows], leakage], axis=1)
     prompts = np.array([row["prompt"] for row in rows])
@@ -269,12 +337,17 @@ def scores_of(scorer: ClipScorer, run: Path, stage: str, reference: str) -> np.n
 
 
 def _features(scorer: ClipScorer, files: Sequence[Path]) -> np.ndarray:
-    return scorer.image_features(np.stack([folders.read_image(file) for file in files]).astype(np.float32) / 255)
+    return scorer.image_features(
+        np.stack([image_files.read_image(file) for file in files]).astype(np.float32) / 255
+    )
 
 
 def _distance(scorer: ClipScorer, run: Path, stage: str) -> float:
     """KID to the true drawings."""
-    files = ([run / name / row["file"] for row in read_jsonl(run / name / "scores.jsonl")] for name in (stage, "truth"))
+    files = (
+        [run / name / row["file"] for row in read_jsonl(run / name / "scores.jsonl")]
+        for name in (stage, "truth")
+    )
     return kernel_distance(*(scaled(_features(scorer, each)) for each in files))
 
 
@@ -303,13 +376,20 @@ def _sheet(runs: dict[str, list[Path]], path: Path) -> None:
         for run in folders_[: len(STYLES)]:
             stage = stages(run)[-1]
             rows = first_of_each(run / stage)
-            shown = [rows[noun(content)] for content in SHOWN if noun(content) in rows] or list(rows.values())[:3]
+            shown = [rows[noun(content)] for content in SHOWN if noun(content) in rows] or list(
+                rows.values()
+            )[:3]
             if name in OF_SOURCES:
                 drawn = read_jsonl(run / stage / "scores.jsonl")[:2]
-                shown = [{"file": f"../{SOURCE}", "content": "source"}, *({**row, "content": "drawn"} for row in drawn)]
-            images += [folders.read_image(run / stage / row["file"]) for row in shown]
+                shown = [
+                    {"file": f"../{SOURCE}", "content": "source"},
+                    *({**row, "content": "drawn"} for row in drawn),
+                ]
+            images += [image_files.read_image(run / stage / row["file"]) for row in shown]
             captions += [noun(row["content"]) for row in shown]
-    folders.write_png(path, folders.grid(images, columns=len(images) // len(runs), scale=1, captions=captions))
+    image_files.write_png(
+        path, image_files.grid(images, columns=len(images) // len(runs), scale=1, captions=captions)
+    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,18 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
-from harness import ASSETS, CACHED, CHECKED, Benchmark, Side, Task, make_job, process, read_flags, run
+from harness import (
+    ASSETS,
+    CACHED,
+    CHECKED,
+    Benchmark,
+    Side,
+    Task,
+    make_job,
+    process,
+    read_flags,
+    run,
+)
 from sides.job import RANK, Job
 
 _RANDOM = ("tiny", "amused-256", "amused-512")
@@ -38,7 +49,9 @@ _REFERENCE = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     model = "emoji64 (ships with the package); amused-256, amused-512, tiny (random weights); or a diffusers folder"
     parser.add_argument("--model", default="emoji64", help=model)
     flags = read_flags(parser, _TASKS, steps=12)
@@ -59,7 +72,11 @@ def _side(arm: str) -> Side:
     if arm == "ours":
         from sides import jax_loops, muse_ours
 
-        return Side(functools.partial(muse_ours.prepare, guidance=_GUIDANCE), muse_ours.check, jax_loops.peak)
+        return Side(
+            functools.partial(muse_ours.prepare, guidance=_GUIDANCE),
+            muse_ours.check,
+            jax_loops.peak,
+        )
     from sides import muse_reference, torch_loops
 
     prepare = functools.partial(muse_reference.prepare, cached=arm == CACHED, guidance=_GUIDANCE)
@@ -82,17 +99,22 @@ def _job(flags: argparse.Namespace, work: Path) -> tuple[Job, dict]:
     folder = shipped if shipped.is_dir() else Path(flags.model).expanduser()
     if not folder.is_dir():
         if flags.model not in _RANDOM:
-            raise SystemExit(f"--model {flags.model}: no such folder, and not one of emoji64, {', '.join(_RANDOM)}")
+            raise SystemExit(
+                f"--model {flags.model}: no such folder, and not one of emoji64, {', '.join(_RANDOM)}"
+            )
         folder = work / flags.model
         with process(_write_random, folder, flags.model):
             pass
     config, text, codec = (
-        json.loads((folder / part / "config.json").read_text()) for part in ("transformer", "text_encoder", "vqvae")
+        json.loads((folder / part / "config.json").read_text())
+        for part in ("transformer", "text_encoder", "vqvae")
     )
     side = config["sample_size"]
     job = make_job(flags, folder, work, pixels=side * 2 ** (len(codec["block_out_channels"]) - 1))
     rng, shape = np.random.default_rng(0), (min(CHECKED, job.batch), side, side)
-    half = np.arange(side * side) < side * side // 2  # the same count in each: both means are then one
+    half = (
+        np.arange(side * side) < side * side // 2
+    )  # the same count in each: both means are then one
     mask = np.stack([rng.permutation(half) for _ in range(shape[0])]).reshape(shape)
     np.savez(work / "check.npz", tokens=rng.integers(0, config["codebook_size"], shape), mask=mask)
     return job, config | {"text_length": text["max_position_embeddings"]}
@@ -104,7 +126,12 @@ def _flops(config: dict, job: Job, task: str) -> float:
     A training step of the adapter is a forward, and the gradients of activations, not of weights, from the first
     layer on; one of the whole transformer is three forwards.
     """
-    d, c, e, t = config["hidden_size"], config["block_out_channels"], config["in_channels"], config["text_length"]
+    d, c, e, t = (
+        config["hidden_size"],
+        config["block_out_channels"],
+        config["in_channels"],
+        config["text_length"],
+    )
     layers, blocks = config["num_hidden_layers"], config["num_res_blocks"]
     n = config["sample_size"] ** 2
     m = n // 4 if config["downsample"] else n

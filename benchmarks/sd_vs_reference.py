@@ -28,8 +28,18 @@ _TASKS = {
     "lora": Task("DreamBooth, LoRA", "steps/s", ("reference", CACHED)),
     "sample": Task("sampling, DDIM, guided (2 branches)", "images/s", ("reference",)),
 }
-_FORWARDS = {"full": 3, "lora": 2}  # a training step's worth: LoRA's needs the gradients of activations, not of weights
-_LIMITS = {"output": 1e-4, "loss": 1e-5, "gradient": 1e-3, "text": 1e-4, "latents": 1e-3, "images": 1e-3}
+_FORWARDS = {
+    "full": 3,
+    "lora": 2,
+}  # a training step's worth: LoRA's needs the gradients of activations, not of weights
+_LIMITS = {
+    "output": 1e-4,
+    "loss": 1e-5,
+    "gradient": 1e-3,
+    "text": 1e-4,
+    "latents": 1e-3,
+    "images": 1e-3,
+}
 _REFERENCE = (
     "The reference trainers, train_dreambooth.py and train_dreambooth_lora.py, need accelerate, torchvision and peft, "
     "so their modules run in the same loop here, with images and token ids already in memory, and without gradient "
@@ -39,11 +49,16 @@ _REFERENCE = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument("--weights", type=Path, help="a diffusers folder")
     weights.add_argument(
-        "--random", choices=_RANDOM, default="emoji64", help="random weights of that size (default emoji64)"
+        "--random",
+        choices=_RANDOM,
+        default="emoji64",
+        help="random weights of that size (default emoji64)",
     )
     flags = read_flags(parser, _TASKS, steps=20)
     with tempfile.TemporaryDirectory() as work:
@@ -94,13 +109,17 @@ def _job(flags: argparse.Namespace, work: Path) -> Job:
         with process(_write_random, folder, flags.random):
             pass
     if not (folder / "unet").is_dir():
-        raise SystemExit(f"--weights {folder}: no diffusers folder of a Stable Diffusion; expected one, or --random")
+        raise SystemExit(
+            f"--weights {folder}: no diffusers folder of a Stable Diffusion; expected one, or --random"
+        )
     denoiser, codec, schedule = (
         json.loads((folder / name).read_text())
         for name in ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
     )
     side, channels = denoiser["sample_size"], denoiser["in_channels"]
-    job = make_job(flags, folder, work, pixels=side * 2 ** (len(codec["block_out_channels"]) - 1), copies=2)
+    job = make_job(
+        flags, folder, work, pixels=side * 2 ** (len(codec["block_out_channels"]) - 1), copies=2
+    )
     rng, count = np.random.default_rng(0), 2 * min(CHECKED, job.batch)
     np.savez(
         work / "check.npz",

@@ -10,15 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from styledrop_jax import draw, hub
-from styledrop_jax.backbones.base import Backbone, Settings
-from styledrop_jax.backbones.load import load
-from styledrop_jax.data import corpus, folders
-from styledrop_jax.data.compose import descriptor, noun_phrase
-from styledrop_jax.data.drawings import ARTISTS
-from styledrop_jax.data.prompts import POOL, noun
+from styledrop_jax import guidance
+from styledrop_jax.emoji import corpus
+from styledrop_jax.emoji.compose import descriptor, noun_phrase
+from styledrop_jax.emoji.drawings import ARTISTS
+from styledrop_jax.io import hub, image_files
+from styledrop_jax.methods.prompts import POOL, noun
 from styledrop_jax.metrics.clip_scores import ClipScorer, mean_interval, recall
 from styledrop_jax.metrics.distances import frechet_distance, kernel_distance, scaled
+from styledrop_jax.pipelines.base import Backbone, Settings
+from styledrop_jax.pipelines.load import load
 
 PROMPTS = (
     *POOL[:12],
@@ -85,8 +86,12 @@ MODELS = {"muse": Settings(temperature=2.0, lambda_b=1.0), "sd": Settings(steps=
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, required=True, help="what launch/fetch_corpus.sh made")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--corpus", type=Path, required=True, help="what launch/fetch_corpus.sh made"
+    )
     parser.add_argument("--out", type=Path, required=True, help="where the pictures go")
     flags = parser.parse_args()
     data, scorer = corpus.load(flags.corpus), ClipScorer.load(hub.resolve("emoji64/clip"))
@@ -99,18 +104,30 @@ def main() -> None:
     _unseen(models, scorer, flags.out)
 
 
-def _reconstruction(data: corpus.Corpus, models: dict[str, Backbone], scorer: ClipScorer, out: Path) -> None:
+def _reconstruction(
+    data: corpus.Corpus, models: dict[str, Backbone], scorer: ClipScorer, out: Path
+) -> None:
     images = data.held_out_images(376)
     tokens, posterior = (models[name].encode_images(images) for name in ("muse", "sd"))
-    decoded = {"muse": models["muse"].decode_tokens(tokens), "sd": models["sd"].decode_latents(posterior.mode(), 16)}
+    decoded = {
+        "muse": models["muse"].decode_tokens(tokens),
+        "sd": models["sd"].decode_latents(posterior.mode(), 16),
+    }
     for name, again in decoded.items():
         error = np.abs(again - images / 255).mean(axis=(1, 2, 3))
         seen = 1 - (scorer.image_features(again) * scorer.image_features(images / 255)).sum(axis=1)
-        for figure, values in (("mean absolute error", error), ("cosine distance in CLIP features", seen)):
+        for figure, values in (
+            ("mean absolute error", error),
+            ("cosine distance in CLIP features", seen),
+        ):
             interval = "{:.4f} [{:.4f}, {:.4f}]".format(*mean_interval(values))
             print(f"codec of {name}, {figure} on held-out concepts: {interval}")
-    triples = [picture for i in range(24) for picture in (images[i] / 255, decoded["muse"][i], decoded["sd"][i])]
-    folders.write_png(out / "reconstruction.png", folders.grid(triples, columns=18))
+    triples = [
+        picture
+        for i in range(24)
+        for picture in (images[i] / 255, decoded["muse"][i], decoded["sd"][i])
+    ]
+    image_files.write_png(out / "reconstruction.png", image_files.grid(triples, columns=18))
 
 
 def _print_recall(data: corpus.Corpus, scorer: ClipScorer) -> None:
@@ -118,7 +135,10 @@ def _print_recall(data: corpus.Corpus, scorer: ClipScorer) -> None:
     pairs = {"held-out pairs": data.held_out_pairs(200)}
     for artist in (artist for artist in ARTISTS if artist.held_out):
         images = np.stack([data.true_image(concept, artist.name) for concept in core])
-        pairs[artist.name] = images, [f"{noun_phrase(concept)} {descriptor(artist, None)}" for concept in core]
+        pairs[artist.name] = (
+            images,
+            [f"{noun_phrase(concept)} {descriptor(artist, None)}" for concept in core],
+        )
     for name, (images, captions) in pairs.items():
         similarity = scorer.image_features(images / 255) @ scorer.text_features(captions).T
         at = ", ".join(f"recall@{k} {recall(similarity, k):.1%}" for k in (1, 5))
@@ -126,26 +146,37 @@ def _print_recall(data: corpus.Corpus, scorer: ClipScorer) -> None:
 
 
 def _drawn(kind: str, model: Backbone, prompts: Sequence[str]) -> np.ndarray:
-    branches = draw.base_branches(model, prompts, MODELS[kind])
-    return np.concatenate(list(draw.draw(branches, range(len(prompts)), settings=MODELS[kind], batch_size=16)))
+    branches = guidance.base_branches(model, prompts, MODELS[kind])
+    return np.concatenate(
+        list(guidance.draw(branches, range(len(prompts)), settings=MODELS[kind], batch_size=16))
+    )
 
 
 def _distances(data: corpus.Corpus, models: dict[str, Backbone], scorer: ClipScorer) -> None:
     """FID and KID to the pool's true drawings by the artists of training, as many of each content."""
-    artists = {held: [artist.name for artist in ARTISTS if artist.held_out == held] for held in (False, True)}
+    artists = {
+        held: [artist.name for artist in ARTISTS if artist.held_out == held]
+        for held in (False, True)
+    }
 
     def true(held_out: bool) -> np.ndarray:
         pairs = itertools.product(POOL, artists[held_out])
-        images = np.stack([data.true_image(noun(content), artist) for content, artist in pairs]) / 255
+        images = (
+            np.stack([data.true_image(noun(content), artist) for content, artist in pairs]) / 255
+        )
         return scaled(scorer.image_features(images))
 
     known, contents = true(False), [content for content in POOL for _ in artists[False]]
     for kind, model in models.items():
         drawn = scaled(scorer.image_features(_drawn(kind, model, contents)))
         fid, kid = frechet_distance(drawn, known), kernel_distance(drawn, known)
-        print(f"{kind}, {len(drawn)} drawings against {len(known)} true ones: FID {fid:.2f}, KID {kid:.4f}")
+        print(
+            f"{kind}, {len(drawn)} drawings against {len(known)} true ones: FID {fid:.2f}, KID {kid:.4f}"
+        )
     other = true(True)
-    print(f"true drawings by held-out artists, {len(other)}, against the same: KID {kernel_distance(other, known):.4f}")
+    print(
+        f"true drawings by held-out artists, {len(other)}, against the same: KID {kernel_distance(other, known):.4f}"
+    )
 
 
 def _unseen(models: dict[str, Backbone], scorer: ClipScorer, out: Path) -> None:
@@ -153,22 +184,44 @@ def _unseen(models: dict[str, Backbone], scorer: ClipScorer, out: Path) -> None:
     prompts = [prompt for group in UNSEEN.values() for prompt in group]
     repeated = [prompt for prompt in prompts for _ in range(4)]
     images = {kind: _drawn(kind, model, repeated) for kind, model in models.items()}
-    scores = {kind: scorer.text_score(drawn, repeated).reshape(-1, 4).mean(axis=1) for kind, drawn in images.items()}
-    print("| prompt | " + " | ".join(f"{kind}, Text" for kind in models) + " |\n" + "|---" * (1 + len(models)) + "|")
+    scores = {
+        kind: scorer.text_score(drawn, repeated).reshape(-1, 4).mean(axis=1)
+        for kind, drawn in images.items()
+    }
+    print(
+        "| prompt | "
+        + " | ".join(f"{kind}, Text" for kind in models)
+        + " |\n"
+        + "|---" * (1 + len(models))
+        + "|"
+    )
     for name, group in UNSEEN.items():
         rows = [prompts.index(prompt) for prompt in group]
         for label, at in ((f"**{name}**", rows), *((prompts[i], [i]) for i in rows)):
-            print(f"| {label} | " + " | ".join(f"{scores[kind][at].mean():.3f}" for kind in models) + " |")
-    pictures = [images[kind][4 * i + j] for i in range(len(prompts)) for kind in models for j in range(2)]
+            print(
+                f"| {label} | "
+                + " | ".join(f"{scores[kind][at].mean():.3f}" for kind in models)
+                + " |"
+            )
+    pictures = [
+        images[kind][4 * i + j] for i in range(len(prompts)) for kind in models for j in range(2)
+    ]
     captions = [f"{kind}: {prompt}" for prompt in prompts for kind in models for _ in range(2)]
-    folders.write_png(out / "prompts.png", folders.grid(pictures, columns=8, scale=1, captions=captions))
+    image_files.write_png(
+        out / "prompts.png", image_files.grid(pictures, columns=8, scale=1, captions=captions)
+    )
 
 
-def _drawings(data: corpus.Corpus, kind: str, model: Backbone, scorer: ClipScorer, out: Path) -> None:
+def _drawings(
+    data: corpus.Corpus, kind: str, model: Backbone, scorer: ClipScorer, out: Path
+) -> None:
     contents = [content for content in POOL for _ in range(4)]
     truth = np.stack([data.true_image(noun(content)) for content in POOL]) / 255
     texts = scorer.text_features(POOL)
-    for name, images, own in (("drawn", _drawn(kind, model, contents), contents), ("true", truth, POOL)):
+    for name, images, own in (
+        ("drawn", _drawn(kind, model, contents), contents),
+        ("true", truth, POOL),
+    ):
         nearest = (scorer.image_features(images) @ texts.T).argmax(axis=1)
         share = np.mean([POOL[best] == content for best, content in zip(nearest, own, strict=True)])
         print(
@@ -180,8 +233,8 @@ def _drawings(data: corpus.Corpus, kind: str, model: Backbone, scorer: ClipScore
         label = next(noun(c) for c in POOL if noun(c) in prompt)
         pictures += [data.true_image(label) / 255, *images]
         captions += [f"true {label}", *[prompt] * 4]
-    sheet = folders.grid(pictures, columns=10, scale=2, captions=captions)
-    folders.write_png(out / f"{kind}.png", sheet)
+    sheet = image_files.grid(pictures, columns=10, scale=2, captions=captions)
+    image_files.write_png(out / f"{kind}.png", sheet)
 
 
 if __name__ == "__main__":

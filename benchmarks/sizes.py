@@ -21,15 +21,17 @@ from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
 from styledrop_jax import config as schema
-from styledrop_jax import draw, hub, log, train
-from styledrop_jax.backbones import muse, stable_diffusion
-from styledrop_jax.backbones.base import Settings
-from styledrop_jax.backbones.load import load
-from styledrop_jax.data import corpus
-from styledrop_jax.data.prompts import POOL
+from styledrop_jax import guidance, log
+from styledrop_jax.emoji import corpus
+from styledrop_jax.emoji.pretrain import TASKS, pretrain
+from styledrop_jax.emoji.tasks.base import Task
+from styledrop_jax.io import hub
+from styledrop_jax.methods.prompts import POOL
 from styledrop_jax.metrics.clip_scores import ClipScorer, recall
-from styledrop_jax.pretrain import TASKS, pretrain
-from styledrop_jax.pretraining.base import Task
+from styledrop_jax.pipelines import muse, stable_diffusion
+from styledrop_jax.pipelines.base import Settings
+from styledrop_jax.pipelines.load import load
+from styledrop_jax.training import loop
 
 SIZES = {
     "vq": ({"width": 4}, {"width": 8}, {"width": 16}),
@@ -50,18 +52,31 @@ FIXED = {
         "warmup": 50,
         "precision": "float32",
     },
-    "muse": {"clip": str(_SHIPPED / "muse"), "codec": str(_SHIPPED / "muse" / "vqvae"), "pack": 16000},
+    "muse": {
+        "clip": str(_SHIPPED / "muse"),
+        "codec": str(_SHIPPED / "muse" / "vqvae"),
+        "pack": 16000,
+    },
     "unet": {"clip": str(_SHIPPED / "sd"), "codec": str(_SHIPPED / "sd" / "vae"), "pack": 16000},
     "vae": {"init": ""},
 }
-DRAWING = {"muse": Settings(temperature=2.0, lambda_b=1.0), "unet": Settings(steps=20, lambda_b=2.0)}
+DRAWING = {
+    "muse": Settings(temperature=2.0, lambda_b=1.0),
+    "unet": Settings(steps=20, lambda_b=2.0),
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, required=True, help="what launch/fetch_corpus.sh made")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--corpus", type=Path, required=True, help="what launch/fetch_corpus.sh made"
+    )
     parser.add_argument("--workdir", type=Path, required=True, help="where the runs go")
-    parser.add_argument("--teraflop", type=float, default=8, help="10^12 operations that each size may take")
+    parser.add_argument(
+        "--teraflop", type=float, default=8, help="10^12 operations that each size may take"
+    )
     parser.add_argument("--only", default="", help="models, with commas; all else")
     flags = parser.parse_args()
     data = corpus.load(flags.corpus)
@@ -71,14 +86,22 @@ def main() -> None:
             words = ", ".join(f"{field} {value}" for field, value in size.items())
             log.say(f"{name}, {words}")
             rows.append(f"| {name} | {words} | " + " | ".join(_row(name, size, data, flags)) + " |")
-    print("| model | size | parameters | Mflop an example | examples | judged | pictures/s |\n" + "|---" * 7 + "|")
+    print(
+        "| model | size | parameters | Mflop an example | examples | judged | pictures/s |\n"
+        + "|---" * 7
+        + "|"
+    )
     print("\n".join(rows))
 
 
-def _row(name: str, size: dict[str, int], data: corpus.Corpus, flags: argparse.Namespace) -> list[str]:
+def _row(
+    name: str, size: dict[str, int], data: corpus.Corpus, flags: argparse.Namespace
+) -> list[str]:
     folder = flags.workdir / "-".join([name, *map(str, size.values())])
     settings = FIXED.get(name, {}) | size | {"corpus": str(flags.corpus)}
-    words = [word for field, value in settings.items() for word in (f"--config.{field}", str(value))]
+    words = [
+        word for field, value in settings.items() for word in (f"--config.{field}", str(value))
+    ]
     argv = ["--config", f"configs/pretrain_{name}.py", *words]
     config, _ = schema.parse(argv, schema=schema.pretrain_schema)
     pack, shared = folder / "pack.npz", flags.workdir / f"{name}.npz"
@@ -92,16 +115,24 @@ def _row(name: str, size: dict[str, int], data: corpus.Corpus, flags: argparse.N
     steps = max(1, round(flags.teraflop * 1e12 / cost))
     config, _ = schema.parse([*argv, "--config.steps", str(steps)], schema=schema.pretrain_schema)
     pretrain(config, folder)
-    weights = {"muse": "muse/transformer", "unet": "sd/unet"}.get(name, {"vq": "vqvae"}.get(name, name))
+    weights = {"muse": "muse/transformer", "unet": "sd/unet"}.get(
+        name, {"vq": "vqvae"}.get(name, name)
+    )
     (file,) = (folder / "export" / weights).glob("*.safetensors")
     parameters = sum(tensor.size for tensor in load_file(file).values())
     judged, rate = _judge(name, folder, data)
-    return [f"{parameters:,}", f"{cost / config.batch_size / 1e6:.0f}", f"{steps * config.batch_size:,}", judged, rate]
+    return [
+        f"{parameters:,}",
+        f"{cost / config.batch_size / 1e6:.0f}",
+        f"{steps * config.batch_size:,}",
+        judged,
+        rate,
+    ]
 
 
 def _flops(task: Task, config: ConfigDict) -> float:
     """Floating-point operations of a step: loss and gradient."""
-    graphdef, params, frozen = train.split(task.model, task.trainable)
+    graphdef, params, frozen = loop.split(task.model, task.trainable)
     batch = jax.tree.map(lambda x: x[0], task.batches(0, 1))
     keys = jax.random.split(jax.random.key(0), config.batch_size)
 
@@ -138,8 +169,8 @@ def _rate(name: str, export: Path) -> float:
     seconds = []
     for _ in range(3):
         start = time.monotonic()
-        branches = draw.base_branches(model, POOL, DRAWING[name])
-        list(draw.draw(branches, range(len(POOL)), settings=DRAWING[name], batch_size=15))
+        branches = guidance.base_branches(model, POOL, DRAWING[name])
+        list(guidance.draw(branches, range(len(POOL)), settings=DRAWING[name], batch_size=15))
         seconds.append(time.monotonic() - start)
     return len(POOL) / min(seconds)
 

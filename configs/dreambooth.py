@@ -27,6 +27,8 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
     config.rounds = 1
     config.prior = ConfigDict({"image": "", "weight": 1.0, "generate": 32 if small else 200})
     config.round_1.adapter.kind = "full"
-    config.round_1.train.update(steps=150 if small else 1000, learning_rate=2e-4 if small else 5e-6, batch_size=4)
+    config.round_1.train.update(
+        steps=150 if small else 1000, learning_rate=2e-4 if small else 5e-6, batch_size=4
+    )
     config.round_1.sample.update(guidance="classifier_free")
     return config

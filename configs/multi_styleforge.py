@@ -25,5 +25,7 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
     del config.reference, config.aux
     for number, identifier in enumerate(("sks", "aug"), start=1):
         aux = {"image": "", "weight": 1.0, "generate": 0}
-        config[f"component_{number}"] = ConfigDict({"image": "", "identifier": identifier, "aux": aux})
+        config[f"component_{number}"] = ConfigDict(
+            {"image": "", "identifier": identifier, "aux": aux}
+        )
     return config

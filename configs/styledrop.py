@@ -47,7 +47,9 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
     config.dtype = "float32" if small else "bfloat16"
     config.seed = 0
     # Words that are empty come with the bundled image; an image of your own needs both.
-    config.reference = ConfigDict({"image": "bundled:house-papercut", "content": "", "descriptor": ""})
+    config.reference = ConfigDict(
+        {"image": "bundled:house-papercut", "content": "", "descriptor": ""}
+    )
     config.words = ConfigDict({"identifier": "", "noun": ""})
     config.prompts = ""
     config.truth = ""
@@ -55,12 +57,16 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
     config.round_1 = _round(small)
     config.round_2 = _round(small)
     config.round_2.adapter.update(rank=16 if small else 32, shared=False)
-    config.round_2.sample.images_per_prompt = 4 if small else 8  # to be looked at; no later round chooses among them
+    config.round_2.sample.images_per_prompt = (
+        4 if small else 8
+    )  # to be looked at; no later round chooses among them
     if preset == "emoji64":
         for settings in (config.round_1, config.round_2):
             settings.train.update(steps=250, learning_rate=1e-3)
             settings.sample.update(images_per_prompt=2, steps=20, lambda_b=2.0)
-    elif preset.startswith("sd"):  # not the paper's: guidance scale 7.5, and far fewer drawings, which take longer
+    elif preset.startswith(
+        "sd"
+    ):  # not the paper's: guidance scale 7.5, and far fewer drawings, which take longer
         for settings in (config.round_1, config.round_2):
             settings.sample.update(images_per_prompt=8, batch_size=4, steps=30, lambda_b=6.5)
     return config

@@ -26,6 +26,8 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
     config.rounds = 1
     config.aux = ConfigDict({"image": "", "weight": 1.0, "generate": 0})
     config.round_1.adapter.kind = "full"
-    config.round_1.train.update(steps=150 if small else 1000, learning_rate=3e-4 if small else 1e-6, batch_size=4)
+    config.round_1.train.update(
+        steps=150 if small else 1000, learning_rate=3e-4 if small else 1e-6, batch_size=4
+    )
     config.round_1.sample.update(guidance="classifier_free")
     return config

@@ -37,7 +37,13 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
     # one token each, of the small vocabulary
     words = ("ged", "gry", "xi", "ney") if small else ("ak47", "aug", "sks", "m4a1")
     config.source = ConfigDict(
-        {"image": "", "style": words[0], "content": words[2], "control": 1.0, "strength": 0.8 if small else 1.0}
+        {
+            "image": "",
+            "style": words[0],
+            "content": words[2],
+            "control": 1.0,
+            "strength": 0.8 if small else 1.0,
+        }
     )
     config.target = ConfigDict({"image": "", "style": words[1], "content": words[3]})
     config.aux = ConfigDict({"image": "", "weight": 1.0, "generate": 32 if small else 200})
@@ -52,7 +58,9 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
     )
     config.round_1.adapter.kind = "full"
     config.round_1.train.update(
-        steps=150 if small else 400, learning_rate=5e-5 if small else 1e-6, batch_size=4 if small else 1
+        steps=150 if small else 400,
+        learning_rate=5e-5 if small else 1e-6,
+        batch_size=4 if small else 1,
     )
     config.round_1.sample.update(guidance="classifier_free")
     if preset not in ("emoji64", "sd15", "sd21"):  # Muse

@@ -26,7 +26,9 @@ class _Parser(argparse.ArgumentParser):
     """argparse whose errors are ours: one line, with a close match for a mistyped flag."""
 
     def __init__(self, **kwargs):
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
+        super().__init__(
+            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs
+        )
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message}")
@@ -35,7 +37,9 @@ class _Parser(argparse.ArgumentParser):
         found, rest = self.parse_known_args(argv)
         if rest:
             flags = [flag for action in self._actions for flag in action.option_strings]
-            raise UserError(f"{self.prog}: unknown argument {rest[0]!r}{did_you_mean(rest[0].split('=')[0], flags)}")
+            raise UserError(
+                f"{self.prog}: unknown argument {rest[0]!r}{did_you_mean(rest[0].split('=')[0], flags)}"
+            )
         return found
 
 
@@ -54,8 +58,12 @@ def personalize(argv: Sequence[str]) -> None:
     from styledrop_jax import config as schema
 
     parser = _parser("personalize", personalize)
-    parser.add_argument("--config", default="configs/styledrop.py", help="config file, FILE or FILE:PRESET")
-    parser.add_argument("--workdir", type=Path, required=True, help="the run folder: new, or one to continue")
+    parser.add_argument(
+        "--config", default="configs/styledrop.py", help="config file, FILE or FILE:PRESET"
+    )
+    parser.add_argument(
+        "--workdir", type=Path, required=True, help="the run folder: new, or one to continue"
+    )
     if asked := {"-h", "--help"} & set(argv):
         try:
             words = [word for word in argv if word not in asked]
@@ -65,7 +73,8 @@ def personalize(argv: Sequence[str]) -> None:
             if about:  # in place of the examples, before what holds of every config
                 parser.description = "\n\n".join([about, parser.description.rpartition("\n\n")[2]])
             parser.epilog = "\n".join(
-                f"  --config.{line}" for line in schema.describe(config, schema.personalize_schema(config))
+                f"  --config.{line}"
+                for line in schema.describe(config, schema.personalize_schema(config))
             )
         except UserError as error:  # run from a folder without the config files
             parser.epilog = f"  (not shown: {error})"
@@ -97,9 +106,9 @@ def sample(argv: Sequence[str]) -> None:
     _add_sampling(parser)
     _add_run(parser)
     flags = parser.read(argv)
-    from styledrop_jax import studio
+    from styledrop_jax import style
 
-    print(f"images: {studio.sample(flags)}")
+    print(f"images: {style.sample(flags)}")
 
 
 def mix(argv: Sequence[str]) -> None:
@@ -112,14 +121,20 @@ def mix(argv: Sequence[str]) -> None:
     parser = _parser("mix", mix)
     _add_prompts(parser, folder="mixed")
     _add_sampling(parser)
-    parser.add_argument("--style", type=Path, required=True, dest="run", help="the run that knows the style")
+    parser.add_argument(
+        "--style", type=Path, required=True, dest="run", help="the run that knows the style"
+    )
     parser.add_argument("--subject", type=Path, required=True, help="the run that knows the object")
-    parser.add_argument("--gamma", type=float, default=0.6, help="share of the subject, 0 to 1 (default 0.6)")
-    parser.add_argument("--round", type=int, help="the round of both runs; default the last of each")
+    parser.add_argument(
+        "--gamma", type=float, default=0.6, help="share of the subject, 0 to 1 (default 0.6)"
+    )
+    parser.add_argument(
+        "--round", type=int, help="the round of both runs; default the last of each"
+    )
     flags = parser.read(argv)
-    from styledrop_jax import studio
+    from styledrop_jax import style
 
-    print(f"images: {studio.mix(flags)}")
+    print(f"images: {style.mix(flags)}")
 
 
 def edit(argv: Sequence[str]) -> None:
@@ -137,12 +152,20 @@ def edit(argv: Sequence[str]) -> None:
     _add_sampling(parser)
     _add_run(parser)
     parser.add_argument("--image", type=Path, required=True, help="the image to change")
-    parser.add_argument("--mask", type=Path, help="an image of its size, white where to draw anew; default all of it")
-    parser.add_argument("--strength", type=float, help="how much is drawn anew, to 1: default all of a mask, else 0.5")
+    parser.add_argument(
+        "--mask",
+        type=Path,
+        help="an image of its size, white where to draw anew; default all of it",
+    )
+    parser.add_argument(
+        "--strength",
+        type=float,
+        help="how much is drawn anew, to 1: default all of a mask, else 0.5",
+    )
     flags = parser.read(argv)
-    from styledrop_jax import studio
+    from styledrop_jax import style
 
-    print(f"images: {studio.edit(flags)}")
+    print(f"images: {style.edit(flags)}")
 
 
 def stylize(argv: Sequence[str]) -> None:
@@ -164,7 +187,9 @@ def stylize(argv: Sequence[str]) -> None:
     _add_sampling(parser)
     _add_run(parser)
     parser.add_argument("--image", type=Path, required=True, help="an image, or a folder of images")
-    parser.add_argument("--prompt", default="", help="what they show; default the words of each file's name")
+    parser.add_argument(
+        "--prompt", default="", help="what they show; default the words of each file's name"
+    )
     parser.add_argument(
         "--strength",
         type=float,
@@ -172,9 +197,9 @@ def stylize(argv: Sequence[str]) -> None:
         help="how much is drawn anew, above 0 to 1 (default 0.5); may be given several times",
     )
     flags = parser.read(argv)
-    from styledrop_jax import studio
+    from styledrop_jax import style
 
-    print(f"images: {studio.stylize(flags)}")
+    print(f"images: {style.stylize(flags)}")
 
 
 def pretrain(argv: Sequence[str]) -> None:
@@ -188,7 +213,9 @@ def pretrain(argv: Sequence[str]) -> None:
     """
     parser = _parser("pretrain", pretrain)
     parser.add_argument("--config", help="required: configs/pretrain_{vq,clip,muse,vae,unet}.py")
-    parser.add_argument("--workdir", type=Path, required=True, help="the training folder: new, or one to continue")
+    parser.add_argument(
+        "--workdir", type=Path, required=True, help="the training folder: new, or one to continue"
+    )
     if {"-h", "--help"} & set(argv):
         parser.print_help()
         return
@@ -196,7 +223,7 @@ def pretrain(argv: Sequence[str]) -> None:
 
     found, rest = schema.parse(argv, schema=schema.pretrain_schema)
     flags = parser.read(rest)
-    from styledrop_jax.pretrain import pretrain as run
+    from styledrop_jax.emoji.pretrain import pretrain as run
 
     run(found, flags.workdir)
 
@@ -210,15 +237,19 @@ def rare_tokens(argv: Sequence[str]) -> None:
     --config.words.identifier. The small vocabulary of emoji64 has real words among them: pass over those.
     """
     parser = _parser("rare-tokens", rare_tokens)
-    parser.add_argument("--base", default="emoji64", help="the model: a name or a local folder (default emoji64)")
+    parser.add_argument(
+        "--base", default="emoji64", help="the model: a name or a local folder (default emoji64)"
+    )
     parser.add_argument("--num", type=int, default=10, help="how many words (default 10)")
-    parser.add_argument("--tokens", type=int, default=1, choices=(1, 2, 3), help="tokens in a word (default 1)")
+    parser.add_argument(
+        "--tokens", type=int, default=1, choices=(1, 2, 3), help="tokens in a word (default 1)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="another seed, other words (default 0)")
     flags = parser.read(argv)
     if flags.num < 1:
         raise UserError(f"--num: found {flags.num}, expected at least 1")
-    from styledrop_jax import hub
-    from styledrop_jax.data.identifiers import rare_words
+    from styledrop_jax.io import hub
+    from styledrop_jax.methods.identifiers import rare_words
     from styledrop_jax.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(hub.resolve_backbone(flags.base, "muse") / "tokenizer")
@@ -234,16 +265,23 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 def main() -> None:
     """The entry point: exit code 2 and one line on standard error for what the user can mend."""
     name, *argv = sys.argv[1:] or ["--help"]
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it tells every user that torch is missing
+    os.environ.setdefault(
+        "TRANSFORMERS_VERBOSITY", "error"
+    )  # it tells every user that torch is missing
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
         if name in ("-h", "--help"):
-            lines = (f"    {name:12} {inspect.getdoc(command).splitlines()[0]}" for name, command in COMMANDS.items())
+            lines = (
+                f"    {name:12} {inspect.getdoc(command).splitlines()[0]}"
+                for name, command in COMMANDS.items()
+            )
             print(_USAGE + "\n".join(lines), flush=True)
             return
         if name not in COMMANDS:
-            raise UserError(f"styledrop: unknown command {name!r}{did_you_mean(name, COMMANDS)}; see styledrop --help")
+            raise UserError(
+                f"styledrop: unknown command {name!r}{did_you_mean(name, COMMANDS)}; see styledrop --help"
+            )
         COMMANDS[name](argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -260,21 +298,35 @@ def _parser(name: str, command: Callable, epilog: str = "") -> _Parser:
 
 
 def _add_prompts(parser: _Parser, *, folder: str) -> None:
-    parser.add_argument("--prompt", action="append", default=[], help="what to draw; may be given several times")
+    parser.add_argument(
+        "--prompt", action="append", default=[], help="what to draw; may be given several times"
+    )
     parser.add_argument("--prompt-file", type=Path, help="a text file of prompts, one a line")
     _add_drawing(parser, folder=folder, num=4)
 
 
 def _add_drawing(parser: _Parser, *, folder: str, num: int) -> None:
-    parser.add_argument("--descriptor", help="the style's words, in place of the run's own; empty for none")
+    parser.add_argument(
+        "--descriptor", help="the style's words, in place of the run's own; empty for none"
+    )
     parser.add_argument("--num", type=int, default=num, help=f"images of each (default {num})")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first image of each (default 0)")
-    parser.add_argument("--out", type=Path, help=f"where the images go (default: {folder}/ in the run folder)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the first image of each (default 0)"
+    )
+    parser.add_argument(
+        "--out", type=Path, help=f"where the images go (default: {folder}/ in the run folder)"
+    )
 
 
 def _add_run(parser: _Parser) -> None:
-    parser.add_argument("--run", type=Path, required=True, help="a run folder of `styledrop personalize`")
-    parser.add_argument("--round", type=int, help="the round whose adapter draws; default the last; 0: the base model")
+    parser.add_argument(
+        "--run", type=Path, required=True, help="a run folder of `styledrop personalize`"
+    )
+    parser.add_argument(
+        "--round",
+        type=int,
+        help="the round whose adapter draws; default the last; 0: the base model",
+    )
 
 
 def _add_sampling(parser: _Parser) -> None:

@@ -36,7 +36,9 @@ class Field:
         """In words, what a value must be."""
         if self.choices:
             return "one of " + ", ".join(self.choices)
-        name = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[self.kind]
+        name = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[
+            self.kind
+        ]
         if self.low > -math.inf:
             name += f" {'above' if self.above else 'of at least'} {self.low:.12g}"
         if self.high < math.inf:
@@ -51,7 +53,11 @@ class Field:
             return isinstance(value, str) and in_choices and (self.empty or bool(value.strip()))
         if not isinstance(value, int if self.kind is int else int | float):
             return False
-        return math.isfinite(value) and self.low <= value <= self.high and not (self.above and value == self.low)
+        return (
+            math.isfinite(value)
+            and self.low <= value <= self.high
+            and not (self.above and value == self.low)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +72,15 @@ Schema = Mapping[str, "Field | Weights | Schema"]
 
 KINDS = ("styledrop", "lora", "textual_inversion", "custom_diffusion", "svdiff", "full")
 """What may train, as `config.round_N.adapter.kind`."""
-METHODS = ("styledrop", "dreambooth", "styleforge", "multi_styleforge", "style_word", "styo", "cut_mix")
+METHODS = (
+    "styledrop",
+    "dreambooth",
+    "styleforge",
+    "multi_styleforge",
+    "style_word",
+    "styo",
+    "cut_mix",
+)
 SAMPLERS = ("ddim", "ddpm", "dpm_solver", "dpm_solver_karras", "euler")
 GUIDANCE = ("two_scale", "classifier_free")
 
@@ -74,13 +88,21 @@ _ROUND: Schema = {
     "adapter": {
         "kind": Field(str, "what trains", choices=KINDS),
         "rank": Field(int, "width inside an adapter (styledrop, lora)", 1, 4096),
-        "shared": Field(bool, "one generator for all layers, with a small offset per layer (styledrop)"),
+        "shared": Field(
+            bool, "one generator for all layers, with a small offset per layer (styledrop)"
+        ),
         "alpha": Field(float, "strength of the product is alpha / rank (lora)", 0, above=True),
         "targets": Field(str, "which layers (lora, svdiff)", choices=("attention", "all")),
         "text_encoder": Field(bool, "the text tower trains too (lora, svdiff, full)"),
-        "vectors": Field(int, "tokens of the new word (textual_inversion, custom_diffusion)", 1, 64),
-        "initializer": Field(str, "what the new word starts as, words of at most `vectors` tokens (the same)"),
-        "norm": Field(bool, "the new word's rows keep the length of the table's (textual_inversion)"),
+        "vectors": Field(
+            int, "tokens of the new word (textual_inversion, custom_diffusion)", 1, 64
+        ),
+        "initializer": Field(
+            str, "what the new word starts as, words of at most `vectors` tokens (the same)"
+        ),
+        "norm": Field(
+            bool, "the new word's rows keep the length of the table's (textual_inversion)"
+        ),
     },
     "train": {
         "steps": Field(int, "training steps", 1),
@@ -88,44 +110,72 @@ _ROUND: Schema = {
         "batch_size": Field(int, "images a step", 1),
         "random_crop": Field(bool, "crop the references at random instead of from the middle"),
         "text_dropout": Field(float, "probability that a step's prompt is dropped", 0, 1),
-        "checkpoint_every": Field(int, "steps between checkpoints, at most these are lost by a kill", 1),
-        "min_snr_gamma": Field(float, "bound of the signal-to-noise weights, usually 5; 0 for none (diffusion)", 0),
-        "noise_offset": Field(float, "deviation of a constant added to the noise of a channel (diffusion)", 0, 1),
-        "ema_decay": Field(
-            float, "decay of the average over the steps that is kept, such as 0.99; 0: the last step's", 0, 0.99999
+        "checkpoint_every": Field(
+            int, "steps between checkpoints, at most these are lost by a kill", 1
         ),
-        "accumulate": Field(int, "parts that a step's images are computed in: less memory, the same result", 1),
-        "remat": Field(bool, "compute activations anew in the backward pass: less memory, more time"),
+        "min_snr_gamma": Field(
+            float, "bound of the signal-to-noise weights, usually 5; 0 for none (diffusion)", 0
+        ),
+        "noise_offset": Field(
+            float, "deviation of a constant added to the noise of a channel (diffusion)", 0, 1
+        ),
+        "ema_decay": Field(
+            float,
+            "decay of the average over the steps that is kept, such as 0.99; 0: the last step's",
+            0,
+            0.99999,
+        ),
+        "accumulate": Field(
+            int, "parts that a step's images are computed in: less memory, the same result", 1
+        ),
+        "remat": Field(
+            bool, "compute activations anew in the backward pass: less memory, more time"
+        ),
     },
     "sample": {
         "images_per_prompt": Field(int, "images drawn for each prompt", 1),
         "batch_size": Field(int, "images drawn at once: more is faster and takes more memory", 1),
         "steps": Field(int, "decoding steps", 1, 1000),
-        "guidance": Field(str, "StyleDrop's Eq. 4, or the tuned model's by lambda_b alone", choices=GUIDANCE),
+        "guidance": Field(
+            str, "StyleDrop's Eq. 4, or the tuned model's by lambda_b alone", choices=GUIDANCE
+        ),
         "temperature": Field(float, "choice temperature, annealed to 0 (Muse)", 0),
         "sampler": Field(str, "how noise is removed (diffusion)", choices=SAMPLERS),
-        "guidance_rescale": Field(float, "share by which the guided contrast is pulled back (diffusion)", 0, 1),
+        "guidance_rescale": Field(
+            float, "share by which the guided contrast is pulled back (diffusion)", 0, 1
+        ),
         "lambda_a": Field(float, "guidance towards the style", 0),
         "lambda_b": Field(float, "guidance towards the text", 0),
         "lambda_ramp": Field(bool, "let the guidance rise linearly over the steps"),
         "negative_prompt": Field(str, "what not to draw; empty for nothing"),
     },
     "select": {
-        "scorers": Weights(("clip_text", "clip_style", "random"), "weight of each scorer in the sum"),
-        "by": Field(str, "how images are chosen for the next round", choices=("prompt", "top_k", "threshold", "human")),
+        "scorers": Weights(
+            ("clip_text", "clip_style", "random"), "weight of each scorer in the sum"
+        ),
+        "by": Field(
+            str,
+            "how images are chosen for the next round",
+            choices=("prompt", "top_k", "threshold", "human"),
+        ),
         "k": Field(int, "images chosen per prompt (by prompt) or in all (by top_k)", 1),
         "threshold": Field(float, "lowest score that is chosen (by threshold)"),
     },
 }
 
-_IMAGES: Schema = {"image": Field(str, "images of this part: a file, folder, JSONL or bundled:NAME")}
+_IMAGES: Schema = {
+    "image": Field(str, "images of this part: a file, folder, JSONL or bundled:NAME")
+}
 _IDENTIFIER = Field(str, "the word that stands for what is learnt")
 _PRIOR: Schema = {
     "image": Field(
-        str, "images that keep what the model knows, a file or folder; empty lets the frozen model draw them"
+        str,
+        "images that keep what the model knows, a file or folder; empty lets the frozen model draw them",
     ),
     "weight": Field(float, "of the loss of these images beside that of what is taught", 0),
-    "generate": Field(int, "images that the frozen model draws where none are given; 0: they must be given", 0),
+    "generate": Field(
+        int, "images that the frozen model draws where none are given; 0: they must be given", 0
+    ),
 }
 _CONTRASTED: Schema = _IMAGES | {
     "style": Field(str, "the word that stands for its style"),
@@ -133,7 +183,9 @@ _CONTRASTED: Schema = _IMAGES | {
 }
 _SECTIONS: Mapping[str, Schema] = {
     "reference": {
-        "image": Field(str, "image file, folder, JSONL of {image, content, descriptor}, or bundled:NAME"),
+        "image": Field(
+            str, "image file, folder, JSONL of {image, content, descriptor}, or bundled:NAME"
+        ),
         "content": Field(str, 'what it shows, "a house"'),
         "descriptor": Field(str, 'how it is drawn, "in watercolor painting style"'),
     },
@@ -142,25 +194,42 @@ _SECTIONS: Mapping[str, Schema] = {
     "component_*": _IMAGES | {"identifier": _IDENTIFIER, "aux": _PRIOR},
     "source": _CONTRASTED
     | {
-        "control": Field(float, "share of the steps that take over its cross-attention; 0: drawn by words alone", 0, 1),
-        "strength": Field(float, "how much of it is noise when it is drawn anew, to 1", 0, 1, above=True),
+        "control": Field(
+            float,
+            "share of the steps that take over its cross-attention; 0: drawn by words alone",
+            0,
+            1,
+        ),
+        "strength": Field(
+            float, "how much of it is noise when it is drawn anew, to 1", 0, 1, above=True
+        ),
     },
     "target": _CONTRASTED,
     "contrast": {
-        "negator": Field(str, "the word between what an image has and has not; empty leaves out the latter"),
+        "negator": Field(
+            str, "the word between what an image has and has not; empty leaves out the latter"
+        ),
         "style_repeats": Field(int, "how often the pair of style identifiers is said", 1),
         "content_repeats": Field(int, "how often the pair of content identifiers is said", 1),
         "repeat_training": Field(bool, "say them so often in the prompts of training"),
         "repeat_drawing": Field(bool, "say them so often in the prompts that are drawn"),
     },
     "mix": {
-        "weight": Field(float, "of the loss of two subjects side by side beside that of each alone", 0),
-        "unmix": Field(float, "of the attention of a subject's words to the other's half, in that (diffusion)", 0),
+        "weight": Field(
+            float, "of the loss of two subjects side by side beside that of each alone", 0
+        ),
+        "unmix": Field(
+            float,
+            "of the attention of a subject's words to the other's half, in that (diffusion)",
+            0,
+        ),
     },
 }
 _PERSONALIZE: Schema = {
     "base": Field(str, "base model: a name or a local diffusers folder", empty=False),
-    "clip": Field(str, "CLIP that scores the drawings: a name or a local transformers folder", empty=False),
+    "clip": Field(
+        str, "CLIP that scores the drawings: a name or a local transformers folder", empty=False
+    ),
     "method": Field(str, "which images train under which prompts", choices=METHODS),
     "dtype": Field(str, "precision of the computation", choices=("float32", "bfloat16")),
     "seed": Field(int, "the one source of randomness", 0, 2**31 - 1),
@@ -169,8 +238,15 @@ _PERSONALIZE: Schema = {
         "noun": Field(str, "the class of a subject, such as dog"),
     },
     "prompts": Field(str, "text file of contents to draw, one a line; empty for the built-in pool"),
-    "truth": Field(str, "folder of true drawings, CONTENT.png, to compare with in the report; empty for none"),
-    "rounds": Field(int, "rounds of train, sample, score, select; those beyond the last round_N reuse it", 1, 100),
+    "truth": Field(
+        str, "folder of true drawings, CONTENT.png, to compare with in the report; empty for none"
+    ),
+    "rounds": Field(
+        int,
+        "rounds of train, sample, score, select; those beyond the last round_N reuse it",
+        1,
+        100,
+    ),
     "round_*": _ROUND,
 }
 
@@ -186,38 +262,58 @@ _PRETRAIN: Schema = {
     "corpus": Field(str, "folder that launch/fetch_corpus.sh made", empty=False),
     "vocabulary": Field(str, "which concepts are drawn", choices=("starter", "core", "full")),
     "seed": Field(int, "the one source of randomness", 0, 2**31 - 1),
-    "width": Field(int, "channels: of transformers, in 32s; at full resolution of vq, vae in 4s, of unet in 16s", 4),
+    "width": Field(
+        int,
+        "channels: of transformers, in 32s; at full resolution of vq, vae in 4s, of unet in 16s",
+        4,
+    ),
     "batch_size": Field(int, "examples a step", 1),
     "steps": Field(int, "training steps", 1),
-    "optimizer": Field(str, "muon: Muon for matrices and convolutions, Adam for the rest", choices=("adam", "muon")),
+    "optimizer": Field(
+        str, "muon: Muon for matrices and convolutions, Adam for the rest", choices=("adam", "muon")
+    ),
     "learning_rate": Field(float, "peak of the cosine schedule", 0, 1, above=True),
     "warmup": Field(int, "steps of linear warm-up", 0),
     "weight_decay": Field(float, "AdamW's decoupled decay of matrices", 0),
     "b2": Field(float, "Adam's second-moment decay", 0, 1),
     "steps_per_call": Field(int, "steps per dispatch: more on a GPU", 1),
     "precision": Field(
-        str, "of products; bfloat16 sums in float32 and is faster on matrix units", choices=("float32", "bfloat16")
+        str,
+        "of products; bfloat16 sums in float32 and is faster on matrix units",
+        choices=("float32", "bfloat16"),
     ),
     "checkpoint_every": Field(int, "steps between checkpoints and pictures", 1),
 }
 _ON_PACK: Schema = {
-    "clip": Field(str, "the exported CLIP, or a pipeline whose text tower to use: a folder", empty=False),
+    "clip": Field(
+        str, "the exported CLIP, or a pipeline whose text tower to use: a folder", empty=False
+    ),
     "pack": Field(int, "distinct examples to encode and train on", 1),
     "text_dropout": Field(float, "probability that a caption is dropped", 0, 1),
-    "trained": Field(str, "regular expression: the parameters that train, by their names; empty is all"),
+    "trained": Field(
+        str, "regular expression: the parameters that train, by their names; empty is all"
+    ),
 }
 _TASKS: Mapping[str, Schema] = {
     "vq": {
         "revive_every": Field(int, "steps between moves of unused codes", 1),
-        "init": Field(str, "an exported vqvae folder whose decoder to train on, its tokens kept; empty starts anew"),
+        "init": Field(
+            str,
+            "an exported vqvae folder whose decoder to train on, its tokens kept; empty starts anew",
+        ),
     },
     "clip": {
         "vocab_size": Field(int, "tokens of the text vocabulary", 514),
         "max_length": Field(int, "tokens of a caption", 8),
         "text_layers": Field(int, "of the text tower", 1),
         "vision_layers": Field(int, "of the vision tower", 1),
-        "seen": Field(float, "share of an image's patches that a step looks at: less is faster", 0.05, 1),
-        "init": Field(str, "an exported clip folder whose vision to train on, its text tower kept; empty starts anew"),
+        "seen": Field(
+            float, "share of an image's patches that a step looks at: less is faster", 0.05, 1
+        ),
+        "init": Field(
+            str,
+            "an exported clip folder whose vision to train on, its text tower kept; empty starts anew",
+        ),
     },
     "muse": _ON_PACK
     | {
@@ -227,13 +323,17 @@ _TASKS: Mapping[str, Schema] = {
     },
     "vae": {
         "kl_weight": Field(float, "of the divergence from a unit Gaussian", 0),
-        "init": Field(str, "an exported vqvae folder whose blocks to start from; empty starts anew"),
+        "init": Field(
+            str, "an exported vqvae folder whose blocks to start from; empty starts anew"
+        ),
     },
     "unet": _ON_PACK
     | {
         "codec": Field(str, "the exported autoencoder, a vae folder", empty=False),
         "init": Field(str, "an exported unet folder to go on from; empty starts anew"),
-        "min_snr_gamma": Field(float, "gamma of the Min-SNR weighting; 0 weights all timesteps the same", 0),
+        "min_snr_gamma": Field(
+            float, "gamma of the Min-SNR weighting; 0 weights all timesteps the same", 0
+        ),
     },
 }
 
@@ -378,11 +478,17 @@ def _split_file(argv: Sequence[str]) -> tuple[str | None, list[str]]:
             return file, [*others, word, *words]
         if re.fullmatch(r"--?config", word):
             if not words or words[0].startswith("--"):
-                raise UserError("--config: no value; expected a config file such as configs/styledrop.py")
+                raise UserError(
+                    "--config: no value; expected a config file such as configs/styledrop.py"
+                )
             file = words.pop(0)
         elif match := re.fullmatch(r"--?config=(.*)", word, re.DOTALL):
             file = match[1]
-        elif re.fullmatch(r"--?config\.[^=]+", word) and words and words[0].lower() in ("true", "false"):
+        elif (
+            re.fullmatch(r"--?config\.[^=]+", word)
+            and words
+            and words[0].lower() in ("true", "false")
+        ):
             others.append(f"{word}={words.pop(0)}")
         else:
             others.append(word)
@@ -407,7 +513,9 @@ def _one_line(values: flags.FlagValues) -> Iterator[None]:
     except flags.IllegalFlagValueError as error:
         match = re.match(r"flag --(config\.[^=]+)=(.*?): ", str(error), re.DOTALL)
         if not match:
-            raise UserError(f"--config: the config file failed: {str(error).strip().splitlines()[-1]}") from error
+            raise UserError(
+                f"--config: the config file failed: {str(error).strip().splitlines()[-1]}"
+            ) from error
         kinds = {bool: "true or false", int: "a whole number", float: "a number"}
         expected = kinds.get(type(values[match[1]].default), "a dict {'name': number}")
         raise UserError(f"{match[1]}: found {match[2]!r}, expected {expected}") from error

@@ -11,7 +11,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from styledrop_jax.run import JsonLines, guard, read_jsonl, write_bytes
+from styledrop_jax.io.files import JsonLines, guard, read_jsonl, write_bytes
 
 if TYPE_CHECKING:
     import tensorboardX
@@ -45,7 +45,9 @@ def progress(description: str, total: int, *, start: int = 0) -> Iterator[Callab
         rich.progress.TimeRemainingColumn(),
         rich.progress.TextColumn("{task.fields[note]}"),
     ]
-    with rich.progress.Progress(*columns, console=_CONSOLE, disable=not _CONSOLE.is_terminal) as bar:
+    with rich.progress.Progress(
+        *columns, console=_CONSOLE, disable=not _CONSOLE.is_terminal
+    ) as bar:
         task = bar.add_task(description, total=total, completed=start, note="")
 
         def advance(n: int = 1, note: str = "") -> None:
@@ -89,7 +91,9 @@ class Logger:
         self._stage, self._metrics = stage, JsonLines(path)
         self._board = _open_board(self._workdir / "tensorboard" / stage, step)
 
-    def scalars(self, step: int, values: Mapping[str, float], *, timing: Mapping[str, float] | None = None) -> None:
+    def scalars(
+        self, step: int, values: Mapping[str, float], *, timing: Mapping[str, float] | None = None
+    ) -> None:
         """Records the `values` of one step.
 
         Args:

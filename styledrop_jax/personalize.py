@@ -22,22 +22,25 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from styledrop_jax import draw, hub, log, optim, report, sources, train, trainable, tree, tuning
+from styledrop_jax import guidance, log, trainable, tree
 from styledrop_jax.adapters.base import save_adapter
-from styledrop_jax.backbones.base import Settings
-from styledrop_jax.backbones.load import load as load_backbone
 from styledrop_jax.config import round_config
-from styledrop_jax.data import folders, identifiers, prompts
 from styledrop_jax.errors import UserError
 from styledrop_jax.feedback import scorers, select
+from styledrop_jax.io import hub, image_files
+from styledrop_jax.io.files import Run, guard, read_json, read_jsonl, write_bytes, write_json
+from styledrop_jax.methods import identifiers, prompts
 from styledrop_jax.methods.base import Method, Stream, spread
 from styledrop_jax.methods.table import METHODS
 from styledrop_jax.metrics.clip_scores import ClipScorer
-from styledrop_jax.run import Run, guard, read_json, read_jsonl, write_bytes, write_json
-from styledrop_jax.sources import Example
+from styledrop_jax.pipelines.base import Settings
+from styledrop_jax.pipelines.load import load as load_backbone
+from styledrop_jax.stages import objective, report, sources
+from styledrop_jax.stages.sources import Example
+from styledrop_jax.training import loop, optim
 
 _BY_TEXT = {"clip_text": 1.0}
-_Given = tuple[Stream, folders.Reference]  # an image of the user's that teaches something
+_Given = tuple[Stream, image_files.Reference]  # an image of the user's that teaches something
 
 
 class Paused(Exception):
@@ -58,7 +61,11 @@ def personalize(config: ConfigDict, workdir: Path, *, command: str) -> Path:
     """
     method = METHODS[config.method]
     given = sources.read(method, config.to_dict())
-    contents = folders.read_prompts(config.prompts) if config.prompts else method.prompts(r.content for _, r in given)
+    contents = (
+        image_files.read_prompts(config.prompts)
+        if config.prompts
+        else method.prompts(r.content for _, r in given)
+    )
     _check_choices(config, len(contents) * max(1, len(_redrawn(method, config.to_dict(), given))))
     with Run.open(workdir, config.to_dict()) as run, log.Logger(run.workdir) as logger:
         _check_inputs(run, given, contents)
@@ -68,7 +75,9 @@ def personalize(config: ConfigDict, workdir: Path, *, command: str) -> Path:
         try:
             job = _Job(config, run, logger, given, contents)
         except UserError:
-            if not run.manifest:  # it never began: the folder shall not hold the user to a mistaken config
+            if (
+                not run.manifest
+            ):  # it never began: the folder shall not hold the user to a mistaken config
                 run.discard()
             raise
         job.draw_base()
@@ -97,7 +106,9 @@ def _check_choices(config: ConfigDict, num_prompts: int) -> None:
         settings = round_config(config, number)
         hyper, field = settings.train, f"config.round_{number}.train.accumulate"
         if hyper.batch_size % hyper.accumulate:
-            raise UserError(f"{field}: found {hyper.accumulate}, expected a divisor of batch_size {hyper.batch_size}")
+            raise UserError(
+                f"{field}: found {hyper.accumulate}, expected a divisor of batch_size {hyper.batch_size}"
+            )
         drawn = settings.sample.images_per_prompt
         most = {"prompt": drawn, "top_k": drawn * num_prompts}.get(settings.select.by)
         if most is not None and settings.select.k > most:
@@ -112,7 +123,9 @@ def _check_inputs(run: Run, given: Sequence[_Given], contents: Sequence[str]) ->
     began = run.manifest
     found = {"prompts": list(contents)}
     for stream, reference in given:
-        found.setdefault(stream.section, []).append([reference.sha256, reference.content, reference.descriptor])
+        found.setdefault(stream.section, []).append(
+            [reference.sha256, reference.content, reference.descriptor]
+        )
     if began:
         before = {"prompts": began["prompts"]}
         for entry in began["references"]:
@@ -128,7 +141,14 @@ def _check_inputs(run: Run, given: Sequence[_Given], contents: Sequence[str]) ->
 class _Job:
     """One run in progress: the models, the run folder, and the stages."""
 
-    def __init__(self, config: ConfigDict, run: Run, logger: log.Logger, given: Sequence[_Given], contents: list[str]):
+    def __init__(
+        self,
+        config: ConfigDict,
+        run: Run,
+        logger: log.Logger,
+        given: Sequence[_Given],
+        contents: list[str],
+    ):
         self.config, self.run, self.logger = config, run, logger
         self.method: Method = METHODS[config.method]
         self.fields = config.to_dict()  # what templates are over
@@ -138,36 +158,57 @@ class _Job:
         self.contents = contents
         learnt = self.method.identifiers(self.fields)
         self.plans = [
-            trainable.plan(round_config(config, number).adapter, learnt) for number in range(1, config.rounds + 1)
+            trainable.plan(round_config(config, number).adapter, learnt)
+            for number in range(1, config.rounds + 1)
         ]
         shipped = hub.SHIPPED / config.base.partition("/")[0]
         if not any(plan.words for plan in self.plans):
-            for found in filter(None, (identifiers.remark(self.model.tokenizer, word) for word in learnt)):
+            for found in filter(
+                None, (identifiers.remark(self.model.tokenizer, word) for word in learnt)
+            ):
                 log.say(f"warning: identifier {found}")
             for word in prompts.known(learnt, shipped):
-                log.say(f"warning: identifier {word!r} already names something to {config.base}, which must forget it")
+                log.say(
+                    f"warning: identifier {word!r} already names something to {config.base}, which must forget it"
+                )
         for plan in self.plans:  # new words that do not fit are found before anything is drawn
-            trainable.attach(self.model, dataclasses.replace(plan, denoiser=None, text=None), rngs=nnx.Rngs(0))
+            trainable.attach(
+                self.model, dataclasses.replace(plan, denoiser=None, text=None), rngs=nnx.Rngs(0)
+            )
         self.examples = [Example(stream, r.image, r.content, r.descriptor) for stream, r in given]
         sources.check_prompts(self.method, self.fields, self.examples)
         self.styles = spread(self.method.streams[:1], self.fields)
-        if found := folders.crop_remark([r.path for _, r in given if folders.is_cropped(r.image.shape, (1, 1))]):
+        if found := image_files.crop_remark(
+            [r.path for _, r in given if image_files.is_cropped(r.image.shape, (1, 1))]
+        ):
             log.say(f"warning: {found}")
-        squares = [folders.to_square(r.image, self.model.resolution) for _, r in given]
-        judges = [square for (stream, _), square in zip(given, squares, strict=True) if stream in self.styles]
+        squares = [image_files.to_square(r.image, self.model.resolution) for _, r in given]
+        judges = [
+            square
+            for (stream, _), square in zip(given, squares, strict=True)
+            if stream in self.styles
+        ]
         self.references = np.stack(judges).astype(np.float32) / 255
         redrawn = _redrawn(self.method, self.fields, given)
         self.redrawn = {_file(i): (Path(given[i][1].path).stem, squares[i]) for i in redrawn}
         for row in self._pool(0, 1):  # prompts that do not align are found before anything is drawn
             self._follow(row)
-        sources.mixed(self.method, self.fields, self.examples, self.model)  # found now, if they cannot be
+        sources.mixed(
+            self.method, self.fields, self.examples, self.model
+        )  # found now, if they cannot be
         sample = round_config(config, 1).sample
         drawing = {"settings": _settings(sample), "batch_size": sample.batch_size}
         self.priors = sources.priors(self.method, self.fields, self.model, **drawing)
-        for remark in filter(None, (self.method.remark(self.fields, content) for content in contents)):
+        for remark in filter(
+            None, (self.method.remark(self.fields, content) for content in contents)
+        ):
             log.say(f"warning: {remark}")
-        for text in prompts.unknown([self.method.judgement(self.fields, content) for content in contents], shipped):
-            log.say(f"warning: {text!r} names nothing that {config.base} was taught; its drawings may show anything")
+        for text in prompts.unknown(
+            [self.method.judgement(self.fields, content) for content in contents], shipped
+        ):
+            log.say(
+                f"warning: {text!r} names nothing that {config.base} was taught; its drawings may show anything"
+            )
         self._write_manifest(given, squares)
 
     @functools.cached_property
@@ -176,8 +217,13 @@ class _Job:
         return ClipScorer.load(self.clip_folder)
 
     def _write_manifest(self, given: Sequence[_Given], squares: Sequence[np.ndarray]) -> None:
-        if self.run.manifest.get("base", {}).get("hash", self.model.base_hash) != self.model.base_hash:
-            raise UserError(f"{self.run.workdir}: the weights of config.base have changed since this run began")
+        if (
+            self.run.manifest.get("base", {}).get("hash", self.model.base_hash)
+            != self.model.base_hash
+        ):
+            raise UserError(
+                f"{self.run.workdir}: the weights of config.base have changed since this run began"
+            )
         others = [
             {
                 "prompt": stream.prompts[0],
@@ -187,12 +233,14 @@ class _Job:
             for stream in self.priors
         ]
         if self.run.manifest.get("streams", others) != others:
-            raise UserError(f"{self.run.workdir}: the images of a further stream have changed since this run began")
+            raise UserError(
+                f"{self.run.workdir}: the images of a further stream have changed since this run began"
+            )
         entries = []
         for i, ((stream, reference), square) in enumerate(zip(given, squares, strict=True)):
             name = _file(i)
             if not self.run.done(name):
-                folders.write_png(self.run.path(name), square)
+                image_files.write_png(self.run.path(name), square)
             words = {"content": reference.content, "descriptor": reference.descriptor}
             entries.append(
                 {
@@ -226,7 +274,7 @@ class _Job:
     def draw_base(self) -> None:
         """The base model's drawings of the same prompts, from the descriptor's words alone."""
         sample = round_config(self.config, 1).sample
-        branches = functools.partial(draw.base_branches, self.model)
+        branches = functools.partial(guidance.base_branches, self.model)
         self._draw("base", self._pool(0, 1), branches, _settings(sample), sample.batch_size)
         self._score("base", self._pool(0, 1), _BY_TEXT)
 
@@ -239,13 +287,17 @@ class _Job:
         for row in self._pool(0, 1):
             name = f"{prompts.noun(row['content'])}.png"
             if (folder / name).is_file():
-                image = folders.to_square(folders.read_image(folder / name), self.model.resolution)
-                folders.write_png(self.run.path("truth", name), image)
+                image = image_files.to_square(
+                    image_files.read_image(folder / name), self.model.resolution
+                )
+                image_files.write_png(self.run.path("truth", name), image)
                 rows.append(row | {"file": name})
         if not rows and not self.config.truth:
             return
         if not rows:
-            raise UserError(f"config.truth: no picture of a prompt in {folder}; expected files such as cat.png")
+            raise UserError(
+                f"config.truth: no picture of a prompt in {folder}; expected files such as cat.png"
+            )
         self._score("truth", rows, _BY_TEXT)
 
     def _truth(self) -> Path | None:
@@ -253,7 +305,7 @@ class _Job:
         if self.config.truth:
             return Path(self.config.truth).expanduser()
         image = sources.section(self.fields, self.styles[0])["image"]
-        bundled = folders.BUNDLED.parent / image.removeprefix("bundled:")
+        bundled = image_files.BUNDLED.parent / image.removeprefix("bundled:")
         return bundled if image.startswith("bundled:") and bundled.is_dir() else None
 
     def round(self, number: int, examples: Sequence[Example]) -> list[Example]:
@@ -263,21 +315,28 @@ class _Job:
             self._train(stage, number, examples, settings)
         else:
             self.logger.start(stage, step=settings.train.steps)
-        style = draw.load(self.model, self.run.path(stage, "adapter.safetensors"))
+        style = guidance.load(self.model, self.run.path(stage, "adapter.safetensors"))
         pool = self._pool(number, settings.sample.images_per_prompt)
-        branches = functools.partial(draw.style_branches, style)
+        branches = functools.partial(guidance.style_branches, style)
         self._draw(stage, pool, branches, _settings(settings.sample), settings.sample.batch_size)
         rows = self._score(stage, pool, settings.select.scorers)
         chosen = self._select(stage, rows, settings.select)
         self._write_grid(stage, rows, chosen)
         drawn = [
-            Example(style, folders.read_image(self.run.path(stage, row["file"])), row["content"], self.descriptor)
+            Example(
+                style,
+                image_files.read_image(self.run.path(stage, row["file"])),
+                row["content"],
+                self.descriptor,
+            )
             for style in self.styles
             for row in chosen
         ]
         return drawn + [example for example in self.examples if example.stream not in self.styles]
 
-    def _train(self, stage: str, number: int, examples: Sequence[Example], settings: ConfigDict) -> None:
+    def _train(
+        self, stage: str, number: int, examples: Sequence[Example], settings: ConfigDict
+    ) -> None:
         start = time.monotonic()
         hyper, plan = settings.train, self.plans[number - 1]
         key = jax.random.fold_in(jax.random.key(self.config.seed), number)
@@ -285,13 +344,13 @@ class _Job:
         about = self.method, self.fields, examples
         taught = sources.taught(*about, self.model.resolution, random_crop=hyper.random_crop)
         learnt = taught + sources.mixed(*about, self.model) + self.priors
-        data, loss = tuning.prepare(model, plan, learnt, hyper)
-        params = train.fit(
+        data, loss = objective.prepare(model, plan, learnt, hyper)
+        params = loop.fit(
             data,
             plan.filter(),
             loss,
             optim.make(hyper.learning_rate, ema_decay=hyper.ema_decay),
-            tuning.batches(learnt, batch_size=hyper.batch_size, seed=self.config.seed),
+            objective.batches(learnt, batch_size=hyper.batch_size, seed=self.config.seed),
             steps=hyper.steps,
             key=jax.random.fold_in(key, 1),
             folder=self.run.path(stage, "checkpoints"),
@@ -328,7 +387,9 @@ class _Job:
     def _pool(self, number: int, count: int) -> list[dict[str, Any]]:
         """What is drawn in a round: `count` images of every prompt, each with its own seed; of every picture that is
         drawn anew, if there are any."""
-        pictures = [(name, {"source": file}) for file, (name, _) in self.redrawn.items()] or [("{subject}", {})]
+        pictures = [(name, {"source": file}) for file, (name, _) in self.redrawn.items()] or [
+            ("{subject}", {})
+        ]
         return [
             {
                 "prompt": p,
@@ -340,23 +401,29 @@ class _Job:
                 "seed": self.config.seed + 1000 * number + i,
                 **source,
             }
-            for p, (content, (name, source)) in enumerate(itertools.product(self.contents, pictures))
+            for p, (content, (name, source)) in enumerate(
+                itertools.product(self.contents, pictures)
+            )
             for i in range(count)
         ]
 
-    def _follow(self, row: Mapping[str, Any]) -> draw.Follow | None:
+    def _follow(self, row: Mapping[str, Any]) -> guidance.Follow | None:
         """The picture that a drawing follows, if it is one drawn anew."""
         if "source" not in row:
             return None
         _, square = self.redrawn[row["source"]]
         return sources.follow(self.method, self.fields, self.model, square, row["text"])
 
-    def _draw(self, stage: str, pool: Sequence[dict], branches: Any, settings: Settings, batch: int) -> None:
+    def _draw(
+        self, stage: str, pool: Sequence[dict], branches: Any, settings: Settings, batch: int
+    ) -> None:
         if self.run.done(f"{stage}/scores.jsonl"):
             return
-        for _, group in itertools.groupby(pool, lambda row: row["prompt"] if "source" in row else None):
+        for _, group in itertools.groupby(
+            pool, lambda row: row["prompt"] if "source" in row else None
+        ):
             rows = list(group)
-            draw.fill(
+            guidance.fill(
                 f"{stage}: drawing",
                 [self.run.path(stage, row["file"]) for row in rows],
                 [row["text"] for row in rows],
@@ -367,12 +434,16 @@ class _Job:
                 follow=self._follow(rows[0]),
             )
 
-    def _score(self, stage: str, pool: Sequence[dict[str, Any]], weights: Any) -> list[dict[str, Any]]:
+    def _score(
+        self, stage: str, pool: Sequence[dict[str, Any]], weights: Any
+    ) -> list[dict[str, Any]]:
         path = self.run.path(stage, "scores.jsonl")
         if path.exists():
             return read_jsonl(path)
         rows = [dict(row) for row in pool]
-        images = np.stack([folders.read_image(self.run.path(stage, row["file"])) for row in rows])
+        images = np.stack(
+            [image_files.read_image(self.run.path(stage, row["file"])) for row in rows]
+        )
         samples = scorers.Samples(
             images=images.astype(np.float32) / 255,
             prompts=[row["judged"] for row in rows],
@@ -386,37 +457,47 @@ class _Job:
             row["scores"] = {name: float(values[i]) for name, values in scores.items()}
             row["score"] = float(total[i])
         text, style = (np.mean(scores[name]) for name in ("clip_text", "clip_style"))
-        log.say(f"{stage}: text score {text:.3f}, style score {style:.3f}, mean of {len(rows)} drawings")
+        log.say(
+            f"{stage}: text score {text:.3f}, style score {style:.3f}, mean of {len(rows)} drawings"
+        )
         write_bytes(path, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
         return rows
 
-    def _select(self, stage: str, rows: Sequence[dict[str, Any]], settings: ConfigDict) -> list[dict[str, Any]]:
+    def _select(
+        self, stage: str, rows: Sequence[dict[str, Any]], settings: ConfigDict
+    ) -> list[dict[str, Any]]:
         path = self.run.path(stage, "selected.json")
         if path.exists():
             return read_json(path)["selected"]
         if settings.by == "human":
             chosen = self._ask(stage, rows)
         else:
-            records = [select.Record(prompt=r["prompt"], image=r["image"], score=r["score"]) for r in rows]
-            best = select.select(records, by=settings.by, k=settings.k, threshold=settings.threshold)
+            records = [
+                select.Record(prompt=r["prompt"], image=r["image"], score=r["score"]) for r in rows
+            ]
+            best = select.select(
+                records, by=settings.by, k=settings.k, threshold=settings.threshold
+            )
             kept = {(record.prompt, record.image) for record in best}
             chosen = [row for row in rows if (row["prompt"], row["image"]) in kept]
         write_json(path, {"selected": chosen})
         return chosen
 
-    def _write_grid(self, stage: str, rows: Sequence[dict[str, Any]], chosen: Sequence[dict[str, Any]]) -> None:
+    def _write_grid(
+        self, stage: str, rows: Sequence[dict[str, Any]], chosen: Sequence[dict[str, Any]]
+    ) -> None:
         """All drawings of a round on one sheet, those of a prompt side by side, the chosen ones framed."""
         if self.run.done(f"{stage}/grid.png"):
             return
         kept = {row["file"] for row in chosen}
         alike = len(rows) // len({row["prompt"] for row in rows})
-        sheet = folders.grid(
-            [folders.read_image(self.run.path(stage, row["file"])) for row in rows],
+        sheet = image_files.grid(
+            [image_files.read_image(self.run.path(stage, row["file"])) for row in rows],
             columns=alike * max(1, round(len(rows) ** 0.5 / alike)),
             marked=[i for i, row in enumerate(rows) if row["file"] in kept],
             captions=[row["content"] for row in rows],
         )
-        folders.write_png(self.run.path(stage, "grid.png"), sheet)
+        image_files.write_png(self.run.path(stage, "grid.png"), sheet)
         self.logger.image(f"{stage}/drawings", 0, sheet)
 
     def _ask(self, stage: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -426,7 +507,9 @@ class _Job:
             with guard(folder):
                 folder.mkdir(parents=True, exist_ok=True)
             select.write_request(
-                folder, [self.run.path(stage, row["file"]) for row in rows], prompts=[row["text"] for row in rows]
+                folder,
+                [self.run.path(stage, row["file"]) for row in rows],
+                prompts=[row["text"] for row in rows],
             )
         content = read_json(answer)
         if isinstance(content, dict) and content.get("selected") == []:

@@ -10,8 +10,8 @@ from flax import nnx
 
 from styledrop_jax.adapters import custom_diffusion, lora, styledrop, svdiff, textual_inversion
 from styledrop_jax.adapters.base import AdapterConfig, AdapterParam, load_adapter, restore
-from styledrop_jax.backbones.base import Backbone
 from styledrop_jax.errors import UserError
+from styledrop_jax.pipelines.base import Backbone
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,8 +48,12 @@ class Plan:
     def from_dict(cls, parts: Mapping[str, Any]) -> Self:
         """The plan of an `AdapterFile`; UserError if it holds something else."""
         names = {field.name for field in dataclasses.fields(cls)}
-        if set(parts) != names or not all(part is None or isinstance(part, Mapping) for part in parts.values()):
-            raise UserError(f"adapter: its config does not fit (found {', '.join(parts)}, expected {', '.join(names)})")
+        if set(parts) != names or not all(
+            part is None or isinstance(part, Mapping) for part in parts.values()
+        ):
+            raise UserError(
+                f"adapter: its config does not fit (found {', '.join(parts)}, expected {', '.join(names)})"
+            )
         words = parts["words"]
         return cls(
             denoiser=_adapter(parts["denoiser"]),
@@ -72,7 +76,11 @@ class Plan:
         kinds = {"denoiser": self.denoiser, "text": self.text}
         return nnx.Any(
             AdapterParam,
-            *(nnx.All(nnx.Param, nnx.PathContains(name)) for name, kind in kinds.items() if isinstance(kind, Full)),
+            *(
+                nnx.All(nnx.Param, nnx.PathContains(name))
+                for name, kind in kinds.items()
+                if isinstance(kind, Full)
+            ),
         )
 
 
@@ -88,8 +96,12 @@ def plan(settings: Mapping[str, Any], identifiers: Sequence[str]) -> Plan:
     """
     kind = settings["kind"]
     adapter: AdapterConfig | None = {
-        "styledrop": lambda: styledrop.Config(bottleneck=settings["rank"], shared=settings["shared"]),
-        "lora": lambda: lora.Config(rank=settings["rank"], alpha=settings["alpha"], targets=settings["targets"]),
+        "styledrop": lambda: styledrop.Config(
+            bottleneck=settings["rank"], shared=settings["shared"]
+        ),
+        "lora": lambda: lora.Config(
+            rank=settings["rank"], alpha=settings["alpha"], targets=settings["targets"]
+        ),
         "svdiff": lambda: svdiff.Config(targets=settings["targets"]),
         "custom_diffusion": custom_diffusion.Config,
         "full": Full,
@@ -98,9 +110,13 @@ def plan(settings: Mapping[str, Any], identifiers: Sequence[str]) -> Plan:
     words = None
     if kind in ("textual_inversion", "custom_diffusion"):
         if not identifiers:
-            raise UserError(f"config.words.identifier: empty; {kind} learns a new word, such as '<style>'")
+            raise UserError(
+                f"config.words.identifier: empty; {kind} learns a new word, such as '<style>'"
+            )
         start = {"initializer": settings["initializer"], "vectors": settings["vectors"]}
-        tokens = tuple(textual_inversion.Token(word=identifier, **start) for identifier in identifiers)
+        tokens = tuple(
+            textual_inversion.Token(word=identifier, **start) for identifier in identifiers
+        )
         words = textual_inversion.Config(tokens=tokens, norm=settings["norm"])
     text = adapter if settings["text_encoder"] and kind in ("lora", "svdiff", "full") else None
     return Plan(denoiser=adapter, text=text, words=words)

@@ -26,8 +26,12 @@ def count(state) -> int:
 
 def differences(found: Mapping[str, tuple], expected: Mapping[str, tuple]) -> list[str]:
     """Every way in which two {name: shape} maps differ, one line each; empty when they agree."""
-    lines = [f"missing {name} {tuple(expected[name])}" for name in sorted(set(expected) - set(found))]
-    lines += [f"unexpected {name} {tuple(found[name])}" for name in sorted(set(found) - set(expected))]
+    lines = [
+        f"missing {name} {tuple(expected[name])}" for name in sorted(set(expected) - set(found))
+    ]
+    lines += [
+        f"unexpected {name} {tuple(found[name])}" for name in sorted(set(found) - set(expected))
+    ]
     lines += [
         f"{name} has shape {tuple(found[name])}, expected {tuple(expected[name])}"
         for name in sorted(set(found) & set(expected))

@@ -9,7 +9,9 @@ import pytest
 # start: LLVM optimises nothing, and each program is compiled once for all of them.
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 " + os.environ.get("XLA_FLAGS", "")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    _COMPILED = tempfile.TemporaryDirectory(prefix="styledrop-compiled-")  # lives as long as the session
+    _COMPILED = tempfile.TemporaryDirectory(
+        prefix="styledrop-compiled-"
+    )  # lives as long as the session
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
@@ -21,22 +23,28 @@ def tiny_muse():
     import numpy as np
     from flax import nnx
 
-    from styledrop_jax import pretrained
-    from styledrop_jax.backbones.muse import Muse
+    from styledrop_jax.io import pretrained
     from styledrop_jax.models import clip, uvit, vqgan
     from styledrop_jax.models.tokenizer import train_tokenizer
+    from styledrop_jax.pipelines.muse import Muse
 
     def noisy(build, rules, seed: int) -> nnx.Module:
         """Every weight random: at their initial zeros, norms and biases would hide what they do."""
         rng = np.random.default_rng(seed)
         shapes = pretrained.shapes(nnx.eval_shape(build), rules)
         tensors = {
-            name: rng.normal("norm" in name and name.endswith("weight"), 1.0 if "quantize" in name else 0.25, shape)
+            name: rng.normal(
+                "norm" in name and name.endswith("weight"),
+                1.0 if "quantize" in name else 0.25,
+                shape,
+            )
             for name, shape in shapes.items()
         }
         return pretrained.load(build, tensors, rules, source="random")
 
-    tokenizer = train_tokenizer(["a cat in watercolor painting style", "a red house", "a dog"], 530, 12)
+    tokenizer = train_tokenizer(
+        ["a cat in watercolor painting style", "a red house", "a dog"], 530, 12
+    )
     denoiser = uvit.Config(
         hidden_size=32,
         cond_embed_dim=16,

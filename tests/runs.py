@@ -7,8 +7,8 @@ import shutil
 import pytest
 import tiny
 
-from styledrop_jax.checkpoint import Checkpoints
-from styledrop_jax.run import JsonLines, read_json, write_json
+from styledrop_jax.io.files import JsonLines, read_json, write_json
+from styledrop_jax.training.checkpoint import Checkpoints
 
 
 class Death(BaseException):
@@ -69,7 +69,12 @@ def back_to_selection(workdir, **select):
     config = read_json(workdir / "config.json")
     config["round_1"]["select"].update(select)
     write_json(workdir / "config.json", config)
-    forget(workdir, "report.html", "round_2", *(f"round_1/{name}" for name in ("selected.json", "grid.png")))
+    forget(
+        workdir,
+        "report.html",
+        "round_2",
+        *(f"round_1/{name}" for name in ("selected.json", "grid.png")),
+    )
     forget(workdir, "round_1/scores.jsonl")
     words = [(f"--config.round_1.select.{name}", value) for name, value in select.items()]
     return [word for pair in words for word in pair]
@@ -78,7 +83,12 @@ def back_to_selection(workdir, **select):
 def results(workdir):
     """Everything that depends on the config alone, as bytes."""
     kept = ("*.png", "*.safetensors", "*.json", "*.jsonl")
-    paths = (path for pattern in kept for path in workdir.rglob(pattern) if "checkpoints" not in path.parts)
+    paths = (
+        path
+        for pattern in kept
+        for path in workdir.rglob(pattern)
+        if "checkpoints" not in path.parts
+    )
     files = {str(path.relative_to(workdir)): path.read_bytes() for path in paths}
     manifest = json.loads(files.pop("manifest.json"))
     for counts in manifest["rounds"].values():

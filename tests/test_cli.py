@@ -14,8 +14,9 @@ import pytest
 import tiny
 from PIL import Image
 
-from styledrop_jax import cli, hub, studio
-from styledrop_jax.run import read_json, write_json
+from styledrop_jax import cli, style
+from styledrop_jax.io import hub
+from styledrop_jax.io.files import read_json, write_json
 
 COMMANDS = ("personalize", "sample", "mix", "edit", "stylize", "rare-tokens", "pretrain")
 
@@ -32,7 +33,11 @@ def _refused(capfd, *words):
 def _nothing_left(workdir):
     """No result, and no file that is half one."""
     left = [path.name for path in workdir.rglob("*")] if workdir.exists() else []
-    assert not [name for name in left if "tmp" in name or name.endswith((".html", ".png", ".safetensors", ".jsonl"))]
+    assert not [
+        name
+        for name in left
+        if "tmp" in name or name.endswith((".html", ".png", ".safetensors", ".jsonl"))
+    ]
 
 
 # -------------------------------------------------------------- help
@@ -52,8 +57,21 @@ def test_the_help_of_a_command_teaches(capfd, command):
     assert f"styledrop {command} --" in said.out, "an example to copy"
     assert not said.err
     expected = {
-        "personalize": ("--workdir", "--config.reference.image", "--config.round_1.train.steps", "amused-256"),
-        "sample": ("--prompt-file", "--num", "--seed", "--lambda-a", "--lambda-b", "--negative-prompt", "--round"),
+        "personalize": (
+            "--workdir",
+            "--config.reference.image",
+            "--config.round_1.train.steps",
+            "amused-256",
+        ),
+        "sample": (
+            "--prompt-file",
+            "--num",
+            "--seed",
+            "--lambda-a",
+            "--lambda-b",
+            "--negative-prompt",
+            "--round",
+        ),
         "mix": ("--subject", "--gamma"),
         "edit": ("--mask", "--strength", "styledrop stylize"),
         "stylize": ("photos/", "--strength", "--prompt", "--num", "grid.png", "SDEdit"),
@@ -85,14 +103,38 @@ def test_no_rare_words_are_not_asked_for(capfd):
         (["sample", "--run", "x", "--promt", "a cat"], "did you mean '--prompt'?"),
         (["sample", "--run", "x", "--prompt=a cat", "--lambda_a=1"], "did you mean '--lambda-a'?"),
         (["personalize", "--workdr", "x"], "--workdir"),
-        (["personalize", "--workdir", "x", "--config.round_1.train.stepz", "4"], "'config.round_1.train.steps'?"),
-        (["personalize", "--workdir", "x", "--config", "configs/styledrpo.py"], "did you mean 'configs/styledrop.py'?"),
-        (["personalize", "--workdir", "x", "--config", "configs/styledrop.py:emoji46"], "did you mean 'emoji64'?"),
-        (["personalize", "--workdir", "x", "--config.round_1.select.scorers.clip_txt", "1"], "scorers.clip_text'?"),
-        (["personalize", "--workdir", "x", "--config.round_1.select.by", "promt"], "did you mean 'prompt'?"),
-        (["personalize", "--workdir", "x", "--config.round_1.train.learning_rate", "1e30"], "at most 1"),
-        (["personalize", "--workdir", "x", "--config.round_1.train.steps", "many"], "expected a whole number"),
-        (["personalize", "--workdir", "x", "--config.rounds", "0"], "expected a whole number of at least 1"),
+        (
+            ["personalize", "--workdir", "x", "--config.round_1.train.stepz", "4"],
+            "'config.round_1.train.steps'?",
+        ),
+        (
+            ["personalize", "--workdir", "x", "--config", "configs/styledrpo.py"],
+            "did you mean 'configs/styledrop.py'?",
+        ),
+        (
+            ["personalize", "--workdir", "x", "--config", "configs/styledrop.py:emoji46"],
+            "did you mean 'emoji64'?",
+        ),
+        (
+            ["personalize", "--workdir", "x", "--config.round_1.select.scorers.clip_txt", "1"],
+            "scorers.clip_text'?",
+        ),
+        (
+            ["personalize", "--workdir", "x", "--config.round_1.select.by", "promt"],
+            "did you mean 'prompt'?",
+        ),
+        (
+            ["personalize", "--workdir", "x", "--config.round_1.train.learning_rate", "1e30"],
+            "at most 1",
+        ),
+        (
+            ["personalize", "--workdir", "x", "--config.round_1.train.steps", "many"],
+            "expected a whole number",
+        ),
+        (
+            ["personalize", "--workdir", "x", "--config.rounds", "0"],
+            "expected a whole number of at least 1",
+        ),
         (["personalize", "--config.rounds", "1"], "--workdir"),
         (["sample", "--prompt", "a cat"], "--run"),
         (["mix", "--style", "x", "--prompt", "a cat"], "--subject"),
@@ -113,10 +155,17 @@ def _header(width, height):
     """A PNG that only promises its pixels."""
 
     def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", size)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
 
 
 def _write_bad_image(path, kind):
@@ -263,9 +312,13 @@ def test_a_model_that_is_not_there_says_how_to_get_it(tmp_path, capfd, monkeypat
         raise ConnectionError
 
     monkeypatch.setattr(hub, "snapshot_download", unreachable)
-    error = _refused(capfd, *tiny.arguments(tmp_path / "run", "--config.base", "amused/amused-none"))
+    error = _refused(
+        capfd, *tiny.arguments(tmp_path / "run", "--config.base", "amused/amused-none")
+    )
     assert "hf download amused/amused-none" in error
-    error = _refused(capfd, *tiny.arguments(tmp_path / "run", "--config.base", tmp_path / "nowhere"))
+    error = _refused(
+        capfd, *tiny.arguments(tmp_path / "run", "--config.base", tmp_path / "nowhere")
+    )
     assert "nowhere" in error and "no such folder" in error
     shutil.copytree(tiny.models() / "muse", tmp_path / "muse")
     shutil.rmtree(tmp_path / "muse" / "vqvae")
@@ -281,7 +334,7 @@ def test_ctrl_c_says_how_to_go_on(capfd, monkeypatch):
     def interrupted(flags):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(studio, "sample", interrupted)
+    monkeypatch.setattr(style, "sample", interrupted)
     assert tiny.styledrop("sample", "--run", "x", "--prompt", "a cat") == 130
     assert capfd.readouterr().err == "stopped; the same command continues\n"
 
@@ -291,7 +344,11 @@ def test_warnings_are_one_line(tmp_path, capfd):
     words = ["--prompt", prompt, "--num", 1, "--out", tmp_path]
     assert tiny.styledrop("sample", "--run", tiny.finished(), *words) == 0
     error = capfd.readouterr().err
-    assert error.startswith("warning: prompt 'a cat and another") and "cut: " in error and error.count("\n") == 1
+    assert (
+        error.startswith("warning: prompt 'a cat and another")
+        and "cut: " in error
+        and error.count("\n") == 1
+    )
 
 
 _KILLED = """
@@ -315,7 +372,9 @@ def test_a_killed_process_is_continued_by_the_same_command(tmp_path):
     line = tiny.arguments(workdir)
     killed = subprocess.run([sys.executable, "-c", _KILLED, "6", *line], capture_output=True)
     assert killed.returncode == -signal.SIGKILL
-    assert len(list((workdir / "round_1" / "samples").glob("*.png"))) == 2, "killed at the third of four"
+    assert len(list((workdir / "round_1" / "samples").glob("*.png"))) == 2, (
+        "killed at the third of four"
+    )
 
     program = "from styledrop_jax.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", program, *line], capture_output=True, text=True)
@@ -333,7 +392,9 @@ def test_a_reader_that_stops_early_is_no_error():
     """`styledrop --help | head -1`"""
     program = "from styledrop_jax.cli import main; main()"
     command = f'"{sys.executable}" -c "{program}" --help | head -c 1'
-    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True
+    )
     assert not done.stderr
 
 

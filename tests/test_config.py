@@ -22,7 +22,9 @@ def _error(*argv):
 @pytest.mark.parametrize("preset", ["emoji64", "emoji64-muse", "amused-256", "amused-512"])
 def test_every_preset_is_valid_and_locked(file, preset):
     config, rest = parse(["--config", f"{CONFIGS / file}:{preset}"])
-    assert rest == [] and config.base.endswith({"emoji64": "sd", "emoji64-muse": "emoji64"}.get(preset, preset))
+    assert rest == [] and config.base.endswith(
+        {"emoji64": "sd", "emoji64-muse": "emoji64"}.get(preset, preset)
+    )
     with pytest.raises((KeyError, AttributeError)):
         config.round_1.train.stpes = 3
 
@@ -59,7 +61,9 @@ def test_every_method_has_the_presets_of_both_backbones(file, preset, base):
 
 
 def test_components_are_numbered_without_gaps():
-    config, _ = parse(["--config", str(CONFIGS / "multi_styleforge.py"), "--config.component_2.aux.weight", "0.5"])
+    config, _ = parse(
+        ["--config", str(CONFIGS / "multi_styleforge.py"), "--config.component_2.aux.weight", "0.5"]
+    )
     loose = ConfigDict(config.to_dict())
     loose.component_3 = {"image": "three/", "identifier": "xyz", "aux": loose.component_1.aux}
     assert "component_3.identifier xyz: " in "\n".join(describe(loose, personalize_schema(loose)))
@@ -79,7 +83,11 @@ def test_the_large_presets_hold_the_papers_values():
     assert (first.adapter.rank, first.adapter.shared) == (4, True)
     assert (second.adapter.rank, second.adapter.shared) == (32, False)
     for settings in (first, second):
-        assert (settings.train.learning_rate, settings.train.batch_size, settings.train.steps) == (3e-5, 8, 1000)
+        assert (settings.train.learning_rate, settings.train.batch_size, settings.train.steps) == (
+            3e-5,
+            8,
+            1000,
+        )
         assert (settings.sample.steps, settings.sample.temperature) == (36, 4.5)
         assert (settings.sample.lambda_a, settings.sample.lambda_b) == (2, 5)
     assert first.sample.images_per_prompt == 64
@@ -96,8 +104,14 @@ def test_overrides_anywhere_on_the_line():
         ]
     )  # fmt: skip
     assert rest == ["--workdir", "runs/a", "--verbose", "extra"]
-    assert config.round_1.train.steps == 50 and config.round_2.train.steps != 50 and config.seed == 7
-    assert config.round_1.select.scorers.to_dict() == {"clip_text": 1.0, "clip_style": 0.5, "random": 0.0}
+    assert (
+        config.round_1.train.steps == 50 and config.round_2.train.steps != 50 and config.seed == 7
+    )
+    assert config.round_1.select.scorers.to_dict() == {
+        "clip_text": 1.0,
+        "clip_style": 0.5,
+        "random": 0.0,
+    }
     assert config.round_1.train.random_crop is True and config.round_2.train.random_crop is True
     assert config.round_2.adapter.shared is False and config.reference.content == "a red house"
 
@@ -126,7 +140,10 @@ def test_a_default_file_and_a_missing_one():
         ("--config.round_2.train.stpes=5", "did you mean 'config.round_2.train.steps'?"),
         ("--config.lambda_a=5", "did you mean 'config.round_1.sample.lambda_a'?"),
         ("--config.reference.contents=a", "did you mean 'config.reference.content'?"),
-        ("--config.round_1.select.scorers.clip_txt=1", "did you mean 'config.round_1.select.scorers.clip_text'?"),
+        (
+            "--config.round_1.select.scorers.clip_txt=1",
+            "did you mean 'config.round_1.select.scorers.clip_text'?",
+        ),
         ("--noconfig.round_1.adapter.share", "did you mean 'config.round_1.adapter.shared'?"),
         ("--config.zzzz=1", "unknown field"),
     ],
@@ -138,15 +155,27 @@ def test_unknown_fields_say_what_was_meant(override, hint):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("--config.round_1.train.steps=abc", "config.round_1.train.steps: found 'abc', expected a whole number"),
+        (
+            "--config.round_1.train.steps=abc",
+            "config.round_1.train.steps: found 'abc', expected a whole number",
+        ),
         ("--config.round_1.train.steps=2.5", "found '2.5', expected a whole number"),
         ("--config.round_1.train.steps=0", "found 0, expected a whole number of at least 1"),
         ("--config.round_1.train.learning_rate=0", "expected a number above 0 and at most 1"),
         ("--config.round_1.train.learning_rate=nan", "found nan"),
-        ("--config.round_1.train.random_crop=maybe", "config.round_1.train.random_crop: found 'maybe'"),
+        (
+            "--config.round_1.train.random_crop=maybe",
+            "config.round_1.train.random_crop: found 'maybe'",
+        ),
         ("--config.round_1.select=3", "expected a dict"),
-        ("--config.round_1.select.by=promt", "one of prompt, top_k, threshold, human; did you mean 'prompt'?"),
-        ("--config.round_1.select.scorers={'clp_text': 1}", "clp_text: unknown; did you mean 'clip_text'?"),
+        (
+            "--config.round_1.select.by=promt",
+            "one of prompt, top_k, threshold, human; did you mean 'prompt'?",
+        ),
+        (
+            "--config.round_1.select.scorers={'clp_text': 1}",
+            "clp_text: unknown; did you mean 'clip_text'?",
+        ),
         ("--config.round_1.select.scorers={'clip_text': 0}", "every weight is 0"),
         ("--config.base= ", "config.base: found ' ', expected text that is not empty"),
         ("--config.seed", "Missing value"),
@@ -173,7 +202,9 @@ def test_all_problems_come_at_once():
         "config.base: missing",
     ):
         assert words in str(caught.value)
-    assert "config.round_1: found 3, expected the fields adapter, train, sample, select" in str(caught.value)
+    assert "config.round_1: found 3, expected the fields adapter, train, sample, select" in str(
+        caught.value
+    )
 
 
 def test_rounds_beyond_the_last_reuse_it_and_gaps_are_refused():
@@ -207,4 +238,8 @@ def test_help_names_every_field_with_its_value_and_of_later_rounds_what_differs(
 def test_did_you_mean():
     assert did_you_mean("Clip_Txt", ["clip_text", "random"]) == "; did you mean 'clip_text'?"
     assert did_you_mean("xyz", ["clip_text", "random"]) == ""
-    assert did_you_mean("cat.png", ["oak.png"]) != "" == did_you_mean("cat.png", ["oak.png"], part=lambda x: x[:-4])
+    assert (
+        did_you_mean("cat.png", ["oak.png"])
+        != ""
+        == did_you_mean("cat.png", ["oak.png"], part=lambda x: x[:-4])
+    )

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import tiny
 
-from styledrop_jax import draw
-from styledrop_jax.backbones import stable_diffusion
-from styledrop_jax.backbones.base import Edit, Settings
+from styledrop_jax import guidance
+from styledrop_jax.pipelines import stable_diffusion
+from styledrop_jax.pipelines.base import Edit, Settings
 
 SETTINGS = Settings(steps=3, guidance="classifier_free", lambda_b=2.0)
 OLD, NEW, SEEDS = "a cat in red", "a house in red", [3, 4]
@@ -25,9 +25,13 @@ def own(model):
 
 def _draw(model, own, *, share, prompt=NEW, tokens=None, batch_size=2, strength=1.0):
     whole = np.ones(model.text.config.max_position_embeddings, bool)
-    follow = draw.Follow(own, OLD, whole if tokens is None else tokens, share, strength)
-    branches = draw.base_branches(model, [prompt] * len(SEEDS), SETTINGS)
-    return np.concatenate(list(draw.draw(branches, SEEDS, settings=SETTINGS, batch_size=batch_size, follow=follow)))
+    follow = guidance.Follow(own, OLD, whole if tokens is None else tokens, share, strength)
+    branches = guidance.base_branches(model, [prompt] * len(SEEDS), SETTINGS)
+    return np.concatenate(
+        list(
+            guidance.draw(branches, SEEDS, settings=SETTINGS, batch_size=batch_size, follow=follow)
+        )
+    )
 
 
 def _close(ours, theirs):
@@ -36,9 +40,9 @@ def _close(ours, theirs):
 
 def test_control_of_no_step_or_of_no_other_prompt_is_none(model, own):
     def free(prompt, strength=1.0):
-        branches = draw.base_branches(model, [prompt] * len(SEEDS), SETTINGS)
+        branches = guidance.base_branches(model, [prompt] * len(SEEDS), SETTINGS)
         start = Edit(jax.tree.map(lambda x: np.repeat(x, len(SEEDS), axis=0), own), None, strength)
-        return next(draw.draw(branches, SEEDS, settings=SETTINGS, batch_size=2, edit=start))
+        return next(guidance.draw(branches, SEEDS, settings=SETTINGS, batch_size=2, edit=start))
 
     new, old = free(NEW), free(OLD)
     assert np.abs(new - old).max() > 1e-2 and np.abs(new[0] - new[1]).max() > 1e-2
@@ -55,6 +59,9 @@ def test_each_drawing_follows_the_picture_for_its_share_by_one_program(model, ow
     programs = stable_diffusion._sample._cache_size()
     some = np.arange(model.text.config.max_position_embeddings) < 3
     partly = _draw(model, own, share=0.5, tokens=some, batch_size=3)
-    assert stable_diffusion._sample._cache_size() == programs and np.abs(partly - drawn[0]).max() > 1e-3
+    assert (
+        stable_diffusion._sample._cache_size() == programs
+        and np.abs(partly - drawn[0]).max() > 1e-3
+    )
     other = own._replace(mean=-own.mean)
     assert np.abs(_draw(model, other, share=1.0) - drawn[-1]).max() > 1e-3

@@ -49,7 +49,14 @@ def test_a_resumed_run_leaves_the_same_metrics(tmp_path):
 
     texts = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("unbroken", "resumed")]
     assert texts[0] == texts[1] and texts[0].count(b"\n") == 12
-    assert [row["step"] for row in read_metrics(tmp_path / "resumed", "round_2")] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in read_metrics(tmp_path / "resumed", "round_2")] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
 
 
 def test_a_stage_started_anew_drops_what_it_left(tmp_path):
@@ -81,11 +88,16 @@ def test_tensorboard_has_scalars_timing_and_images(tmp_path):
         logger.start("round_1", step=1)
     events = list(_events(tmp_path / "tensorboard" / "round_1"))
     values = [(event.step, value) for event in events for value in event.summary.value]
-    assert [(step, value.tag) for step, value in values if value.tag == "loss"] == [(1, "loss"), (2, "loss")]
+    assert [(step, value.tag) for step, value in values if value.tag == "loss"] == [
+        (1, "loss"),
+        (2, "loss"),
+    ]
     assert {value.tag for _, value in values} == {"loss", "steps_per_second", "samples"}
     image = next(value.image for _, value in values if value.tag == "samples")
     assert (image.height, image.width) == (8, 12)
-    assert any(event.session_log.status == event.session_log.START and event.step == 2 for event in events)
+    assert any(
+        event.session_log.status == event.session_log.START and event.step == 2 for event in events
+    )
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
@@ -101,12 +113,20 @@ def test_progress_is_one_line_without_a_terminal(capsys):
         say("a line")
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and lines[0] == "a line"
-    assert lines[1].startswith("round 1: training: 6 of 10 in ") and lines[1].endswith(" s, loss 4.21")
+    assert lines[1].startswith("round 1: training: 6 of 10 in ") and lines[1].endswith(
+        " s, loss 4.21"
+    )
 
 
 def test_progress_is_a_bar_on_a_terminal(monkeypatch):
     screen = io.StringIO()
-    monkeypatch.setattr(log, "_CONSOLE", rich.console.Console(file=screen, force_terminal=True, width=100))
+    monkeypatch.setattr(
+        log, "_CONSOLE", rich.console.Console(file=screen, force_terminal=True, width=100)
+    )
     with progress("round 1: sampling", 10) as advance:
         advance(10, note="batch 3")
-    assert "round 1: sampling" in screen.getvalue() and "10/10" in screen.getvalue() and "batch 3" in screen.getvalue()
+    assert (
+        "round 1: sampling" in screen.getvalue()
+        and "10/10" in screen.getvalue()
+        and "batch 3" in screen.getvalue()
+    )

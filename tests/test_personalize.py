@@ -14,9 +14,9 @@ from PIL import Image
 
 from styledrop_jax import personalize
 from styledrop_jax.adapters.base import load_adapter
-from styledrop_jax.backbones import muse
-from styledrop_jax.data import folders
-from styledrop_jax.run import read_json, read_jsonl
+from styledrop_jax.io import image_files
+from styledrop_jax.io.files import read_json, read_jsonl
+from styledrop_jax.pipelines import muse
 
 # -------------------------------------------------------------- what a run leaves
 
@@ -30,15 +30,21 @@ def test_a_run_leaves_adapters_drawings_scores_and_a_report():
         assert adapter.round == number and adapter.config["denoiser"]["bottleneck"] == width
         rows = read_jsonl(folder / "scores.jsonl")
         assert [(row["prompt"], row["image"]) for row in rows] == [(0, 0), (0, 1), (1, 0), (1, 1)]
-        assert {row["text"] for row in rows} == {f"{p} in watercolor painting style" for p in tiny.PROMPTS}
+        assert {row["text"] for row in rows} == {
+            f"{p} in watercolor painting style" for p in tiny.PROMPTS
+        }
         parts = [row["scores"]["clip_text"] + row["scores"]["clip_style"] for row in rows]
         np.testing.assert_allclose([row["score"] for row in rows], parts, rtol=1e-6)
         pictures = [(folder / row["file"]).read_bytes() for row in rows]
         assert len(set(pictures)) > 1
-        assert folders.read_image(folder / rows[0]["file"]).shape == (tiny.RESOLUTION, tiny.RESOLUTION, 3)
+        assert image_files.read_image(folder / rows[0]["file"]).shape == (
+            tiny.RESOLUTION,
+            tiny.RESOLUTION,
+            3,
+        )
         best = [max(rows[i : i + 2], key=lambda row: row["score"]) for i in (0, 2)]
         assert read_json(folder / "selected.json")["selected"] == best
-        assert folders.read_image(folder / "grid.png").shape == (76, 48, 3)
+        assert image_files.read_image(folder / "grid.png").shape == (76, 48, 3)
     assert len(read_jsonl(workdir / "base" / "scores.jsonl")) == len(tiny.PROMPTS)
     report = (workdir / "report.html").read_text(encoding="utf-8")
     assert "data:image/" in report and "styledrop personalize --config" in report
@@ -52,9 +58,13 @@ def test_the_manifest_says_what_was_used():
     (reference,) = manifest["references"]
     assert reference["sha256"] == hashlib.sha256(tiny.reference().read_bytes()).hexdigest()
     assert reference["caption"] == "a house in watercolor painting style"
-    shown = folders.read_image(workdir / reference["file"])
-    assert np.array_equal(shown, folders.to_square(folders.read_image(tiny.reference()), tiny.RESOLUTION))
-    weights = (tiny.models() / "muse" / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
+    shown = image_files.read_image(workdir / reference["file"])
+    assert np.array_equal(
+        shown, image_files.to_square(image_files.read_image(tiny.reference()), tiny.RESOLUTION)
+    )
+    weights = (
+        tiny.models() / "muse" / "transformer" / "diffusion_pytorch_model.safetensors"
+    ).read_bytes()
     assert manifest["base"]["hash"] == hashlib.sha256(weights).hexdigest()
     for number, images in ((1, 1), (2, 2)):
         counts = manifest["rounds"][f"round_{number}"]
@@ -63,16 +73,22 @@ def test_the_manifest_says_what_was_used():
         assert counts["frozen"] == manifest["base"]["parameters"]
         assert counts["images"] == images
     assert manifest["prompts"] == list(tiny.PROMPTS)
-    assert {"jax", "flax", "styledrop_jax", "python"} <= set(manifest["versions"]) and manifest["device"]
+    assert {"jax", "flax", "styledrop_jax", "python"} <= set(manifest["versions"]) and manifest[
+        "device"
+    ]
 
 
 def test_metrics_have_every_round_and_the_adapters_learn():
     rows = read_jsonl(tiny.finished() / "metrics.jsonl")
-    assert [(row["stage"], row["step"]) for row in rows] == [(f"round_{n}", s) for n in (1, 2) for s in (2, 4)]
+    assert [(row["stage"], row["step"]) for row in rows] == [
+        (f"round_{n}", s) for n in (1, 2) for s in (2, 4)
+    ]
     assert all(np.isfinite(row["loss"]) and 0 <= row["accuracy"] <= 1 for row in rows)
     for number in (1, 2):
         tensors = load_adapter(tiny.finished() / f"round_{number}" / "adapter.safetensors").tensors
-        assert all(np.abs(tensor).max() > 0 for tensor in tensors.values()), "an up-projection that is 0 never learned"
+        assert all(np.abs(tensor).max() > 0 for tensor in tensors.values()), (
+            "an up-projection that is 0 never learned"
+        )
 
 
 def test_running_again_does_nothing_and_says_so(tmp_path, capfd):
@@ -81,7 +97,9 @@ def test_running_again_does_nothing_and_says_so(tmp_path, capfd):
     assert tiny.styledrop(*tiny.arguments(workdir)) == 0
     out = capfd.readouterr().out
     assert "is finished" in out and str(workdir / "report.html") in out
-    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.name != ".lock"} == before
+    assert {
+        path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.name != ".lock"
+    } == before
 
 
 # -------------------------------------------------------------- death and resumption
@@ -89,7 +107,9 @@ def test_running_again_does_nothing_and_says_so(tmp_path, capfd):
 
 def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path):
     workdir, deaths = tmp_path / "run", 0
-    while runs.run_until_death(workdir, 1 + deaths % 3):  # every file, or every few, after each start
+    while runs.run_until_death(
+        workdir, 1 + deaths % 3
+    ):  # every file, or every few, after each start
         deaths += 1
         assert deaths < 40
     assert deaths > 12
@@ -105,7 +125,9 @@ def test_a_lost_adapter_is_trained_again_from_the_last_checkpoint(tmp_path):
     assert runs.results(workdir) == expected
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax drops its other reads
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # Orbax drops its other reads
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(tmp_path, capfd):
     workdir = runs.copy(tmp_path)
     expected = runs.results(workdir)
@@ -121,14 +143,31 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(tmp_path, ca
     assert runs.results(workdir) == expected
 
 
-def test_a_loss_that_is_no_number_names_the_step_and_the_last_good_checkpoint(tmp_path, capfd, monkeypatch):
+def test_a_loss_that_is_no_number_names_the_step_and_the_last_good_checkpoint(
+    tmp_path, capfd, monkeypatch
+):
     workdir = runs.copy(tmp_path)
-    runs.forget(workdir, "report.html", "round_2/adapter.safetensors", "round_2/checkpoints/4", "round_2/selected.json")
-    monkeypatch.setattr(muse.Muse, "loss", lambda *args: (jnp.full(2, jnp.nan), {"accuracy": jnp.zeros(2)}))
+    runs.forget(
+        workdir,
+        "report.html",
+        "round_2/adapter.safetensors",
+        "round_2/checkpoints/4",
+        "round_2/selected.json",
+    )
+    monkeypatch.setattr(
+        muse.Muse, "loss", lambda *args: (jnp.full(2, jnp.nan), {"accuracy": jnp.zeros(2)})
+    )
     assert tiny.styledrop(*tiny.arguments(workdir)) == 2
     error = runs.one_line(capfd)
-    assert "round_2: not a number" in error and "step 4" in error and str(workdir / "round_2/checkpoints/2") in error
-    assert not (workdir / "round_2" / "adapter.safetensors").exists() and not (workdir / "report.html").exists()
+    assert (
+        "round_2: not a number" in error
+        and "step 4" in error
+        and str(workdir / "round_2/checkpoints/2") in error
+    )
+    assert (
+        not (workdir / "round_2" / "adapter.safetensors").exists()
+        and not (workdir / "report.html").exists()
+    )
     monkeypatch.undo()
     assert tiny.styledrop(*tiny.arguments(workdir)) == 0
     assert runs.results(workdir) == runs.results(tiny.finished())
@@ -138,7 +177,9 @@ def test_a_loss_that_is_no_number_names_the_step_and_the_last_good_checkpoint(tm
 def test_a_full_disk_stops_with_one_line_and_the_run_continues(tmp_path, capfd, where):
     workdir = runs.copy(tmp_path)
     runs.forget(
-        workdir, "report.html", *(f"round_2/{name}" for name in ("scores.jsonl", "samples", "adapter.safetensors"))
+        workdir,
+        "report.html",
+        *(f"round_2/{name}" for name in ("scores.jsonl", "samples", "adapter.safetensors")),
     )
 
     def fsync(number):
@@ -159,12 +200,18 @@ def test_a_full_disk_stops_with_one_line_and_the_run_continues(tmp_path, capfd, 
 def test_a_checkpoint_comes_at_least_as_often_as_asked(tmp_path):
     """13 is no multiple of the steps that are run at once."""
     hyper = {"steps": 14, "checkpoint_every": 13}
-    words = [word for name, value in hyper.items() for word in (f"--config.round_1.train.{name}", value)]
+    words = [
+        word for name, value in hyper.items() for word in (f"--config.round_1.train.{name}", value)
+    ]
     workdir = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(personalize._Job, "draw_base", lambda self: None)
-        assert runs.run_until_death(workdir, 3 + 13 + 1, *words)  # two of the three are config and manifest
-    assert [path.name for path in (workdir / "round_1" / "checkpoints").iterdir() if path.name.isdigit()] == ["13"]
+        assert runs.run_until_death(
+            workdir, 3 + 13 + 1, *words
+        )  # two of the three are config and manifest
+    assert [
+        path.name for path in (workdir / "round_1" / "checkpoints").iterdir() if path.name.isdigit()
+    ] == ["13"]
 
 
 # -------------------------------------------------------------- what must not change under a run
@@ -184,7 +231,9 @@ def test_inputs_that_change_under_their_path_are_an_error(tmp_path, capfd):
     tiny.picture(image)
     prompts.write_text("a cat\n", encoding="utf-8")
     shutil.copytree(tiny.models() / "muse", base)
-    line = tiny.arguments(tmp_path / "run", "--config.prompts", prompts, "--config.base", base, image=image)
+    line = tiny.arguments(
+        tmp_path / "run", "--config.prompts", prompts, "--config.base", base, image=image
+    )
     runs.begun(tmp_path / "run", "--config.prompts", prompts, "--config.base", base, image=image)
 
     tiny.picture(image, seed=1)
@@ -238,8 +287,12 @@ def test_every_reference_of_a_jsonl_counts(tmp_path, capfd):
         path = tmp_path / f"{name}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         losses[name] = _adapter(tmp_path / name, path)
-        captions = [entry["caption"] for entry in read_json(tmp_path / name / "manifest.json")["references"]]
-        assert captions == [f"{content} in watercolor painting style" for content in ("a house", "a red cat")]
+        captions = [
+            entry["caption"] for entry in read_json(tmp_path / name / "manifest.json")["references"]
+        ]
+        assert captions == [
+            f"{content} in watercolor painting style" for content in ("a house", "a red cat")
+        ]
         assert read_json(tmp_path / name / "manifest.json")["rounds"]["round_1"]["images"] == 2
     assert all(a["loss"] != b["loss"] for a, b in zip(losses["near"], losses["far"], strict=True))
 
@@ -258,12 +311,19 @@ def test_a_folder_of_every_kind_of_image(tmp_path, capfd):
     exif[274] = 6  # to be shown turned by 90 degrees clockwise
     image.transpose(Image.Transpose.ROTATE_90).save(folder / "d rotated.png", exif=exif)
 
-    manifest = runs.begun(tmp_path / "run", "--config.reference.content=", image=folder, references=4)
-    assert f"{folder / 'a cmyk.tif'} and 3 more: not of an aspect that this model draws" in capfd.readouterr().out
+    manifest = runs.begun(
+        tmp_path / "run", "--config.reference.content=", image=folder, references=4
+    )
+    assert (
+        f"{folder / 'a cmyk.tif'} and 3 more: not of an aspect that this model draws"
+        in capfd.readouterr().out
+    )
     entries = manifest["references"]
     assert [entry["content"] for entry in entries] == ["a cmyk", "b deep", "c palette", "d rotated"]
-    expected = folders.to_square(upright, tiny.RESOLUTION).astype(int)
-    shown = [folders.read_image(tmp_path / "run" / entry["file"]).astype(int) for entry in entries]
+    expected = image_files.to_square(upright, tiny.RESOLUTION).astype(int)
+    shown = [
+        image_files.read_image(tmp_path / "run" / entry["file"]).astype(int) for entry in entries
+    ]
     shown[1], gray = shown[1][..., 0], expected[..., 0]
     for picture, right in zip(shown, (expected, gray, expected, expected), strict=True):
         assert np.abs(picture - right).max() <= 2

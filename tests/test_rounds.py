@@ -5,11 +5,11 @@ import pytest
 import runs
 import tiny
 
-from styledrop_jax import run as run_folder
 from styledrop_jax.adapters.base import load_adapter
-from styledrop_jax.data import folders
 from styledrop_jax.feedback import scorers
-from styledrop_jax.run import read_json, read_jsonl, write_json
+from styledrop_jax.io import files as run_folder
+from styledrop_jax.io import image_files
+from styledrop_jax.io.files import read_json, read_jsonl, write_json
 
 
 def test_round_2_trains_a_new_adapter_on_what_was_selected(tmp_path):
@@ -29,17 +29,27 @@ def test_round_2_trains_a_new_adapter_on_what_was_selected(tmp_path):
 
 @pytest.mark.parametrize(
     "weights",
-    [{"clip_text": 0.0, "random": 1.0}, {"clip_text": 1.0, "clip_style": -2.0}, {"clip_text": 0.0, "clip_style": 1.0}],
+    [
+        {"clip_text": 0.0, "random": 1.0},
+        {"clip_text": 1.0, "clip_style": -2.0},
+        {"clip_text": 0.0, "clip_style": 1.0},
+    ],
 )
 def test_scorers_decide_by_their_weighted_sum(tmp_path, weights):
     workdir = runs.copy(tmp_path)
     scorers = {"clip_text": 0.0, "clip_style": 0.0, "random": 0.0} | weights
     runs.back_to_selection(workdir, scorers=scorers)
-    words = [word for name, value in scorers.items() for word in (f"--config.round_1.select.scorers.{name}", value)]
+    words = [
+        word
+        for name, value in scorers.items()
+        for word in (f"--config.round_1.select.scorers.{name}", value)
+    ]
     assert runs.run_until_death(workdir, 2, *words)
     rows = read_jsonl(workdir / "round_1" / "scores.jsonl")
     for row in rows:
-        assert row["score"] == pytest.approx(sum(weights[name] * row["scores"][name] for name in weights), abs=1e-6)
+        assert row["score"] == pytest.approx(
+            sum(weights[name] * row["scores"][name] for name in weights), abs=1e-6
+        )
     best = [max(rows[i : i + 2], key=lambda row: row["score"]) for i in (0, 2)]
     assert read_json(workdir / "round_1" / "selected.json")["selected"] == best
 
@@ -49,10 +59,14 @@ def test_random_feedback_looks_at_nothing_but_the_seed():
     ids = [(row["prompt"], row["image"]) for row in rows]
 
     def chance(seed: int) -> list[float]:
-        samples = scorers.Samples(images=None, prompts=[], ids=ids, references=None, clip=None, seed=seed)
+        samples = scorers.Samples(
+            images=None, prompts=[], ids=ids, references=None, clip=None, seed=seed
+        )
         return list(scorers.SCORERS["random"](samples))
 
-    assert [row["scores"]["random"] for row in rows] == chance(read_json(tiny.finished() / "config.json")["seed"])
+    assert [row["scores"]["random"] for row in rows] == chance(
+        read_json(tiny.finished() / "config.json")["seed"]
+    )
     assert chance(1) != chance(2)
 
 
@@ -91,12 +105,18 @@ def test_a_third_round_takes_the_settings_of_the_second(tmp_path):
     assert tiny.styledrop(*tiny.arguments(workdir, "--config.rounds", 3)) == 0
     second, third = (load_adapter(workdir / f"round_{n}" / "adapter.safetensors") for n in (2, 3))
     assert third.config == second.config and third.round == 3
-    assert not np.array_equal(*(next(iter(adapter.tensors.values())) for adapter in (second, third)))
+    assert not np.array_equal(
+        *(next(iter(adapter.tensors.values())) for adapter in (second, third))
+    )
     assert len(read_jsonl(workdir / "round_3" / "scores.jsonl")) == 4
     assert "Round 3" in (workdir / "report.html").read_text(encoding="utf-8")
     before = runs.results(tiny.finished())
     after = runs.results(workdir)
-    assert all(after[name] == before[name] for name in before if name.startswith(("round_1", "round_2", "base")))
+    assert all(
+        after[name] == before[name]
+        for name in before
+        if name.startswith(("round_1", "round_2", "base"))
+    )
 
 
 def test_a_person_chooses(tmp_path, capfd):
@@ -107,12 +127,24 @@ def test_a_person_chooses(tmp_path, capfd):
     for _ in range(2):  # asking twice is not an answer
         assert tiny.styledrop(*line) == 0
         said = capfd.readouterr().out
-        assert str(feedback / "selected.json") in said and str(feedback / "contact_sheet.png") in said
-        assert folders.read_image(feedback / "contact_sheet.png").size
+        assert (
+            str(feedback / "selected.json") in said and str(feedback / "contact_sheet.png") in said
+        )
+        assert image_files.read_image(feedback / "contact_sheet.png").size
         assert read_json(feedback / "selected.json")["selected"] == []
-        assert not (workdir / "round_1" / "selected.json").exists() and not (workdir / "round_2").exists()
+        assert (
+            not (workdir / "round_1" / "selected.json").exists()
+            and not (workdir / "round_2").exists()
+        )
 
-    wrong = ("not json", "[1]", "{}", '{"selected": null}', '{"selected": [5]}', '{"selected": [1, 1]}')
+    wrong = (
+        "not json",
+        "[1]",
+        "{}",
+        '{"selected": null}',
+        '{"selected": [5]}',
+        '{"selected": [1, 1]}',
+    )
     for text in wrong:
         (feedback / "selected.json").write_text(text, encoding="utf-8")
         assert tiny.styledrop(*line) == 2, text
@@ -131,7 +163,14 @@ def test_prompts_of_any_script(tmp_path, capfd):
     prompts = ["赤い家", "قطة", "🐱", "🐶", "a cat " + "and a very long tail " * 4]
     path = tmp_path / "prompts.txt"
     path.write_text("\n".join(prompts), encoding="utf-8")
-    words = ["--config.prompts", path, "--config.rounds", 1, "--config.round_1.sample.images_per_prompt", 1]
+    words = [
+        "--config.prompts",
+        path,
+        "--config.rounds",
+        1,
+        "--config.round_1.sample.images_per_prompt",
+        1,
+    ]
     line = tiny.arguments(tmp_path / "run", *words, "--config.round_1.select.by", "human")
     assert tiny.styledrop(*line) == 0
     assert "cut: " in capfd.readouterr().err

@@ -37,7 +37,7 @@ def other_models() -> Path:
 
 
 def build_models(folder: Path, *, seed: int) -> Path:
-    from styledrop_jax import hub, pretrained
+    from styledrop_jax.io import hub, pretrained
     from styledrop_jax.models import clip, uvit, vqgan
     from styledrop_jax.models.tokenizer import save_tokenizer, train_tokenizer
 
@@ -123,16 +123,18 @@ def unet_config(*, sample_size: int, cross_attention_dim: int):
 @functools.cache
 def stable_diffusion() -> Path:
     """A folder of a Stable Diffusion: 16-pixel images, 8×8 latents, texts of 64 tokens."""
-    from styledrop_jax import hub, pretrained
+    from styledrop_jax.io import hub, pretrained
+    from styledrop_jax.io.files import write_json
     from styledrop_jax.models import clip, unet, vae
     from styledrop_jax.models.tokenizer import load_tokenizer, save_tokenizer
-    from styledrop_jax.run import write_json
 
     folder, tokenizer = home() / "stable_diffusion", load_tokenizer(models() / "clip")
     text = clip.ClipConfig.from_dict(hub.read_config(models() / "clip")).text
     text = dataclasses.replace(text, max_position_embeddings=64)
     denoiser = unet_config(sample_size=8, cross_attention_dim=text.hidden_size)
-    codec = vae.Config(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=2, sample_size=16)
+    codec = vae.Config(
+        block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=2, sample_size=16
+    )
     parts = (
         ("unet", unet.UNet, denoiser, unet.RULES),
         ("vae", vae.AutoencoderKL, codec, vae.RULES),
@@ -191,7 +193,15 @@ def arguments(workdir: Path, *more: object, image: object = None) -> list[str]:
         "round_2.sample.batch_size": 2,
     }
     words = [word for name, value in config.items() for word in (f"--config.{name}", value)]
-    line = ["personalize", "--config", ROOT / "configs" / "debug.py:emoji64-muse", "--workdir", workdir, *words, *more]
+    line = [
+        "personalize",
+        "--config",
+        ROOT / "configs" / "debug.py:emoji64-muse",
+        "--workdir",
+        workdir,
+        *words,
+        *more,
+    ]
     return [str(word) for word in line]
 
 

@@ -8,30 +8,38 @@ import numpy as np
 from flax import nnx
 
 from sides.job import LEARNING_RATE, Job
-from styledrop_jax import draw, optim, sharding, train, trainable, tuning
-from styledrop_jax.backbones.base import Backbone, Settings
+from styledrop_jax import guidance, trainable
+from styledrop_jax.pipelines.base import Backbone, Settings
+from styledrop_jax.stages import objective
+from styledrop_jax.training import loop, mesh, optim
 
 
 def training(
     job: Job,
     model: Backbone,
     plan: trainable.Plan,
-    sources: Sequence[tuning.Stream],
+    sources: Sequence[objective.Stream],
     hyper: Mapping[str, Any],
 ) -> Callable[[], int]:
     """One turn of training: images and prompts encoded once, several steps a dispatch, metrics after each."""
     tuned = trainable.attach(model, plan, rngs=nnx.Rngs(0))
-    data, loss = tuning.prepare(tuned, plan, sources, hyper)
-    graphdef, params, frozen = train.split(data, plan.filter())
+    data, loss = objective.prepare(tuned, plan, sources, hyper)
+    graphdef, params, frozen = loop.split(data, plan.filter())
     optimizer = optim.make(LEARNING_RATE)
-    state, frozen = sharding.replicate((train.init_state(params, optimizer), frozen))
-    step = train.make_train_step(loss, optimizer)
-    batches, key, done = tuning.batches(sources, batch_size=job.batch, seed=0), jax.random.key(0), 0
+    state, frozen = mesh.replicate((loop.init_state(params, optimizer), frozen))
+    step = loop.make_train_step(loss, optimizer)
+    batches, key, done = (
+        objective.batches(sources, batch_size=job.batch, seed=0),
+        jax.random.key(0),
+        0,
+    )
 
     def run() -> int:
         nonlocal state, done
         for _ in range(job.train_steps // job.steps_per_call):
-            state, metrics = step(graphdef, state, frozen, sharding.shard(batches(done, job.steps_per_call)), key)
+            state, metrics = step(
+                graphdef, state, frozen, mesh.shard(batches(done, job.steps_per_call)), key
+            )
             done += job.steps_per_call
             assert np.isfinite(jax.device_get(metrics)["loss"])
         jax.block_until_ready(state)
@@ -40,13 +48,15 @@ def training(
     return run
 
 
-def sampling(job: Job, branches: Sequence[draw.Branch], settings: Settings) -> Callable[[], int]:
+def sampling(
+    job: Job, branches: Sequence[guidance.Branch], settings: Settings
+) -> Callable[[], int]:
     """One turn of drawing."""
 
     def run() -> int:
         for i in range(job.batches):
             seeds = range(i * job.batch, (i + 1) * job.batch)
-            for images in draw.draw(branches, seeds, settings=settings, batch_size=job.batch):
+            for images in guidance.draw(branches, seeds, settings=settings, batch_size=job.batch):
                 assert np.isfinite(images).all()
         return job.batches * job.batch
 

@@ -9,12 +9,16 @@ from flax import nnx
 
 from sides import jax_loops
 from sides.job import RANK, Job
-from styledrop_jax import draw, losses, train, trainable, tree, tuning
+from styledrop_jax import trainable, tree
 from styledrop_jax.adapters import styledrop
-from styledrop_jax.backbones import muse
-from styledrop_jax.backbones.base import Settings
+from styledrop_jax.pipelines import muse
+from styledrop_jax.pipelines.base import Settings
+from styledrop_jax.stages import objective
+from styledrop_jax.training import loop, losses
 
-_ADAPTER = trainable.Plan(denoiser=styledrop.Config(bottleneck=RANK, shared=True))  # round 1 of 2306.00983
+_ADAPTER = trainable.Plan(
+    denoiser=styledrop.Config(bottleneck=RANK, shared=True)
+)  # round 1 of 2306.00983
 
 
 def prepare(job: Job, task: str, *, guidance: float) -> Callable[[], int]:
@@ -22,14 +26,19 @@ def prepare(job: Job, task: str, *, guidance: float) -> Callable[[], int]:
     model = muse.load(str(job.folder), jnp.bfloat16 if job.device == "gpu" else jnp.float32)
     if task in ("adapter", "full"):
         plan = trainable.Plan(denoiser=trainable.Full()) if task == "full" else _ADAPTER
-        sources, hyper = [tuning.Stream(job.images(), job.prompts)], {"text_dropout": 0.0, "remat": False}
+        sources, hyper = (
+            [objective.Stream(job.images(), job.prompts)],
+            {"text_dropout": 0.0, "remat": False},
+        )
         return jax_loops.training(job, model, plan, sources, hyper)
     settings = Settings(steps=job.steps, temperature=2.0, lambda_b=guidance - 1)
     if task == "style":
         tuned = trainable.attach(model, _ADAPTER, rngs=nnx.Rngs(0))
-        branches = draw.style_branches(draw.adapted(model, tuned, _ADAPTER), job.prompts, settings)
+        branches = guidance.style_branches(
+            guidance.adapted(model, tuned, _ADAPTER), job.prompts, settings
+        )
     else:
-        branches = draw.base_branches(model, job.prompts, settings)
+        branches = guidance.base_branches(model, job.prompts, settings)
     return jax_loops.sampling(job, branches, settings)
 
 
@@ -38,7 +47,7 @@ def check(job: Job) -> dict[str, np.ndarray]:
     jax.config.update("jax_default_matmul_precision", "highest")
     model, inputs = muse.load(str(job.folder)), np.load(job.work / "check.npz")
     tuned = trainable.attach(model, _ADAPTER, rngs=nnx.Rngs(0))
-    graphdef, params, frozen = train.split(tuned.denoiser, _ADAPTER.filter())
+    graphdef, params, frozen = loop.split(tuned.denoiser, _ADAPTER.filter())
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda p: jnp.asarray(rng.normal(0, 0.05, p.shape), p.dtype), params)
     np.savez(job.work / "adapter.npz", **tree.flatten(params))
@@ -49,7 +58,9 @@ def check(job: Job) -> dict[str, np.ndarray]:
     def objective(params):
         grid = jnp.where(mask, model.mask_id, tokens)
         denoiser = nnx.merge(graphdef, params, frozen)
-        logits = denoiser(grid, text.states, text.pooled, jnp.tile(model.micro, (b, 1))).reshape(b, h * w, -1)
+        logits = denoiser(grid, text.states, text.pooled, jnp.tile(model.micro, (b, 1))).reshape(
+            b, h * w, -1
+        )
         loss, _ = losses.masked_token_loss(logits, tokens.reshape(b, -1), mask.reshape(b, -1))
         return loss.mean(), logits
 

@@ -39,7 +39,9 @@ def check(job: Job) -> dict[str, np.ndarray]:
     torch_loops.set_values(adapter, job.work / "adapter.npz")
     inputs = np.load(job.work / "check.npz")
     shape = inputs["tokens"].shape
-    tokens, mask = (torch.from_numpy(inputs[name]).flatten(1).to(model.device) for name in ("tokens", "mask"))
+    tokens, mask = (
+        torch.from_numpy(inputs[name]).flatten(1).to(model.device) for name in ("tokens", "mask")
+    )
     text = model.encode_text(model.ids[: shape[0]])
     loss, logits = model.loss(tokens, mask, *text)
     gradient = torch_loops.flat_gradient(loss, adapter)
@@ -61,21 +63,31 @@ class _Model:
 
     def __init__(self, job: Job):
         self.device = torch_loops.setup(job)
-        transformer = UVit2DModel.from_pretrained(job.folder / "transformer", dtype=torch.float32, **WHOLE)
+        transformer = UVit2DModel.from_pretrained(
+            job.folder / "transformer", dtype=torch.float32, **WHOLE
+        )
         codec = VQModel.from_pretrained(job.folder / "vqvae", dtype=torch.float32, **WHOLE)
-        tower = CLIPTextModelWithProjection.from_pretrained(job.folder / "text_encoder", dtype=torch.float32, **LOCAL)
+        tower = CLIPTextModelWithProjection.from_pretrained(
+            job.folder / "text_encoder", dtype=torch.float32, **LOCAL
+        )
         self.transformer = transformer.to(self.device).train()
         self.codec = codec.to(self.device).requires_grad_(False)
         self.tower = tower.to(self.device).train(False).requires_grad_(False)
         ids = torch_loops.token_ids(job.folder, job.prompts, tower.config.max_position_embeddings)
         self.ids = ids.to(self.device)  # [b, t]
-        self.pixels = torch.from_numpy(job.images()).permute(0, 3, 1, 2).contiguous()  # [b, 3, r, r], on the host
+        self.pixels = (
+            torch.from_numpy(job.images()).permute(0, 3, 1, 2).contiguous()
+        )  # [b, 3, r, r], on the host
         side = float(self.pixels.shape[-1])
         self.micro = torch.tensor([side, side, 0, 0, 6.0], device=self.device)
         config = json.loads((job.folder / "transformer" / "config.json").read_text())
         self.masks = torch.tensor(config["vocab_size"] - 1, device=self.device)
-        if config.get("positional_masks"):  # ours alone: the reference is given each place's own mask token
-            self.masks = config["codebook_size"] + torch.arange(config["sample_size"] ** 2, device=self.device)
+        if config.get(
+            "positional_masks"
+        ):  # ours alone: the reference is given each place's own mask token
+            self.masks = config["codebook_size"] + torch.arange(
+                config["sample_size"] ** 2, device=self.device
+            )
 
     @torch.no_grad()
     def encode_text(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,10 +105,14 @@ class _Model:
         b, side = len(tokens), self.transformer.config.sample_size
         grid = torch.where(mask, self.masks, tokens).reshape(b, side, side)
         with torch.autocast("cuda", torch.bfloat16, enabled=states.dtype == torch.bfloat16):
-            logits = self.transformer(grid, states, pooled, self.micro.expand(b, -1))  # [b, v, h, w]
+            logits = self.transformer(
+                grid, states, pooled, self.micro.expand(b, -1)
+            )  # [b, v, h, w]
         logits = logits.float().flatten(2).permute(0, 2, 1)
         labels = torch.where(mask, tokens, -100)
-        return functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)), logits
+        return functional.cross_entropy(
+            logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
+        ), logits
 
 
 def _attach(transformer: UVit2DModel) -> dict[str, nn.Parameter]:
@@ -112,7 +128,9 @@ def _attach(transformer: UVit2DModel) -> dict[str, nn.Parameter]:
     shapes |= {"down_shift": (layers, RANK), "up_shift": (layers, width)}
     named = {}
     for slot, module in (("attn_adapter", "attn2"), ("mlp_adapter", "ff")):
-        site = nn.ParameterDict({name: torch.zeros(shape) for name, shape in shapes.items()}).to(transformer.device)
+        site = nn.ParameterDict({name: torch.zeros(shape) for name, shape in shapes.items()}).to(
+            transformer.device
+        )
         for name, parameter in site.items():
             if name.startswith("down"):
                 nn.init.trunc_normal_(parameter, std=0.02, a=-0.04, b=0.04)
@@ -190,9 +208,13 @@ def write_random(folder: Path, name: str) -> None:
         lookup_from_codebook=True,
         **sizes["vqvae"],
     )
-    text = CLIPTextModelWithProjection(CLIPTextConfig(bos_token_id=0, eos_token_id=2, **sizes["text"]))
+    text = CLIPTextModelWithProjection(
+        CLIPTextConfig(bos_token_id=0, eos_token_id=2, **sizes["text"])
+    )
     torch_loops.enliven(transformer, codec, text)
-    nn.init.normal_(codec.quantize.embedding.weight)  # far apart: which code is nearest is no matter of rounding
+    nn.init.normal_(
+        codec.quantize.embedding.weight
+    )  # far apart: which code is nearest is no matter of rounding
     pipeline = AmusedPipeline(
         vqvae=codec,
         text_encoder=text,

@@ -10,11 +10,14 @@ from flax import nnx
 
 from sides import jax_loops
 from sides.job import RANK, Job
-from styledrop_jax import draw, hub, losses, train, trainable, tree, tuning
+from styledrop_jax import trainable, tree
 from styledrop_jax.adapters import lora
-from styledrop_jax.backbones import stable_diffusion
-from styledrop_jax.backbones.base import Settings
+from styledrop_jax.io import hub
 from styledrop_jax.models import unet
+from styledrop_jax.pipelines import stable_diffusion
+from styledrop_jax.pipelines.base import Settings
+from styledrop_jax.stages import objective
+from styledrop_jax.training import loop, losses
 
 _PLANS = {
     "full": trainable.Plan(denoiser=trainable.Full()),
@@ -23,15 +26,22 @@ _PLANS = {
 _HYPER = {"text_dropout": 0.0, "min_snr_gamma": 0.0, "noise_offset": 0.0, "remat": False}
 
 
-def prepare(job: Job, task: str, *, guidance: float, captions: tuple[str, str]) -> Callable[[], int]:
+def prepare(
+    job: Job, task: str, *, guidance: float, captions: tuple[str, str]
+) -> Callable[[], int]:
     """Loads the model; each call of the result does one turn's work, to the end, and returns its units."""
-    model = stable_diffusion.load(str(job.folder), jnp.bfloat16 if job.device == "gpu" else jnp.float32)
+    model = stable_diffusion.load(
+        str(job.folder), jnp.bfloat16 if job.device == "gpu" else jnp.float32
+    )
     if task in _PLANS:
         both = np.split(job.images(), 2)
-        sources = [tuning.Stream(images, [text] * job.batch) for images, text in zip(both, captions, strict=True)]
+        sources = [
+            objective.Stream(images, [text] * job.batch)
+            for images, text in zip(both, captions, strict=True)
+        ]
         return jax_loops.training(job, model, _PLANS[task], sources, _HYPER)
     settings = _settings(job, guidance)
-    return jax_loops.sampling(job, draw.base_branches(model, job.prompts, settings), settings)
+    return jax_loops.sampling(job, guidance.base_branches(model, job.prompts, settings), settings)
 
 
 def _settings(job: Job, guidance: float) -> Settings:
@@ -45,11 +55,13 @@ def check(job: Job, *, guidance: float, captions: tuple[str, str]) -> dict[str, 
     plan, t, noise = _PLANS["lora"], inputs["timesteps"], inputs["noise"]
     k = len(t) // 2  # images of a stream
     denoiser = trainable.attach(model, plan, rngs=nnx.Rngs(0)).denoiser
-    graphdef, params, frozen = train.split(denoiser, plan.filter())
+    graphdef, params, frozen = loop.split(denoiser, plan.filter())
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda p: jnp.asarray(rng.normal(0, 0.05, p.shape), p.dtype), params)
     np.savez(job.work / "adapter.npz", **tree.flatten(params))
-    latents = model.encode_images(np.concatenate([images[:k] for images in np.split(job.images(), 2)])).mode()
+    latents = model.encode_images(
+        np.concatenate([images[:k] for images in np.split(job.images(), 2)])
+    ).mode()
     states = model.encode_text([caption for caption in captions for _ in range(k)]).states
 
     def objective(params):
@@ -58,18 +70,20 @@ def check(job: Job, *, guidance: float, captions: tuple[str, str]) -> dict[str, 
         return each.reshape(2, k).mean(1).sum(), network(noise, t, states)
 
     (loss, output), grads = jax.jit(jax.value_and_grad(objective, has_aux=True))(params)
-    keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed))[0])(jnp.arange(k, dtype=jnp.uint32))
+    keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed))[0])(
+        jnp.arange(k, dtype=jnp.uint32)
+    )
     first = jax.vmap(lambda key: jax.random.normal(key, noise.shape[1:]))(keys)
     np.save(job.work / "first.npy", first)  # the noise that the images of these seeds start from
     settings = _settings(job, guidance)
-    branches = draw.base_branches(model, job.prompts[:k], settings)
+    branches = guidance.base_branches(model, job.prompts[:k], settings)
     return {
         "output": np.asarray(output),
         "loss": np.asarray(loss),
         "gradient": np.concatenate([np.ravel(leaf) for leaf in tree.flatten(grads).values()]),
         "text": np.asarray(states),
         "latents": latents,
-        "images": next(draw.draw(branches, range(k), settings=settings, batch_size=k)),
+        "images": next(guidance.draw(branches, range(k), settings=settings, batch_size=k)),
     }
 
 
@@ -86,5 +100,7 @@ def forward_flops(folder: Path) -> float:
             (1, length, config.cross_attention_dim),
         )
     ]
-    lowered = jax.jit(lambda state, *inputs: nnx.merge(graphdef, state)(*inputs)).lower(nnx.as_pure(state), *shapes)
+    lowered = jax.jit(lambda state, *inputs: nnx.merge(graphdef, state)(*inputs)).lower(
+        nnx.as_pure(state), *shapes
+    )
     return lowered.cost_analysis()["flops"]

@@ -12,7 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from torch import nn
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -21,11 +27,15 @@ from sides import torch_loops
 from sides.job import RANK, Job
 from sides.torch_loops import LOCAL, WHOLE
 
-_MISSING: dict[str, Any] = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+_MISSING: dict[str, Any] = dict(
+    safety_checker=None, feature_extractor=None, requires_safety_checker=False
+)
 _ADAPTED = ("to_q", "to_k", "to_v", "to_out.0")
 
 
-def prepare(job: Job, task: str, *, cached: bool, guidance: float, captions: tuple[str, str]) -> Callable[[], int]:
+def prepare(
+    job: Job, task: str, *, cached: bool, guidance: float, captions: tuple[str, str]
+) -> Callable[[], int]:
     """Loads the model; each call of the result does one turn's work, to the end, and returns its units."""
     if task == "sample":
         return torch_loops.sampling(job, _pipeline(job, job.device == "gpu"), guidance=guidance)
@@ -61,7 +71,9 @@ def check(job: Job, *, guidance: float, captions: tuple[str, str]) -> dict[str, 
     ).images
     found = {"loss": loss, "gradient": gradient, "text": states}
     grids = {"output": output, "latents": latents, "images": images}
-    return torch_loops.numpy(found | {name: grid.permute(0, 2, 3, 1) for name, grid in grids.items()})
+    return torch_loops.numpy(
+        found | {name: grid.permute(0, 2, 3, 1) for name, grid in grids.items()}
+    )
 
 
 def _pipeline(job: Job, half: bool) -> StableDiffusionPipeline:
@@ -77,9 +89,13 @@ class _Model:
 
     def __init__(self, job: Job, captions: tuple[str, str]):
         self.device = torch_loops.setup(job)
-        unet = UNet2DConditionModel.from_pretrained(job.folder / "unet", dtype=torch.float32, **WHOLE)
+        unet = UNet2DConditionModel.from_pretrained(
+            job.folder / "unet", dtype=torch.float32, **WHOLE
+        )
         codec = AutoencoderKL.from_pretrained(job.folder / "vae", dtype=torch.float32, **WHOLE)
-        tower = CLIPTextModel.from_pretrained(job.folder / "text_encoder", dtype=torch.float32, **LOCAL)
+        tower = CLIPTextModel.from_pretrained(
+            job.folder / "text_encoder", dtype=torch.float32, **LOCAL
+        )
         self.schedule = DDPMScheduler.from_pretrained(job.folder / "scheduler", **LOCAL)
         self.unet = unet.to(self.device).train()
         self.codec = codec.to(self.device).requires_grad_(False)
@@ -88,7 +104,9 @@ class _Model:
         prompts = [caption for caption in captions for _ in range(job.batch)]
         ids = torch_loops.token_ids(job.folder, prompts, tower.config.max_position_embeddings)
         self.ids = ids.to(self.device)  # [2 b, t]
-        self.pixels = torch.from_numpy(2 * job.images() - 1).permute(0, 3, 1, 2).contiguous()  # [2 b, 3, r, r], on host
+        self.pixels = (
+            torch.from_numpy(2 * job.images() - 1).permute(0, 3, 1, 2).contiguous()
+        )  # [2 b, 3, r, r], on host
 
     @torch.no_grad()
     def encode_text(self, ids: torch.Tensor) -> torch.Tensor:
@@ -142,14 +160,18 @@ def _training(job: Job, task: str, *, cached: bool, captions: tuple[str, str]) -
 
     def encoded(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if not cached:
-            return model.encode_images(model.pixels[rows]).sample(), model.encode_text(model.ids[rows])
+            return model.encode_images(model.pixels[rows]).sample(), model.encode_text(
+                model.ids[rows]
+            )
         return mean[rows] + std[rows] * torch.randn_like(std[rows]), kept_states[rows]
 
     def loss() -> torch.Tensor:
         rows = torch.cat([torch.randperm(job.batch) + start for start in (0, job.batch)])
         latents, states = encoded(rows)
         latents = latents * model.scale
-        t = torch.randint(0, model.schedule.config.num_train_timesteps, (len(rows),), device=model.device)
+        t = torch.randint(
+            0, model.schedule.config.num_train_timesteps, (len(rows),), device=model.device
+        )
         return model.loss(latents, states, t, torch.randn_like(latents))
 
     return torch_loops.training(job, parameters, loss)
@@ -165,11 +187,17 @@ def _configs(name: str) -> dict[str, dict[str, Any]]:
     small = {"block_out_channels": (8, 16), "norm_num_groups": 4}
     denoiser, codec, text = {
         "tiny": (
-            dataclasses.replace(unet.Config.emoji64(), sample_size=8, cross_attention_dim=32, **small),
+            dataclasses.replace(
+                unet.Config.emoji64(), sample_size=8, cross_attention_dim=32, **small
+            ),
             vae.Config(layers_per_block=1, sample_size=16, **small),
             clip.ClipConfig.emoji64(vocab_size=514, width=32, text_layers=1).text,
         ),
-        "emoji64": (unet.Config.emoji64(), vae.Config.emoji64(), clip.ClipConfig.emoji64(vocab_size=2048).text),
+        "emoji64": (
+            unet.Config.emoji64(),
+            vae.Config.emoji64(),
+            clip.ClipConfig.emoji64(vocab_size=2048).text,
+        ),
         "sd15": (unet.Config.sd15(), vae.Config.sd(), clip.TextConfig.vit_l_14(projection=False)),
     }[name]
     return {"unet": denoiser.to_dict(), "vae": codec.to_dict(), "text_encoder": text.to_dict()}
@@ -181,7 +209,10 @@ def write_random(folder: Path, name: str) -> None:
 
     torch.manual_seed(0)
     configs = _configs(name)
-    unet, codec = UNet2DConditionModel.from_config(configs["unet"]), AutoencoderKL.from_config(configs["vae"])
+    unet, codec = (
+        UNet2DConditionModel.from_config(configs["unet"]),
+        AutoencoderKL.from_config(configs["vae"]),
+    )
     tower = CLIPTextModel(CLIPTextConfig(**configs["text_encoder"]))
     torch_loops.enliven(unet, codec, tower)
     pipeline = StableDiffusionPipeline(

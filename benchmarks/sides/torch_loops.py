@@ -30,10 +30,16 @@ def setup(job: Job) -> str:
 def token_ids(folder: Path, prompts: Sequence[str], length: int) -> torch.Tensor:
     """[b, length] with the model's own tokenizer."""
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", **LOCAL)
-    return torch.tensor(tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length)["input_ids"])
+    return torch.tensor(
+        tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length)[
+            "input_ids"
+        ]
+    )
 
 
-def training(job: Job, parameters: Iterable[nn.Parameter], loss: Callable[[], torch.Tensor]) -> Callable[[], int]:
+def training(
+    job: Job, parameters: Iterable[nn.Parameter], loss: Callable[[], torch.Tensor]
+) -> Callable[[], int]:
     """One turn of training: `loss` of the next batch, its gradient, Adam."""
     optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE)
 
@@ -51,10 +57,14 @@ def training(job: Job, parameters: Iterable[nn.Parameter], loss: Callable[[], to
     return run
 
 
-def sampling(job: Job, pipeline: diffusers.DiffusionPipeline, *, guidance: float) -> Callable[[], int]:
+def sampling(
+    job: Job, pipeline: diffusers.DiffusionPipeline, *, guidance: float
+) -> Callable[[], int]:
     """One turn of drawing."""
     pipeline.set_progress_bar_config(disable=True)
-    settings: dict[str, Any] = dict(num_inference_steps=job.steps, guidance_scale=guidance, output_type="pt")
+    settings: dict[str, Any] = dict(
+        num_inference_steps=job.steps, guidance_scale=guidance, output_type="pt"
+    )
 
     def run() -> int:
         for _ in range(job.batches):

@@ -52,7 +52,9 @@ class AdapterConfig:
         names = [field.name for field in dataclasses.fields(cls)]
         if unknown := [name for name in fields if name not in names]:
             expected = ", ".join(names) or "nothing more"
-            raise UserError(f"adapter: its config does not fit (found {', '.join(unknown)}, expected {expected})")
+            raise UserError(
+                f"adapter: its config does not fit (found {', '.join(unknown)}, expected {expected})"
+            )
         try:
             return cls(**fields)
         except TypeError as error:
@@ -144,7 +146,9 @@ def load_adapter(path: Path | str, *, base_hash: str | None = None) -> AdapterFi
     if not path.is_file():
         raise UserError(f"{path}: no such adapter file")
     if path.suffix in _PICKLES:
-        raise UserError(f"{path}: a {path.suffix} file may be a pickle, which is never opened; expected .safetensors")
+        raise UserError(
+            f"{path}: a {path.suffix} file may be a pickle, which is never opened; expected .safetensors"
+        )
     try:
         with safe_open(path, framework="numpy") as file:
             text = (file.metadata() or {}).get(_METADATA)
@@ -177,11 +181,15 @@ def restore(state: Any, adapter: AdapterFile) -> Any:
     expected = {name: leaf.shape for name, leaf in tree.flatten(state).items()}
     found = {name: tensor.shape for name, tensor in adapter.tensors.items()}
     if problems := tree.differences(found, expected):
-        raise UserError(f"{adapter.path} does not fit, {len(problems)} tensors differ: " + "; ".join(problems))
+        raise UserError(
+            f"{adapter.path} does not fit, {len(problems)} tensors differ: " + "; ".join(problems)
+        )
 
     def fill(path: tuple, leaf: Any) -> jax.Array:
         # A state that still has its variables ends each path with the attribute of the variable.
-        name = tree.path_name(tuple(part.key for part in path if isinstance(part, jax.tree_util.DictKey)))
+        name = tree.path_name(
+            tuple(part.key for part in path if isinstance(part, jax.tree_util.DictKey))
+        )
         return jnp.asarray(adapter.tensors[name], leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(fill, state)
@@ -193,12 +201,18 @@ def _parse(path: Path, text: str, tensors: dict[str, np.ndarray]) -> AdapterFile
         digest = metadata.pop("digest")
         intact = digest == _digest(metadata, tensors)
         if (version := metadata.pop("format")) != _FORMAT:
-            raise UserError(f"{path}: adapter format {version}, expected {_FORMAT}; update styledrop_jax")
+            raise UserError(
+                f"{path}: adapter format {version}, expected {_FORMAT}; update styledrop_jax"
+            )
         adapter = AdapterFile(path=path, tensors=tensors, **metadata)
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise UserError(f"{path}: its metadata is corrupted; expected what styledrop_jax writes") from None
+        raise UserError(
+            f"{path}: its metadata is corrupted; expected what styledrop_jax writes"
+        ) from None
     if not intact:
-        raise UserError(f"{path}: corrupted, its content does not match the checksum written with it")
+        raise UserError(
+            f"{path}: corrupted, its content does not match the checksum written with it"
+        )
     return adapter
 
 

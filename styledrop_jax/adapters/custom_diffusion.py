@@ -73,7 +73,9 @@ def export_diffusers(module: nnx.Module, rules: Rules) -> dict[str, np.ndarray]:
             continue
         if isinstance(layer.adapter, Adapter):
             weight = np.asarray(layer.kernel[...] + layer.adapter.delta[...], np.float32)
-            tensors[f"{match[1]}.processor.to_{match[2]}_custom_diffusion.weight"] = np.ascontiguousarray(weight.T)
+            tensors[f"{match[1]}.processor.to_{match[2]}_custom_diffusion.weight"] = (
+                np.ascontiguousarray(weight.T)
+            )
         else:
             tensors[f"{match[1]}.processor"] = np.zeros(0, np.float32)
     return tensors

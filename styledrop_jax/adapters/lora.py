@@ -22,7 +22,9 @@ from styledrop_jax.errors import UserError
 from styledrop_jax.models.layers import Conv, Linear, convolution
 from styledrop_jax.models.rules import Layout, Rules
 
-_METADATA = "lora_adapter_metadata"  # where diffusers keeps the peft config of each component, as JSON
+_METADATA = (
+    "lora_adapter_metadata"  # where diffusers keeps the peft config of each component, as JSON
+)
 _KOHYA = {"unet": "lora_unet", "transformer": "lora_unet", "text_encoder": "lora_te"}
 
 Targets = Literal["attention", "all"]
@@ -56,7 +58,9 @@ class Config(AdapterConfig):
         if not (isinstance(self.alpha, int | float) and 0 < self.alpha < math.inf):
             raise UserError(f"lora alpha: found {self.alpha!r}, expected a positive number")
         if self.targets not in TARGETS:
-            raise UserError(f"lora targets: found {self.targets!r}, expected one of {', '.join(TARGETS)}")
+            raise UserError(
+                f"lora targets: found {self.targets!r}, expected one of {', '.join(TARGETS)}"
+            )
 
 
 class Projection(nnx.Module):
@@ -78,7 +82,9 @@ class Adapter(nnx.Module):
     def __init__(self, layer: Linear | Conv, config: Config, *, rngs: nnx.Rngs):
         *inner, c_out = layer.kernel.shape
         normal = nnx.initializers.normal(1 / config.rank)
-        self.down = AdapterParam(normal(rngs.params(), (*inner, config.rank)))  # [c, r] or [k, k, c, r]
+        self.down = AdapterParam(
+            normal(rngs.params(), (*inner, config.rank))
+        )  # [c, r] or [k, k, c, r]
         self.up = AdapterParam(jnp.zeros((config.rank, c_out)))
         self.scale = config.alpha / config.rank
         self.projection = Projection(layer)
@@ -92,7 +98,9 @@ class Adapter(nnx.Module):
 def slots(module: nnx.Module) -> dict[str, Linear | Conv]:
     """{dotted path: layer} of every linear layer and convolution of `module` that has an adapter slot."""
     graph = list(nnx.iter_modules(module))
-    return {tree.path_name(path): layer for path, layer in graph if isinstance(layer, Linear | Conv)}
+    return {
+        tree.path_name(path): layer for path, layer in graph if isinstance(layer, Linear | Conv)
+    }
 
 
 def fill(module: nnx.Module, pattern: str, make: Callable[[Linear | Conv], nnx.Module]) -> None:
@@ -142,9 +150,13 @@ def export_diffusers(
     for name, (down, up) in _pairs(state, rules).items():
         tensors[f"{prefix}.{name}.lora_A.weight"] = down
         tensors[f"{prefix}.{name}.lora_B.weight"] = up * np.float32(config.alpha / config.rank)
-        targets.append(name.removeprefix("text_model."))  # transformers 5 has no such part; peft compares the ends
+        targets.append(
+            name.removeprefix("text_model.")
+        )  # transformers 5 has no such part; peft compares the ends
     fields = {"r": config.rank, "lora_alpha": config.rank, "target_modules": sorted(targets)}
-    return tensors, {_METADATA: json.dumps({f"{prefix}.{key}": value for key, value in fields.items()})}
+    return tensors, {
+        _METADATA: json.dumps({f"{prefix}.{key}": value for key, value in fields.items()})
+    }
 
 
 def join(
@@ -171,7 +183,9 @@ def export_kohya(state: Any, config: Config, rules: Rules, prefix: str) -> dict[
 def _pairs(state: Any, rules: Rules) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """{name of a layer in files: A and B as files have them}."""
     flat, pairs = tree.flatten(state), {}
-    for layer in (path.removesuffix(".adapter.up") for path in flat if path.endswith(".adapter.up")):
+    for layer in (
+        path.removesuffix(".adapter.up") for path in flat if path.endswith(".adapter.up")
+    ):
         _, layout = rules.name_of(f"{layer}.kernel")
         down, up = (_to_file(flat[f"{layer}.adapter.{half}"], layout) for half in ("down", "up"))
         pairs[_file_name(layer, rules)] = down, up
@@ -203,7 +217,10 @@ def split(tensors: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]
 
 
 def load_interchange(
-    tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None, module: nnx.Module, rules: Rules
+    tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str] | None,
+    module: nnx.Module,
+    rules: Rules,
 ) -> tuple[Config, nnx.State]:
     """Reads the LoRA of another tool: diffusers and peft, the older spellings of diffusers, or kohya's.
 
@@ -229,29 +246,44 @@ def load_interchange(
     pairs = {}
     for path, names in found.items():
         if missing := {"down", "up"} - set(names):
-            problems.append(f"{', '.join(names.values())} without the {' and '.join(sorted(missing))} half")
+            problems.append(
+                f"{', '.join(names.values())} without the {' and '.join(sorted(missing))} half"
+            )
             continue
         kernel = layers[path].kernel.shape
-        down, up = _from_file(tensors[names["down"]], len(kernel)), _from_file(tensors[names["up"]], 2)
+        down, up = (
+            _from_file(tensors[names["down"]], len(kernel)),
+            _from_file(tensors[names["up"]], 2),
+        )
         if down.shape[:-1] == kernel[:-1] and up.shape == (*down.shape[-1:], kernel[-1]):
             pairs[path] = down, up
         else:
-            shapes = " and ".join(f"{names[half]} {np.shape(tensors[names[half]])}" for half in ("down", "up"))
+            shapes = " and ".join(
+                f"{names[half]} {np.shape(tensors[names[half]])}" for half in ("down", "up")
+            )
             problems.append(f"{shapes} do not fit a layer of shape {kernel}")
     if problems or not pairs:
-        reason = f"{len(problems)} differ: " + "; ".join(problems) if problems else "it has no LoRA tensors"
+        reason = (
+            f"{len(problems)} differ: " + "; ".join(problems)
+            if problems
+            else "it has no LoRA tensors"
+        )
         raise UserError(f"the LoRA file does not fit {type(module).__name__}, {reason}")
     peft = _peft(metadata)
     alphas = {path: _alpha(tensors, found[path], peft, _file_name(path, rules)) for path in pairs}
     return _assemble(layers, pairs, alphas)
 
 
-def _match(names: Iterable[str], layers: Iterable[str], rules: Rules) -> tuple[dict[str, dict[str, str]], list[str]]:
+def _match(
+    names: Iterable[str], layers: Iterable[str], rules: Rules
+) -> tuple[dict[str, dict[str, str]], list[str]]:
     """{layer's path: {"down", "up" or "alpha": tensor's name}}, and the names that fit nowhere or come twice."""
     spellings = {}
     for path in layers:
         name = _file_name(path, rules)
-        short = re.sub(r"\.(to_out\.0|out_proj)$", ".to_out", re.sub(r"\.([qkv])_proj$", r".to_\1", name))
+        short = re.sub(
+            r"\.(to_out\.0|out_proj)$", ".to_out", re.sub(r"\.([qkv])_proj$", r".to_\1", name)
+        )
         spellings |= dict.fromkeys((name, name.replace(".", "_"), short), path)
     found, strays = {}, []
     for name in names:
@@ -284,10 +316,14 @@ def _peft(metadata: Mapping[str, str] | None) -> dict[str, Any]:
     try:
         return dict(json.loads(text))
     except (ValueError, TypeError):
-        raise UserError(f"the LoRA file's {_METADATA} is {text[:80]!r}, expected the JSON of a peft config") from None
+        raise UserError(
+            f"the LoRA file's {_METADATA} is {text[:80]!r}, expected the JSON of a peft config"
+        ) from None
 
 
-def _alpha(tensors: Mapping[str, np.ndarray], names: Mapping[str, str], peft: Mapping[str, Any], layer: str) -> float:
+def _alpha(
+    tensors: Mapping[str, np.ndarray], names: Mapping[str, str], peft: Mapping[str, Any], layer: str
+) -> float:
     """α of one layer: its own tensor's, else the peft config's, else its rank."""
     if "alpha" in names:
         return float(np.asarray(tensors[names["alpha"]], np.float32).reshape(-1)[0])
@@ -298,7 +334,9 @@ def _alpha(tensors: Mapping[str, np.ndarray], names: Mapping[str, str], peft: Ma
     patterns = peft.get(f"{start}alpha_pattern", {}).items()
     fitting = (alpha for pattern, alpha in patterns if re.match(rf"(.*\.)?({pattern})$", layer))
     alpha = next(fitting, peft.get(f"{start}lora_alpha", rank))
-    return alpha * math.sqrt(rank) if peft.get(f"{start}use_rslora") else alpha  # rank-stabilised: scaled by α/√r
+    return (
+        alpha * math.sqrt(rank) if peft.get(f"{start}use_rslora") else alpha
+    )  # rank-stabilised: scaled by α/√r
 
 
 def _assemble(
@@ -325,4 +363,6 @@ def _assemble(
         parts = (*parts, "adapter")
         state |= {(*parts, "down"): jnp.asarray(down), (*parts, "up"): jnp.asarray(up)}
     alpha = next(iter(alphas.values())) if agreed else rank
-    return Config(rank=rank, alpha=float(alpha), targets=targets), nnx.State(nnx.traversals.unflatten_mapping(state))
+    return Config(rank=rank, alpha=float(alpha), targets=targets), nnx.State(
+        nnx.traversals.unflatten_mapping(state)
+    )

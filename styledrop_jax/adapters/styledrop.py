@@ -85,9 +85,13 @@ def attach(denoiser: nnx.Module, config: Config, *, rngs: nnx.Rngs) -> None:
         if hasattr(module, "mlp_adapter"):
             by_width.setdefault(module.width, []).append(module)
     if not by_width:
-        raise UserError(f"styledrop adapter: {type(denoiser).__name__} has no transformer layers to put it into")
+        raise UserError(
+            f"styledrop adapter: {type(denoiser).__name__} has no transformer layers to put it into"
+        )
     for width, layers in sorted(by_width.items()):
-        attention, mlp = (Generator(config, layers=len(layers), width=width, rngs=rngs) for _ in range(2))
+        attention, mlp = (
+            Generator(config, layers=len(layers), width=width, rngs=rngs) for _ in range(2)
+        )
         for index, layer in enumerate(layers):
             layer.attn_adapter = Adapter(attention, index)
             layer.mlp_adapter = Adapter(mlp, index)

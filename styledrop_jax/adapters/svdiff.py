@@ -31,7 +31,9 @@ class Config(AdapterConfig):
 
     def __post_init__(self) -> None:
         if self.targets not in TARGETS:
-            raise UserError(f"svdiff targets: found {self.targets!r}, expected one of {', '.join(TARGETS)}")
+            raise UserError(
+                f"svdiff targets: found {self.targets!r}, expected one of {', '.join(TARGETS)}"
+            )
 
 
 class Adapter(nnx.Module):

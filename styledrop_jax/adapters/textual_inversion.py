@@ -43,9 +43,13 @@ class Token:
 
     def __post_init__(self) -> None:
         if not (isinstance(self.word, str) and self.word and not re.search(r"\s", self.word)):
-            raise UserError(f"token: found {self.word!r}, expected a word without spaces, such as '<painter>'")
+            raise UserError(
+                f"token: found {self.word!r}, expected a word without spaces, such as '<painter>'"
+            )
         if not (isinstance(self.vectors, int) and self.vectors > 0):
-            raise UserError(f"token {self.word!r}: found {self.vectors!r} vectors, expected a positive whole number")
+            raise UserError(
+                f"token {self.word!r}: found {self.vectors!r} vectors, expected a positive whole number"
+            )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -73,7 +77,9 @@ class Config(AdapterConfig):
         if not names:
             raise UserError("textual inversion tokens: found none, expected at least one")
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise UserError(f"textual inversion tokens: found {', '.join(twice)} twice, expected different words")
+            raise UserError(
+                f"textual inversion tokens: found {', '.join(twice)} twice, expected different words"
+            )
 
 
 class Rows(nnx.Module):
@@ -111,7 +117,9 @@ def extend(tokenizer: PreTrainedTokenizerBase, config: Config) -> PreTrainedToke
     vocabulary = tokenizer.get_vocab()
     for name in names:
         if name in vocabulary or len(tokenizer.tokenize(name)) == 1:
-            raise UserError(f"token {name!r}: the tokenizer knows this word; expected a new one, such as '<{name}>'")
+            raise UserError(
+                f"token {name!r}: the tokenizer knows this word; expected a new one, such as '<{name}>'"
+            )
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.add_tokens([AddedToken(name, single_word=True, normalized=False) for name in names])
     return tokenizer
@@ -120,11 +128,15 @@ def extend(tokenizer: PreTrainedTokenizerBase, config: Config) -> PreTrainedToke
 def expand(prompt: str, config: Config) -> str:
     """The prompt with every word of several vectors followed by the names of the others, ready for the tokenizer."""
     for token in config.tokens:
-        prompt = re.sub(rf"(?<!\w){re.escape(token.word)}(?!\w)", lambda _, t=token: " ".join(t.names), prompt)
+        prompt = re.sub(
+            rf"(?<!\w){re.escape(token.word)}(?!\w)", lambda _, t=token: " ".join(t.names), prompt
+        )
     return prompt
 
 
-def attach(text: ClipText, config: Config, *, rngs: nnx.Rngs, tokenizer: PreTrainedTokenizerBase) -> None:
+def attach(
+    text: ClipText, config: Config, *, rngs: nnx.Rngs, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """Sets the rows of the new tokens beside the table, in place of any that were there; touches no weight.
 
     Args:
@@ -138,7 +150,9 @@ def attach(text: ClipText, config: Config, *, rngs: nnx.Rngs, tokenizer: PreTrai
     """
     first = text.config.vocab_size
     if len(tokenizer) != first:
-        raise UserError(f"textual inversion: the tokenizer has {len(tokenizer)} tokens, expected the tower's {first}")
+        raise UserError(
+            f"textual inversion: the tokenizer has {len(tokenizer)} tokens, expected the tower's {first}"
+        )
     ids = []
     for token in config.tokens:
         start = tokenizer(token.initializer, add_special_tokens=False)["input_ids"]
@@ -150,7 +164,9 @@ def attach(text: ClipText, config: Config, *, rngs: nnx.Rngs, tokenizer: PreTrai
         ids += [start[i % len(start)] for i in range(token.vectors)]
     table = text.text_model.embeddings.token_embedding.embedding[...]
     norm = jnp.linalg.norm(table, axis=-1).mean() if config.norm else None
-    text.text_model.embeddings.adapter = nnx.data(Rows(table[jnp.array(ids)], first=first, norm=norm))
+    text.text_model.embeddings.adapter = nnx.data(
+        Rows(table[jnp.array(ids)], first=first, norm=norm)
+    )
 
 
 def export(text: ClipText, config: Config) -> dict[str, np.ndarray]:
@@ -198,12 +214,18 @@ def read(path: Path | str) -> dict[str, np.ndarray]:
         with safe_open(path, framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error}); pickles are never opened") from None
+        raise UserError(
+            f"{path}: not a readable safetensors file ({error}); pickles are never opened"
+        ) from None
     shapes = ", ".join(f"{name} {tensor.shape}" for name, tensor in tensors.items())
     if _TWO_TOWERS & set(tensors):
-        raise UserError(f"{path}: found {shapes}, the rows of SDXL's two text towers, expected those of one")
+        raise UserError(
+            f"{path}: found {shapes}, the rows of SDXL's two text towers, expected those of one"
+        )
     if not tensors or any(tensor.ndim not in (1, 2) for tensor in tensors.values()):
-        raise UserError(f"{path}: found {shapes or 'nothing'}, expected tensors of one or two axes, one for each word")
+        raise UserError(
+            f"{path}: found {shapes or 'nothing'}, expected tensors of one or two axes, one for each word"
+        )
     if set(tensors) == {_KOHYA}:
         tensors = {path.stem: tensors[_KOHYA]}
     return {name: np.atleast_2d(np.asarray(tensor, np.float32)) for name, tensor in tensors.items()}

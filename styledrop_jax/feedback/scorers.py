@@ -48,7 +48,9 @@ SCORERS: Mapping[str, Callable[[Samples], np.ndarray]] = {
 """clip_text: cosine of image and prompt (Text). clip_style: cosine of image and references (Style). random: uniform."""
 
 
-def score(samples: Samples, weights: Mapping[str, float]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def score(
+    samples: Samples, weights: Mapping[str, float]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Every scorer's score [n] by name, and the weighted sum [n] that selection goes by."""
     scores = {name: scorer(samples) for name, scorer in SCORERS.items()}
     return scores, sum(weight * scores[name] for name, weight in weights.items())

@@ -52,17 +52,24 @@ def select(
         UserError: an unknown `by`, a score that is not a number, fewer than k to choose from, or none selected.
     """
     if nan := [r for r in records if r.score != r.score]:
-        raise UserError(f"feedback: the score of prompt {nan[0].prompt}, image {nan[0].image} is not a number")
+        raise UserError(
+            f"feedback: the score of prompt {nan[0].prompt}, image {nan[0].image} is not a number"
+        )
     if by == "threshold":
         chosen = [r for r in records if r.score >= threshold]
         best = max((r.score for r in records), default=None)
         if not chosen:
-            raise UserError(f"feedback.threshold: {threshold}, but the best of {len(records)} scores is {best}")
+            raise UserError(
+                f"feedback.threshold: {threshold}, but the best of {len(records)} scores is {best}"
+            )
         return _in_order(chosen)
     if by == "top_k":
         groups = [list(records)]
     elif by == "prompt":
-        groups = [[r for r in records if r.prompt == prompt] for prompt in sorted({r.prompt for r in records})]
+        groups = [
+            [r for r in records if r.prompt == prompt]
+            for prompt in sorted({r.prompt for r in records})
+        ]
     else:
         raise UserError(f"feedback.by: {by!r}, expected 'prompt', 'top_k' or 'threshold'")
     fewest = min((len(group) for group in groups), default=0)
@@ -70,14 +77,22 @@ def select(
         raise UserError(
             f"feedback.k: {k}, expected 1 to {fewest}, the images there are{' per prompt' * (by == 'prompt')}"
         )
-    return _in_order([r for group in groups for r in sorted(group, key=lambda r: (-r.score, r.prompt, r.image))[:k]])
+    return _in_order(
+        [
+            r
+            for group in groups
+            for r in sorted(group, key=lambda r: (-r.score, r.prompt, r.image))[:k]
+        ]
+    )
 
 
 def _in_order(records: Sequence[Record]) -> tuple[Record, ...]:
     return tuple(sorted(records, key=lambda r: (r.prompt, r.image)))
 
 
-def write_request(folder: Path | str, images: Sequence[Path], *, prompts: Sequence[str], cell: int = 96) -> Path:
+def write_request(
+    folder: Path | str, images: Sequence[Path], *, prompts: Sequence[str], cell: int = 96
+) -> Path:
     """Writes what a person needs to choose: a numbered contact sheet, and a `selected.json` to fill in.
 
     A `selected.json` that is already there is left as it is: it may hold the answer. StyleDrop's people chose at most
@@ -102,11 +117,20 @@ def write_request(folder: Path | str, images: Sequence[Path], *, prompts: Sequen
         "selected": [],
     }
     try:
-        _replace(folder / SHEET, lambda path: _sheet(images, prompts, cell).save(path, format="PNG"))
+        _replace(
+            folder / SHEET, lambda path: _sheet(images, prompts, cell).save(path, format="PNG")
+        )
         if not answer.exists():
-            _replace(answer, lambda path: path.write_text(json.dumps(template, indent=2) + "\n", encoding="utf-8"))
+            _replace(
+                answer,
+                lambda path: path.write_text(
+                    json.dumps(template, indent=2) + "\n", encoding="utf-8"
+                ),
+            )
     except OSError as error:
-        raise UserError(f"{folder}: cannot write the feedback request ({error.strerror or error})") from None
+        raise UserError(
+            f"{folder}: cannot write the feedback request ({error.strerror or error})"
+        ) from None
     return answer
 
 
@@ -124,16 +148,24 @@ def read_answer(path: Path | str, *, num_images: int) -> tuple[int, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON, line {error.lineno} column {error.colno}: {error.msg}") from None
+        raise UserError(
+            f"{path}: not valid JSON, line {error.lineno} column {error.colno}: {error.msg}"
+        ) from None
     numbers = content.get("selected") if isinstance(content, dict) else None
     if not isinstance(numbers, list):
         raise UserError(f'{path}: has no list "selected"; {expected}')
     if not numbers:
         raise UserError(f'{path}: "selected" is empty; {expected}')
-    if wrong := [number for number in numbers if type(number) is not int or not 1 <= number <= num_images]:
-        raise UserError(f"{path}: {', '.join(json.dumps(n) for n in wrong)} not on the sheet; {expected}")
+    if wrong := [
+        number for number in numbers if type(number) is not int or not 1 <= number <= num_images
+    ]:
+        raise UserError(
+            f"{path}: {', '.join(json.dumps(n) for n in wrong)} not on the sheet; {expected}"
+        )
     if twice := sorted({number for number in numbers if numbers.count(number) > 1}):
-        raise UserError(f"{path}: chosen more than once: {', '.join(map(str, twice))}; {expected}, each once")
+        raise UserError(
+            f"{path}: chosen more than once: {', '.join(map(str, twice))}; {expected}, each once"
+        )
     return tuple(sorted(number - 1 for number in numbers))
 
 
@@ -149,7 +181,9 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
 
 def _sheet(images: Sequence[Path], prompts: Sequence[str], cell: int) -> Image.Image:
     """Numbered thumbnails in rows, under a line with their prompt."""
-    rows: list[tuple[str, list[int]]] = []  # heading, or "" for a row that continues, and image indices
+    rows: list[
+        tuple[str, list[int]]
+    ] = []  # heading, or "" for a row that continues, and image indices
     for index, prompt in enumerate(prompts):
         new = index == 0 or prompt != prompts[index - 1]
         if new or len(rows[-1][1]) == _COLUMNS:
@@ -157,7 +191,10 @@ def _sheet(images: Sequence[Path], prompts: Sequence[str], cell: int) -> Image.I
         rows[-1][1].append(index)
     step = cell + 2 * _MARGIN
     font = ImageFont.load_default(12)
-    width = max(max(step * len(indices), 2 * _MARGIN + int(font.getlength(heading))) for heading, indices in rows)
+    width = max(
+        max(step * len(indices), 2 * _MARGIN + int(font.getlength(heading)))
+        for heading, indices in rows
+    )
     height = sum(step + _LINE + _LINE * bool(heading) for heading, _ in rows)
     sheet = Image.new("RGB", (width, height), "white")
     draw, top = ImageDraw.Draw(sheet), 0
@@ -168,7 +205,9 @@ def _sheet(images: Sequence[Path], prompts: Sequence[str], cell: int) -> Image.I
         for column, index in enumerate(indices):
             left = column * step + _MARGIN
             with Image.open(images[index]) as image:
-                sheet.paste(ImageOps.contain(image.convert("RGB"), (cell, cell)), (left, top + _MARGIN))
+                sheet.paste(
+                    ImageOps.contain(image.convert("RGB"), (cell, cell)), (left, top + _MARGIN)
+                )
             draw.text((left, top + step - _MARGIN), str(index + 1), fill="black", font=font)
         top += step + _LINE
     return sheet

@@ -15,8 +15,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from styledrop_jax.data.prompts import POOL
 from styledrop_jax.errors import UserError
+from styledrop_jax.methods.prompts import POOL
 
 _MANY = "component_*"
 _OPTIONAL = re.compile(r"\[([^\[\]]*)\]")
@@ -79,7 +79,9 @@ class Method:
         """The user's prompt `content` as the model is given it; UserError if a word that it needs is empty, or there is
         no subject that it could name."""
         if "{subject}" in content and not self.subject:
-            raise UserError(f"prompt {content!r}: {{subject}} stands for nothing here; say what to draw")
+            raise UserError(
+                f"prompt {content!r}: {{subject}} stands for nothing here; say what to draw"
+            )
         return self._drawn(self.draws, config, self._subject(config), content, descriptor)
 
     def judgement(self, config: Mapping[str, Any], content: str, descriptor: str = "") -> str:
@@ -89,7 +91,11 @@ class Method:
     def prompts(self, contents: Iterable[str]) -> list[str]:
         """What is drawn between rounds, from the contents of the user's images."""
         two = list(itertools.permutations(dict.fromkeys(contents), 2)) or [("", "")]
-        filled = (text.replace("{left}", a).replace("{right}", b) for text in self.pool or POOL for a, b in two)
+        filled = (
+            text.replace("{left}", a).replace("{right}", b)
+            for text in self.pool or POOL
+            for a, b in two
+        )
         return list(dict.fromkeys(filled))
 
     def remark(self, config: Mapping[str, Any], content: str) -> str:
@@ -102,8 +108,14 @@ class Method:
     def _subject(self, config: Mapping[str, Any]) -> str:
         return " and ".join(_shortened(template, config) for template in each(self.subject, config))
 
-    def _drawn(self, template: str, config: Mapping[str, Any], subject: str, content: str, descriptor: str) -> str:
-        words = {"content": content, "subject": subject, "descriptor": "" if descriptor in content else descriptor}
+    def _drawn(
+        self, template: str, config: Mapping[str, Any], subject: str, content: str, descriptor: str
+    ) -> str:
+        words = {
+            "content": content,
+            "subject": subject,
+            "descriptor": "" if descriptor in content else descriptor,
+        }
         return _fill(template, config, "repeat_drawing", **words)
 
     def kept(self, config: Mapping[str, Any]) -> str:
@@ -116,14 +128,18 @@ class Method:
         for name in (name for template in self.learns for name in each(template, config)):
             word = known[name]
             if word and (other := found.setdefault(word.lower(), name)) != name:
-                raise UserError(f"{_field(name)}: {word!r}, as {_field(other)}; expected a word of its own")
+                raise UserError(
+                    f"{_field(name)}: {word!r}, as {_field(other)}; expected a word of its own"
+                )
         return [known[name] for name in found.values()]
 
 
 def spread(streams: Sequence[Stream], config: Mapping[str, Any]) -> list[Stream]:
     """The streams, those with `component_*` once for every component."""
     return [
-        dataclasses.replace(stream, section=section, prompt=stream.prompt.replace(_MANY, section.partition(".")[0]))
+        dataclasses.replace(
+            stream, section=section, prompt=stream.prompt.replace(_MANY, section.partition(".")[0])
+        )
         for stream in streams
         for section in each(stream.section, config)
     ]
@@ -133,7 +149,9 @@ def each(template: str, config: Mapping[str, Any]) -> list[str]:
     """The template, or if it is over `component_*`, that of every component of the config; at least the first's."""
     if _MANY not in template:
         return [template]
-    numbers = sorted(int(match[1]) for key in config if (match := re.fullmatch(r"component_(\d+)", key)))
+    numbers = sorted(
+        int(match[1]) for key in config if (match := re.fullmatch(r"component_(\d+)", key))
+    )
     return [template.replace(_MANY, f"component_{number}") for number in numbers or [1]]
 
 
@@ -150,8 +168,12 @@ def _fill(template: str, config: Mapping[str, Any], switch: str, **words: str) -
     whole = _REPEATED.sub(repeat, whole)
     for name, word in _words(config).items():
         if f"{{{name}}}" in whole and not word:
-            advice = ", such as `styledrop rare-tokens` finds" if name.endswith("identifier") else ""
-            raise UserError(f'{_field(name)}: empty; expected a word for the prompt "{whole}"{advice}')
+            advice = (
+                ", such as `styledrop rare-tokens` finds" if name.endswith("identifier") else ""
+            )
+            raise UserError(
+                f'{_field(name)}: empty; expected a word for the prompt "{whole}"{advice}'
+            )
         whole = whole.replace(f"{{{name}}}", word)
     return " ".join(whole.split())
 

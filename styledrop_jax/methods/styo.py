@@ -9,16 +9,30 @@ from styledrop_jax.methods.base import Method, Stream
 
 _SOURCE_STYLE = "{source.style} [{contrast.negator} {target.style}]"
 _TARGET_STYLE = "{target.style} [{contrast.negator} {source.style}]"
-_SOURCE_CONTENT = "({source.content} [{contrast.negator} {target.content}])×{contrast.content_repeats} {noun}"
-_TARGET_CONTENT = "({target.content} [{contrast.negator} {source.content}])×{contrast.content_repeats} {noun}"
+_SOURCE_CONTENT = (
+    "({source.content} [{contrast.negator} {target.content}])×{contrast.content_repeats} {noun}"
+)
+_TARGET_CONTENT = (
+    "({target.content} [{contrast.negator} {source.content}])×{contrast.content_repeats} {noun}"
+)
 _REPEATS = "{contrast.style_repeats}"
-_SOURCE = Stream(section="source", prompt=f"a drawing with ({_SOURCE_STYLE})×{_REPEATS} style of {_SOURCE_CONTENT}")
+_SOURCE = Stream(
+    section="source",
+    prompt=f"a drawing with ({_SOURCE_STYLE})×{_REPEATS} style of {_SOURCE_CONTENT}",
+)
 
 STYO = Method(
     streams=(
-        Stream(section="target", prompt=f"a drawing with ({_TARGET_STYLE})×{_REPEATS} style of {_TARGET_CONTENT}"),
+        Stream(
+            section="target",
+            prompt=f"a drawing with ({_TARGET_STYLE})×{_REPEATS} style of {_TARGET_CONTENT}",
+        ),
         _SOURCE,
-        Stream(section="aux", prompt=f"a drawing with {_SOURCE_STYLE} style of {{noun}}", generated="a {noun}"),
+        Stream(
+            section="aux",
+            prompt=f"a drawing with {_SOURCE_STYLE} style of {{noun}}",
+            generated="a {noun}",
+        ),
     ),
     draws="{content}",
     subject=f"a drawing with ({_TARGET_STYLE})×{_REPEATS} style of {_SOURCE_CONTENT}",

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from transformers import PreTrainedTokenizerBase
 
-from styledrop_jax import hub, pretrained
+from styledrop_jax.io import hub, pretrained
 from styledrop_jax.models.clip import RULES, Clip, ClipConfig, unit
 from styledrop_jax.models.tokenizer import load_tokenizer, tokenize
 
@@ -51,7 +51,9 @@ class ClipScorer:
         self._batch_size = batch_size
         graphdef, self._state = nnx.split(model)
         size = model.config.vision.image_size
-        self._images = jax.jit(lambda state, x: unit(nnx.merge(graphdef, state).vision(preprocess(x, size))))
+        self._images = jax.jit(
+            lambda state, x: unit(nnx.merge(graphdef, state).vision(preprocess(x, size)))
+        )
         self._texts = jax.jit(lambda state, ids: unit(nnx.merge(graphdef, state).text(ids).embeds))
 
     @classmethod
@@ -59,7 +61,9 @@ class ClipScorer:
         """From a folder with a `CLIPModel` and its tokenizer; UserError if it does not hold one that fits."""
         config = ClipConfig.from_dict(hub.read_config(folder))
         tensors = pretrained.Tensors(pretrained.weight_files(folder, "model"), RULES)
-        model = pretrained.load(lambda: Clip(config, rngs=nnx.Rngs(0)), tensors, RULES, source=str(folder))
+        model = pretrained.load(
+            lambda: Clip(config, rngs=nnx.Rngs(0)), tensors, RULES, source=str(folder)
+        )
         return cls(model, load_tokenizer(folder), batch_size=batch_size)
 
     def image_features(self, images: np.ndarray) -> np.ndarray:
@@ -75,14 +79,18 @@ class ClipScorer:
     def text_score(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         """The cosine of every picture [n, h, w, 3] and its own prompt, float32 [n]."""
         if len(images) != len(prompts):
-            raise ValueError(f"{len(images)} images and {len(prompts)} prompts, expected one prompt an image")
+            raise ValueError(
+                f"{len(images)} images and {len(prompts)} prompts, expected one prompt an image"
+            )
         return np.sum(self.image_features(images) * self.text_features(prompts), axis=1)
 
     def style_score(self, images: np.ndarray, references: np.ndarray) -> np.ndarray:
         """The cosine of every picture [n, h, w, 3] and a reference, averaged over references [m, h', w', 3]; [n]."""
         return (self.image_features(images) @ self.image_features(references).T).mean(axis=1)
 
-    def _in_chunks(self, function: Callable[[nnx.State, jax.Array], jax.Array], rows: np.ndarray) -> np.ndarray:
+    def _in_chunks(
+        self, function: Callable[[nnx.State, jax.Array], jax.Array], rows: np.ndarray
+    ) -> np.ndarray:
         size = self._batch_size
         chunks = []
         for start in range(0, len(rows), size):

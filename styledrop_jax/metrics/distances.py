@@ -19,7 +19,12 @@ def frechet_distance(a: NDArray, b: NDArray) -> float:
     values, vectors = np.linalg.eigh(cov_a)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     product = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(0)).sum()
-    return float(((a.mean(axis=0) - b.mean(axis=0)) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * product)
+    return float(
+        ((a.mean(axis=0) - b.mean(axis=0)) ** 2).sum()
+        + np.trace(cov_a)
+        + np.trace(cov_b)
+        - 2 * product
+    )
 
 
 def kernel_distance(a: NDArray, b: NDArray) -> float:

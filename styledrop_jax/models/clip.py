@@ -32,7 +32,9 @@ _ACTIVATIONS = {"quick_gelu": _quick_gelu, "gelu": gelu}
 
 def _check(config: "TextConfig | VisionConfig") -> None:
     if config.hidden_act not in _ACTIVATIONS:
-        raise UserError(f"CLIP config: hidden_act is {config.hidden_act!r}, expected one of {', '.join(_ACTIVATIONS)}")
+        raise UserError(
+            f"CLIP config: hidden_act is {config.hidden_act!r}, expected one of {', '.join(_ACTIVATIONS)}"
+        )
     if config.hidden_size % config.num_attention_heads:
         raise UserError(
             f"CLIP config: hidden_size {config.hidden_size} is not a multiple of num_attention_heads "
@@ -43,7 +45,9 @@ def _check(config: "TextConfig | VisionConfig") -> None:
 def _known_fields(cls: type, values: Mapping[str, Any], *, model_type: str) -> dict[str, Any]:
     """The entries of a config.json that `cls` has fields for; null and missing ones keep the defaults."""
     if values.get("model_type", model_type) != model_type:
-        raise UserError(f"CLIP config: model_type is {values['model_type']!r}, expected {model_type!r}")
+        raise UserError(
+            f"CLIP config: model_type is {values['model_type']!r}, expected {model_type!r}"
+        )
     names = {field.name for field in dataclasses.fields(cls)}
     return {name: value for name, value in values.items() if name in names and value is not None}
 
@@ -79,12 +83,16 @@ class TextConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Reads the config.json of a `CLIPTextModel` or `CLIPTextModelWithProjection`; UserError if unsupported."""
         known = _known_fields(cls, values, model_type="clip_text_model")
-        return cls(**known | {"projection": "CLIPTextModel" not in (values.get("architectures") or ())})
+        return cls(
+            **known | {"projection": "CLIPTextModel" not in (values.get("architectures") or ())}
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """A config.json that transformers loads."""
         values = dataclasses.asdict(self)
-        architecture = "CLIPTextModelWithProjection" if values.pop("projection") else "CLIPTextModel"
+        architecture = (
+            "CLIPTextModelWithProjection" if values.pop("projection") else "CLIPTextModel"
+        )
         return {"architectures": [architecture], "model_type": "clip_text_model", **values}
 
     @classmethod
@@ -118,7 +126,9 @@ class VisionConfig:
     def __post_init__(self):
         _check(self)
         if not (isinstance(self.image_size, int) and isinstance(self.patch_size, int)):
-            raise UserError(f"CLIP config: image_size {self.image_size} is not one number, expected square images")
+            raise UserError(
+                f"CLIP config: image_size {self.image_size} is not one number, expected square images"
+            )
         if self.image_size % self.patch_size:
             raise UserError(
                 f"CLIP config: image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
@@ -133,7 +143,10 @@ class VisionConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """A config.json that transformers loads."""
-        model = {"architectures": ["CLIPVisionModelWithProjection"], "model_type": "clip_vision_model"}
+        model = {
+            "architectures": ["CLIPVisionModelWithProjection"],
+            "model_type": "clip_vision_model",
+        }
         return model | dataclasses.asdict(self)
 
 
@@ -149,7 +162,9 @@ class ClipConfig:
     def __post_init__(self):
         text = dataclasses.replace(self.text, projection_dim=self.projection_dim, projection=True)
         object.__setattr__(self, "text", text)
-        object.__setattr__(self, "vision", dataclasses.replace(self.vision, projection_dim=self.projection_dim))
+        object.__setattr__(
+            self, "vision", dataclasses.replace(self.vision, projection_dim=self.projection_dim)
+        )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -179,14 +194,29 @@ class ClipConfig:
     def vit_l_14(cls) -> Self:
         """openai/clip-vit-large-patch14."""
         vision = VisionConfig(
-            hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            patch_size=14,
         )
         return cls(text=TextConfig.vit_l_14(), vision=vision, projection_dim=768)
 
     @classmethod
-    def emoji64(cls, *, vocab_size: int = 2048, width: int = 128, text_layers: int = 2, vision_layers: int = 6) -> Self:
+    def emoji64(
+        cls,
+        *,
+        vocab_size: int = 2048,
+        width: int = 128,
+        text_layers: int = 2,
+        vision_layers: int = 6,
+    ) -> Self:
         """The shipped model: 64-pixel images in 8-pixel patches, 32 tokens; the last two ids are BOS and EOS."""
-        size = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": max(1, width // 32)}
+        size = {
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            "num_attention_heads": max(1, width // 32),
+        }
         text = TextConfig(
             vocab_size=vocab_size,
             num_hidden_layers=text_layers,
@@ -272,7 +302,9 @@ class _TextTransformer(nnx.Module):
     def __init__(self, config: TextConfig, *, rngs: nnx.Rngs, dtype: Any):
         self.embeddings = _TextEmbeddings(config, rngs=rngs, dtype=dtype)
         self.encoder = _Encoder(config, rngs=rngs, dtype=dtype)
-        self.final_layer_norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs)
+        self.final_layer_norm = LayerNorm(
+            config.hidden_size, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs
+        )
 
 
 class TextOutput(NamedTuple):
@@ -300,7 +332,9 @@ class ClipText(nnx.Module):
         self.text_model = _TextTransformer(config, rngs=rngs, dtype=dtype)
         if config.projection:
             d, p = config.hidden_size, config.projection_dim
-            self.text_projection = Linear(d, p, use_bias=False, kernel_init=_normal(d**-0.5), dtype=dtype, rngs=rngs)
+            self.text_projection = Linear(
+                d, p, use_bias=False, kernel_init=_normal(d**-0.5), dtype=dtype, rngs=rngs
+            )
         else:
             self.text_projection = nnx.data(None)
 
@@ -364,7 +398,9 @@ class ClipVision(nnx.Module):
         self.config = config
         self.vision_model = _VisionTransformer(config, rngs=rngs, dtype=dtype)
         d, p = config.hidden_size, config.projection_dim
-        self.visual_projection = Linear(d, p, use_bias=False, kernel_init=_normal(d**-0.5), dtype=dtype, rngs=rngs)
+        self.visual_projection = Linear(
+            d, p, use_bias=False, kernel_init=_normal(d**-0.5), dtype=dtype, rngs=rngs
+        )
 
     def __call__(self, images: jax.Array, kept: jax.Array | None = None) -> jax.Array:
         """[b, h, w, 3] in [0, 1], h = w = `image_size` → image features [b, p], not normalised.
@@ -376,7 +412,9 @@ class ClipVision(nnx.Module):
             raise ValueError(f"images of shape {images.shape}, expected [b, {size}, {size}, 3]")
         x = self.vision_model.embeddings(normalize(images))  # [b, 1 + patches, d]
         if kept is not None:
-            x = jnp.concatenate([x[:, :1], jnp.take_along_axis(x[:, 1:], kept[..., None], axis=1)], axis=1)
+            x = jnp.concatenate(
+                [x[:, :1], jnp.take_along_axis(x[:, 1:], kept[..., None], axis=1)], axis=1
+            )
         x = self.vision_model.pre_layrnorm(x)
         x = self.vision_model.encoder(x)[-1]
         return self.visual_projection(self.vision_model.post_layernorm(x[:, 0]))
@@ -391,7 +429,9 @@ class Clip(nnx.Module):
         self.vision = ClipVision(config.vision, rngs=rngs, dtype=dtype)
         self.logit_scale = nnx.Param(jnp.array(config.logit_scale_init_value))
 
-    def __call__(self, ids: jax.Array, images: jax.Array, kept: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, ids: jax.Array, images: jax.Array, kept: jax.Array | None = None
+    ) -> jax.Array:
         """ids [n, t], images [b, h, w, 3] in [0, 1] → scaled cosines [b, n], float32; `kept` as in `ClipVision`."""
         texts, pictures = unit(self.text(ids).embeds), unit(self.vision(images, kept))
         return jnp.exp(self.logit_scale[...]) * pictures @ texts.T

@@ -51,7 +51,9 @@ class DepthwiseConv(_Conv):
         h, w = x.shape[1:3]
         kernel = self.kernel[...].astype(self.dtype)
         padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        y = sum(padded[:, i : i + h, j : j + w] * kernel[i, j, 0] for i in range(3) for j in range(3))
+        y = sum(
+            padded[:, i : i + h, j : j + w] * kernel[i, j, 0] for i in range(3) for j in range(3)
+        )
         return self._add_bias(y)
 
 

@@ -40,7 +40,9 @@ def _flat_dot_general(x: jax.Array, kernel: jax.Array, _dimensions, **kwargs) ->
 def _dot_bf16(a: jax.Array, b: jax.Array, *, axes: tuple[int, int]) -> jax.Array:
     """The product of two matrices rounded to bfloat16, summed in float32, over one axis of each."""
     a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
-    return jax.lax.dot_general(a, b, (((axes[0],), (axes[1],)), ((), ())), preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(
+        a, b, (((axes[0],), (axes[1],)), ((), ())), preferred_element_type=jnp.float32
+    )
 
 
 @jax.custom_vjp
@@ -49,14 +51,18 @@ def _rounded_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _dot_bf16(x, kernel, axes=(1, 0)).astype(x.dtype)
 
 
-def _rounded_product_backward(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _rounded_product_backward(
+    saved: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     # The kernel's own gradient sums over tokens: rounding would save nothing there, the transposition costs the most.
     dk = jax.lax.dot_general(x, g, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
     return _dot_bf16(g, kernel, axes=(1, 1)).astype(x.dtype), dk.astype(kernel.dtype)
 
 
-_rounded_product.defvjp(lambda x, kernel: (_rounded_product(x, kernel), (x, kernel)), _rounded_product_backward)
+_rounded_product.defvjp(
+    lambda x, kernel: (_rounded_product(x, kernel), (x, kernel)), _rounded_product_backward
+)
 
 
 class Linear(nnx.Linear):
@@ -74,12 +80,18 @@ class Linear(nnx.Linear):
 _Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
-def _correlate(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], padding: _Padding) -> jax.Array:
-    return jax.lax.conv_general_dilated(x, kernel, stride, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+def _correlate(
+    x: jax.Array, kernel: jax.Array, stride: tuple[int, int], padding: _Padding
+) -> jax.Array:
+    return jax.lax.conv_general_dilated(
+        x, kernel, stride, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def convolution(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], padding: _Padding) -> jax.Array:
+def convolution(
+    x: jax.Array, kernel: jax.Array, stride: tuple[int, int], padding: _Padding
+) -> jax.Array:
     """[b, h, w, c] with a kernel [i, j, c, d] → [b, h', w', d].
 
     On a CPU its gradients are plain convolutions of what is flipped and spread beforehand: inside a loop XLA's CPU
@@ -103,21 +115,27 @@ def _convolution_backward(stride, padding, saved, g):
             for_x.append((span - 1 - low, size + low - reach, step - 1))
             for_kernel.append((0, size + low + high - span + 1 - reach, step - 1))
         g_for_x, g_for_kernel = (
-            jax.lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), *pads, (0, 0, 0))) for pads in (for_x, for_kernel)
+            jax.lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), *pads, (0, 0, 0)))
+            for pads in (for_x, for_kernel)
         )
         dx = _correlate(g_for_x, kernel[::-1, ::-1].swapaxes(2, 3), (1, 1), ((0, 0), (0, 0)))
-        dk = _correlate(x.transpose(3, 1, 2, 0), g_for_kernel.transpose(1, 2, 0, 3), (1, 1), padding)
+        dk = _correlate(
+            x.transpose(3, 1, 2, 0), g_for_kernel.transpose(1, 2, 0, 3), (1, 1), padding
+        )
         return dx, dk.transpose(1, 2, 0, 3)
 
     return jax.lax.platform_dependent(*saved, g, cpu=plain, default=automatic)
 
 
 convolution.defvjp(
-    lambda x, kernel, stride, padding: (_correlate(x, kernel, stride, padding), (x, kernel)), _convolution_backward
+    lambda x, kernel, stride, padding: (_correlate(x, kernel, stride, padding), (x, kernel)),
+    _convolution_backward,
 )
 
 
-def _conv_general_dilated(x: jax.Array, kernel: jax.Array, stride, padding, **_settings) -> jax.Array:
+def _conv_general_dilated(
+    x: jax.Array, kernel: jax.Array, stride, padding, **_settings
+) -> jax.Array:
     return convolution(x, kernel, tuple(stride), tuple(map(tuple, padding)))
 
 

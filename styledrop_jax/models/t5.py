@@ -51,7 +51,9 @@ class Config:
         if values.get("model_type", "t5") != "t5":
             raise UserError(f"T5 config: model_type is {values['model_type']!r}, expected 't5'")
         names = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in names and value is not None})
+        return cls(
+            **{name: value for name, value in values.items() if name in names and value is not None}
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """A config.json that transformers loads."""
@@ -65,7 +67,9 @@ class Config:
     @classmethod
     def t5_xxl(cls) -> Self:
         """google/t5-v1_1-xxl: what Muse and Imagen condition on."""
-        return cls(d_model=4096, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu")
+        return cls(
+            d_model=4096, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu"
+        )
 
 
 def position_buckets(length: int, *, buckets: int, max_distance: int) -> np.ndarray:
@@ -96,7 +100,9 @@ class _Attention(nnx.Module):
         self.o = Linear(inner, d, kernel_init=_normal(inner**-0.5), **shared)
         if has_bias:
             buckets, init = config.relative_attention_num_buckets, _normal(d**-0.5)
-            self.relative_attention_bias = Embed(buckets, config.num_heads, embedding_init=init, rngs=rngs)
+            self.relative_attention_bias = Embed(
+                buckets, config.num_heads, embedding_init=init, rngs=rngs
+            )
 
     def position_bias(self, length: int) -> jax.Array:
         """[1, heads, length, length]; the first block's serves all."""
@@ -110,12 +116,16 @@ class _Attention(nnx.Module):
     def __call__(self, x: jax.Array, *, bias: jax.Array, mask: jax.Array | None) -> jax.Array:
         # T5 does not scale its logits, `attention` does.
         q = self.q(x) * math.sqrt(self.config.d_kv)
-        return self.o(attention(q, self.k(x), self.v(x), heads=self.config.num_heads, bias=bias, mask=mask))
+        return self.o(
+            attention(q, self.k(x), self.v(x), heads=self.config.num_heads, bias=bias, mask=mask)
+        )
 
 
 class _SelfAttentionLayer(nnx.Module):
     def __init__(self, config: Config, *, has_bias: bool, rngs: nnx.Rngs, dtype: Any):
-        self.layer_norm = RMSNorm(config.d_model, epsilon=config.layer_norm_epsilon, dtype=dtype, rngs=rngs)
+        self.layer_norm = RMSNorm(
+            config.d_model, epsilon=config.layer_norm_epsilon, dtype=dtype, rngs=rngs
+        )
         self.SelfAttention = _Attention(config, has_bias=has_bias, rngs=rngs, dtype=dtype)
 
     def __call__(self, x: jax.Array, *, bias: jax.Array, mask: jax.Array | None) -> jax.Array:
@@ -135,13 +145,19 @@ class _Dense(nnx.Module):
         self.wo = Linear(inner, d, kernel_init=_normal(inner**-0.5), **shared)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        hidden = jax.nn.gelu(self.wi_0(x), approximate=True) * self.wi_1(x) if self.gated else jax.nn.relu(self.wi(x))
+        hidden = (
+            jax.nn.gelu(self.wi_0(x), approximate=True) * self.wi_1(x)
+            if self.gated
+            else jax.nn.relu(self.wi(x))
+        )
         return self.wo(hidden)
 
 
 class _DenseLayer(nnx.Module):
     def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: Any):
-        self.layer_norm = RMSNorm(config.d_model, epsilon=config.layer_norm_epsilon, dtype=dtype, rngs=rngs)
+        self.layer_norm = RMSNorm(
+            config.d_model, epsilon=config.layer_norm_epsilon, dtype=dtype, rngs=rngs
+        )
         self.DenseReluDense = _Dense(config, rngs=rngs, dtype=dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -160,8 +176,12 @@ class _Block(nnx.Module):
 class _Encoder(nnx.Module):
     def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: Any):
         layers = range(config.num_layers)
-        self.block = nnx.List(_Block(config, has_bias=i == 0, rngs=rngs, dtype=dtype) for i in layers)
-        self.final_layer_norm = RMSNorm(config.d_model, epsilon=config.layer_norm_epsilon, dtype=dtype, rngs=rngs)
+        self.block = nnx.List(
+            _Block(config, has_bias=i == 0, rngs=rngs, dtype=dtype) for i in layers
+        )
+        self.final_layer_norm = RMSNorm(
+            config.d_model, epsilon=config.layer_norm_epsilon, dtype=dtype, rngs=rngs
+        )
 
     def __call__(self, x: jax.Array, *, mask: jax.Array | None) -> jax.Array:
         bias = self.block[0].layer[0].SelfAttention.position_bias(x.shape[1])
@@ -175,7 +195,9 @@ class T5Encoder(nnx.Module):
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         self.config = config
-        self.shared = Embed(config.vocab_size, config.d_model, embedding_init=_normal(1.0), dtype=dtype, rngs=rngs)
+        self.shared = Embed(
+            config.vocab_size, config.d_model, embedding_init=_normal(1.0), dtype=dtype, rngs=rngs
+        )
         self.encoder = _Encoder(config, rngs=rngs, dtype=dtype)
 
     def __call__(self, ids: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
@@ -188,7 +210,9 @@ class T5Encoder(nnx.Module):
         Returns:
             [b, t, d_model]
         """
-        return self.encoder(self.shared(ids), mask=None if mask is None else mask[:, None, None, :].astype(bool))
+        return self.encoder(
+            self.shared(ids), mask=None if mask is None else mask[:, None, None, :].astype(bool)
+        )
 
 
 RULES = Rules(

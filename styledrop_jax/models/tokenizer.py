@@ -30,7 +30,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     whole = folder / "tokenizer.json"
     has_parts = (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
     if not (whole.is_file() or has_parts or (folder / "spiece.model").is_file()):
-        raise UserError(f"{folder}: no tokenizer, expected tokenizer.json, vocab.json with merges.txt, or spiece.model")
+        raise UserError(
+            f"{folder}: no tokenizer, expected tokenizer.json, vocab.json with merges.txt, or spiece.model"
+        )
     try:
         if whole.is_file():
             kind = json.loads(whole.read_text(encoding="utf-8"))["model"]["type"]
@@ -38,7 +40,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             kind = "BPE" if has_parts else "Unigram"
         tokenizer = _CLASSES[kind].from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare Exception for a malformed file
-        raise UserError(f"{folder}: not a readable CLIP (BPE) or T5 (Unigram) tokenizer ({error!r})") from error
+        raise UserError(
+            f"{folder}: not a readable CLIP (BPE) or T5 (Unigram) tokenizer ({error!r})"
+        ) from error
     if tokenizer.model_max_length > 1_000_000:  # transformers' mark for "no file says"
         tokenizer.model_max_length = 77 if kind == "BPE" else 512
     return tokenizer
@@ -59,7 +63,9 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length:
     every = tokenizer(list(prompts), verbose=False)["input_ids"] if prompts else []
     for row, prompt, ids in zip(rows, prompts, every, strict=True):
         if len(ids) > length:
-            offsets = tokenizer(prompt, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+            offsets = tokenizer(prompt, return_offsets_mapping=True, verbose=False)[
+                "offset_mapping"
+            ]
             lost = prompt[offsets[length - 1][0] :].strip()
             warnings.warn(
                 f"prompt {prompt[:40]!r}… is {len(ids)} tokens, the text encoder reads {length}; cut: {lost!r}",
@@ -94,7 +100,9 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int) -
     words = (
         word[:-1] + ends[word[-1]]
         for caption in captions
-        for word, _ in splitter.pre_tokenizer.pre_tokenize_str(splitter.normalizer.normalize_str(caption))
+        for word, _ in splitter.pre_tokenizer.pre_tokenize_str(
+            splitter.normalizer.normalize_str(caption)
+        )
     )
     learner = Tokenizer(BPE())
     alphabet = [*letters, *ends.values()]
@@ -102,12 +110,17 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int) -
         words, BpeTrainer(vocab_size=vocab_size - 2, initial_alphabet=alphabet, show_progress=False)
     )
     merges = [
-        tuple(part.translate(written) for part in pair) for pair in json.loads(learner.to_str())["model"]["merges"]
+        tuple(part.translate(written) for part in pair)
+        for pair in json.loads(learner.to_str())["model"]["merges"]
     ]
     return _clip_tokenizer(symbols, merges, max_length)
 
 
-def _clip_tokenizer(symbols: list[str], merges: list[tuple[str, str]], max_length: int) -> CLIPTokenizer:
+def _clip_tokenizer(
+    symbols: list[str], merges: list[tuple[str, str]], max_length: int
+) -> CLIPTokenizer:
     tokens = dict.fromkeys([*symbols, *("".join(pair) for pair in merges), _BOS, _EOS])
     vocab = {token: i for i, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocab, merges=merges, bos_token=_BOS, eos_token=_EOS, model_max_length=max_length)
+    return CLIPTokenizer(
+        vocab=vocab, merges=merges, bos_token=_BOS, eos_token=_EOS, model_max_length=max_length
+    )

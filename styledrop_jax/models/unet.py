@@ -102,28 +102,69 @@ class Config:
     def __post_init__(self) -> None:
         def require(fits: bool, field: str, expected: str) -> None:
             if not fits:
-                raise UserError(f"unet config: {field} is {getattr(self, field)!r}, expected {expected}")
+                raise UserError(
+                    f"unet config: {field} is {getattr(self, field)!r}, expected {expected}"
+                )
 
         def positive(*values: Any) -> bool:
             return all(isinstance(value, int) and value > 0 for value in values)
 
-        sizes = ("sample_size", "in_channels", "out_channels", "layers_per_block", "cross_attention_dim")
+        sizes = (
+            "sample_size",
+            "in_channels",
+            "out_channels",
+            "layers_per_block",
+            "cross_attention_dim",
+        )
         for field in (*sizes, "norm_num_groups"):
             require(positive(getattr(self, field)), field, "one positive number")
-        channels, groups, field = self.block_out_channels, self.norm_num_groups, "block_out_channels"
-        require(isinstance(channels, tuple) and bool(channels) and positive(*channels), field, "positive numbers")
-        require(all(c % groups == 0 for c in channels), field, f"multiples of norm_num_groups {groups}")
+        channels, groups, field = (
+            self.block_out_channels,
+            self.norm_num_groups,
+            "block_out_channels",
+        )
+        require(
+            isinstance(channels, tuple) and bool(channels) and positive(*channels),
+            field,
+            "positive numbers",
+        )
+        require(
+            all(c % groups == 0 for c in channels), field, f"multiples of norm_num_groups {groups}"
+        )
         require(channels[0] % 2 == 0, field, "an even number first")
-        for field, known in (("down_block_types", (_DOWN, _DOWN_ATTENTION)), ("up_block_types", (_UP, _UP_ATTENTION))):
+        for field, known in (
+            ("down_block_types", (_DOWN, _DOWN_ATTENTION)),
+            ("up_block_types", (_UP, _UP_ATTENTION)),
+        ):
             types = getattr(self, field)
-            fits = isinstance(types, tuple) and len(types) == len(channels) and set(types) <= set(known)
-            require(fits, field, f"{len(channels)} of {' and '.join(known)}, as many as block_out_channels")
+            fits = (
+                isinstance(types, tuple)
+                and len(types) == len(channels)
+                and set(types) <= set(known)
+            )
+            require(
+                fits,
+                field,
+                f"{len(channels)} of {' and '.join(known)}, as many as block_out_channels",
+            )
         fits = len(self.heads) == len(channels) and positive(*self.heads)
-        require(fits, "attention_head_dim", f"one number of heads or {len(channels)}, as many as block_out_channels")
+        require(
+            fits,
+            "attention_head_dim",
+            f"one number of heads or {len(channels)}, as many as block_out_channels",
+        )
         attends = [_DOWN_ATTENTION == down or _UP_ATTENTION == up for down, up in self.types]
         attends[-1] = True  # the middle block
-        fits = all(c % heads == 0 for c, heads, used in zip(channels, self.heads, attends, strict=True) if used)
-        require(fits, "attention_head_dim", f"numbers of heads that divide block_out_channels {channels}")
+        fits = all(
+            c % heads == 0
+            for c, heads, used in zip(channels, self.heads, attends, strict=True)
+            if used
+        )
+        require(
+            fits,
+            "attention_head_dim",
+            f"numbers of heads that divide block_out_channels {channels}",
+        )
 
     @property
     def heads(self) -> tuple[int, ...]:
@@ -148,8 +189,15 @@ class Config:
             if config.get(name, supported) != supported:
                 raise UserError(f"unet config: {name} is {config[name]!r}, expected {supported!r}")
         known = {field.name for field in dataclasses.fields(cls)}
-        kept = {name: value for name, value in config.items() if name in known and value is not None}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()})
+        kept = {
+            name: value for name, value in config.items() if name in known and value is not None
+        }
+        return cls(
+            **{
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in kept.items()
+            }
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """A config.json that the reference library loads."""
@@ -211,14 +259,19 @@ class UNet(nnx.Module):
         downs, ups, last = [], [], len(channels) - 1
         for i, (down, up) in enumerate(config.types):
             above, below = channels[max(i - 1, 0)], channels[min(i + 1, last)]
-            at_down = {"heads": heads[i] if down == _DOWN_ATTENTION else None, "downsample": i < last}
+            at_down = {
+                "heads": heads[i] if down == _DOWN_ATTENTION else None,
+                "downsample": i < last,
+            }
             at_up = {"heads": heads[i] if up == _UP_ATTENTION else None, "upsample": i > 0}
             downs.append(DownBlock2D(parts, above, channels[i], layers=layers, **at_down))
             ups.append(UpBlock2D(parts, below, channels[i], skip=above, layers=layers + 1, **at_up))
         self.down_blocks, self.up_blocks = nnx.List(downs), nnx.List(reversed(ups))
         self.mid_block = UNetMidBlock2DCrossAttn(parts, channels[-1], heads=heads[-1])
         self.conv_norm_out = parts.group_norm(channels[0])
-        self.conv_out = parts.conv(channels[0], config.out_channels, kernel_init=nnx.initializers.zeros)
+        self.conv_out = parts.conv(
+            channels[0], config.out_channels, kernel_init=nnx.initializers.zeros
+        )
         for path, module in nnx.iter_modules(self):
             if isinstance(module, Attention):
                 module.place = tree.path_name(path)
@@ -253,7 +306,9 @@ class UNet(nnx.Module):
         context = Text(text, mask, control)
         if self.config.center_input_sample:
             latents = 2 * latents - 1
-        time = nnx.silu(self.time_embedding(self._sinusoids(timesteps)))  # [b, e]; every use of it takes the SiLU
+        time = nnx.silu(
+            self.time_embedding(self._sinusoids(timesteps))
+        )  # [b, e]; every use of it takes the SiLU
         run = recomputed if remat else lambda block: block
         skips = [self.conv_in(latents)]
         for block in self.down_blocks:
@@ -267,7 +322,9 @@ class UNet(nnx.Module):
         """[b] → float32 [b, c]: sines and cosines at c/2 frequencies falling from 1 (arXiv 1706.03762, §3.5)."""
         half = self.config.block_out_channels[0] // 2
         # NumPy's float32 as the reference's: an ulp of the first frequencies is a visible angle at time 999
-        exponents = -math.log(10_000) * np.arange(half, dtype=np.float32) / (half - self.config.freq_shift)
+        exponents = (
+            -math.log(10_000) * np.arange(half, dtype=np.float32) / (half - self.config.freq_shift)
+        )
         angles = timesteps.astype(jnp.float32)[:, None] * np.exp(exponents)
         waves = [jnp.sin(angles), jnp.cos(angles)]
         return jnp.concatenate(waves[::-1] if self.config.flip_sin_to_cos else waves, axis=-1)

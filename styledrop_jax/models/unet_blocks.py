@@ -70,7 +70,9 @@ class Parts:
 
     def group_norm(self, c: int, *, epsilon: float | None = None) -> GroupNorm:
         epsilon = self.epsilon if epsilon is None else epsilon
-        return GroupNorm(c, num_groups=self.groups, epsilon=epsilon, rngs=self.rngs, dtype=self.dtype)
+        return GroupNorm(
+            c, num_groups=self.groups, epsilon=epsilon, rngs=self.rngs, dtype=self.dtype
+        )
 
     def layer_norm(self, c: int) -> LayerNorm:
         return LayerNorm(c, epsilon=_LAYER_NORM_EPS, rngs=self.rngs, dtype=self.dtype)
@@ -231,7 +233,9 @@ class _Layers(nnx.Module):
     def __init__(self, parts: Parts, widths: Sequence[int], c: int, *, heads: int | None):
         """widths: channels that each residual block takes. c: channels it gives."""
         self.resnets = nnx.List([ResnetBlock2D(parts, width, c) for width in widths])
-        self.attentions = nnx.List([Transformer2DModel(parts, c, heads=heads) for _ in widths] if heads else [])
+        self.attentions = nnx.List(
+            [Transformer2DModel(parts, c, heads=heads) for _ in widths] if heads else []
+        )
 
     def _layer(self, index: int, x: jax.Array, time: jax.Array, text: Text) -> jax.Array:
         x = self.resnets[index](x, time)
@@ -241,7 +245,9 @@ class _Layers(nnx.Module):
 class DownBlock2D(_Layers):
     """One resolution on the way down; with `heads`, the reference's `CrossAttnDownBlock2D`."""
 
-    def __init__(self, parts: Parts, c_in: int, c: int, *, layers: int, heads: int | None, downsample: bool):
+    def __init__(
+        self, parts: Parts, c_in: int, c: int, *, layers: int, heads: int | None, downsample: bool
+    ):
         super().__init__(parts, [c_in] + [c] * (layers - 1), c, heads=heads)
         self.downsamplers = nnx.List([Downsample2D(parts, c)] if downsample else [])
 
@@ -272,13 +278,28 @@ class UNetMidBlock2DCrossAttn(nnx.Module):
 class UpBlock2D(_Layers):
     """One resolution on the way up; with `heads`, the reference's `CrossAttnUpBlock2D`."""
 
-    def __init__(self, parts: Parts, c_in: int, c: int, *, skip: int, layers: int, heads: int | None, upsample: bool):
+    def __init__(
+        self,
+        parts: Parts,
+        c_in: int,
+        c: int,
+        *,
+        skip: int,
+        layers: int,
+        heads: int | None,
+        upsample: bool,
+    ):
         """skip: channels of the last of the block's skips; the others have `c`."""
-        widths = [x + s for x, s in zip([c_in] + [c] * (layers - 1), [c] * (layers - 1) + [skip], strict=True)]
+        widths = [
+            x + s
+            for x, s in zip([c_in] + [c] * (layers - 1), [c] * (layers - 1) + [skip], strict=True)
+        ]
         super().__init__(parts, widths, c, heads=heads)
         self.upsamplers = nnx.List([Upsample2D(parts, c)] if upsample else [])
 
-    def __call__(self, x: jax.Array, skips: list[jax.Array], time: jax.Array, text: Text) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, skips: list[jax.Array], time: jax.Array, text: Text
+    ) -> jax.Array:
         """x: [b, h, w, c_in].
 
         Args:

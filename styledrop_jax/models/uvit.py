@@ -16,8 +16,22 @@ import jax.numpy as jnp
 from flax import nnx
 
 from styledrop_jax.errors import UserError
-from styledrop_jax.models.grid import DepthwiseConv, FoldingConv, GlobalResponseNorm, UnfoldingConv, places
-from styledrop_jax.models.layers import Embed, LayerNorm, Linear, RMSNorm, attention, gelu, recomputed
+from styledrop_jax.models.grid import (
+    DepthwiseConv,
+    FoldingConv,
+    GlobalResponseNorm,
+    UnfoldingConv,
+    places,
+)
+from styledrop_jax.models.layers import (
+    Embed,
+    LayerNorm,
+    Linear,
+    RMSNorm,
+    attention,
+    gelu,
+    recomputed,
+)
 from styledrop_jax.models.rules import COMMON, Rule, Rules
 
 _BLOCK_NORM_EPS = 1e-6  # the reference fixes it for the norms of its attention blocks, whatever `layer_norm_eps` is
@@ -71,7 +85,9 @@ class Config:
     def __post_init__(self) -> None:
         def require(fits: bool, field: str, expected: str) -> None:
             if not fits:
-                raise UserError(f"transformer config: {field} is {getattr(self, field)}, expected {expected}")
+                raise UserError(
+                    f"transformer config: {field} is {getattr(self, field)}, expected {expected}"
+                )
 
         for field, divisor in (
             ("hidden_size", "num_attention_heads"),
@@ -81,9 +97,17 @@ class Config:
             size = getattr(self, divisor)
             require(getattr(self, field) % size == 0, field, f"a multiple of {divisor} {size}")
         require(self.micro_cond_encode_dim % 2 == 0, "micro_cond_encode_dim", "an even number")
-        require(self.upsample == self.downsample, "upsample", f"the value of downsample, {self.downsample}")
+        require(
+            self.upsample == self.downsample,
+            "upsample",
+            f"the value of downsample, {self.downsample}",
+        )
         least = self.codebook_size + 1 + self.positional_masks * self.sample_size**2
-        require(self.vocab_size >= least, "vocab_size", f"at least {least}, the codebook and the mask tokens")
+        require(
+            self.vocab_size >= least,
+            "vocab_size",
+            f"at least {least}, the codebook and the mask tokens",
+        )
 
     @property
     def mask_token_id(self) -> int:
@@ -101,13 +125,25 @@ class Config:
             raise UserError(f"transformer config: _class_name is {name!r}, expected 'UVit2DModel'")
         for key in ("hidden_dropout", "attention_dropout"):
             if config.get(key):
-                raise UserError(f"transformer config: {key} is {config[key]}, expected 0: dropout is not supported")
-        return cls(**{field.name: config[field.name] for field in dataclasses.fields(cls) if field.name in config})
+                raise UserError(
+                    f"transformer config: {key} is {config[key]}, expected 0: dropout is not supported"
+                )
+        return cls(
+            **{
+                field.name: config[field.name]
+                for field in dataclasses.fields(cls)
+                if field.name in config
+            }
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """A config.json that the reference library loads."""
         ours_alone = () if self.positional_masks else ("positional_masks",)
-        fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in ours_alone}
+        fields = {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if name not in ours_alone
+        }
         return {"_class_name": "UVit2DModel", **fields}
 
     @classmethod
@@ -168,7 +204,9 @@ class _Parts:
 
     def modulation(self, features: int) -> Linear:
         """Conditioning vector → scale and shift; zero at first, so that training starts without conditioning."""
-        return self.linear(self.config.hidden_size, 2 * features, kernel_init=nnx.initializers.zeros)
+        return self.linear(
+            self.config.hidden_size, 2 * features, kernel_init=nnx.initializers.zeros
+        )
 
     def rms_norm(self, features: int) -> RMSNorm:
         return RMSNorm(features, **self.norm)
@@ -352,7 +390,9 @@ class CondEmbed(nnx.Module):
 
     def __init__(self, parts: _Parts):
         config = parts.config
-        self.linear_1 = parts.linear(config.micro_cond_embed_dim + config.cond_embed_dim, config.hidden_size)
+        self.linear_1 = parts.linear(
+            config.micro_cond_embed_dim + config.cond_embed_dim, config.hidden_size
+        )
         self.linear_2 = parts.linear(config.hidden_size, config.hidden_size)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -390,14 +430,22 @@ class UVit(nnx.Module):
         self.down_block = Block(parts, downsample=config.downsample)
         self.project_to_hidden_norm = parts.rms_norm(channels)
         self.project_to_hidden = parts.linear(channels, hidden)
-        self.transformer_layers = nnx.List([TransformerLayer(parts) for _ in range(config.num_hidden_layers)])
+        self.transformer_layers = nnx.List(
+            [TransformerLayer(parts) for _ in range(config.num_hidden_layers)]
+        )
         self.project_from_hidden_norm = parts.rms_norm(hidden)
         self.project_from_hidden = parts.linear(hidden, channels)
         self.up_block = Block(parts, upsample=config.upsample)
         self.mlm_layer = TokenHead(parts)
 
     def __call__(
-        self, tokens: jax.Array, text: jax.Array, pooled: jax.Array, micro: jax.Array, *, remat: bool = False
+        self,
+        tokens: jax.Array,
+        text: jax.Array,
+        pooled: jax.Array,
+        micro: jax.Array,
+        *,
+        remat: bool = False,
     ) -> jax.Array:
         """Predicts every token of the grid.
 
@@ -423,12 +471,16 @@ class UVit(nnx.Module):
         text = self.encoder_proj_layer_norm(self.encoder_proj(text))  # [b, t, d]
         sizes = _sinusoids(micro, self.config.micro_cond_encode_dim).reshape(b, -1)
         cond = jnp.concatenate([pooled.astype(self.dtype), sizes.astype(self.dtype)], axis=-1)
-        cond = nnx.silu(self.cond_embed(cond))  # [b, d]; every use of it takes the SiLU, so it is taken once
+        cond = nnx.silu(
+            self.cond_embed(cond)
+        )  # [b, d]; every use of it takes the SiLU, so it is taken once
 
         run = recomputed if remat else lambda block: block
         x = run(self.down_block)(self.embed(tokens), text, cond)  # [b, h', w', c]
         grid = x.shape
-        x = self.project_to_hidden(self.project_to_hidden_norm(x.reshape(b, -1, grid[-1])))  # [b, n, d]
+        x = self.project_to_hidden(
+            self.project_to_hidden_norm(x.reshape(b, -1, grid[-1]))
+        )  # [b, n, d]
         for layer in self.transformer_layers:
             x = run(layer)(x, text, cond)
         x = self.project_from_hidden(self.project_from_hidden_norm(x)).reshape(grid)

@@ -60,10 +60,16 @@ class Config:
         vqgan.check_blocks(values, source="vae/config.json")
         for name in ("latents_mean", "latents_std"):
             if values.get(name) is not None:
-                raise UserError(f"vae/config.json: {name} is set, only scaling_factor and shift_factor are supported")
+                raise UserError(
+                    f"vae/config.json: {name} is set, only scaling_factor and shift_factor are supported"
+                )
         known = {field.name for field in dataclasses.fields(cls)}
         return cls(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known and v is not None}
+            **{
+                k: tuple(v) if isinstance(v, list) else v
+                for k, v in values.items()
+                if k in known and v is not None
+            }
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -138,13 +144,17 @@ class AutoencoderKL(nnx.Module):
         """
         h, w = images.shape[1:3]
         if h % self.config.downsampling or w % self.config.downsampling:
-            raise ValueError(f"images of {h}×{w} pixels, expected sides divisible by {self.config.downsampling}")
+            raise ValueError(
+                f"images of {h}×{w} pixels, expected sides divisible by {self.config.downsampling}"
+            )
         moments = self.encoder(2 * images - 1)
         if self.quant_conv is not None:
             moments = self.quant_conv(moments)
         mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
         scale, shift = self.config.scaling_factor, self.config.shift_factor or 0.0
-        return Posterior((mean - shift) * scale, jnp.clip(logvar, *_LOGVAR_RANGE) + 2 * math.log(scale))
+        return Posterior(
+            (mean - shift) * scale, jnp.clip(logvar, *_LOGVAR_RANGE) + 2 * math.log(scale)
+        )
 
     def decode(self, latents: jax.Array) -> jax.Array:
         """Unit-scale latents [b, h, w, c] → images [b, h·f, w·f, 3] float32, [0, 1] but not clipped."""
@@ -171,10 +181,14 @@ class AutoencoderKL(nnx.Module):
             ValueError: overlap is negative or not less than tile.
         """
         if not 0 <= overlap < tile:
-            raise ValueError(f"overlap is {overlap}, expected 0 to {tile - 1}, less than the tile's side {tile}")
+            raise ValueError(
+                f"overlap is {overlap}, expected 0 to {tile - 1}, less than the tile's side {tile}"
+            )
         b, h, w, c = latents.shape
         f = self.config.downsampling
-        (rows, row_weights), (columns, column_weights) = (_tiles(n, tile, overlap, scale=f) for n in (h, w))
+        (rows, row_weights), (columns, column_weights) = (
+            _tiles(n, tile, overlap, scale=f) for n in (h, w)
+        )
         size = (b, min(tile, h), min(tile, w), c)
 
         def add(i: jax.Array, canvas: jax.Array) -> jax.Array:
@@ -208,7 +222,9 @@ def _tiles(length: int, tile: int, overlap: int, *, scale: int) -> tuple[jax.Arr
         if shared := scale * (starts[i] + tile - starts[i + 1]):
             weights[i] *= np.minimum(distance[::-1] / shared, 1)
             weights[i + 1] *= np.minimum(distance / shared, 1)
-    total = np.zeros(length * scale)  # one, but where an overlap of more than half a tile makes three meet
+    total = np.zeros(
+        length * scale
+    )  # one, but where an overlap of more than half a tile makes three meet
     windows = [slice(scale * start, scale * (start + tile)) for start in starts]
     for window, weight in zip(windows, weights, strict=True):
         total[window] += weight

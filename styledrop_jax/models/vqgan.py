@@ -47,7 +47,11 @@ class Config:
         """
         check_blocks(values, source="vqvae/config.json")
         known = {field.name for field in dataclasses.fields(cls)}
-        kept = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known and v is not None}
+        kept = {
+            k: tuple(v) if isinstance(v, list) else v
+            for k, v in values.items()
+            if k in known and v is not None
+        }
         kept.setdefault("vq_embed_dim", kept.get("latent_channels", 3))
         return cls(**kept)
 
@@ -99,10 +103,17 @@ def check_blocks(values: Mapping[str, Any], *, source: str) -> None:
     """
     for name, supported in (("act_fn", "silu"), ("norm_type", "group")):
         if values.get(name, supported) != supported:
-            raise UserError(f"{source}: {name} is {values[name]!r}, only {supported!r} is supported")
-    for name, supported in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+            raise UserError(
+                f"{source}: {name} is {values[name]!r}, only {supported!r} is supported"
+            )
+    for name, supported in (
+        ("down_block_types", "DownEncoderBlock2D"),
+        ("up_block_types", "UpDecoderBlock2D"),
+    ):
         if others := set(values.get(name, ())) - {supported}:
-            raise UserError(f"{source}: {name} has {min(others)!r}, only {supported!r} is supported")
+            raise UserError(
+                f"{source}: {name} has {min(others)!r}, only {supported!r} is supported"
+            )
 
 
 class _Resnet(nnx.Module):
@@ -155,13 +166,17 @@ class _Resample(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         if not self.down:
             b, h, w, c = x.shape
-            x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+            x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(
+                b, 2 * h, 2 * w, c
+            )
         return self.conv(x)
 
 
 class _Block(nnx.Module):
     def __init__(self, c_in: int, c_out: int, layers: int, groups: int, *, resample: str, **kwargs):
-        self.resnets = nnx.List([_Resnet(c_in if i == 0 else c_out, c_out, groups, **kwargs) for i in range(layers)])
+        self.resnets = nnx.List(
+            [_Resnet(c_in if i == 0 else c_out, c_out, groups, **kwargs) for i in range(layers)]
+        )
         if resample == "down":
             self.downsamplers = nnx.List([_Resample(c_out, down=True, **kwargs)])
         if resample == "up":
@@ -178,12 +193,21 @@ class _Block(nnx.Module):
         return x
 
 
-def _blocks(channels: tuple[int, ...], layers: int, groups: int, *, resample: str, **kwargs) -> nnx.List:
+def _blocks(
+    channels: tuple[int, ...], layers: int, groups: int, *, resample: str, **kwargs
+) -> nnx.List:
     """One block a resolution; all but the last resample."""
     last = len(channels) - 1
     return nnx.List(
         [
-            _Block(channels[max(i - 1, 0)], c, layers, groups, resample=resample if i < last else "", **kwargs)
+            _Block(
+                channels[max(i - 1, 0)],
+                c,
+                layers,
+                groups,
+                resample=resample if i < last else "",
+                **kwargs,
+            )
             for i, c in enumerate(channels)
         ]
     )
@@ -195,7 +219,9 @@ class Encoder(nnx.Module):
     def __init__(self, config: Config, **kwargs):
         channels, groups = config.block_out_channels, config.norm_num_groups
         self.conv_in = Conv(config.in_channels, channels[0], 3, **kwargs)
-        self.down_blocks = _blocks(channels, config.layers_per_block, groups, resample="down", **kwargs)
+        self.down_blocks = _blocks(
+            channels, config.layers_per_block, groups, resample="down", **kwargs
+        )
         self.mid_block = _Middle(channels[-1], groups, config.mid_block_add_attention, **kwargs)
         self.conv_norm_out = GroupNorm(channels[-1], num_groups=groups, epsilon=1e-6, **kwargs)
         self.conv_out = Conv(channels[-1], config.latent_channels, 3, **kwargs)
@@ -215,7 +241,9 @@ class Decoder(nnx.Module):
         channels, groups = config.block_out_channels[::-1], config.norm_num_groups
         self.conv_in = Conv(config.latent_channels, channels[0], 3, **kwargs)
         self.mid_block = _Middle(channels[0], groups, config.mid_block_add_attention, **kwargs)
-        self.up_blocks = _blocks(channels, config.layers_per_block + 1, groups, resample="up", **kwargs)
+        self.up_blocks = _blocks(
+            channels, config.layers_per_block + 1, groups, resample="up", **kwargs
+        )
         self.conv_norm_out = GroupNorm(channels[-1], num_groups=groups, epsilon=1e-6, **kwargs)
         self.conv_out = Conv(channels[-1], config.out_channels, 3, **kwargs)
 
@@ -231,7 +259,9 @@ class Codebook(nnx.Module):
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         n = config.num_vq_embeddings
-        init = jax.random.uniform(rngs.params(), (n, config.vq_embed_dim), minval=-1 / n, maxval=1 / n)
+        init = jax.random.uniform(
+            rngs.params(), (n, config.vq_embed_dim), minval=-1 / n, maxval=1 / n
+        )
         self.embedding = nnx.Param(init)
 
     def nearest(self, z: jax.Array) -> jax.Array:

@@ -13,8 +13,8 @@ import transformers
 from diffusers import UNet2DConditionModel, UVit2DModel
 from flax import nnx
 
-from styledrop_jax import pretrained
 from styledrop_jax.adapters.base import AdapterParam
+from styledrop_jax.io import pretrained
 from styledrop_jax.models import clip, unet, uvit
 from styledrop_jax.models.rules import Rules
 
@@ -88,7 +88,9 @@ BASES = {
         lambda: clip.ClipText(_TEXT, rngs=nnx.Rngs(0)),
         clip.RULES,
         (np.array([[18, 3, 4, 19, 19], [18, 5, 19, 19, 19]]),),
-        lambda: transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**_TEXT.to_dict())),
+        lambda: transformers.CLIPTextModelWithProjection(
+            transformers.CLIPTextConfig(**_TEXT.to_dict())
+        ),
         "text_encoder",
     ),
 }
@@ -98,7 +100,9 @@ BASES = {
 def tensors(name: str) -> dict[str, np.ndarray]:
     """The weights in the reference's names; nothing is zero, so no bias, norm or output layer hides a mistake."""
     shapes = pretrained.shapes(nnx.eval_shape(BASES[name].build), BASES[name].rules)
-    return {key: _normal(*shape) * np.float32(0.3) + ("norm" in key) for key, shape in shapes.items()}
+    return {
+        key: _normal(*shape) * np.float32(0.3) + ("norm" in key) for key, shape in shapes.items()
+    }
 
 
 @functools.cache
@@ -115,7 +119,11 @@ def load(name: str) -> nnx.Module:
 
 def _output(name: str, graphdef: nnx.GraphDef, *states: Any) -> jax.Array:
     out = nnx.merge(graphdef, *states)(*BASES[name].inputs)
-    return jnp.concatenate([out.last_hidden_state.ravel(), out.embeds.ravel()]) if name == "text" else out
+    return (
+        jnp.concatenate([out.last_hidden_state.ravel(), out.embeds.ravel()])
+        if name == "text"
+        else out
+    )
 
 
 def _gradient(name: str, graphdef: nnx.GraphDef, adapter: Any, frozen: Any) -> Any:
@@ -124,9 +132,15 @@ def _gradient(name: str, graphdef: nnx.GraphDef, adapter: Any, frozen: Any) -> A
 
 # Hardly optimised: compiling is what takes the time, and without fusion two programs round alike.
 _jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    jax.jit,
+    compiler_options={
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    },
 )
-_jit_output, _jit_gradient = (_jit(function, static_argnums=(0, 1)) for function in (_output, _gradient))
+_jit_output, _jit_gradient = (
+    _jit(function, static_argnums=(0, 1)) for function in (_output, _gradient)
+)
 
 
 class Adapted(NamedTuple):
@@ -166,11 +180,15 @@ def adapted(name: str, attach: Callable[[nnx.Module], None]) -> Adapted:
     )
 
 
-def with_kernels(name: str, change: Callable[[str, np.ndarray], np.ndarray] = lambda _, kernel: kernel) -> np.ndarray:
+def with_kernels(
+    name: str, change: Callable[[str, np.ndarray], np.ndarray] = lambda _, kernel: kernel
+) -> np.ndarray:
     """The bare base's output after `change(layer's path, kernel)` of every kernel in it."""
     graphdef, state = _bare(name)
     flat = {
-        path: change(".".join(map(str, path[:-1])), np.asarray(leaf)) if path[-1] == "kernel" else leaf
+        path: change(".".join(map(str, path[:-1])), np.asarray(leaf))
+        if path[-1] == "kernel"
+        else leaf
         for path, leaf in nnx.traversals.flatten_mapping(state).items()
     }
     return np.asarray(_jit_output(name, graphdef, nnx.traversals.unflatten_mapping(flat)))
@@ -179,18 +197,24 @@ def with_kernels(name: str, change: Callable[[str, np.ndarray], np.ndarray] = la
 def random(state: Any, *, scale: float = 0.2, seed: int = 0) -> Any:
     """A state of the same structure, as if trained: nothing in it is zero."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, scale, leaf.shape), jnp.float32), state)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(0, scale, leaf.shape), jnp.float32), state
+    )
 
 
 @torch.no_grad()
 def reference(name: str, weights: dict[str, np.ndarray]) -> np.ndarray:
     """The reference model's output with these weights, as `with_kernels` gives it."""
     model = BASES[name].reference().train(False)
-    model.load_state_dict({key: torch.from_numpy(np.asarray(value)) for key, value in weights.items()})
+    model.load_state_dict(
+        {key: torch.from_numpy(np.asarray(value)) for key, value in weights.items()}
+    )
     inputs = [torch.from_numpy(part) for part in BASES[name].inputs]
     if name == "text":
         out = model(*inputs)
-        return np.concatenate([out.last_hidden_state.numpy().ravel(), out.text_embeds.numpy().ravel()])
+        return np.concatenate(
+            [out.last_hidden_state.numpy().ravel(), out.text_embeds.numpy().ravel()]
+        )
     if name == "unet":
         inputs[0] = inputs[0].permute(0, 3, 1, 2)
     out = model(*inputs)

@@ -11,10 +11,11 @@ import torch
 from bases import BASES, adapted, load, random, reference, tensors, with_kernels
 from flax import nnx
 
-from styledrop_jax import pretrained, tree
+from styledrop_jax import tree
 from styledrop_jax.adapters import custom_diffusion
 from styledrop_jax.adapters.base import AdapterParam, identity
 from styledrop_jax.errors import UserError
+from styledrop_jax.io import pretrained
 from styledrop_jax.models import unet
 
 CONFIG = custom_diffusion.Config()
@@ -52,7 +53,11 @@ def test_the_keys_and_values_of_every_cross_attention_train():
         ],
         "uvit": [
             "transformer_layers.0.attn2",
-            *(f"{side}_block.attention_blocks.0.attn{i}" for side in ("down", "up") for i in (1, 2)),
+            *(
+                f"{side}_block.attention_blocks.0.attn{i}"
+                for side in ("down", "up")
+                for i in (1, 2)
+            ),
         ],
     }
     for name, paths in attentions.items():
@@ -69,12 +74,17 @@ def test_the_count_is_the_papers():
         return module
 
     widths = 5 * 320 + 5 * 640 + 6 * 1280
-    assert tree.count(nnx.state(nnx.eval_shape(build), AdapterParam)) == 2 * 768 * widths == 19_169_280
+    assert (
+        tree.count(nnx.state(nnx.eval_shape(build), AdapterParam)) == 2 * 768 * widths == 19_169_280
+    )
 
 
 @BOTH
 def test_output_is_that_of_the_changed_matrices(name):
-    changes = {path.removesuffix(".adapter.delta"): np.asarray(d) for path, d in tree.flatten(_trained(name)).items()}
+    changes = {
+        path.removesuffix(".adapter.delta"): np.asarray(d)
+        for path, d in tree.flatten(_trained(name)).items()
+    }
     expected = with_kernels(name, lambda path, kernel: kernel + changes.get(path, 0))
     assert np.abs(expected - with_kernels(name)).max() > 0.05
     np.testing.assert_allclose(_attached(name).run(_trained(name)), expected, atol=1e-4)
@@ -95,14 +105,18 @@ def test_gradients_reach_every_difference_and_nothing_else():
 
 def test_the_first_token_counts_but_does_not_train():
     rng = np.random.default_rng(0)
-    x, y, weight = (rng.standard_normal(shape).astype("f") for shape in ((2, 4, 5), (2, 4, 3), (2, 4, 3)))
+    x, y, weight = (
+        rng.standard_normal(shape).astype("f") for shape in ((2, 4, 5), (2, 4, 3), (2, 4, 3))
+    )
     layer = custom_diffusion.Linear(5, 3, use_bias=False, rngs=nnx.Rngs(0))
     graphdef, state = nnx.split(custom_diffusion.Adapter(layer))
     state = random(nnx.as_pure(state))
     apply = lambda state: nnx.merge(graphdef, state)(x, y)  # noqa: E731
     np.testing.assert_allclose(apply(state), y + x @ state["delta"], rtol=1e-5, atol=1e-5)
     gradient = jax.grad(lambda state: (apply(state) * weight).sum())(state)["delta"]
-    np.testing.assert_allclose(gradient, np.einsum("btc,btd->cd", x[:, 1:], weight[:, 1:]), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        gradient, np.einsum("btc,btd->cd", x[:, 1:], weight[:, 1:]), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_the_file_is_the_same_model_in_the_reference(tmp_path):
@@ -112,9 +126,15 @@ def test_the_file_is_the_same_model_in_the_reference(tmp_path):
     assert all(".attn2.processor.to_" in key for key, tensor in file.items() if tensor.size)
     pretrained.save(tmp_path / "pytorch_custom_diffusion_weights.safetensors", file)
     model = BASES["unet"].reference().train(False)
-    model.load_state_dict({key: torch.from_numpy(tensor) for key, tensor in tensors("unet").items()})
-    pipeline = SimpleNamespace(hf_device_map=None, components={})  # without one the reference reads and does no more
-    model.load_attn_procs(tmp_path, weight_name="pytorch_custom_diffusion_weights.safetensors", _pipeline=pipeline)
+    model.load_state_dict(
+        {key: torch.from_numpy(tensor) for key, tensor in tensors("unet").items()}
+    )
+    pipeline = SimpleNamespace(
+        hf_device_map=None, components={}
+    )  # without one the reference reads and does no more
+    model.load_attn_procs(
+        tmp_path, weight_name="pytorch_custom_diffusion_weights.safetensors", _pipeline=pipeline
+    )
     latents, *rest = map(torch.from_numpy, BASES["unet"].inputs)
     with torch.no_grad():
         out = model(latents.permute(0, 3, 1, 2), *rest).sample.permute(0, 2, 3, 1).numpy()
@@ -128,7 +148,9 @@ def test_the_u_vits_file_holds_whole_matrices_too():
         if tensor.size:
             weights[key.replace(".processor", "").replace("_custom_diffusion", "")] = tensor
     assert weights.keys() == tensors("uvit").keys()
-    np.testing.assert_allclose(reference("uvit", weights), _attached("uvit").run(_trained("uvit")), atol=1e-4)
+    np.testing.assert_allclose(
+        reference("uvit", weights), _attached("uvit").run(_trained("uvit")), atol=1e-4
+    )
 
 
 def test_configs_and_models_are_checked():

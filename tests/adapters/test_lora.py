@@ -19,10 +19,11 @@ from diffusers.utils.state_dict_utils import (
 )
 from flax import nnx
 
-from styledrop_jax import pretrained, tree
+from styledrop_jax import tree
 from styledrop_jax.adapters import lora
 from styledrop_jax.adapters.base import AdapterParam, identity
 from styledrop_jax.errors import UserError
+from styledrop_jax.io import pretrained
 from styledrop_jax.models import unet
 
 CONFIG = lora.Config(rank=3, alpha=7.5, targets="all")
@@ -81,7 +82,9 @@ def test_fresh_and_zero_states_change_nothing(name):
     model = _attached(name)
     for state in (model.fresh, identity(model.fresh)):
         np.testing.assert_array_equal(model.run(state), with_kernels(name))
-    assert all((leaf == 0).all() == path.endswith("up") for path, leaf in tree.flatten(model.fresh).items())
+    assert all(
+        (leaf == 0).all() == path.endswith("up") for path, leaf in tree.flatten(model.fresh).items()
+    )
 
 
 @ALL
@@ -102,9 +105,14 @@ def test_parameter_counts():
         return tree.count(nnx.state(nnx.eval_shape(attached), AdapterParam))
 
     # what the reference's trainer prints for Stable Diffusion 1.5 at rank 4
-    assert count(lambda: unet.UNet(unet.Config.sd15(), rngs=nnx.Rngs(0)), lora.Config(rank=4)) == 797_184
+    assert (
+        count(lambda: unet.UNet(unet.Config.sd15(), rngs=nnx.Rngs(0)), lora.Config(rank=4))
+        == 797_184
+    )
     expected = {  # 4 projections, a pair of rank 3 each
-        "uvit": 3 * 4 * (2 * 2 * 12 + 4 * 2 * 8),  # attentions of the layer, 12 wide, and of the blocks, 8 wide
+        "uvit": 3
+        * 4
+        * (2 * 2 * 12 + 4 * 2 * 8),  # attentions of the layer, 12 wide, and of the blocks, 8 wide
         "text": 3 * 4 * 2 * 2 * 8,
     }
     for name, number in expected.items():
@@ -145,7 +153,9 @@ def _merged(name, halves, scale):
 @ALL
 def test_a_diffusers_file_is_the_same_model_in_the_reference(name, tmp_path):
     pretrained.save(tmp_path / "lora.safetensors", *_export(name))
-    read = functools.partial(StableDiffusionLoraLoaderMixin.lora_state_dict, weight_name="lora.safetensors")
+    read = functools.partial(
+        StableDiffusionLoraLoaderMixin.lora_state_dict, weight_name="lora.safetensors"
+    )
     found, alphas, metadata = read(tmp_path, return_lora_metadata=True)
     prefix = BASES[name].prefix
     peft = {key.removeprefix(f"{prefix}."): value for key, value in metadata.items()}
@@ -158,13 +168,24 @@ def test_a_diffusers_file_is_the_same_model_in_the_reference(name, tmp_path):
         for key, tensor in found.items()
         if key.endswith(".lora_A.weight")
     }
-    assert 2 * len(halves) == len(found) and all(a.shape[0] == peft["r"] for a, _ in halves.values())
+    assert 2 * len(halves) == len(found) and all(
+        a.shape[0] == peft["r"] for a, _ in halves.values()
+    )
     # peft: a module is meant if its name is a target or ends in a dot and one
-    modules = [key for key, module in BASES[name].reference().named_modules() if hasattr(module, "weight")]
+    modules = [
+        key for key, module in BASES[name].reference().named_modules() if hasattr(module, "weight")
+    ]
     targets = peft["target_modules"]
-    meant = {key for key in modules if any(key == target or key.endswith(f".{target}") for target in targets)}
+    meant = {
+        key
+        for key in modules
+        if any(key == target or key.endswith(f".{target}") for target in targets)
+    }
     assert meant == set(halves)
-    for scale in (peft["lora_alpha"] / peft["r"], 1):  # with the metadata, and of a reader that ignores them
+    for scale in (
+        peft["lora_alpha"] / peft["r"],
+        1,
+    ):  # with the metadata, and of a reader that ignores them
         np.testing.assert_allclose(_merged(name, halves, scale), _trained_output(name), atol=1e-4)
 
 
@@ -174,18 +195,29 @@ def _kohya(name):
 
 
 def test_a_kohya_file_is_the_same_model_in_the_reference():
-    both = {key: torch.tensor(tensor) for name in ("unet", "text") for key, tensor in _kohya(name).items()}
+    both = {
+        key: torch.tensor(tensor)
+        for name in ("unet", "text")
+        for key, tensor in _kohya(name).items()
+    }
     converted, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(dict(both))
     assert set(alphas.values()) == {7.5} and 3 * len(alphas) == len(both)
 
     def part(prefix):
-        return {key.removeprefix(prefix): value for key, value in converted.items() if key.startswith(prefix)}
+        return {
+            key.removeprefix(prefix): value
+            for key, value in converted.items()
+            if key.startswith(prefix)
+        }
 
     denoiser = convert_unet_state_dict_to_peft(part("unet."))
     text = convert_state_dict_to_peft(convert_state_dict_to_diffusers(part("text_encoder.")))
     for name, found in (("unet", denoiser), ("text", text)):
         layers = {key.split(".lora_A.")[0] for key in found if ".lora_A." in key}
-        halves = {layer: tuple(found[f"{layer}.lora_{half}.weight"].numpy() for half in ("A", "B")) for layer in layers}
+        halves = {
+            layer: tuple(found[f"{layer}.lora_{half}.weight"].numpy() for half in ("A", "B"))
+            for layer in layers
+        }
         assert 2 * len(halves) == len(found)
         np.testing.assert_allclose(_merged(name, halves, 7.5 / 3), _trained_output(name), atol=1e-4)
 
@@ -223,7 +255,9 @@ def test_alpha_in_the_metadata_counts():
         config, state = lora.load_interchange(folded, text, load("unet"), unet.RULES)
         expected = _changes(_config("unet"), _trained("unet"))
         for path, change in _changes(config, state).items():
-            alpha = 1.5 if path == f"{first}.proj_in.conv" else 3 if path.endswith("attn2.to_q") else 6
+            alpha = (
+                1.5 if path == f"{first}.proj_in.conv" else 3 if path.endswith("attn2.to_q") else 6
+            )
             np.testing.assert_allclose(change, expected[path] * alpha / scale, atol=1e-4)
 
 
@@ -272,11 +306,20 @@ def test_older_spellings_are_read(name, changes):
 
 def test_layers_may_differ_in_rank_and_strength_or_be_left_out():
     rng = np.random.default_rng(0)
-    layers = {"mid_block_attentions_0_proj_in": (2, 1.0), "mid_block_attentions_0_proj_out": (5, 2.0)}
+    layers = {
+        "mid_block_attentions_0_proj_in": (2, 1.0),
+        "mid_block_attentions_0_proj_out": (5, 2.0),
+    }
     file, expected = {}, {}
     for layer, (rank, alpha) in layers.items():
-        down, up = rng.normal(size=(rank, 12, 1, 1)), rng.normal(size=(12, rank, 1, 1)).astype(np.float16)
-        file |= {f"lora_unet_{layer}.lora_down.weight": down, f"lora_unet_{layer}.lora_up.weight": up}
+        down, up = (
+            rng.normal(size=(rank, 12, 1, 1)),
+            rng.normal(size=(12, rank, 1, 1)).astype(np.float16),
+        )
+        file |= {
+            f"lora_unet_{layer}.lora_down.weight": down,
+            f"lora_unet_{layer}.lora_up.weight": up,
+        }
         file[f"lora_unet_{layer}.alpha"] = np.array([alpha])
         expected[f"mid_block.attentions.0.{layer[-8:].strip('_')}.conv"] = (
             alpha / rank * (up[:, :, 0, 0] @ down[:, :, 0, 0]).T
@@ -307,7 +350,9 @@ def test_every_tensor_that_does_not_fit_is_named_in_one_line():
     file[f"{first}.lora_down.weight"] = np.zeros((3, 4, 1, 1), "f")
     file["lora_unet_input_blocks_1_0.lora_down.weight"] = np.zeros((3, 4), "f")
     file["lora_unet_conv_in.dora_scale"] = np.zeros(())
-    file["unet.conv_out.lora_A.weight"] = np.zeros((3, 8, 3, 3), "f")  # there under another spelling
+    file["unet.conv_out.lora_A.weight"] = np.zeros(
+        (3, 8, 3, 3), "f"
+    )  # there under another spelling
     file["lora_te2_text_model_encoder_layers_0_mlp_fc1.alpha"] = np.zeros(())
     with pytest.raises(UserError) as error:
         lora.load_interchange(file, None, load("unet"), unet.RULES)

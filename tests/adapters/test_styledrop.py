@@ -100,7 +100,9 @@ def test_output_is_the_papers_formula():
                 wd, wu = generator.down[layer], generator.up[layer]
             inner = np.asarray(emb @ wd)
             inner = 0.5 * inner * (1 + np.tanh(np.sqrt(2 / np.pi) * (inner + 0.044715 * inner**3)))
-            np.testing.assert_allclose(styledrop.Adapter(generator, layer)(emb), emb + inner @ wu, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(
+                styledrop.Adapter(generator, layer)(emb), emb + inner @ wu, rtol=1e-4, atol=1e-4
+            )
 
 
 def test_the_identity_state_turns_a_trained_adapter_off_exactly():
@@ -115,13 +117,18 @@ def test_the_identity_state_turns_a_trained_adapter_off_exactly():
 def test_gradients_reach_every_adapter_weight_and_nothing_else(config):
     graph, adapter, frozen, x = _split(config)
     assert not any("attn.kernel" in name for name in tree.flatten(adapter))
-    assert tree.count(adapter) + tree.count(frozen) == tree.count(nnx.state(nnx.merge(graph, adapter, frozen)))
+    assert tree.count(adapter) + tree.count(frozen) == tree.count(
+        nnx.state(nnx.merge(graph, adapter, frozen))
+    )
     loss = jax.jit(jax.grad(lambda state: (nnx.merge(graph, state, frozen)(x) ** 2).sum()))
     gradients = tree.flatten(loss(_filled(adapter)))
     assert gradients.keys() == tree.flatten(adapter).keys()
     assert all((gradient != 0).any() for gradient in gradients.values())
     # At the start only the up weights can move: the others are multiplied by zero.
-    assert all((gradient != 0).any() == ("up" in name) for name, gradient in tree.flatten(loss(adapter)).items())
+    assert all(
+        (gradient != 0).any() == ("up" in name)
+        for name, gradient in tree.flatten(loss(adapter)).items()
+    )
 
 
 def test_each_site_has_one_generator_that_all_layers_share():
@@ -149,7 +156,9 @@ def test_attaching_again_starts_a_new_adapter():
     assert tree.count(nnx.state(model, AdapterParam)) == 4 * 3 * 8 * 32
 
 
-SAVED = dict(base_name="emoji64", base_hash="abc", config=ROUND_1.to_dict(), round=2, extra={"step": 7})
+SAVED = dict(
+    base_name="emoji64", base_hash="abc", config=ROUND_1.to_dict(), round=2, extra={"step": 7}
+)
 
 
 @pytest.fixture
@@ -203,7 +212,11 @@ def test_damaged_and_foreign_files_are_refused_by_name(saved, tmp_path):
     corrupted = bytearray(data)
     corrupted[-3] ^= 1
     save_file({"a": np.zeros(2)}, tmp_path / "lora.safetensors")
-    save_file({"a": np.zeros(2)}, tmp_path / "odd.safetensors", metadata={"styledrop_jax": json.dumps(["x"])})
+    save_file(
+        {"a": np.zeros(2)},
+        tmp_path / "odd.safetensors",
+        metadata={"styledrop_jax": json.dumps(["x"])},
+    )
     cases = {
         "absent.safetensors": (None, "no such adapter file"),
         "cut.safetensors": (data[:-100], "cut short"),

@@ -26,14 +26,19 @@ def _attached(name):
 def test_output_is_that_of_the_explicit_reconstruction(name):
     model = _attached(name)
     state = random(model.fresh, scale=0.4)
-    deltas = {path.removesuffix(".adapter.delta"): np.asarray(d) for path, d in tree.flatten(state).items()}
+    deltas = {
+        path.removesuffix(".adapter.delta"): np.asarray(d)
+        for path, d in tree.flatten(state).items()
+    }
     cut = 0
 
     def reconstructed(path, kernel):
         nonlocal cut
         if path not in deltas:
             return kernel
-        v, sigma, ut = np.linalg.svd(kernel.reshape(-1, kernel.shape[-1]).astype(np.float64), full_matrices=False)
+        v, sigma, ut = np.linalg.svd(
+            kernel.reshape(-1, kernel.shape[-1]).astype(np.float64), full_matrices=False
+        )
         shifted = sigma + deltas.pop(path)
         cut += (shifted < 0).sum()
         return ((v * np.maximum(shifted, 0)) @ ut).reshape(kernel.shape).astype(np.float32)
@@ -66,7 +71,10 @@ def test_one_vector_a_layer_as_long_as_the_smaller_side():
         for path, param in nnx.to_flat_state(nnx.state(module, nnx.Param))
         if path[-1] == "kernel"
     }
-    found = {path.removesuffix(".adapter.delta"): len(d) for path, d in tree.flatten(_attached("unet").fresh).items()}
+    found = {
+        path.removesuffix(".adapter.delta"): len(d)
+        for path, d in tree.flatten(_attached("unet").fresh).items()
+    }
     assert found == shapes
 
 
@@ -88,7 +96,9 @@ def test_the_factors_are_no_parameters():
 def test_configs_are_checked_and_survive():
     config = svdiff.Config(targets="attention")
     assert svdiff.Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    with pytest.raises(UserError, match="svdiff targets: found 'norms', expected one of attention, all"):
+    with pytest.raises(
+        UserError, match="svdiff targets: found 'norms', expected one of attention, all"
+    ):
         svdiff.Config(targets="norms")
     with pytest.raises(UserError, match="'lora', expected 'svdiff'"):
         svdiff.Config.from_dict({"adapter": "lora"})

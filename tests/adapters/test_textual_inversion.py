@@ -15,17 +15,33 @@ from diffusers.loaders import TextualInversionLoaderMixin
 from flax import nnx
 from safetensors.numpy import save_file
 
-from styledrop_jax import pretrained, tree
+from styledrop_jax import tree
 from styledrop_jax.adapters import textual_inversion
 from styledrop_jax.adapters.base import AdapterParam, identity
-from styledrop_jax.adapters.textual_inversion import Config, Token, attach, expand, export, extend, read, set_rows
+from styledrop_jax.adapters.textual_inversion import (
+    Config,
+    Token,
+    attach,
+    expand,
+    export,
+    extend,
+    read,
+    set_rows,
+)
 from styledrop_jax.errors import UserError
+from styledrop_jax.io import pretrained
 from styledrop_jax.models.clip import RULES, ClipText, TextConfig
 from styledrop_jax.models.tokenizer import tokenize, train_tokenizer
 
-CAT, HUT = Token(word="<cat>", initializer="cat"), Token(word="<hut>", initializer="red house", vectors=3)
+CAT, HUT = (
+    Token(word="<cat>", initializer="cat"),
+    Token(word="<hut>", initializer="red house", vectors=3),
+)
 CONFIG = Config(tokens=(CAT, HUT))
-WITH, WITHOUT = "a <cat> in a <hut>", "a cat in a red house red"  # the same tokens as long as nothing is trained
+WITH, WITHOUT = (
+    "a <cat> in a <hut>",
+    "a cat in a red house red",
+)  # the same tokens as long as nothing is trained
 EVERY_EOS = pytest.mark.parametrize("eos", ["first", "highest"])
 
 
@@ -54,7 +70,9 @@ def _base(eos):
     rng = np.random.default_rng(0)
     build = lambda: ClipText(config, rngs=nnx.Rngs(0))  # noqa: E731
     shapes = pretrained.shapes(nnx.eval_shape(build), RULES)
-    tensors = {name: rng.normal("norm" in name, 0.3, shape).astype("f") for name, shape in shapes.items()}
+    tensors = {
+        name: rng.normal("norm" in name, 0.3, shape).astype("f") for name, shape in shapes.items()
+    }
     return nnx.split(pretrained.load(build, tensors, RULES, source="random"))
 
 
@@ -71,7 +89,9 @@ def _rows(config=CONFIG, seed=1):
 
 
 def _ids(*prompts):
-    return tokenize(extend(_tokenizer(), CONFIG), [expand(prompt, CONFIG) for prompt in prompts], 12)
+    return tokenize(
+        extend(_tokenizer(), CONFIG), [expand(prompt, CONFIG) for prompt in prompts], 12
+    )
 
 
 _encode = nnx.jit(lambda text, ids: text(ids))
@@ -137,7 +157,9 @@ def test_trained_words_are_diffusers_words(eos, tmp_path):
 
 def test_gradients_reach_the_new_rows_and_nothing_else():
     graphdef, state, frozen = nnx.split(_text("highest"), AdapterParam, ...)
-    loss = jax.jit(jax.grad(lambda state: (nnx.merge(graphdef, state, frozen)(_ids(WITH)).embeds ** 2).sum()))
+    loss = jax.jit(
+        jax.grad(lambda state: (nnx.merge(graphdef, state, frozen)(_ids(WITH)).embeds ** 2).sum())
+    )
     ((name, gradient),) = tree.flatten(loss(nnx.as_pure(state))).items()
     assert name == "text_model.embeddings.adapter.delta" and gradient.shape == (4, 8)
     assert (gradient != 0).any(axis=1).all()
@@ -146,7 +168,10 @@ def test_gradients_reach_the_new_rows_and_nothing_else():
 def test_the_zero_state_is_the_initial_rows():
     text = _text()
     table = text.text_model.embeddings.token_embedding.embedding[...]
-    cat, red, house = (_tokenizer()(word, add_special_tokens=False)["input_ids"][0] for word in ("cat", "red", "house"))
+    cat, red, house = (
+        _tokenizer()(word, add_special_tokens=False)["input_ids"][0]
+        for word in ("cat", "red", "house")
+    )
     set_rows(text, CONFIG, _rows())
     nnx.update(text, identity(nnx.state(text, AdapterParam)))
     found = export(text, CONFIG)
@@ -195,7 +220,9 @@ def test_files_that_are_no_embeddings_are_refused_by_name(tmp_path):
     (tmp_path / "old.pt").write_bytes(pickle.dumps({"string_to_param": {"*": 1}}))
     (tmp_path / "renamed.safetensors").write_bytes(pickle.dumps({"a": 1}))
     (tmp_path / "bare").write_bytes(b"")
-    save_file({"clip_l": np.zeros((1, 8)), "clip_g": np.zeros((1, 9))}, tmp_path / "sdxl.safetensors")
+    save_file(
+        {"clip_l": np.zeros((1, 8)), "clip_g": np.zeros((1, 9))}, tmp_path / "sdxl.safetensors"
+    )
     save_file({"w": np.zeros((1, 2, 3))}, tmp_path / "deep.safetensors")
     save_file({}, tmp_path / "empty.safetensors")
     for name, words in {
@@ -235,10 +262,16 @@ def test_towers_and_rows_that_do_not_fit_are_refused():
         _text(config=short)
     with pytest.raises(UserError, match="initializer '' is 0 tokens"):
         _text(config=none)
-    with pytest.raises(UserError, match=f"has {len(_tokenizer()) + 4} tokens, expected the tower's"):
+    with pytest.raises(
+        UserError, match=f"has {len(_tokenizer()) + 4} tokens, expected the tower's"
+    ):
         attach(_text(config=None), CONFIG, rngs=nnx.Rngs(0), tokenizer=extend(_tokenizer(), CONFIG))
     rows = _rows()
-    for wrong in (rows | {"<hut>": rows["<hut>"][:2]}, rows | {"<dog>": rows["<cat>"]}, {"<cat>": rows["<cat>"]}):
+    for wrong in (
+        rows | {"<hut>": rows["<hut>"][:2]},
+        rows | {"<dog>": rows["<cat>"]},
+        {"<cat>": rows["<cat>"]},
+    ):
         with pytest.raises(UserError, match="textual inversion rows: found"):
             set_rows(_text(), CONFIG, wrong)
 
@@ -247,9 +280,15 @@ def test_configs_are_checked_and_survive():
     assert Config.from_dict(json.loads(json.dumps(CONFIG.to_dict()))) == CONFIG
     for build, words in (
         (lambda: Config(tokens=()), "found none, expected at least one"),
-        (lambda: Token(word="two words", initializer="cat"), "found 'two words', expected a word without spaces"),
+        (
+            lambda: Token(word="two words", initializer="cat"),
+            "found 'two words', expected a word without spaces",
+        ),
         (lambda: Token(word="<a>", initializer="cat", vectors=0), "found 0 vectors"),
-        (lambda: Config(tokens=(HUT, dataclasses.replace(CAT, word="<hut>_2"))), "found <hut>_2 twice"),
+        (
+            lambda: Config(tokens=(HUT, dataclasses.replace(CAT, word="<hut>_2"))),
+            "found <hut>_2 twice",
+        ),
         (lambda: Config.from_dict({"adapter": "lora"}), "'lora', expected 'textual_inversion'"),
         (lambda: Config.from_dict({"adapter": textual_inversion.Config.kind}), "does not fit"),
     ):

@@ -8,7 +8,9 @@ from styledrop_jax.errors import UserError
 from styledrop_jax.feedback.select import Record, read_answer, select, write_request
 
 SCORES = [[0.3, 0.9, 0.9], [0.5, 0.1, 0.2], [0.9, 0.4, 0.4]]
-RECORDS = [Record(prompt=p, image=i, score=s) for p, row in enumerate(SCORES) for i, s in enumerate(row)]
+RECORDS = [
+    Record(prompt=p, image=i, score=s) for p, row in enumerate(SCORES) for i, s in enumerate(row)
+]
 
 
 def _chosen(records=RECORDS, **kwargs):
@@ -39,10 +41,16 @@ def test_the_order_of_the_records_does_not_matter():
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ({"by": "prompt", "k": 4}, "feedback.k: 4, expected 1 to 3, the images there are per prompt"),
+        (
+            {"by": "prompt", "k": 4},
+            "feedback.k: 4, expected 1 to 3, the images there are per prompt",
+        ),
         ({"by": "top_k", "k": 10}, "feedback.k: 10, expected 1 to 9"),
         ({"by": "top_k", "k": 0}, "feedback.k: 0"),
-        ({"by": "threshold", "threshold": 2.0}, "feedback.threshold: 2.0, but the best of 9 scores is 0.9"),
+        (
+            {"by": "threshold", "threshold": 2.0},
+            "feedback.threshold: 2.0, but the best of 9 scores is 0.9",
+        ),
         ({"by": "best"}, "feedback.by: 'best', expected"),
     ],
 )

@@ -7,8 +7,8 @@ from flax import nnx
 from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from styledrop_jax import hub, pretrained
 from styledrop_jax.errors import UserError
+from styledrop_jax.io import hub, pretrained
 from styledrop_jax.metrics.clip_scores import ClipScorer, mean_interval, preprocess, recall
 from styledrop_jax.models.clip import RULES, Clip, ClipConfig, normalize
 from styledrop_jax.models.tokenizer import save_tokenizer, train_tokenizer
@@ -21,7 +21,9 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clip")
     tokenizer = train_tokenizer(PROMPTS, 540, 32)
     config = ClipConfig.emoji64(vocab_size=len(tokenizer), width=32, text_layers=1, vision_layers=1)
-    hub.save_component(folder, config.to_dict(), pretrained.export(Clip(config, rngs=nnx.Rngs(0)), RULES))
+    hub.save_component(
+        folder, config.to_dict(), pretrained.export(Clip(config, rngs=nnx.Rngs(0)), RULES)
+    )
     save_tokenizer(tokenizer, folder)
     return folder
 
@@ -56,7 +58,9 @@ def test_a_score_does_not_depend_on_its_neighbours(scorer, images):
 def test_style_score_is_one_for_the_same_picture_and_averages_references(scorer, images):
     np.testing.assert_allclose(scorer.style_score(images[:1], images[:1]), 1, atol=1e-5)
     each = [scorer.style_score(images, images[i : i + 1]) for i in (1, 2)]
-    np.testing.assert_allclose(scorer.style_score(images, images[1:3]), np.mean(each, axis=0), atol=1e-6)
+    np.testing.assert_allclose(
+        scorer.style_score(images, images[1:3]), np.mean(each, axis=0), atol=1e-6
+    )
 
 
 def test_prompts_and_images_must_pair(scorer, images):
@@ -70,15 +74,23 @@ def test_a_folder_of_another_model_is_refused(folder, tmp_path):
     values = hub.read_config(folder)
     values["text_config"]["num_hidden_layers"] = 2
     hub.save_component(tmp_path, values, pretrained.Tensors([folder / "model.safetensors"], RULES))
-    with pytest.raises(UserError, match=r"does not fit the model, 16 tensors differ: missing text_model\.encoder"):
+    with pytest.raises(
+        UserError, match=r"does not fit the model, 16 tensors differ: missing text_model\.encoder"
+    ):
         ClipScorer.load(tmp_path)
 
 
-@pytest.mark.parametrize(("width", "height"), [(48, 48), (200, 200), (150, 101), (64, 90), (64, 64)])
+@pytest.mark.parametrize(
+    ("width", "height"), [(48, 48), (200, 200), (150, 101), (64, 90), (64, 64)]
+)
 def test_preprocessing_is_the_reference_image_processors(width, height):
-    noise = np.random.default_rng(0).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(
+        0, 256, (height // 8 + 1, width // 8 + 1, 3), np.uint8
+    )
     picture = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}
+    )
     theirs = processor(picture, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
     ours = normalize(preprocess(jnp.asarray(picture, jnp.float32)[None] / 255, 64))[0]
     # Pillow rounds to whole levels between its two passes and after them.

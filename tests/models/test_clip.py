@@ -11,18 +11,45 @@ import torch
 import transformers
 from flax import nnx
 
-from styledrop_jax import pretrained
 from styledrop_jax.errors import UserError
-from styledrop_jax.models.clip import RULES, Clip, ClipConfig, ClipText, ClipVision, TextConfig, VisionConfig, normalize
+from styledrop_jax.io import pretrained
+from styledrop_jax.models.clip import (
+    RULES,
+    Clip,
+    ClipConfig,
+    ClipText,
+    ClipVision,
+    TextConfig,
+    VisionConfig,
+    normalize,
+)
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "projection_dim": 24}
 TEXTS = {
-    "quick_gelu, highest id": {"hidden_act": "quick_gelu", "eos_token_id": 2, "num_attention_heads": 4},
-    "gelu, first eos": {"hidden_act": "gelu", "eos_token_id": 98, "num_attention_heads": 2, "layer_norm_eps": 1e-4},
-    "quick_gelu, first eos": {"hidden_act": "quick_gelu", "eos_token_id": 98, "num_attention_heads": 8},
+    "quick_gelu, highest id": {
+        "hidden_act": "quick_gelu",
+        "eos_token_id": 2,
+        "num_attention_heads": 4,
+    },
+    "gelu, first eos": {
+        "hidden_act": "gelu",
+        "eos_token_id": 98,
+        "num_attention_heads": 2,
+        "layer_norm_eps": 1e-4,
+    },
+    "quick_gelu, first eos": {
+        "hidden_act": "quick_gelu",
+        "eos_token_id": 98,
+        "num_attention_heads": 8,
+    },
 }
 VISIONS = {
-    "quick_gelu": {"hidden_act": "quick_gelu", "num_attention_heads": 4, "image_size": 16, "patch_size": 8},
+    "quick_gelu": {
+        "hidden_act": "quick_gelu",
+        "num_attention_heads": 4,
+        "image_size": 16,
+        "patch_size": 8,
+    },
     "gelu": {"hidden_act": "gelu", "num_attention_heads": 2, "image_size": 24, "patch_size": 4},
     "deep": {
         "hidden_act": "quick_gelu",
@@ -33,11 +60,18 @@ VISIONS = {
     },
 }
 # BOS, words, EOS and two kinds of padding; row 2 holds an added token above EOS, which only the highest id looks at.
-IDS = np.array([[97, 5, 6, 98, 98, 98], [97, 7, 8, 9, 98, 1], [97, 99, 4, 98, 0, 0], [97, 98, 98, 98, 98, 98]])
+IDS = np.array(
+    [[97, 5, 6, 98, 98, 98], [97, 7, 8, 9, 98, 1], [97, 99, 4, 98, 0, 0], [97, 98, 98, 98, 98, 98]]
+)
 
 
 def _text_dict(**changes) -> dict:
-    sizes = {"vocab_size": 100, "num_hidden_layers": 3, "max_position_embeddings": 6, "bos_token_id": 97}
+    sizes = {
+        "vocab_size": 100,
+        "num_hidden_layers": 3,
+        "max_position_embeddings": 6,
+        "bos_token_id": 97,
+    }
     return SMALL | sizes | changes
 
 
@@ -50,7 +84,9 @@ def _noisy(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     torch.manual_seed(seed)
     with torch.no_grad():
         for name, param in model.named_parameters():
-            param.copy_(torch.randn_like(param) * 0.1 + (("norm" in name) and name.endswith("weight")))
+            param.copy_(
+                torch.randn_like(param) * 0.1 + (("norm" in name) and name.endswith("weight"))
+            )
     return model.train(False)
 
 
@@ -88,8 +124,18 @@ def _pixels(images: np.ndarray) -> torch.Tensor:
 
 def _public_config(**changes) -> transformers.CLIPConfig:
     """openai/clip-vit-large-patch14's config.json."""
-    text = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12}
-    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24}
+    text = {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_attention_heads": 12,
+        "num_hidden_layers": 12,
+    }
+    vision = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+    }
     return transformers.CLIPConfig(
         text_config=text | {"projection_dim": 768, "eos_token_id": 2, "bos_token_id": 0} | changes,
         vision_config=vision | {"projection_dim": 768, "image_size": 224, "patch_size": 14},
@@ -103,12 +149,22 @@ def test_vit_l_14_has_the_public_names_and_shapes(kind):
     text = public.text_config
     reference, config, model = {
         "whole": (lambda: transformers.CLIPModel(public), ours, Clip),
-        "text": (lambda: transformers.CLIPTextModel(text), TextConfig.vit_l_14(projection=False), ClipText),
-        "text with projection": (lambda: transformers.CLIPTextModelWithProjection(text), ours.text, ClipText),
+        "text": (
+            lambda: transformers.CLIPTextModel(text),
+            TextConfig.vit_l_14(projection=False),
+            ClipText,
+        ),
+        "text with projection": (
+            lambda: transformers.CLIPTextModelWithProjection(text),
+            ours.text,
+            ClipText,
+        ),
     }[kind]
     with torch.device("meta"):
         theirs = {name: tuple(tensor.shape) for name, tensor in reference().state_dict().items()}
-    if kind == "text":  # transformers 5 leaves the prefix out; released files have it and both read it
+    if (
+        kind == "text"
+    ):  # transformers 5 leaves the prefix out; released files have it and both read it
         theirs = {f"text_model.{name}": shape for name, shape in theirs.items()}
     abstract = nnx.eval_shape(lambda: model(config, rngs=nnx.Rngs(0)))
     assert pretrained.shapes(abstract, RULES) == theirs
@@ -148,7 +204,9 @@ def test_text_tower_agrees_and_returns(name, projection, tmp_path):
 
 def test_text_layers_agree(tmp_path):
     reference = _noisy(
-        transformers.CLIPTextModel(transformers.CLIPTextConfig(**_text_dict(**TEXTS["gelu, first eos"])))
+        transformers.CLIPTextModel(
+            transformers.CLIPTextConfig(**_text_dict(**TEXTS["gelu, first eos"]))
+        )
     )
     model = _load(reference, _text, tmp_path).text_model
     embedded = reference.embeddings(torch.from_numpy(IDS))
@@ -167,7 +225,9 @@ def test_vision_tower_agrees_and_returns(name, tmp_path):
     model = _load(reference, _vision, tmp_path / "in")
     images = _images(model.config.image_size)
     pixels = _pixels(images)
-    _close(model.vision_model.embeddings(normalize(images)), reference.vision_model.embeddings(pixels))
+    _close(
+        model.vision_model.embeddings(normalize(images)), reference.vision_model.embeddings(pixels)
+    )
     theirs = reference(pixels).image_embeds
     _close(model(images), theirs)
 
@@ -178,7 +238,10 @@ def test_vision_tower_agrees_and_returns(name, tmp_path):
 
 @pytest.mark.parametrize(("text", "vision"), list(zip(TEXTS, VISIONS, strict=True)))
 def test_clip_agrees_and_returns(text, vision, tmp_path):
-    values = {"text_config": _text_dict(**TEXTS[text]), "vision_config": _vision_dict(**VISIONS[vision])}
+    values = {
+        "text_config": _text_dict(**TEXTS[text]),
+        "vision_config": _vision_dict(**VISIONS[vision]),
+    }
     # another projection_dim than the towers' own: the model's wins
     reference = _noisy(transformers.CLIPModel(transformers.CLIPConfig(**values, projection_dim=20)))
     model = _load(reference, _clip, tmp_path / "in")
@@ -205,9 +268,13 @@ def test_the_text_half_of_a_whole_model_is_a_text_encoder(tmp_path):
 
 def test_old_files_with_position_ids_load(tmp_path):
     reference = _noisy(
-        transformers.CLIPTextModel(transformers.CLIPTextConfig(**_text_dict(**TEXTS["gelu, first eos"])))
+        transformers.CLIPTextModel(
+            transformers.CLIPTextConfig(**_text_dict(**TEXTS["gelu, first eos"]))
+        )
     )
-    tensors = {f"text_model.{name}": tensor.numpy() for name, tensor in reference.state_dict().items()}
+    tensors = {
+        f"text_model.{name}": tensor.numpy() for name, tensor in reference.state_dict().items()
+    }
     tensors["text_model.embeddings.position_ids"] = np.arange(6)[None]
     pretrained.save(tmp_path / "model.safetensors", tensors)
     config = TextConfig.from_dict(reference.config.to_dict() | {"architectures": ["CLIPTextModel"]})
@@ -249,13 +316,21 @@ def test_old_config_dicts_win_as_in_transformers():
     }
     theirs = transformers.CLIPConfig(**json.loads(json.dumps(values))).text_config
     ours = ClipConfig.from_dict(values).text
-    assert (ours.hidden_size, ours.eos_token_id) == (theirs.hidden_size, theirs.eos_token_id) == (64, 49407)
+    assert (
+        (ours.hidden_size, ours.eos_token_id)
+        == (theirs.hidden_size, theirs.eos_token_id)
+        == (64, 49407)
+    )
 
 
 @pytest.mark.parametrize(
     ("cls", "changes", "words"),
     [
-        (TextConfig, {"hidden_act": "relu"}, "hidden_act is 'relu', expected one of quick_gelu, gelu"),
+        (
+            TextConfig,
+            {"hidden_act": "relu"},
+            "hidden_act is 'relu', expected one of quick_gelu, gelu",
+        ),
         (TextConfig, {"model_type": "siglip"}, "model_type is 'siglip'"),
         (TextConfig, {"num_attention_heads": 5}, "not a multiple of num_attention_heads 5"),
         (VisionConfig, {"num_channels": 4}, "num_channels is 4, expected 3"),

@@ -9,9 +9,9 @@ import torch
 import transformers
 from flax import nnx
 
-from styledrop_jax import hub, pretrained
-from styledrop_jax.backbones import stable_diffusion
+from styledrop_jax.io import hub, pretrained
 from styledrop_jax.models.clip import RULES, ClipText, TextConfig
+from styledrop_jax.pipelines import stable_diffusion
 
 PUBLIC = {  # text_encoder/config.json
     "1.5": {
@@ -55,24 +55,34 @@ SMALL = {
     "projection_dim": 20,
 }
 # BOS, words, EOS, and the padding of 1.x, which is EOS, and of 2.x, which is the token 0
-IDS = np.array([[98, 5, 6, 99, 99, 99, 99, 99], [98, 7, 8, 9, 99, 0, 0, 0], [98, 99, 0, 0, 0, 0, 0, 0]])
+IDS = np.array(
+    [[98, 5, 6, 99, 99, 99, 99, 99], [98, 7, 8, 9, 99, 0, 0, 0], [98, 99, 0, 0, 0, 0, 0, 0]]
+)
 
 
 def _released(version: str) -> tuple[transformers.CLIPTextModel, dict[str, np.ndarray]]:
     """A small model of random weights and its tensors as released files name them."""
     torch.manual_seed(0)
-    reference = transformers.CLIPTextModel(transformers.CLIPTextConfig(**PUBLIC[version] | SMALL)).train(False)
+    reference = transformers.CLIPTextModel(
+        transformers.CLIPTextConfig(**PUBLIC[version] | SMALL)
+    ).train(False)
     with torch.no_grad():
         for name, param in reference.named_parameters():
-            param.copy_(torch.randn_like(param) * 0.15 + (("norm" in name) and name.endswith("weight")))
-    tensors = {f"text_model.{name}": tensor.numpy() for name, tensor in reference.state_dict().items()}
+            param.copy_(
+                torch.randn_like(param) * 0.15 + (("norm" in name) and name.endswith("weight"))
+            )
+    tensors = {
+        f"text_model.{name}": tensor.numpy() for name, tensor in reference.state_dict().items()
+    }
     return reference, tensors | {"text_model.embeddings.position_ids": np.arange(8)[None]}
 
 
 def _load(folder) -> ClipText:
     config = TextConfig.from_dict(hub.read_config(folder))
     tensors = pretrained.Tensors(pretrained.weight_files(folder, "model"), RULES)
-    return pretrained.load(lambda: ClipText(config, rngs=nnx.Rngs(0)), tensors, RULES, source=str(folder))
+    return pretrained.load(
+        lambda: ClipText(config, rngs=nnx.Rngs(0)), tensors, RULES, source=str(folder)
+    )
 
 
 @pytest.mark.parametrize("version", PUBLIC)
@@ -80,7 +90,9 @@ def test_public_configs_have_the_reference_names_and_shapes(version):
     config = TextConfig.from_dict(PUBLIC[version])
     with torch.device("meta"):
         reference = transformers.CLIPTextModel(transformers.CLIPTextConfig(**PUBLIC[version]))
-    theirs = {f"text_model.{name}": tuple(tensor.shape) for name, tensor in reference.state_dict().items()}
+    theirs = {
+        f"text_model.{name}": tuple(tensor.shape) for name, tensor in reference.state_dict().items()
+    }
     abstract = nnx.eval_shape(lambda: ClipText(config, rngs=nnx.Rngs(0)))
     assert pretrained.shapes(abstract, RULES) == theirs
     assert TextConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
@@ -95,13 +107,19 @@ def test_the_conditioning_agrees_and_the_tower_returns(version, tmp_path):
     with torch.no_grad():
         theirs = reference(ids)
     ours = model(jnp.asarray(IDS))
-    np.testing.assert_allclose(ours.last_hidden_state, theirs.last_hidden_state.numpy(), atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose(
+        ours.last_hidden_state, theirs.last_hidden_state.numpy(), atol=1e-4, rtol=1e-4
+    )
     np.testing.assert_allclose(ours.pooled, theirs.pooler_output.numpy(), atol=1e-4, rtol=1e-4)
     assert ours.embeds is None
-    assert np.abs(ours.last_hidden_state - ours.hidden_states[-1]).max() > 0.1, "the final norm would not show"
+    assert np.abs(ours.last_hidden_state - ours.hidden_states[-1]).max() > 0.1, (
+        "the final norm would not show"
+    )
 
     hub.save_component(tmp_path / "out", model.config.to_dict(), pretrained.export(model, RULES))
-    again, info = transformers.CLIPTextModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    again, info = transformers.CLIPTextModel.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     with torch.no_grad():
         assert torch.equal(again(ids).last_hidden_state, theirs.last_hidden_state)
@@ -111,12 +129,19 @@ def test_the_two_activations_differ(tmp_path):
     _, tensors = _released("1.5")
     for version in PUBLIC:
         hub.save_component(tmp_path / version, PUBLIC[version] | SMALL, tensors)
-    quick, exact = (_load(tmp_path / version)(jnp.asarray(IDS)).last_hidden_state for version in PUBLIC)
+    quick, exact = (
+        _load(tmp_path / version)(jnp.asarray(IDS)).last_hidden_state for version in PUBLIC
+    )
     assert float(jnp.abs(quick - exact).max()) > 1e-3, "agreement to 1e-4 says which one is used"
 
 
 def test_the_text_tower_of_2_is_the_public_one():
-    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 23}
+    sizes = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 23,
+    }
     ends = {"bos_token_id": 0, "eos_token_id": 2, "projection_dim": 768}
     public = {"architectures": ["CLIPTextModel"], "hidden_act": "gelu", **sizes, **ends}
     assert stable_diffusion._PRESETS[2]["text_encoder"] == TextConfig.from_dict(public)

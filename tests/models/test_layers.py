@@ -18,7 +18,9 @@ def _value_and_gradients(precision: str | None):
     graphdef, state = nnx.split(layer)
     with jax.default_matmul_precision(precision):
         loss = jax.jit(lambda state, x: (nnx.merge(graphdef, state)(x) * weights).sum())
-        value, (kernel, inputs) = jax.value_and_grad(lambda s, x: loss(s, x), argnums=(0, 1))(state, x)
+        value, (kernel, inputs) = jax.value_and_grad(lambda s, x: loss(s, x), argnums=(0, 1))(
+            state, x
+        )
     return value, kernel["kernel"][...], inputs
 
 
@@ -75,4 +77,6 @@ def test_gradients_of_a_convolution(size, kernel_size, stride, padding):
 
     of_state, of_x = jax.jit(jax.grad(loss, argnums=(0, 1)))(state, x)
     np.testing.assert_allclose(of_x, image.grad.numpy().transpose(0, 2, 3, 1), atol=1e-4)
-    np.testing.assert_allclose(of_state.kernel[...], weight.grad.numpy().transpose(2, 3, 1, 0), atol=1e-3)
+    np.testing.assert_allclose(
+        of_state.kernel[...], weight.grad.numpy().transpose(2, 3, 1, 0), atol=1e-3
+    )

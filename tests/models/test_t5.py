@@ -10,8 +10,8 @@ import transformers
 from flax import nnx
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from styledrop_jax import pretrained
 from styledrop_jax.errors import UserError
+from styledrop_jax.io import pretrained
 from styledrop_jax.models.t5 import RULES, Config, T5Encoder, position_buckets
 
 SMALL = {"vocab_size": 60, "d_model": 32, "d_ff": 48, "num_layers": 3}
@@ -56,7 +56,13 @@ def _close(ours, theirs) -> None:
         (Config.t5_base(), {"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12}),
         (
             Config.t5_xxl(),
-            {"d_model": 4096, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "feed_forward_proj": "gated-gelu"},
+            {
+                "d_model": 4096,
+                "d_ff": 10240,
+                "num_layers": 24,
+                "num_heads": 64,
+                "feed_forward_proj": "gated-gelu",
+            },
         ),
     ],
     ids=["t5-base", "t5-v1_1-xxl"],
@@ -64,8 +70,13 @@ def _close(ours, theirs) -> None:
 def test_presets_have_the_public_names_and_shapes(preset, public):
     config = transformers.T5Config(**public, d_kv=64, vocab_size=32128)
     with torch.device("meta"):
-        theirs = {name: tuple(t.shape) for name, t in transformers.T5EncoderModel(config).state_dict().items()}
-    assert theirs.pop("encoder.embed_tokens.weight") == theirs["shared.weight"], "tied, and saved once"
+        theirs = {
+            name: tuple(t.shape)
+            for name, t in transformers.T5EncoderModel(config).state_dict().items()
+        }
+    assert theirs.pop("encoder.embed_tokens.weight") == theirs["shared.weight"], (
+        "tied, and saved once"
+    )
     abstract = nnx.eval_shape(lambda: T5Encoder(preset, rngs=nnx.Rngs(0)))
     assert pretrained.shapes(abstract, RULES) == theirs
     assert Config.from_dict(config.to_dict()) == preset
@@ -83,7 +94,9 @@ def test_encoder_agrees_and_returns(name, tmp_path):
 
     pretrained.save(tmp_path / "out" / "model.safetensors", pretrained.export(model, RULES))
     (tmp_path / "out" / "config.json").write_text(json.dumps(model.config.to_dict()))
-    again, info = transformers.T5EncoderModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    again, info = transformers.T5EncoderModel.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert torch.equal(again(ids, attention_mask=mask.long()).last_hidden_state, theirs)
 
@@ -98,26 +111,40 @@ def test_layers_agree(name, tmp_path):
     attend, their_attend = block.layer[0].SelfAttention, theirs.layer[0].SelfAttention
     bias = their_attend.compute_bias(20, 20)
     _close(attend.position_bias(20), bias)
-    _close(attend(x.numpy(), bias=bias.detach().numpy(), mask=None), their_attend(x, position_bias=bias)[0])
+    _close(
+        attend(x.numpy(), bias=bias.detach().numpy(), mask=None),
+        their_attend(x, position_bias=bias)[0],
+    )
 
 
 @pytest.mark.parametrize(("buckets", "max_distance"), [(32, 128), (8, 12), (64, 300)])
 def test_buckets_round_as_in_the_reference(buckets, max_distance):
     distance = torch.arange(400)[None] - torch.arange(400)[:, None]
-    theirs = T5Attention._relative_position_bucket(distance, num_buckets=buckets, max_distance=max_distance)
-    np.testing.assert_array_equal(position_buckets(400, buckets=buckets, max_distance=max_distance), theirs.numpy())
+    theirs = T5Attention._relative_position_bucket(
+        distance, num_buckets=buckets, max_distance=max_distance
+    )
+    np.testing.assert_array_equal(
+        position_buckets(400, buckets=buckets, max_distance=max_distance), theirs.numpy()
+    )
 
 
 def test_the_encoder_of_a_whole_model_loads(tmp_path):
     torch.manual_seed(0)
-    whole = transformers.T5ForConditionalGeneration(transformers.T5Config(**SMALL, **CONFIGS["v1.1"])).train(False)
+    whole = transformers.T5ForConditionalGeneration(
+        transformers.T5Config(**SMALL, **CONFIGS["v1.1"])
+    ).train(False)
     whole.save_pretrained(tmp_path)
-    _close(_load(tmp_path)(jnp.asarray(IDS)), whole.encoder(torch.from_numpy(IDS)).last_hidden_state)
+    _close(
+        _load(tmp_path)(jnp.asarray(IDS)), whole.encoder(torch.from_numpy(IDS)).last_hidden_state
+    )
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
-    [({"feed_forward_proj": "gated-silu"}, "'gated-silu', expected 'relu'"), ({"model_type": "mt5"}, "is 'mt5'")],
+    [
+        ({"feed_forward_proj": "gated-silu"}, "'gated-silu', expected 'relu'"),
+        ({"model_type": "mt5"}, "is 'mt5'"),
+    ],
 )
 def test_unsupported_configs_are_refused(values, words):
     with pytest.raises(UserError, match=words):

@@ -49,7 +49,9 @@ def test_every_script_is_read_byte_by_byte(trained, text):
     ids = trained(text).input_ids
     assert trained.eos_token_id not in ids[:-1], "the unknown token is EOS"
     cleaned = trained.backend_tokenizer.normalizer.normalize_str(text)
-    assert trained.decode(ids, skip_special_tokens=True).replace(" ", "") == cleaned.replace(" ", "")
+    assert trained.decode(ids, skip_special_tokens=True).replace(" ", "") == cleaned.replace(
+        " ", ""
+    )
 
 
 def test_saved_tokenizer_gives_identical_ids(trained, tmp_path):
@@ -68,7 +70,9 @@ def test_vocab_and_merges_alone_give_identical_ids(trained, tmp_path):
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer(CAPTIONS + SCRIPTS)["input_ids"] == trained(CAPTIONS + SCRIPTS)["input_ids"]
     assert tokenizer.model_max_length == 77
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 20, "pad_token": "!"}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"model_max_length": 20, "pad_token": "!"})
+    )
     tokenizer = load_tokenizer(tmp_path)
     assert (tokenizer.model_max_length, tokenizer.pad_token_id) == (20, 0)
 
@@ -85,7 +89,8 @@ def test_a_long_prompt_is_cut_and_the_warning_says_what_is_lost(trained):
     prompt = "a cat in watercolor painting style Zoë 猫"
     full = trained(prompt).input_ids
     with pytest.warns(
-        UserWarning, match=rf"is {len(full)} tokens, the text encoder reads 5; cut: 'watercolor .* Zoë 猫'"
+        UserWarning,
+        match=rf"is {len(full)} tokens, the text encoder reads 5; cut: 'watercolor .* Zoë 猫'",
     ):
         ids = tokenize(trained, [prompt], 5)
     assert ids[0].tolist() == [*full[:4], trained.eos_token_id]
@@ -98,7 +103,14 @@ def test_a_prompt_of_exactly_the_limit_is_not_cut(trained):
 
 
 def test_t5_folder_loads(tmp_path):
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁a", -1.0), ("▁cat", -2.0), ("▁", -3.0)]
+    pieces = [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", 0.0),
+        ("▁a", -1.0),
+        ("▁cat", -2.0),
+        ("▁", -3.0),
+    ]
     T5Tokenizer(vocab=pieces, extra_ids=0).save_pretrained(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
     tokenizer = load_tokenizer(tmp_path)

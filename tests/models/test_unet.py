@@ -14,8 +14,9 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from flax import nnx
 
-from styledrop_jax import hub, pretrained, tree
+from styledrop_jax import tree
 from styledrop_jax.errors import UserError
+from styledrop_jax.io import hub, pretrained
 from styledrop_jax.models.unet import RULES, Config, UNet
 
 SD15 = {  # unet/config.json of Stable Diffusion 1.5
@@ -92,7 +93,9 @@ CONFIGS = {
     ),
 }
 SIMPLE, LINEAR, *MASKED = CONFIGS  # the last two run under a mask
-SIZES = dict(zip(CONFIGS, [(8, 6), (9, 14), (7, 6), (3, 5)], strict=True))  # height and width of the latents
+SIZES = dict(
+    zip(CONFIGS, [(8, 6), (9, 14), (7, 6), (3, 5)], strict=True)
+)  # height and width of the latents
 MASK = np.arange(6) < np.array([[6], [3]])  # of two texts of 6 tokens, the second has 3
 
 
@@ -103,14 +106,18 @@ def _reference(name: str) -> UNet2DConditionModel:
     torch.manual_seed(0)
     with torch.no_grad():
         for path, param in model.named_parameters():
-            param.copy_(torch.randn_like(param) * 0.2 + ("norm" in path and path.endswith("weight")))
+            param.copy_(
+                torch.randn_like(param) * 0.2 + ("norm" in path and path.endswith("weight"))
+            )
     return model.train(False)
 
 
 @functools.cache
 def _ours(name: str, dtype=jnp.float32) -> UNet:
     tensors = {path: tensor.numpy() for path, tensor in _reference(name).state_dict().items()}
-    return pretrained.load(lambda: UNet(CONFIGS[name], rngs=nnx.Rngs(0), dtype=dtype), tensors, RULES, source="random")
+    return pretrained.load(
+        lambda: UNet(CONFIGS[name], rngs=nnx.Rngs(0), dtype=dtype), tensors, RULES, source="random"
+    )
 
 
 def _inputs(name: str) -> tuple[np.ndarray, ...]:
@@ -121,7 +128,9 @@ def _inputs(name: str) -> tuple[np.ndarray, ...]:
 
 
 @torch.no_grad()
-def _run_reference(model: UNet2DConditionModel, inputs: tuple[np.ndarray, ...], mask=None) -> np.ndarray:
+def _run_reference(
+    model: UNet2DConditionModel, inputs: tuple[np.ndarray, ...], mask=None
+) -> np.ndarray:
     latents, timesteps, text = map(torch.from_numpy, inputs)
     mask = None if mask is None else torch.from_numpy(mask)
     out = model(latents.permute(0, 3, 1, 2), timesteps, text, encoder_attention_mask=mask).sample
@@ -147,7 +156,9 @@ def _reference_shapes(config: dict) -> dict[str, tuple[int, ...]]:
 def test_outputs_match_the_reference(name: str):
     reference, inputs, mask = _reference(name), _inputs(name), MASK if name in MASKED else None
     expected, found = _run_reference(reference, inputs, mask), _run_ours(_ours(name), inputs, mask)
-    print(f"\nmax abs error, {name}: {np.abs(found - expected).max():.1e} of {np.abs(expected).max():.1f}")
+    print(
+        f"\nmax abs error, {name}: {np.abs(found - expected).max():.1e} of {np.abs(expected).max():.1f}"
+    )
     assert found.shape == (2, *SIZES[name], 4) and found.dtype == jnp.float32
     assert expected.std() > 0.1, "a degenerate model would show nothing"
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)
@@ -209,11 +220,15 @@ def test_export_reloads_in_the_reference(tmp_path):
         hub.save_component(tmp_path, config.to_dict(), pretrained.export(_ours(name), RULES))
         reloaded, info = UNet2DConditionModel.from_pretrained(tmp_path, output_loading_info=True)
         assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-        np.testing.assert_array_equal(_run_reference(reloaded, inputs), _run_reference(reference, inputs))
+        np.testing.assert_array_equal(
+            _run_reference(reloaded, inputs), _run_reference(reference, inputs)
+        )
         assert Config.from_dict(dict(reloaded.config)) == config
 
 
-@pytest.mark.parametrize(("public", "preset"), [(SD15, Config.sd15()), (SD21, Config.sd21())], ids=["1.5", "2.1"])
+@pytest.mark.parametrize(
+    ("public", "preset"), [(SD15, Config.sd15()), (SD21, Config.sd21())], ids=["1.5", "2.1"]
+)
 def test_every_tensor_of_the_public_checkpoints_has_a_place(public: dict, preset: Config):
     assert Config.from_dict(public) == preset
     assert tree.differences(_shapes(preset), _reference_shapes(public)) == []
@@ -231,14 +246,23 @@ def test_the_shipped_preset_is_one_the_reference_builds():
 def test_every_linear_layer_and_convolution_has_an_adapter_slot():
     for name in (SIMPLE, LINEAR):
         model = nnx.eval_shape(lambda: UNet(CONFIGS[name], rngs=nnx.Rngs(0)))  # noqa: B023
-        slots = {tree.path_name(path) for path, module in nnx.iter_modules(model) if hasattr(module, "adapter")}
-        kernels = {path for path in tree.flatten(nnx.state(model, nnx.Param)) if path.endswith(".kernel")}
+        slots = {
+            tree.path_name(path)
+            for path, module in nnx.iter_modules(model)
+            if hasattr(module, "adapter")
+        }
+        kernels = {
+            path for path in tree.flatten(nnx.state(model, nnx.Param)) if path.endswith(".kernel")
+        }
         assert {f"{slot}.kernel" for slot in slots} == kernels
 
 
 def test_bfloat16_compute_stays_close_and_returns_float32():
     inputs = _inputs(SIMPLE)
-    found, expected = _run_ours(_ours(SIMPLE, jnp.bfloat16), inputs), _run_reference(_reference(SIMPLE), inputs)
+    found, expected = (
+        _run_ours(_ours(SIMPLE, jnp.bfloat16), inputs),
+        _run_reference(_reference(SIMPLE), inputs),
+    )
     assert found.dtype == jnp.float32
     error = float(jnp.abs(found - expected).mean()) / float(np.abs(expected).mean())
     print(f"\nmean error in bfloat16, relative: {error:.3f}")
@@ -256,10 +280,16 @@ def test_bfloat16_compute_stays_close_and_returns_float32():
         ({"transformer_layers_per_block": [1, 2, 10, 1]}, "transformer_layers_per_block"),
         ({"mid_block_type": None}, "mid_block_type is None"),
         ({"down_block_types": ["SimpleCrossAttnDownBlock2D"] * 4}, "down_block_types"),
-        ({"up_block_types": ["UpBlock2D"] * 3}, "up_block_types .* expected 4 of UpBlock2D and CrossAttnUpBlock2D"),
+        (
+            {"up_block_types": ["UpBlock2D"] * 3},
+            "up_block_types .* expected 4 of UpBlock2D and CrossAttnUpBlock2D",
+        ),
         ({"layers_per_block": [2, 2, 2, 2]}, "layers_per_block"),
         ({"block_out_channels": []}, "block_out_channels"),
-        ({"block_out_channels": [320, 640, 1280, 1290]}, "block_out_channels .* multiples of norm_num_groups 32"),
+        (
+            {"block_out_channels": [320, 640, 1280, 1290]},
+            "block_out_channels .* multiples of norm_num_groups 32",
+        ),
         ({"attention_head_dim": [8, 8]}, "attention_head_dim"),
         ({"attention_head_dim": 7}, "attention_head_dim is 7"),
         ({"norm_num_groups": 0}, "norm_num_groups"),

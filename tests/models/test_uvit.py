@@ -11,8 +11,9 @@ import torch
 from diffusers import UVit2DModel
 from flax import nnx
 
-from styledrop_jax import pretrained, tree
+from styledrop_jax import tree
 from styledrop_jax.errors import UserError
+from styledrop_jax.io import pretrained
 from styledrop_jax.models import uvit
 from styledrop_jax.models.uvit import RULES, Config, UVit
 
@@ -66,7 +67,12 @@ CONFIGS = {
         SMALL, downsample=True, upsample=True, use_bias=True, hidden_size=16, num_attention_heads=4
     ),
     "resampled, norms without scales": dataclasses.replace(
-        SMALL, downsample=True, upsample=True, ln_elementwise_affine=False, layer_norm_eps=1e-3, block_num_heads=4
+        SMALL,
+        downsample=True,
+        upsample=True,
+        ln_elementwise_affine=False,
+        layer_norm_eps=1e-3,
+        block_num_heads=4,
     ),
 }
 GRIDS = dict(zip(CONFIGS, [(3, 5), (6, 4), (4, 8)], strict=True))  # height and width in tokens
@@ -80,14 +86,17 @@ def _reference(name: str) -> UVit2DModel:
     with torch.no_grad():
         for path, param in model.named_parameters():
             param.copy_(
-                torch.randn_like(param) * 0.2 + ("norm" in path and path.endswith("weight") and param.ndim == 1)
+                torch.randn_like(param) * 0.2
+                + ("norm" in path and path.endswith("weight") and param.ndim == 1)
             )
     return model.train(False)
 
 
 def _ours(reference: UVit2DModel, config: Config, dtype=jnp.float32) -> UVit:
     tensors = {name: tensor.numpy() for name, tensor in reference.state_dict().items()}
-    return pretrained.load(lambda: UVit(config, rngs=nnx.Rngs(0), dtype=dtype), tensors, RULES, source="reference")
+    return pretrained.load(
+        lambda: UVit(config, rngs=nnx.Rngs(0), dtype=dtype), tensors, RULES, source="reference"
+    )
 
 
 def _inputs(name: str) -> tuple[np.ndarray, ...]:
@@ -105,14 +114,20 @@ def _last(x: torch.Tensor) -> np.ndarray:
 
 
 @torch.no_grad()
-def _run_reference(model: UVit2DModel, inputs: tuple[np.ndarray, ...]) -> tuple[dict[str, tuple], np.ndarray]:
+def _run_reference(
+    model: UVit2DModel, inputs: tuple[np.ndarray, ...]
+) -> tuple[dict[str, tuple], np.ndarray]:
     """{submodule: (its inputs as ours takes them, its output)}, and the logits."""
     calls = {}
 
     def record(path):
         def hook(_, args, kwargs, output):
             cond = kwargs.get("pooled_text_emb")
-            cond = kwargs["added_cond_kwargs"]["pooled_text_emb"] if "added_cond_kwargs" in kwargs else cond
+            cond = (
+                kwargs["added_cond_kwargs"]["pooled_text_emb"]
+                if "added_cond_kwargs" in kwargs
+                else cond
+            )
             text = kwargs.get("encoder_hidden_states")
             context = () if cond is None else (_last(text), _last(torch.nn.functional.silu(cond)))
             calls[path] = ((_last(args[0]), *context), _last(output))
@@ -120,7 +135,10 @@ def _run_reference(model: UVit2DModel, inputs: tuple[np.ndarray, ...]) -> tuple[
         return hook
 
     paths = ("embed", "cond_embed", "down_block", "transformer_layers.1", "up_block", "mlm_layer")
-    handles = [model.get_submodule(path).register_forward_hook(record(path), with_kwargs=True) for path in paths]
+    handles = [
+        model.get_submodule(path).register_forward_hook(record(path), with_kwargs=True)
+        for path in paths
+    ]
     logits = _last(model(torch.from_numpy(inputs[0]).long(), *map(torch.from_numpy, inputs[1:])))
     for handle in handles:
         handle.remove()
@@ -128,7 +146,9 @@ def _run_reference(model: UVit2DModel, inputs: tuple[np.ndarray, ...]) -> tuple[
 
 
 @nnx.jit
-def _run_ours(model: UVit, calls: dict[str, tuple], inputs: tuple[jax.Array, ...]) -> dict[str, jax.Array]:
+def _run_ours(
+    model: UVit, calls: dict[str, tuple], inputs: tuple[jax.Array, ...]
+) -> dict[str, jax.Array]:
     parts = {
         "embed": model.embed,
         "cond_embed": model.cond_embed,
@@ -145,7 +165,9 @@ def test_outputs_match_the_reference(name: str):
     reference, inputs = _reference(name), _inputs(name)
     calls, logits = _run_reference(reference, inputs)
     expected = {path: output for path, (_, output) in calls.items()} | {"whole": logits}
-    found = _run_ours(_ours(reference, CONFIGS[name]), {path: args for path, (args, _) in calls.items()}, inputs)
+    found = _run_ours(
+        _ours(reference, CONFIGS[name]), {path: args for path, (args, _) in calls.items()}, inputs
+    )
     errors = {path: float(np.abs(found[path] - expected[path]).max()) for path in expected}
     print(f"\nmax abs error, {name}:", {path: f"{error:.1e}" for path, error in errors.items()})
     assert found["whole"].shape == (2, *GRIDS[name], CONFIGS[name].codebook_size)
@@ -172,11 +194,14 @@ def test_export_reloads_in_the_reference(tmp_path):
     reference, inputs = _reference(RESAMPLED), _inputs(RESAMPLED)
     config = CONFIGS[RESAMPLED]
     pretrained.save(
-        tmp_path / "diffusion_pytorch_model.safetensors", pretrained.export(_ours(reference, config), RULES)
+        tmp_path / "diffusion_pytorch_model.safetensors",
+        pretrained.export(_ours(reference, config), RULES),
     )
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     reloaded = UVit2DModel.from_pretrained(tmp_path)
-    np.testing.assert_array_equal(_run_reference(reloaded, inputs)[1], _run_reference(reference, inputs)[1])
+    np.testing.assert_array_equal(
+        _run_reference(reloaded, inputs)[1], _run_reference(reference, inputs)[1]
+    )
     assert Config.from_dict(dict(reloaded.config)) == config
 
 
@@ -194,7 +219,9 @@ def test_gradients_reach_every_parameter(fresh: bool):
     """A key's bias moves all logits of a softmax alike, so its gradient is zero by construction; so, at first, is that
     of whatever acts only through the zero-initialised modulations."""
     config = CONFIGS[RESAMPLED]
-    build = nnx.jit(lambda: UVit(config, rngs=nnx.Rngs(0)))  # one program, faster than a hundred small ones
+    build = nnx.jit(
+        lambda: UVit(config, rngs=nnx.Rngs(0))
+    )  # one program, faster than a hundred small ones
     model = build() if fresh else _ours(_reference(RESAMPLED), config)
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     inputs = _inputs(RESAMPLED)
@@ -204,12 +231,18 @@ def test_gradients_reach_every_parameter(fresh: bool):
     def gradient(params):
         def loss(params):
             logits = nnx.merge(graphdef, params, rest)(*inputs)
-            return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1))
+            return -jnp.mean(
+                jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)
+            )
 
         return jax.grad(loss)(params)
 
-    norms = {path: float(jnp.abs(leaf).max()) for path, leaf in tree.flatten(gradient(params)).items()}
-    unreached = {path for path, norm in norms.items() if not norm > 1e-9 and not path.endswith("to_k.bias")}
+    norms = {
+        path: float(jnp.abs(leaf).max()) for path, leaf in tree.flatten(gradient(params)).items()
+    }
+    unreached = {
+        path for path, norm in norms.items() if not norm > 1e-9 and not path.endswith("to_k.bias")
+    }
     assert all(np.isfinite(norm) for norm in norms.values())
     assert {path for path in unreached if not (fresh and path.startswith("cond_embed."))} == set()
 
@@ -266,21 +299,29 @@ def test_an_odd_grid_is_refused_when_it_would_be_halved():
 def test_gelu_is_the_exact_one():
     x = np.linspace(-6, 6, 101, dtype=np.float32)
     # a few roundings to float32 on either side, whose number depends on the processor; the tanh form is off by 5e-4
-    np.testing.assert_allclose(uvit.gelu(x), torch.nn.functional.gelu(torch.from_numpy(x)), atol=1e-6, rtol=2e-7)
+    np.testing.assert_allclose(
+        uvit.gelu(x), torch.nn.functional.gelu(torch.from_numpy(x)), atol=1e-6, rtol=2e-7
+    )
 
 
 def test_positional_masks_say_where_a_masked_token_is():
     """The mask token is embedded as the token of its place, which the reference may be given outright."""
     name = RESAMPLED
     plain = CONFIGS[name]
-    config = dataclasses.replace(plain, positional_masks=True, vocab_size=plain.codebook_size + 16 + 1, sample_size=4)
+    config = dataclasses.replace(
+        plain, positional_masks=True, vocab_size=plain.codebook_size + 16 + 1, sample_size=4
+    )
     model = UVit(config, rngs=nnx.Rngs(0))
     _, *rest = _inputs(name)
     masked = np.full((2, 4, 4), config.mask_token_id, np.int32)
-    places = np.broadcast_to(config.codebook_size + np.arange(16, dtype=np.int32).reshape(4, 4), masked.shape)
+    places = np.broadcast_to(
+        config.codebook_size + np.arange(16, dtype=np.int32).reshape(4, 4), masked.shape
+    )
     np.testing.assert_array_equal(model(masked, *rest), model(places, *rest))
     half = np.where(np.arange(4) < 2, masked, 5)
-    np.testing.assert_array_equal(model(half, *rest), model(np.where(np.arange(4) < 2, places, 5), *rest))
+    np.testing.assert_array_equal(
+        model(half, *rest), model(np.where(np.arange(4) < 2, places, 5), *rest)
+    )
     wide = np.full((2, 4, 8), config.mask_token_id, np.int32)
     np.testing.assert_array_equal(model(wide, *rest), model(np.repeat(places, 2, axis=2), *rest))
     reference = UVit2DModel.from_config(config.to_dict())

@@ -13,8 +13,9 @@ from diffusers import AutoencoderKL
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from styledrop_jax import hub, pretrained, tree
+from styledrop_jax import tree
 from styledrop_jax.errors import UserError
+from styledrop_jax.io import hub, pretrained
 from styledrop_jax.models import vae
 from styledrop_jax.models.vae import RULES, Config
 
@@ -66,7 +67,9 @@ def _reference(name: str) -> AutoencoderKL:
     )
     with torch.no_grad():
         for path, param in model.named_parameters():
-            param.copy_(torch.randn_like(param) * 0.2 + ("norm" in path and path.endswith("weight")))
+            param.copy_(
+                torch.randn_like(param) * 0.2 + ("norm" in path and path.endswith("weight"))
+            )
         (model.quant_conv or model.encoder.conv_out).bias[-1] = 60
     return model.train(False)
 
@@ -96,7 +99,8 @@ def _noisy(config: Config) -> vae.AutoencoderKL:
     rng = np.random.default_rng(0)
     shapes = pretrained.shapes(nnx.eval_shape(lambda: _build(config)), RULES)
     tensors = {
-        name: rng.normal("norm" in name and name.endswith("weight"), 0.2, shape) for name, shape in shapes.items()
+        name: rng.normal("norm" in name and name.endswith("weight"), 0.2, shape)
+        for name, shape in shapes.items()
     }
     return pretrained.load(lambda: _build(config), tensors, RULES, source="random")
 
@@ -135,11 +139,18 @@ def test_presets_have_the_reference_names_and_shapes(config):
 
 def test_presets_read_as_the_public_configs_and_have_their_sizes():
     assert Config.from_dict(PUBLIC) == Config.sd()
-    assert Config.from_dict(PUBLIC | {"sample_size": 768}) == dataclasses.replace(Config.sd(), sample_size=768)
+    assert Config.from_dict(PUBLIC | {"sample_size": 768}) == dataclasses.replace(
+        Config.sd(), sample_size=768
+    )
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     for config, grid, millions in ((Config.sd(), 8, 83.65), (Config.emoji64(), 16, 0.57)):
         abstract = nnx.eval_shape(lambda: _build(config))  # noqa: B023
-        assert nnx.eval_shape(lambda m, x: m.encode(x).mean, abstract, images).shape == (1, grid, grid, 4)
+        assert nnx.eval_shape(lambda m, x: m.encode(x).mean, abstract, images).shape == (
+            1,
+            grid,
+            grid,
+            4,
+        )
         assert abs(tree.count(nnx.state(abstract, nnx.Param)) / 1e6 - millions) < 0.01
 
 
@@ -182,7 +193,8 @@ def test_old_attention_names_are_read(as_convolutions, tmp_path):
 def test_a_posterior_is_sampled_by_its_mean_and_variance():
     mean = jnp.array([-2.0, 0.0, 3.0])
     posterior = vae.Posterior(
-        jnp.tile(mean, (1, 80, 80, 1)), jnp.tile(2 * jnp.log(jnp.array([0.1, 1, 2])), (1, 80, 80, 1))
+        jnp.tile(mean, (1, 80, 80, 1)),
+        jnp.tile(2 * jnp.log(jnp.array([0.1, 1, 2])), (1, 80, 80, 1)),
     )
     latents = posterior.sample(jax.random.key(0))
     np.testing.assert_allclose(latents.mean((0, 1, 2)), mean, atol=0.1)
@@ -192,7 +204,8 @@ def test_a_posterior_is_sampled_by_its_mean_and_variance():
 
 
 _tiled = nnx.jit(
-    lambda model, z, tile, overlap: model.decode_tiled(z, tile=tile, overlap=overlap), static_argnums=(2, 3)
+    lambda model, z, tile, overlap: model.decode_tiled(z, tile=tile, overlap=overlap),
+    static_argnums=(2, 3),
 )
 
 
@@ -234,7 +247,10 @@ def test_a_picture_in_tiles_is_the_picture():
         """The greatest step, from one column of pixels to the next, in how far it is from the untiled picture."""
         return float(jnp.abs(jnp.diff(picture - plain, axis=2)).mean((0, 1, 3)).max())
 
-    latents = np.random.default_rng(2).normal(size=(1, 16, 32, 4)).astype(np.float32) * TINY.scaling_factor
+    latents = (
+        np.random.default_rng(2).normal(size=(1, 16, 32, 4)).astype(np.float32)
+        * TINY.scaling_factor
+    )
     model = _noisy(TINY)
     plain = nnx.jit(lambda m, z: m.decode(z))(model, latents)
     np.testing.assert_allclose(_tiled(model, latents, 32, 8), plain, atol=1e-6)
@@ -246,13 +262,17 @@ def test_a_picture_in_tiles_is_the_picture():
 @pytest.mark.parametrize(("tile", "overlap"), [(4, 4), (4, -1), (0, 0)])
 def test_impossible_tiles_are_refused(tile, overlap):
     with pytest.raises(ValueError, match=f"overlap is {overlap}, expected 0 to"):
-        nnx.eval_shape(lambda: _build(TINY)).decode_tiled(jnp.zeros((1, 8, 8, 4)), tile=tile, overlap=overlap)
+        nnx.eval_shape(lambda: _build(TINY)).decode_tiled(
+            jnp.zeros((1, 8, 8, 4)), tile=tile, overlap=overlap
+        )
 
 
 @pytest.mark.parametrize("size", [(15, 16), (16, 18)])
 def test_sides_must_be_divisible(size):
     model = nnx.eval_shape(lambda: _build(Config.emoji64()))
-    with pytest.raises(ValueError, match=rf"images of {size[0]}×{size[1]} pixels, expected sides divisible by 4"):
+    with pytest.raises(
+        ValueError, match=rf"images of {size[0]}×{size[1]} pixels, expected sides divisible by 4"
+    ):
         model.encode(jnp.zeros((1, *size, 3)))
 
 
@@ -260,8 +280,14 @@ def test_sides_must_be_divisible(size):
     ("change", "words"),
     [
         ({"act_fn": "gelu"}, "vae/config.json: act_fn is 'gelu'"),
-        ({"down_block_types": ["AttnDownEncoderBlock2D"] * 4}, "down_block_types has 'AttnDownEncoderBlock2D'"),
-        ({"up_block_types": ["AttnUpDecoderBlock2D"] * 4}, "up_block_types has 'AttnUpDecoderBlock2D'"),
+        (
+            {"down_block_types": ["AttnDownEncoderBlock2D"] * 4},
+            "down_block_types has 'AttnDownEncoderBlock2D'",
+        ),
+        (
+            {"up_block_types": ["AttnUpDecoderBlock2D"] * 4},
+            "up_block_types has 'AttnUpDecoderBlock2D'",
+        ),
         ({"latents_mean": [0.1] * 4}, "latents_mean is set, only scaling_factor and shift_factor"),
     ],
 )
@@ -273,7 +299,11 @@ def test_unsupported_configs_are_refused(change, words):
 def test_bfloat16_keeps_float32_parameters_latents_and_pictures():
     model = nnx.eval_shape(lambda: vae.AutoencoderKL(TINY, rngs=nnx.Rngs(0), dtype=jnp.bfloat16))
     images = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
-    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))} == {
+        jnp.dtype("float32")
+    }
     assert nnx.eval_shape(lambda m, x: m.encoder(x), model, images).dtype == jnp.bfloat16
     assert nnx.eval_shape(lambda m, x: m.encode(x).logvar, model, images).dtype == jnp.float32
-    assert nnx.eval_shape(lambda m, x: m.decode(m.encode(x).mean), model, images).dtype == jnp.float32
+    assert (
+        nnx.eval_shape(lambda m, x: m.decode(m.encode(x).mean), model, images).dtype == jnp.float32
+    )

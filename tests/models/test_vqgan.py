@@ -12,11 +12,11 @@ from diffusers import VQModel
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from styledrop_jax import hub, pretrained
-from styledrop_jax.backbones.muse import load_codec
 from styledrop_jax.errors import UserError
+from styledrop_jax.io import hub, pretrained
 from styledrop_jax.models import vqgan
 from styledrop_jax.models.vqgan import RULES, Config
+from styledrop_jax.pipelines.muse import load_codec
 
 PUBLIC = {  # vqvae/config.json of amused/amused-256 and -512
     "_class_name": "VQModel",
@@ -45,7 +45,11 @@ SIZES = {  # height and width of the pictures
     "one block": (6, 10),
 }
 CONFIGS = {
-    "attention, wide picture": {"block_out_channels": (8, 16), "latent_channels": 6, "norm_num_groups": 4},
+    "attention, wide picture": {
+        "block_out_channels": (8, 16),
+        "latent_channels": 6,
+        "norm_num_groups": 4,
+    },
     "two layers, narrow codes": {
         "block_out_channels": (8, 12, 12),
         "layers_per_block": 2,
@@ -55,7 +59,12 @@ CONFIGS = {
         "mid_block_add_attention": False,
         "lookup_from_codebook": True,
     },
-    "one block": {"block_out_channels": (16,), "latent_channels": 3, "vq_embed_dim": 7, "norm_num_groups": 8},
+    "one block": {
+        "block_out_channels": (16,),
+        "latent_channels": 3,
+        "vq_embed_dim": 7,
+        "norm_num_groups": 8,
+    },
 }
 
 
@@ -65,11 +74,15 @@ def _reference(name: str) -> VQModel:
     blocks = len(config["block_out_channels"])
     torch.manual_seed(0)
     model = VQModel(
-        **config, down_block_types=("DownEncoderBlock2D",) * blocks, up_block_types=("UpDecoderBlock2D",) * blocks
+        **config,
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("UpDecoderBlock2D",) * blocks,
     )
     with torch.no_grad():
         for path, param in model.named_parameters():
-            param.copy_(torch.randn_like(param) * 0.2 + ("norm" in path and path.endswith("weight")))
+            param.copy_(
+                torch.randn_like(param) * 0.2 + ("norm" in path and path.endswith("weight"))
+            )
         model.quantize.embedding.weight.normal_()
     return model.train(False)
 
@@ -94,7 +107,13 @@ def _close(ours, theirs: np.ndarray) -> None:
 def _run(model: vqgan.VQModel, images: jax.Array) -> tuple[jax.Array, ...]:
     features = model.features(images)
     tokens = model.quantize.nearest(features)
-    return features, tokens, model.decode_features(model.quantize(tokens)), model.decode(tokens), model.encode(images)
+    return (
+        features,
+        tokens,
+        model.decode_features(model.quantize(tokens)),
+        model.decode(tokens),
+        model.encode(images),
+    )
 
 
 @torch.no_grad()
@@ -105,7 +124,9 @@ def _run_reference(model: VQModel, images: np.ndarray) -> tuple[np.ndarray, ...]
     codes = model.quantize.get_codebook_entry(tokens.reshape(-1), shape)
     decoded = model.decoder(model.post_quant_conv(codes))
     if model.config.lookup_from_codebook:  # as aMUSEd's pipeline calls it
-        assert torch.equal(model.decode(tokens, force_not_quantize=True, shape=shape).sample, decoded)
+        assert torch.equal(
+            model.decode(tokens, force_not_quantize=True, shape=shape).sample, decoded
+        )
     return _numpy(features), tokens.numpy(), _numpy(decoded)
 
 
@@ -113,7 +134,9 @@ def _run_reference(model: VQModel, images: np.ndarray) -> tuple[np.ndarray, ...]
 def test_amused_has_the_public_names_and_shapes(null_means_latent_channels):
     public = PUBLIC | ({"vq_embed_dim": None} if null_means_latent_channels else {})
     with torch.device("meta"):
-        theirs = {name: tuple(t.shape) for name, t in VQModel.from_config(public).state_dict().items()}
+        theirs = {
+            name: tuple(t.shape) for name, t in VQModel.from_config(public).state_dict().items()
+        }
     assert Config.from_dict(public) == Config.amused()
     abstract = nnx.eval_shape(lambda: vqgan.VQModel(Config.amused(), rngs=nnx.Rngs(0)))
     assert pretrained.shapes(abstract, RULES) == theirs
@@ -123,7 +146,10 @@ def test_amused_has_the_public_names_and_shapes(null_means_latent_channels):
 def test_emoji64_has_the_reference_names_and_shapes():
     config = Config.emoji64()
     with torch.device("meta"):
-        theirs = {name: tuple(t.shape) for name, t in VQModel.from_config(config.to_dict()).state_dict().items()}
+        theirs = {
+            name: tuple(t.shape)
+            for name, t in VQModel.from_config(config.to_dict()).state_dict().items()
+        }
     abstract = nnx.eval_shape(lambda: vqgan.VQModel(config, rngs=nnx.Rngs(0)))
     assert pretrained.shapes(abstract, RULES) == theirs
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
@@ -141,12 +167,16 @@ def test_agrees_with_the_reference_and_returns_to_it(name, tmp_path):
     np.testing.assert_array_equal(encoded, tokens)
     _close(our_decoded, decoded)
     _close(pixels, decoded.clip(0, 1))
-    assert len(np.unique(tokens)) > 4 and decoded.std() > 0.1, "a degenerate model would show nothing"
+    assert len(np.unique(tokens)) > 4 and decoded.std() > 0.1, (
+        "a degenerate model would show nothing"
+    )
 
     hub.save_component(tmp_path / "out", model.config.to_dict(), pretrained.export(model, RULES))
     again, info = VQModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    for ours, theirs in zip(_run_reference(again, images), (features, tokens, decoded), strict=True):
+    for ours, theirs in zip(
+        _run_reference(again, images), (features, tokens, decoded), strict=True
+    ):
         np.testing.assert_array_equal(ours, theirs)
     assert load_codec(tmp_path / "out").config == model.config
 
@@ -195,8 +225,14 @@ def test_old_attention_names_are_read(tmp_path):
     [
         ({"norm_type": "spatial"}, "norm_type is 'spatial'"),
         ({"act_fn": "gelu"}, "act_fn is 'gelu'"),
-        ({"down_block_types": ["DownEncoderBlock2D"] * 4 + ["AttnDownEncoderBlock2D"]}, "AttnDownEncoderBlock2D"),
-        ({"up_block_types": ["AttnUpDecoderBlock2D"] + ["UpDecoderBlock2D"] * 4}, "AttnUpDecoderBlock2D"),
+        (
+            {"down_block_types": ["DownEncoderBlock2D"] * 4 + ["AttnDownEncoderBlock2D"]},
+            "AttnDownEncoderBlock2D",
+        ),
+        (
+            {"up_block_types": ["AttnUpDecoderBlock2D"] + ["UpDecoderBlock2D"] * 4},
+            "AttnUpDecoderBlock2D",
+        ),
     ],
 )
 def test_unsupported_configs_are_refused(change, words):
@@ -207,8 +243,12 @@ def test_unsupported_configs_are_refused(change, words):
 @pytest.mark.parametrize("force_upcast", [False, True])
 def test_a_model_that_asks_for_float32_computes_in_it(force_upcast, tmp_path):
     config = dataclasses.replace(Config.emoji64(), force_upcast=force_upcast)
-    shapes = pretrained.shapes(nnx.eval_shape(lambda: vqgan.VQModel(config, rngs=nnx.Rngs(0))), RULES)
-    hub.save_component(tmp_path, config.to_dict(), {name: np.ones(shape, "f2") for name, shape in shapes.items()})
+    shapes = pretrained.shapes(
+        nnx.eval_shape(lambda: vqgan.VQModel(config, rngs=nnx.Rngs(0))), RULES
+    )
+    hub.save_component(
+        tmp_path, config.to_dict(), {name: np.ones(shape, "f2") for name, shape in shapes.items()}
+    )
     model = load_codec(tmp_path, jnp.bfloat16)
     images = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
     features = nnx.eval_shape(lambda m, x: m.features(x), model, images)

@@ -1,1 +1,0 @@
-"""Backbones of styledrop_jax."""

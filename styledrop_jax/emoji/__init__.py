@@ -1,0 +1,1 @@
+"""The corpus and the pretraining of the shipped models."""

@@ -1,0 +1,253 @@
+"""Reads the open emoji sets: which artist drew which concept, and one normalised picture of each drawing.
+
+The sets come as npm packages (`launch/fetch_corpus.sh`): `@iconify-json/*` holds SVG bodies under names,
+`emojibase-data` the labels and tags of every emoji. A concept is one emoji; the sets name it differently, so names are
+matched after removing case and punctuation, by code point where a set publishes them, and by the tables of `words` for
+the older sets.
+"""
+
+import dataclasses
+import io
+import json
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import resvg_py
+from PIL import Image
+
+from styledrop_jax.emoji.words import EVERYDAY, FXEMOJI, RENAMED
+from styledrop_jax.errors import UserError
+
+SIZE = 64
+"""Side of a drawing, in pixels."""
+MARGIN = 4
+"""Empty pixels left on each side of a drawing's longer extent."""
+_PROBE = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Artist:
+    """One emoji set.
+
+    Attributes:
+        name: short name, used as the value of the corpus's `artist` feature.
+        package: the npm package below `@iconify-json/`.
+        words: the artist's manner as a prompt says it, without "in" and "style".
+        held_out: never used to train a base model or its tokenizer.
+    """
+
+    name: str
+    package: str
+    words: str
+    held_out: bool = False
+
+
+ARTISTS = (
+    Artist(name="noto", package="noto", words="soft cartoon"),
+    Artist(name="noto v1", package="noto-v1", words="warm paper cutout"),
+    Artist(name="twemoji", package="twemoji", words="flat sticker"),
+    Artist(name="fluent 3d", package="fluent-emoji", words="glossy 3d"),
+    Artist(name="fluent flat", package="fluent-emoji-flat", words="flat design"),
+    Artist(name="emojione", package="emojione", words="bright clipart"),
+    Artist(name="fxemoji", package="fxemoji", words="clean poster"),
+    Artist(name="openmoji", package="openmoji", words="outlined comic", held_out=True),
+    Artist(
+        name="fluent high contrast",
+        package="fluent-emoji-high-contrast",
+        words="black and white icon",
+        held_out=True,
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Concept:
+    """What a drawing shows: a label in plain words, other names for it, and emojibase's group and subgroup names."""
+
+    label: str
+    tags: tuple[str, ...]
+    group: str
+    subgroup: str
+
+
+# Lettering, buttons, and parts that are no pictures of anything.
+_DROPPED_SUBGROUPS = frozenset(
+    {
+        "keycap",
+        "alphanum",
+        "av-symbol",
+        "skin-tone",
+        "hair-style",
+        "flag",
+        "country-flag",
+        "subdivision-flag",
+    }
+)
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _code(hexcode: str) -> str:
+    """A code point sequence without the variation selectors, which the sets write or omit at will."""
+    return "-".join(part for part in hexcode.lower().split("-") if part != "fe0f")
+
+
+def plain(text: str) -> str:
+    """`text` in lower-case plain words: ASCII letters, digits, hyphens and apostrophes."""
+    text = text.lower().replace("’", "'").replace("ñ", "n")
+    return " ".join(re.sub(r"[^a-z0-9' -]", " ", text).split())
+
+
+def _read_json(path: Path) -> dict:
+    if not path.is_file():
+        raise UserError(
+            f"corpus source {path}: not found; expected the npm packages that launch/fetch_corpus.sh installs"
+        )
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _is_dropped(emoji: dict, subgroup: str) -> bool:
+    """Whether an emoji is lettering, or one of many near copies of another (gender, direction, hour)."""
+    label = emoji["label"].replace("’", "'")
+    hour = (
+        subgroup == "time"
+        and (label.endswith("-thirty") or label.endswith("o'clock"))
+        and label != "three o'clock"
+    )
+    joined = "200D" in emoji["hexcode"]
+    near_copy = joined and (
+        "gender" in emoji or emoji["label"].startswith(("family", "couple", "kiss"))
+    )
+    return subgroup in _DROPPED_SUBGROUPS or hour or near_copy or "facing right" in label
+
+
+def read_concepts(npm: Path) -> dict[str, Concept]:
+    """Returns code point sequence → concept for every emoji that is kept; `npm` is the `node_modules` folder."""
+    data = _read_json(npm / "emojibase-data/en/data.json")
+    groups = _read_json(npm / "emojibase-data/meta/groups.json")
+    concepts = {}
+    for emoji in data:
+        if emoji.get("group") is None:
+            continue
+        subgroup = groups["subgroups"][str(emoji["subgroup"])]
+        if _is_dropped(emoji, subgroup):
+            continue
+        label = plain(emoji["label"])
+        tags = [plain(tag) for tag in emoji.get("tags", ())]
+        concepts[_code(emoji["hexcode"])] = Concept(
+            label=EVERYDAY.get(label, label),
+            tags=tuple(dict.fromkeys(([label] if label in EVERYDAY else []) + tags)),
+            group=groups["groups"][str(emoji["group"])],
+            subgroup=subgroup,
+        )
+    return concepts
+
+
+def _name_votes(npm: Path) -> dict[str, str]:
+    """Returns a name without punctuation → the code that most sources give it."""
+    votes: dict[str, Counter] = defaultdict(Counter)
+    for emoji in _read_json(npm / "emojibase-data/en/data.json"):
+        votes[_key(emoji["label"])][_code(emoji["hexcode"])] += (
+            3  # the label beats a shortcode two emoji share
+        )
+    for path in sorted((npm / "emojibase-data/en/shortcodes").glob("*.json")):
+        for hexcode, names in _read_json(path).items():
+            for name in [names] if isinstance(names, str) else names:
+                votes[_key(name)][_code(hexcode)] += 1
+    for hexcode, name in _read_json(npm / "emojibase-data/meta/unicode-names.json").items():
+        votes[_key(name)][_code(hexcode)] += 1
+    for artist in ARTISTS:
+        for hexcode, name in _read_json(
+            npm / "@iconify-json" / artist.package / "chars.json"
+        ).items():
+            votes[_key(name)][_code(hexcode)] += 1
+    codes = {name: max(sorted(counter), key=counter.__getitem__) for name, counter in votes.items()}
+    return codes | {_key(old): codes[_key(new)] for old, new in RENAMED.items()}
+
+
+def match_drawings(npm: Path) -> dict[str, dict[str, str]]:
+    """Returns artist name → {code point sequence → icon name} for every drawing that shows a kept concept."""
+    codes = _name_votes(npm)
+    concepts = read_concepts(npm)
+    matched = {}
+    for artist in ARTISTS:
+        folder = npm / "@iconify-json" / artist.package
+        icons = _read_json(folder / "icons.json")
+        aliases = {
+            name: alias["parent"]
+            for name, alias in icons.get("aliases", {}).items()
+            if len(alias) == 1
+        }
+        own = FXEMOJI if artist.package == "fxemoji" else {}
+        found: dict[str, str] = {}
+        pairs = [
+            (_code(hexcode), name) for hexcode, name in _read_json(folder / "chars.json").items()
+        ]
+        pairs += [(codes.get(_key(label), ""), name) for name, label in own.items()]
+        pairs += [
+            (codes.get(_key(name), ""), name)
+            for name in (*icons["icons"], *aliases)
+            if name not in own
+        ]
+        for code, name in pairs:
+            icon = aliases.get(name, name)
+            if code in concepts and icon in icons["icons"]:
+                found.setdefault(code, icon)
+        matched[artist.name] = found
+    return matched
+
+
+def read_icons(npm: Path, artist: Artist) -> dict:
+    """Returns the artist's `icons.json`: `icons` of name → `body`, with the set's `width` and `height`."""
+    return _read_json(npm / "@iconify-json" / artist.package / "icons.json")
+
+
+def _side(icons: dict, name: str) -> float:
+    icon = icons["icons"][name]
+    return max(icon.get(extent, icons.get(extent, 16)) for extent in ("width", "height"))
+
+
+def _raster(icons: dict, name: str, *, view: tuple[float, float, float], size: int) -> Image.Image:
+    """Draws the square `view` (x, y, side in the icon's own units) of one icon at size x size pixels, RGBA."""
+    side = _side(icons, name)
+    x, y, extent = view
+    # The inner element clips what a drawing hides outside its own square.
+    svg = (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{x:.4f} {y:.4f} {extent:.4f} {extent:.4f}" width="{size}" height="{size}">'
+        f'<svg width="{side}" height="{side}" viewBox="0 0 {side} {side}">{icons["icons"][name]["body"]}</svg></svg>'
+    )
+    return Image.open(
+        io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size)))
+    ).convert("RGBA")
+
+
+def render(icons: dict, name: str, *, size: int = SIZE) -> Image.Image | None:
+    """Renders one drawing, centred, its longer extent filling all but the margin.
+
+    Sets leave different borders; without them the same concept lies in the same place whoever drew it.
+
+    Args:
+        icons: what `read_icons` returned.
+        name: the icon's name in it.
+        size: side in pixels of the result.
+
+    Returns:
+        RGBA image of size x size with a transparent background; None for an empty drawing.
+    """
+    side = _side(icons, name)
+    probe = np.asarray(_raster(icons, name, view=(0, 0, side), size=_PROBE))[..., 3] > 16  # [h, w]
+    if not probe.any():
+        return None
+    rows, columns = np.flatnonzero(probe.any(1)), np.flatnonzero(probe.any(0))
+    extent = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
+    view_side = extent * SIZE / (SIZE - 2 * MARGIN)
+    x = (columns[0] + columns[-1] + 1 - view_side) / 2
+    y = (rows[0] + rows[-1] + 1 - view_side) / 2
+    unit = side / _PROBE
+    large = _raster(icons, name, view=(x * unit, y * unit, view_side * unit), size=2 * size)
+    return large.resize((size, size), Image.Resampling.LANCZOS)

@@ -1,0 +1,1 @@
+"""One pretraining task a file."""

@@ -1,0 +1,1 @@
+"""Files in and out: images, weights, the hub, run folders."""

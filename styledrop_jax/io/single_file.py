@@ -1,0 +1,211 @@
+"""Stable Diffusion 1.x and 2.x in a single file: where in it each parameter of the diffusers layout lies.
+
+Fine-tunes are mostly shared as one file in the naming of the latent-diffusion code. Only names are looked at here, so
+that a reader can fetch what it needs, when it needs it.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from styledrop_jax.errors import UserError
+
+_PREFIXES = {
+    "unet": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+    "text_encoder": "cond_stage_model.",
+}
+IGNORED = (
+    r"[^.]+|model_ema\..+|first_stage_model\.loss\..+|cond_stage_model\..*position_ids"
+    r"|cond_stage_model\.(?:model\.|transformer\.)?(?:logit_scale|attn_mask|text_projection(?:\.weight)?)"
+    r"|cond_stage_model\.model\.transformer\.resblocks\.23\..+"
+)
+"""Regex of tensors that are no parameters of the three components.
+
+They are the noise schedule (the names without a dot), the moving average of the weights, buffers, the projection that
+serves contrastive training, and OpenCLIP's last layer: Stable Diffusion 2.x conditions on the one before it.
+"""
+_OTHERS = {
+    r"conditioner\.": "Stable Diffusion XL",
+    r"(?:model\.diffusion_model\.)?(?:joint|double)_blocks\.": "Stable Diffusion 3 or Flux",
+    r"lora_|.+[._]lora[._]|.+\.lora_": "a LoRA",
+    r"control_model\.": "a ControlNet",
+    r"(?:down_blocks|mid_block|up_blocks)\.": "the UNet of a diffusers folder",
+    r"(?:encoder|decoder|quant_conv)\.": "an autoencoder alone",
+}
+"""What else a file may be: regex of the start of a name in it → what to call it."""
+
+
+class Source(NamedTuple):
+    """Where a parameter lies in the file, in the shape it is stored in.
+
+    Attributes:
+        name: the stored tensor.
+        third: which third of its rows: 0 the query, 1 the key, 2 the value of a fused projection; None for all rows.
+    """
+
+    name: str
+    third: int | None = None
+
+
+def split(names: Sequence[str], *, source: str) -> dict[str, dict[str, Source]]:
+    """Sorts the tensors of a single-file checkpoint by component, under their diffusers and transformers names.
+
+    Shapes are those of the file: the attention of the autoencoder keeps its 1×1 convolutions, [out, in, 1, 1]. A name
+    that is not understood inside a component is kept, to be reported by whoever loads that component.
+
+    Args:
+        names: of all tensors in the file.
+        source: the file, for errors.
+
+    Returns:
+        {"unet" | "vae" | "text_encoder": {name in that component: where it lies}}
+
+    Raises:
+        UserError: a component is missing or there is more than the three: not such a checkpoint. Says what was found.
+    """
+    kept = [name for name in names if not re.fullmatch(IGNORED, name)]
+    parts = {
+        part: [name for name in kept if name.startswith(prefix)]
+        for part, prefix in _PREFIXES.items()
+    }
+    strangers = sorted(set(kept).difference(*parts.values()))
+    if strangers or not all(parts.values()):
+        found = f"{len(names)} tensors" + "".join(
+            f", such as {name}" for name in (strangers or sorted(names))[:1]
+        )
+        known = next(
+            (
+                words
+                for start, words in _OTHERS.items()
+                if any(re.match(start, name) for name in names)
+            ),
+            "",
+        )
+        raise UserError(
+            f"{source}: found {found}{known and f' ({known})'}; expected a whole Stable Diffusion 1.x or 2.x "
+            f"checkpoint: {', '.join(f'{prefix}*' for prefix in _PREFIXES.values())}"
+        )
+    inner = {
+        part: [name.removeprefix(_PREFIXES[part]) for name in found]
+        for part, found in parts.items()
+    }
+    renamed = {
+        "unet": _unet(inner["unet"]),
+        "vae": _vae(inner["vae"]),
+        "text_encoder": _text(inner["text_encoder"]),
+    }
+    return {
+        part: {
+            name: Source(_PREFIXES[part] + stored, third) for name, (stored, third) in found.items()
+        }
+        for part, found in renamed.items()
+    }
+
+
+_UNET_ENDS = {
+    "time_embed.0": "time_embedding.linear_1",
+    "time_embed.2": "time_embedding.linear_2",
+    "input_blocks.0.0": "conv_in",
+    "out.0": "conv_norm_out",
+    "out.2": "conv_out",
+}
+_UNET_MIDDLE = {"0": "resnets.0", "1": "attentions.0", "2": "resnets.1"}
+_UNET_RESNET = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+}
+
+
+def _unet(names: list[str]) -> dict[str, Source]:
+    """Input and output blocks are counted through; the first that halves the resolution says how many make a block."""
+    halving = [
+        int(match[1])
+        for name in names
+        if (match := re.match(r"input_blocks\.(\d+)\.0\.op\.", name))
+    ]
+    period = min(halving, default=len(names))
+
+    def rename(module: str) -> str:
+        if match := re.fullmatch(r"middle_block\.([012])\.(.+)", module):
+            return f"mid_block.{_UNET_MIDDLE[match[1]]}.{_UNET_RESNET.get(match[2], match[2])}"
+        if module in _UNET_ENDS or not (
+            match := re.fullmatch(r"(in|out)put_blocks\.(\d+)\.(\d)\.(.+)", module)
+        ):
+            return _UNET_ENDS.get(module, module)
+        side, index, place, layer = match.groups()
+        # the convolution of the image comes before the first block
+        block, position = divmod(int(index) - (side == "in"), period)
+        prefix = f"{'down' if side == 'in' else 'up'}_blocks.{block}"
+        if layer in ("op", "conv"):
+            return f"{prefix}.{'down' if layer == 'op' else 'up'}samplers.0.conv"
+        if place == "0":
+            return f"{prefix}.resnets.{position}.{_UNET_RESNET.get(layer, layer)}"
+        return f"{prefix}.attentions.{position}.{layer}"
+
+    split_names = [(name, *name.rpartition(".")[::2]) for name in names]
+    return {f"{rename(module)}.{tensor}": Source(name) for name, module, tensor in split_names}
+
+
+_VAE = (
+    (r"\b(down|up)\.(\d+)\.block\.", r"\1_blocks.\2.resnets."),
+    (r"\b(down|up)\.(\d+)\.(down|up)sample\.", r"\1_blocks.\2.\3samplers.0."),
+    (r"\bmid\.block_1\.", "mid_block.resnets.0."),
+    (r"\bmid\.block_2\.", "mid_block.resnets.1."),
+    (r"\bmid\.attn_1\.norm\.", "mid_block.attentions.0.group_norm."),
+    (r"\bmid\.attn_1\.([qkv])\.", r"mid_block.attentions.0.to_\1."),
+    (r"\bmid\.attn_1\.proj_out\.", "mid_block.attentions.0.to_out.0."),
+    (r"\bnin_shortcut\.", "conv_shortcut."),
+    (r"\bnorm_out\.", "conv_norm_out."),
+)
+
+
+def _vae(names: list[str]) -> dict[str, Source]:
+    """The decoder's blocks are counted from the image inward, in diffusers from the latents outward."""
+    last = max(
+        (int(match[1]) for name in names if (match := re.match(r"decoder\.up\.(\d+)\.", name))),
+        default=0,
+    )
+
+    def rename(name: str) -> str:
+        for pattern, replacement in _VAE:
+            name = re.sub(pattern, replacement, name)
+        return re.sub(
+            r"\bup_blocks\.(\d+)", lambda match: f"up_blocks.{last - int(match[1])}", name
+        )
+
+    return {rename(name): Source(name) for name in names}
+
+
+_OPEN_CLIP = (
+    (r"model\.transformer\.resblocks\.", "text_model.encoder.layers."),
+    (r"model\.positional_embedding", "text_model.embeddings.position_embedding.weight"),
+    (r"model\.token_embedding\.", "text_model.embeddings.token_embedding."),
+    (r"model\.ln_final\.", "text_model.final_layer_norm."),
+    (r"\.ln_([12])\.", r".layer_norm\1."),
+    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+    (r"\.attn\.", ".self_attn."),
+)
+
+
+def _text(names: list[str]) -> dict[str, Source]:
+    """`transformer.` is CLIP's own tower, with or without `text_model.`; `model.` is OpenCLIP's."""
+    sources = {}
+    for stored in names:
+        name = re.sub(r"^transformer\.(?:text_model\.)?", "text_model.", stored)
+        if stored.startswith("model."):
+            for pattern, replacement in _OPEN_CLIP:
+                name = re.sub(pattern, replacement, name)
+        if match := re.fullmatch(r"(.+\.)in_proj_(weight|bias)", name):
+            sources |= {
+                f"{match[1]}{part}_proj.{match[2]}": Source(stored, i)
+                for i, part in enumerate("qkv")
+            }
+        else:
+            sources[name] = Source(stored)
+    return sources

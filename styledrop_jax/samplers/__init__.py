@@ -1,1 +1,0 @@
-"""Samplers: pure functions that take the model as a callback."""

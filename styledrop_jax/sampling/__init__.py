@@ -1,0 +1,1 @@
+"""Pure samplers: parallel decoding, diffusion schedulers, attention control."""

@@ -1,0 +1,148 @@
+"""Parallel decoding of masked tokens (MaskGIT 2202.04200, Muse 2301.00704), with StyleDrop's guidance (2306.00983)."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from styledrop_jax.sampling.masking import masked_after_step
+
+_BLOCK = 32  # tokens of the vocabulary that are summed together when drawing
+
+
+def decode(
+    predict: Callable[[jax.Array, jax.Array], jax.Array],
+    tokens: jax.Array,
+    keys: jax.Array,
+    *,
+    steps: int | jax.Array,
+    temperature: float | jax.Array,
+    mask_id: int,
+) -> jax.Array:
+    """Fills every masked token in `steps` calls of the model, the most confident first.
+
+    Each step draws a token from softmax(logits) at every masked position, gives it the confidence log p(token) +
+    temperature * (1 - (step + 1) / steps) * Gumbel noise, and masks the least confident again, as many as
+    `masked_after_step` says for that image (MaskGIT section 3.2). Tokens that were not masked are never changed: this
+    is inpainting. One loop, no host round trips; jit it with `predict` closed over traced weights. An image's noise
+    comes from its own key alone.
+
+    Args:
+        predict: (tokens [b, n], step, an int32 scalar from 0) → logits [b, n, v], already guided; v excludes the mask.
+        tokens: [b, n] int32, `mask_id` where to fill.
+        keys: [b] PRNG keys, one for each image.
+        steps: at least 1; may be traced.
+        temperature: MaskGIT's choice temperature, at least 0; may be traced.
+        mask_id: the token that stands for a masked one.
+
+    Returns:
+        [b, n] int32 without a masked token.
+    """
+    initial = (tokens == mask_id).sum(axis=-1)
+
+    def body(step: jax.Array, tokens: jax.Array) -> jax.Array:
+        masked = tokens == mask_id
+        step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
+        draw_keys, noise_keys = jnp.moveaxis(jax.vmap(jax.random.split)(step_keys), 1, 0)
+        drawn, log_p = jax.vmap(_draw)(draw_keys, predict(tokens, step).astype(jnp.float32))
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, masked.shape[1:]))(noise_keys)
+        confidence = log_p + temperature * (1 - (step + 1) / steps) * noise
+        left = masked_after_step(initial, masked.sum(axis=-1), step=step, steps=steps)
+        again = masked & (_rank(jnp.where(masked, confidence, jnp.inf)) < left[:, None])
+        return jnp.where(again, mask_id, jnp.where(masked, drawn, tokens))
+
+    return jax.lax.fori_loop(0, steps, body, tokens)
+
+
+def _draw(key: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """One token from softmax(logits [n, v]) at each position, and its log-probability: int32 [n], float32 [n].
+
+    By inverting the cumulative sum, first over blocks of the vocabulary, then inside the block: on a CPU about eight
+    times faster than adding Gumbel noise to every logit, which is what `jax.random.categorical` does.
+    """
+    n, v = logits.shape
+    top = logits.max(axis=-1, keepdims=True)
+    weights = jnp.pad(jnp.exp(logits - top), ((0, 0), (0, -v % _BLOCK))).reshape(n, -1, _BLOCK)
+    u = jax.random.uniform(key, (2, n))
+    block = _first_above(weights.sum(axis=-1), u[0])
+    inside = _first_above(jnp.take_along_axis(weights, block[:, None, None], axis=1)[:, 0], u[1])
+    token = jnp.minimum(block * _BLOCK + inside, v - 1)
+    chosen = jnp.take_along_axis(logits - top, token[:, None], axis=-1)[:, 0]
+    return token, chosen - jnp.log(weights.sum(axis=(1, 2)))
+
+
+def _first_above(weights: jax.Array, u: jax.Array) -> jax.Array:
+    """The index in weights [n, m] where the cumulative sum passes the share u [n] of the total."""
+    total = jnp.cumsum(weights, axis=-1)
+    return jnp.argmax(total > u[:, None] * total[:, -1:], axis=-1).astype(jnp.int32)
+
+
+def _rank(x: jax.Array) -> jax.Array:
+    """The place of each value of x [b, n] in its row, 0 for the smallest; equal values by position."""
+    return jnp.argsort(jnp.argsort(x, axis=-1), axis=-1)
+
+
+def mask_for_edit(
+    tokens: jax.Array,
+    keys: jax.Array,
+    *,
+    mask_id: int,
+    region: jax.Array | None = None,
+    strength: float | jax.Array = 1.0,
+) -> jax.Array:
+    """Masks part of an image's own tokens, to be filled by `decode`: inpainting and image-to-image.
+
+    Args:
+        tokens: [b, n] int32.
+        keys: [b] PRNG keys, one for each image.
+        mask_id: the token that stands for a masked one.
+        region: [b, n] bool, true where the image may change; None means everywhere.
+        strength: share in [0, 1] of the region's tokens that is masked, chosen at random; the count is rounded.
+
+    Returns:
+        [b, n] int32
+    """
+    region = jnp.ones(tokens.shape, bool) if region is None else region
+    order = jax.vmap(lambda key: jax.random.uniform(key, tokens.shape[1:]))(keys)
+    count = jnp.round(strength * region.sum(axis=-1, keepdims=True))
+    return jnp.where(region & (_rank(jnp.where(region, order, jnp.inf)) < count), mask_id, tokens)
+
+
+def two_scale(
+    adapted: jax.Array,
+    base: jax.Array,
+    negative: jax.Array,
+    *,
+    lambda_a: float | jax.Array,
+    lambda_b: float | jax.Array,
+) -> jax.Array:
+    """adapted + lambda_a (adapted - base) + lambda_b (base - negative), in float32 (StyleDrop 2306.00983 Eq. 4).
+
+    With adapted == base it is classifier-free guidance of scale 1 + lambda_b, as `uncond + s (cond - uncond)` has it.
+
+    Args:
+        adapted: [..., v] logits with the adapter, under the prompt.
+        base: [..., v] without it, under the prompt.
+        negative: [..., v] without it, under the negative prompt.
+        lambda_a: how much style. lambda_b: how much text.
+    """
+    adapted, base, negative = (x.astype(jnp.float32) for x in (adapted, base, negative))
+    return adapted + lambda_a * (adapted - base) + lambda_b * (base - negative)
+
+
+def mix(style: jax.Array, subject: jax.Array, *, gamma: float | jax.Array) -> jax.Array:
+    """(1 - gamma) style + gamma subject: my object in my style (StyleDrop 2306.00983; gamma 0.5 to 0.7).
+
+    Each is [..., v] logits, already guided with its own adapter, the subject's under the prompt without the style.
+    """
+    return (1 - gamma) * style + gamma * subject
+
+
+def linear_ramp(
+    start: float | jax.Array, end: float | jax.Array, *, step: jax.Array, steps: int | jax.Array
+) -> jax.Array:
+    """A guidance scale that rises linearly over the steps and is `end` at the last (Muse section 2.7).
+
+    StyleDrop does not say whether its scales ramp. The first step has start + (end - start) / steps.
+    """
+    return start + (end - start) * ((step + 1) / steps)

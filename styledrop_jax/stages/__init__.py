@@ -1,0 +1,1 @@
+"""The five stages of a run: train, sample, score, select, report."""

@@ -1,0 +1,164 @@
+"""Training losses, one value for each example."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from styledrop_jax.sampling.noise_schedule import NoiseSchedule
+
+
+def masked_token_loss(
+    logits: jax.Array, targets: jax.Array, mask: jax.Array, *, label_smoothing: float = 0.0
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Cross-entropy on the masked tokens only, the mean over each example's own (Muse 2301.00704 section 2.6).
+
+    Every image counts the same, whatever its mask rate. For the mean over all masked tokens of a batch, as aMUSEd's
+    trainer has it, weight the losses by `mask_rate`.
+
+    Args:
+        logits: [b, n, v], any float type; the loss is computed in float32.
+        targets: [b, n] int32 in [0, v).
+        mask: [b, n] bool, true where the input was masked.
+        label_smoothing: share of the target's probability that is spread over all v tokens.
+
+    Returns:
+        loss [b] in nats per masked token (0 where nothing is masked), and metrics, each [b]:
+        `accuracy`, the share of masked tokens whose target has the highest logit, and `mask_rate`.
+    """
+    logits = logits.astype(jnp.float32)
+    target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]  # [b, n]
+    expected = (1 - label_smoothing) * target + label_smoothing * logits.mean(axis=-1)
+    loss = jax.nn.logsumexp(logits, axis=-1) - expected  # [b, n]
+    count = jnp.maximum(mask.sum(axis=-1), 1)
+
+    def mean(x: jax.Array) -> jax.Array:
+        return jnp.where(mask, x, 0).sum(axis=-1) / count
+
+    metrics = {"accuracy": mean(logits.argmax(axis=-1) == targets), "mask_rate": mask.mean(axis=-1)}
+    return mean(loss), metrics
+
+
+def denoising_loss(
+    denoiser: Callable[..., jax.Array],
+    schedule: NoiseSchedule,
+    latents: jax.Array,
+    states: jax.Array,
+    keys: jax.Array,
+    *,
+    min_snr_gamma: float | None = None,
+    noise_offset: float = 0.0,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The error of the denoiser at one random timestep for each example: `loss_at` of `draw_noise`.
+
+    Args:
+        denoiser: (latents, timesteps, states) → the noise or v.
+        schedule: what it was trained with.
+        latents: [b, h, w, c], of images.
+        states: [b, t, d], the features of the prompts.
+        keys: [b], of the examples.
+        min_snr_gamma, noise_offset: see those functions.
+    """
+    t, noise = draw_noise(schedule, latents.shape[1:], keys, noise_offset=noise_offset)
+    return loss_at(denoiser, schedule, latents, states, t, noise, min_snr_gamma=min_snr_gamma)
+
+
+def draw_noise(
+    schedule: NoiseSchedule,
+    shape: tuple[int, int, int],
+    keys: jax.Array,
+    *,
+    noise_offset: float = 0.0,
+) -> tuple[jax.Array, jax.Array]:
+    """A uniform timestep and unit noise for each example, whatever batch it is in.
+
+    Args:
+        schedule: has the number of timesteps.
+        shape: h, w, c of an example's latents.
+        keys: [b], of the examples.
+        noise_offset: deviation of a number that is added to a whole channel of an example, so that the model learns to
+            move the brightness of a picture too; 0.05 to 0.1 is usual. No paper states it.
+
+    Returns:
+        timesteps [b] int32 and noise [b, h, w, c] float32
+    """
+
+    def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        time_key, noise_key, offset_key = jax.random.split(key, 3)
+        offset = noise_offset * jax.random.normal(offset_key, shape[-1:])
+        t = jax.random.randint(time_key, (), 0, schedule.num_train_timesteps)
+        return t, jax.random.normal(noise_key, shape) + offset
+
+    return jax.vmap(draw)(keys)
+
+
+def loss_at(
+    denoiser: Callable[..., jax.Array],
+    schedule: NoiseSchedule,
+    latents: jax.Array,
+    states: jax.Array,
+    t: jax.Array,
+    noise: jax.Array,
+    *,
+    min_snr_gamma: float | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The mean squared error of what the denoiser predicts of noised latents (2006.11239 Eq. 14), in float32.
+
+    Args:
+        denoiser, schedule, latents, states: see `denoising_loss`.
+        t: [b] int32, timesteps.
+        noise: [b, h, w, c].
+        min_snr_gamma: weights every example, of whichever stream, by its timestep (`NoiseSchedule.min_snr_weight`);
+            None weights all the same.
+
+    Returns:
+        loss [b], and metrics, each [b]: `error`, the loss without its weight, and `timestep`.
+    """
+    latents = latents.astype(jnp.float32)
+    output = denoiser(schedule.add_noise(latents, noise, t), t, states)
+    error = jnp.mean((output - schedule.target(latents, noise, t)) ** 2, axis=(1, 2, 3))
+    weight = 1.0 if min_snr_gamma is None else schedule.min_snr_weight(t, min_snr_gamma)
+    return weight * error, {"error": error, "timestep": t}
+
+
+def unmix_loss(weights: jax.Array, apart: jax.Array) -> jax.Array:
+    """The squared attention of tokens to the half of a picture that another subject has (2303.11305 section 3.3).
+
+    Args:
+        weights: [b, heads, n, t] of a cross-attention over a square grid, n positions row by row.
+        apart: [b, t, 2], how much each token's mean over the left half counts, and over the right.
+
+    Returns:
+        [b] float32
+    """
+    side = math.isqrt(weights.shape[2])
+    squares = (
+        jnp.square(weights).mean(axis=1).reshape(-1, side, side, weights.shape[-1])
+    )  # [b, h, w, t]
+    halves = squares[:, :, : side // 2], squares[:, :, side - side // 2 :]
+    return sum(
+        (half.mean(axis=(1, 2)) * apart[..., i]).sum(axis=-1) for i, half in enumerate(halves)
+    )
+
+
+class Unmix:
+    """A control of the U-Net's cross-attention that leaves it as it is and takes the mean of its `unmix_loss`.
+
+    What it sees is traced: it serves one call of the denoiser, in which nothing is recomputed.
+    """
+
+    def __init__(self, apart: jax.Array):
+        self._apart = apart
+        self._seen: list[jax.Array] = []
+
+    def __call__(self, weights: jax.Array, place: str) -> jax.Array:
+        self._seen.append(unmix_loss(weights, self._apart))
+        return weights
+
+    def added(
+        self, loss: jax.Array, metrics: dict[str, jax.Array]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """To the loss [b] of that call; `unmix` is what was added."""
+        unmix = sum(self._seen) / len(self._seen)
+        return loss + unmix, metrics | {"unmix": unmix}

@@ -1,0 +1,386 @@
+"""The training loop: the same bits however it is interrupted, and a stop that says where."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from flax import nnx
+
+from styledrop_jax import log
+from styledrop_jax.errors import UserError
+from styledrop_jax.training import loop, optim
+
+# when one read of a damaged checkpoint fails, Orbax drops its others
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+KEY = jax.random.key(0)
+HEAD = nnx.All(nnx.Param, nnx.PathContains("head"))
+
+
+class Tiny(nnx.Module):
+    def __init__(self, width=3):
+        rngs = nnx.Rngs(0)
+        self.base = nnx.Linear(2, width, rngs=rngs)
+        self.head = nnx.Linear(width, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(jnp.tanh(self.base(x)))
+
+
+def _loss(model, batch, keys):
+    """Depends on the data, the examples' keys and the weights."""
+    noise = 0.1 * jax.vmap(lambda key: jax.random.normal(key, batch.shape[1:]))(keys)
+    error = model(batch + noise) - batch
+    return (error**2).mean(), {"noise": noise.mean()}
+
+
+def _batches(start, count):
+    steps = range(start, start + count)
+    return jnp.stack(
+        [np.random.default_rng(step).normal(size=(4, 2)).astype("f") for step in steps]
+    )
+
+
+class _NoBoard:
+    """In place of TensorBoard's writer, which takes seconds to import."""
+
+    def add_scalar(self, *args):
+        pass
+
+    close = add_scalar
+
+
+@pytest.fixture(autouse=True)
+def no_board(monkeypatch):
+    monkeypatch.setattr(log, "_open_board", lambda *args: _NoBoard())
+
+
+def _fit(
+    folder,
+    *,
+    steps=8,
+    model=None,
+    loss=_loss,
+    batches=_batches,
+    trainable=HEAD,
+    ema_decay=0.0,
+    **kwargs,
+):
+    settings = {"steps_per_call": 2, "checkpoint_every": 4} | kwargs
+    with log.Logger(folder) as logger:
+        return loop.fit(
+            Tiny() if model is None else model,
+            trainable,
+            loss,
+            optim.make(1e-2, ema_decay=ema_decay),
+            batches,
+            steps=steps,
+            key=KEY,
+            folder=folder / "checkpoints",
+            logger=logger,
+            stage="tiny",
+            **settings,
+        )
+
+
+def _same(left, right) -> None:
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def test_a_killed_run_ends_with_the_same_bits(tmp_path):
+    unbroken = _fit(tmp_path / "unbroken")
+
+    def killed_after_6(start, count):
+        if start == 6:  # steps 5 and 6 are in the log but not in a checkpoint
+            raise KeyboardInterrupt
+        return _batches(start, count)
+
+    with pytest.raises(KeyboardInterrupt):
+        _fit(tmp_path / "broken", batches=killed_after_6)
+    seen = []
+
+    def watched(start, count):
+        seen.append(start)
+        return _batches(start, count)
+
+    _same(_fit(tmp_path / "broken", batches=watched), unbroken)
+    assert seen == [4, 6], "continues from the checkpoint"
+    logs = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("unbroken", "broken")]
+    assert logs[0] == logs[1]
+    rows = [json.loads(line) for line in logs[0].splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 6, 8] and rows[0].keys() == {
+        "stage",
+        "step",
+        "loss",
+        "noise",
+    }
+
+
+@pytest.mark.parametrize("settings", [{}, {"ema_decay": 0.9, "accumulate": 2}])
+def test_a_run_made_longer_equals_a_long_one(settings, tmp_path):
+    _fit(tmp_path / "a", steps=4, **settings)
+    _same(_fit(tmp_path / "a", steps=8, **settings), _fit(tmp_path / "b", steps=8, **settings))
+    assert (tmp_path / "a" / "metrics.jsonl").read_bytes() == (
+        tmp_path / "b" / "metrics.jsonl"
+    ).read_bytes()
+
+
+def test_a_finished_run_does_nothing(tmp_path):
+    done = _fit(tmp_path, steps=4)
+    _same(_fit(tmp_path, steps=4, batches=None), done)
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 3, 8])
+def test_steps_may_be_grouped_in_any_way(steps_per_call, tmp_path):
+    expected = _fit(tmp_path / "two", checkpoint_every=0)
+    found = _fit(tmp_path / "other", checkpoint_every=0, steps_per_call=steps_per_call)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, expected
+    )
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_parts_of_a_batch_add_up_to_the_batch(accumulate, tmp_path):
+    whole, parts = (
+        _fit(tmp_path / "whole", steps=4),
+        _fit(tmp_path / "parts", steps=4, accumulate=accumulate),
+    )
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), parts, whole)
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()]
+        for name in ("whole", "parts")
+    ]
+    for one, other in zip(*logs, strict=True):
+        assert one["step"] == other["step"] and np.allclose(
+            [one["loss"], one["noise"]], [other["loss"], other["noise"]]
+        )
+
+
+def test_the_average_is_of_the_steps_and_not_of_the_start(tmp_path):
+    decay, seen = 0.8, []
+
+    def after(step, state, *_):
+        seen.append(np.array(state["params"]["head"]["kernel"]))
+        return state
+
+    found = _fit(tmp_path, steps=5, steps_per_call=1, after=after, ema_decay=decay)
+    share = decay ** np.arange(4, -1, -1)
+    expected = np.einsum("s,sij->ij", share / share.sum(), seen)
+    np.testing.assert_allclose(found["head"]["kernel"], expected, rtol=1e-5)
+    assert np.abs(expected - seen[-1]).max() > 1e-3
+
+
+def test_only_what_is_trainable_changes(tmp_path):
+    model, untouched = Tiny(), Tiny()
+    params = _fit(tmp_path, model=model)
+    assert params.keys() == {"head"}
+    assert not np.allclose(params["head"]["kernel"], untouched.head.kernel[...])
+    _same(
+        nnx.to_pure_dict(nnx.state(model)), nnx.to_pure_dict(nnx.state(untouched))
+    )  # its arrays were not donated
+    graphdef, _, frozen = loop.split(model, HEAD)
+    trained = nnx.merge(graphdef, params, frozen)
+    _same(trained.base.kernel[...], untouched.base.kernel[...])
+
+
+def test_after_may_change_the_state_and_sees_every_dispatch(tmp_path):
+    seen = []
+
+    def after(step, state, graphdef, frozen):
+        seen.append(step)
+        if step == 8:
+            state["params"]["head"]["bias"] = jnp.full(2, 7.0)
+        return state
+
+    params = _fit(tmp_path, after=after)
+    assert seen == [2, 4, 6, 8]
+    np.testing.assert_array_equal(params["head"]["bias"], [7, 7])
+    _same(_fit(tmp_path, batches=None), params)  # what it changed was saved
+
+
+def _bad_data_at(bad):
+    def batches(start, count):
+        return (
+            _batches(start, count)
+            .at[max(bad - start, 0) :]
+            .multiply(jnp.nan if start + count > bad else 1.0)
+        )
+
+    return batches
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (5, r"by step 6 \(loss nan\); the last good checkpoint is .*checkpoints/4; lower"),
+        (0, "no checkpoint yet"),
+    ],
+)
+def test_a_loss_that_is_no_number_stops_the_run(bad, words, tmp_path):
+    seen = []
+
+    def after(step, state, *_):
+        seen.append(step)
+        return state
+
+    with pytest.raises(UserError, match=rf"^tiny: not a number any more .*{words}"):
+        _fit(tmp_path, batches=_bad_data_at(bad), after=after)
+    assert seen == ([2, 4] if bad else []), "nothing is exported from broken weights"
+    if bad:
+        assert np.isfinite(_fit(tmp_path, steps=4, batches=None)["head"]["kernel"]).all()
+
+
+@jax.custom_vjp
+def _trap(loss, sprung):
+    """The loss itself, with a gradient that is no number if sprung."""
+    return loss
+
+
+_trap.defvjp(
+    lambda loss, sprung: (loss, sprung), lambda sprung, g: (jnp.where(sprung, jnp.nan, g), None)
+)
+
+
+def test_weights_that_are_no_numbers_are_never_saved(tmp_path):
+    """The loss of the last step before a checkpoint is that of the weights before it."""
+
+    def loss(model, batch, keys):
+        value, metrics = _loss(model, batch, keys)
+        return _trap(value, batch.max() > 5), metrics
+
+    def batches(start, count):
+        return _batches(start, count).at[1].set(9.0 if start == 6 else 1.0)
+
+    with pytest.raises(
+        UserError, match=r"by step 8 \(loss \d.*\); the last good checkpoint is .*checkpoints/4"
+    ):
+        _fit(tmp_path, loss=loss, batches=batches)
+
+
+def _damage(step_folder, how) -> None:
+    if how == "item removed":
+        for path in sorted((step_folder / "params").rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        return
+    for path in step_folder.rglob("*"):
+        if path.is_file() and path.parent != step_folder:
+            content = path.read_bytes()
+            path.write_bytes(
+                content[: len(content) // 2] if how == "truncated" else bytes(len(content))
+            )
+
+
+@pytest.mark.parametrize("how", ["truncated", "zeroed", "item removed"])
+def test_a_damaged_checkpoint_is_named(how, tmp_path):
+    _fit(tmp_path, steps=4)
+    _damage(tmp_path / "checkpoints" / "4", how)
+    with pytest.raises(UserError, match=r"checkpoints/4: cannot be restored") as error:
+        _fit(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    _fit(tmp_path, steps=4)
+    with pytest.raises(UserError, match=r"checkpoints/4: cannot be restored"):
+        _fit(tmp_path, model=Tiny(width=5))
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path, monkeypatch):
+    """As TensorStore reports it."""
+
+    def full(self, step, **kwargs):
+        raise ValueError(
+            "RESOURCE_EXHAUSTED: Error writing \"a\": No space left on device [os_error_code='28']"
+        )
+
+    _fit(tmp_path, steps=4)
+    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
+    with pytest.raises(UserError, match=r"checkpoints/8: cannot be written: the disk is full"):
+        _fit(tmp_path)
+
+
+def test_a_checkpoint_of_another_setting_is_refused(tmp_path):
+    meta = {"base": "abc", "round": 1}
+    params = _fit(tmp_path, steps=4, meta=meta)
+    with pytest.raises(UserError, match="holds a checkpoint of .*abc.*, this run has .*xyz"):
+        _fit(tmp_path, meta=meta | {"base": "xyz"})
+    _same(_fit(tmp_path, steps=4, meta=meta, batches=None), params)
+
+
+def test_many_styles_train_at_once_as_they_do_alone():
+    optimizer = optim.make(1e-2)
+    graphdef, params, frozen = loop.split(Tiny(), HEAD)
+    step = loop.make_train_step(_loss, optimizer)
+    starts = [jax.tree.map(lambda p, scale=scale: p * scale, params) for scale in (1.0, 0.5, -2.0)]
+    data = [_batches(10 * i, 4) for i in range(3)]
+    alone = [
+        step(graphdef, loop.init_state(start, optimizer), frozen, batches, KEY)
+        for start, batches in zip(starts, data, strict=True)
+    ]
+    states = jax.tree.map(
+        lambda *x: jnp.stack(x), *(loop.init_state(start, optimizer) for start in starts)
+    )
+    together = jax.vmap(functools.partial(step, graphdef), in_axes=(0, None, 0, None))(
+        states, frozen, jnp.stack(data), KEY
+    )
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *alone)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), together, stacked
+    )
+
+
+def test_schedules_of_the_learning_rate():
+    """Warm-up rises from zero, the cosine ends at zero, and decay leaves vectors alone."""
+    params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+
+    def sizes(optimizer, grads, steps):
+        state, sizes = optimizer.init(params), []
+        for _ in range(steps):
+            updates, state = optimizer.update(grads, state, params)
+            sizes.append(float(jnp.abs(updates["b"]).max()))
+        return updates, sizes
+
+    _, rising = sizes(optim.make(0.1, warmup=4), params, 6)
+    np.testing.assert_allclose(rising, [0, 0.025, 0.05, 0.075, 0.1, 0.1], atol=1e-5)
+    _, cosine = sizes(optim.make(0.1, warmup=1, steps=5, schedule="cosine"), params, 6)
+    assert (
+        cosine[0] == 0
+        and cosine[1] == pytest.approx(0.1, abs=1e-5)
+        and cosine[5] == pytest.approx(0, abs=1e-6)
+    )
+    _, shortest = sizes(optim.make(0.1, steps=1, schedule="cosine"), params, 2)
+    assert shortest == pytest.approx([0, 0.1], abs=1e-5)
+    updates, _ = sizes(optim.make(0.1, weight_decay=0.5), zeros, 1)
+    np.testing.assert_allclose(updates["w"], -0.05 * np.ones((2, 2)), rtol=1e-5)
+    np.testing.assert_array_equal(updates["b"], 0)
+    clipped = optim.make(0.1, clip_norm=1.0)
+    assert isinstance(clipped, optax.GradientTransformation)
+
+
+@pytest.mark.parametrize("muon", [False, True])
+def test_muon_takes_matrices_inside_the_network(muon):
+    rng = np.random.default_rng(0)
+    uneven = rng.standard_normal((8, 6)) @ np.diag([9, 3, 1, 0.3, 0.1, 0.03])
+    grads = {name: {"kernel": jnp.asarray(uneven, jnp.float32)} for name in ("layer", "embedding")}
+    grads |= {
+        name: {"kernel": grads["layer"]["kernel"].reshape(2, 2, 2, 6)}
+        for name in ("conv", "conv_out")
+    }
+    grads |= {
+        "depthwise": {"kernel": grads["layer"]["kernel"].reshape(4, 2, 1, 6)},
+        "bias": jnp.ones(3),
+    }
+    optimizer = optim.make(0.1, muon=muon)
+    updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
+    for name in ("layer", "conv"):
+        spread = np.linalg.svd(updates[name]["kernel"].reshape(8, 6), compute_uv=False)
+        assert (spread[-1] / spread[0] > 0.3) == muon, "orthogonalised: every direction moves alike"
+    others = [updates[name]["kernel"] for name in ("embedding", "conv_out", "depthwise")]
+    for moved in (updates["bias"], *others):  # Adam's first step: the same for every number
+        np.testing.assert_allclose(np.abs(moved), np.abs(moved).max(), rtol=1e-3)
