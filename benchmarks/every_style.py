@@ -60,7 +60,7 @@ def main() -> None:
         required=True,
         help="where every_style_sd.png or every_style_muse.png goes",
     )
-    parser.add_argument("--on", choices=tuple(PRESETS), default="sd", help="the backbone")
+    parser.add_argument("--on", choices=tuple(PRESETS), default="sd", help="the pipeline")
     flags = parser.parse_args()
     data, scorer = corpus.load(flags.corpus), ClipScorer.load(hub.resolve("emoji64/clip"))
     write_shared(data, flags.workdir)

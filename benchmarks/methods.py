@@ -170,7 +170,7 @@ def main() -> None:
         default="",
         help="methods whose config files have these names, with commas; all else",
     )
-    parser.add_argument("--on", choices=tuple(PRESETS), default="sd", help="the backbone")
+    parser.add_argument("--on", choices=tuple(PRESETS), default="sd", help="the pipeline")
     parser.add_argument("--seeds", type=int, default=2)
     flags = parser.parse_args()
     files = [f"{name}.py" for name in flags.only.split(",") if name]

@@ -18,7 +18,7 @@ from styledrop_jax.io import hub, image_files
 from styledrop_jax.methods.prompts import POOL, noun
 from styledrop_jax.metrics.clip_scores import ClipScorer, mean_interval, recall
 from styledrop_jax.metrics.distances import frechet_distance, kernel_distance, scaled
-from styledrop_jax.pipelines.base import Backbone, Settings
+from styledrop_jax.pipelines.base import Pipeline, SampleSettings
 from styledrop_jax.pipelines.load import load
 
 PROMPTS = (
@@ -82,7 +82,10 @@ UNSEEN = {
 }
 """40 prompts that training did not say, or hardly: `data/compose.py` leaves these colours and counts of them out;
 a pair in a style, or a place on a background, is one of thousands; a background is named under few styles."""
-MODELS = {"muse": Settings(temperature=2.0, lambda_b=1.0), "sd": Settings(steps=20, lambda_b=2.0)}
+MODELS = {
+    "muse": SampleSettings(temperature=2.0, lambda_b=1.0),
+    "sd": SampleSettings(steps=20, lambda_b=2.0),
+}
 
 
 def main() -> None:
@@ -105,7 +108,7 @@ def main() -> None:
 
 
 def _reconstruction(
-    data: corpus.Corpus, models: dict[str, Backbone], scorer: ClipScorer, out: Path
+    data: corpus.Corpus, models: dict[str, Pipeline], scorer: ClipScorer, out: Path
 ) -> None:
     images = data.held_out_images(376)
     tokens, posterior = (models[name].encode_images(images) for name in ("muse", "sd"))
@@ -145,14 +148,14 @@ def _print_recall(data: corpus.Corpus, scorer: ClipScorer) -> None:
         print(f"CLIP, image → text among {len(captions)}, {name}: {at}")
 
 
-def _drawn(kind: str, model: Backbone, prompts: Sequence[str]) -> np.ndarray:
+def _drawn(kind: str, model: Pipeline, prompts: Sequence[str]) -> np.ndarray:
     branches = guidance.base_branches(model, prompts, MODELS[kind])
     return np.concatenate(
-        list(guidance.draw(branches, range(len(prompts)), settings=MODELS[kind], batch_size=16))
+        list(guidance.generate(branches, range(len(prompts)), settings=MODELS[kind], batch_size=16))
     )
 
 
-def _distances(data: corpus.Corpus, models: dict[str, Backbone], scorer: ClipScorer) -> None:
+def _distances(data: corpus.Corpus, models: dict[str, Pipeline], scorer: ClipScorer) -> None:
     """FID and KID to the pool's true drawings by the artists of training, as many of each content."""
     artists = {
         held: [artist.name for artist in ARTISTS if artist.held_out == held]
@@ -179,7 +182,7 @@ def _distances(data: corpus.Corpus, models: dict[str, Backbone], scorer: ClipSco
     )
 
 
-def _unseen(models: dict[str, Backbone], scorer: ClipScorer, out: Path) -> None:
+def _unseen(models: dict[str, Pipeline], scorer: ClipScorer, out: Path) -> None:
     """A row a prompt, the mean of its drawings' text scores; a sheet of two drawings by each model."""
     prompts = [prompt for group in UNSEEN.values() for prompt in group]
     repeated = [prompt for prompt in prompts for _ in range(4)]
@@ -213,7 +216,7 @@ def _unseen(models: dict[str, Backbone], scorer: ClipScorer, out: Path) -> None:
 
 
 def _drawings(
-    data: corpus.Corpus, kind: str, model: Backbone, scorer: ClipScorer, out: Path
+    data: corpus.Corpus, kind: str, model: Pipeline, scorer: ClipScorer, out: Path
 ) -> None:
     contents = [content for content in POOL for _ in range(4)]
     truth = np.stack([data.true_image(noun(content)) for content in POOL]) / 255

@@ -29,7 +29,7 @@ from styledrop_jax.io import hub
 from styledrop_jax.methods.prompts import POOL
 from styledrop_jax.metrics.clip_scores import ClipScorer, recall
 from styledrop_jax.pipelines import muse, stable_diffusion
-from styledrop_jax.pipelines.base import Settings
+from styledrop_jax.pipelines.base import SampleSettings
 from styledrop_jax.pipelines.load import load
 from styledrop_jax.training import loop
 
@@ -61,8 +61,8 @@ FIXED = {
     "vae": {"init": ""},
 }
 DRAWING = {
-    "muse": Settings(temperature=2.0, lambda_b=1.0),
-    "unet": Settings(steps=20, lambda_b=2.0),
+    "muse": SampleSettings(temperature=2.0, lambda_b=1.0),
+    "unet": SampleSettings(steps=20, lambda_b=2.0),
 }
 
 
@@ -155,7 +155,7 @@ def _judge(name: str, folder: Path, data: corpus.Corpus) -> tuple[str, str]:
     images = data.held_out_images(376)
     inputs = np.float32(images / 255)
     if name == "vq":
-        codec = muse.load_codec(export / "vqvae")
+        codec = muse.load_autoencoder(export / "vqvae")
         again = nnx.jit(lambda model, x: model.decode(model.encode(x)))(codec, inputs)
     else:
         codec = stable_diffusion.load_component(export / "vae", "vae")
@@ -170,7 +170,7 @@ def _rate(name: str, export: Path) -> float:
     for _ in range(3):
         start = time.monotonic()
         branches = guidance.base_branches(model, POOL, DRAWING[name])
-        list(guidance.draw(branches, range(len(POOL)), settings=DRAWING[name], batch_size=15))
+        list(guidance.generate(branches, range(len(POOL)), settings=DRAWING[name], batch_size=15))
         seconds.append(time.monotonic() - start)
     return len(POOL) / min(seconds)
 

@@ -252,7 +252,7 @@ def rare_tokens(argv: Sequence[str]) -> None:
     from styledrop_jax.methods.identifiers import rare_words
     from styledrop_jax.models.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(hub.resolve_backbone(flags.base, "muse") / "tokenizer")
+    tokenizer = load_tokenizer(hub.resolve_pipeline(flags.base, "muse") / "tokenizer")
     print("\n".join(rare_words(tokenizer, flags.num, seed=flags.seed, tokens=flags.tokens)))
 
 

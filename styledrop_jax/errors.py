@@ -20,3 +20,9 @@ def did_you_mean(name: str, options: Iterable[str], *, part: Callable[[str], str
     by_lower = {part(str(option)).lower(): str(option) for option in options}
     close = difflib.get_close_matches(part(str(name)).lower(), list(by_lower), n=1, cutoff=0.6)
     return f"; did you mean '{by_lower[close[0]]}'?" if close else ""
+
+
+def shown(value: object, longest: int = 60) -> str:
+    """`value` as an error shows it: one line, not much longer than `longest` letters."""
+    text = repr(value)
+    return text if len(text) <= longest else f"{text[:longest]}…"

@@ -13,7 +13,7 @@ from flax import nnx
 from styledrop_jax import log, trainable
 from styledrop_jax.adapters.base import AdapterParam, identity
 from styledrop_jax.io import image_files
-from styledrop_jax.pipelines.base import Backbone, Edit, Group, Settings
+from styledrop_jax.pipelines.base import Edit, Group, Pipeline, SampleSettings
 from styledrop_jax.sampling.attention_control import replacement
 from styledrop_jax.sampling.maskgit import mix, two_scale
 from styledrop_jax.sampling.schedulers import sdedit_start
@@ -22,16 +22,16 @@ from styledrop_jax.training import mesh
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Adapted:
-    """A backbone with what was trained in it, its denoiser taken apart: arrays that did not train are the base's own.
+    """A pipeline with what was trained in it, its denoiser taken apart: arrays that did not train are the base's own.
 
     Attributes:
-        base: the backbone without it. model: with it; encodes prompts.
+        base: the pipeline without it. model: with it; encodes prompts.
         graphdef: how to put the denoiser together. state: its adapter's weights, if any. frozen: all others.
         off: what the branch with the adapter off has in place of `state`; None if only the base itself will do.
     """
 
-    base: Backbone
-    model: Backbone
+    base: Pipeline
+    model: Pipeline
     graphdef: nnx.GraphDef
     state: dict
     frozen: dict
@@ -53,7 +53,7 @@ class Follow(NamedTuple):
     """A picture that drawings follow: it is reconstructed beside each, and they take over its cross-attention.
 
     Attributes:
-        own: what `Backbone.encode_images` makes of it, of a batch of one.
+        own: what `Pipeline.encode_images` makes of it, of a batch of one.
         prompt: under which it is reconstructed, from its own latents noised by the drawing's noise.
         tokens: bool [t], where the drawing attends as it does.
         share: in [0, 1], of the steps that are taken.
@@ -68,7 +68,7 @@ class Follow(NamedTuple):
     strength: float
 
 
-def adapted(base: Backbone, model: Backbone, plan: trainable.Plan) -> Adapted:
+def adapted(base: Pipeline, model: Pipeline, plan: trainable.Trainable) -> Adapted:
     """`model`, which is `base` with a trained `plan` in it, ready to draw."""
     graphdef, state, frozen = nnx.split(model.denoiser, AdapterParam, ...)
     state = nnx.as_pure(state)
@@ -77,22 +77,24 @@ def adapted(base: Backbone, model: Backbone, plan: trainable.Plan) -> Adapted:
     return Adapted(base=base, model=model, graphdef=graphdef, state=state, frozen=frozen, off=off)
 
 
-def bare(base: Backbone) -> Adapted:
+def bare(base: Pipeline) -> Adapted:
     """The base model alone."""
-    return adapted(base, base, trainable.Plan())
+    return adapted(base, base, trainable.Trainable())
 
 
-def load(base: Backbone, path: Path) -> Adapted:
+def load(base: Pipeline, path: Path) -> Adapted:
     """The base model with what was trained at `path`; UserError if that was on another base."""
     return adapted(base, *trainable.load(base, path))
 
 
-def base_branches(base: Backbone, prompts: Sequence[str], settings: Settings) -> list[Branch]:
+def base_branches(base: Pipeline, prompts: Sequence[str], settings: SampleSettings) -> list[Branch]:
     """Classifier-free guidance of the base model, of scale 1 + lambda_b."""
     return _classifier_free(bare(base), prompts, settings)
 
 
-def _classifier_free(style: Adapted, prompts: Sequence[str], settings: Settings) -> list[Branch]:
+def _classifier_free(
+    style: Adapted, prompts: Sequence[str], settings: SampleSettings
+) -> list[Branch]:
     _, lambda_b = settings.scales()
     negative = [settings.negative_prompt] * len(prompts)
     return [
@@ -101,7 +103,9 @@ def _classifier_free(style: Adapted, prompts: Sequence[str], settings: Settings)
     ]
 
 
-def style_branches(style: Adapted, prompts: Sequence[str], settings: Settings) -> list[Branch]:
+def style_branches(
+    style: Adapted, prompts: Sequence[str], settings: SampleSettings
+) -> list[Branch]:
     """The branches of `settings.guidance`; the three of StyleDrop's Eq. 4 make one group if the adapter can be off."""
     if settings.guidance == "classifier_free":
         return _classifier_free(style, prompts, settings)
@@ -129,7 +133,7 @@ def mixed_branches(
     subject_prompts: Sequence[str],
     *,
     gamma: float,
-    settings: Settings,
+    settings: SampleSettings,
 ) -> list[Branch]:
     """My object in my style: (1 - gamma) of Eq. 4 with the style's adapter and gamma of it with the subject's."""
     share = mix(*np.eye(2), gamma=gamma)
@@ -144,11 +148,11 @@ def mixed_branches(
     ]
 
 
-def draw(
+def generate(
     branches: Sequence[Branch],
     seeds: Sequence[int],
     *,
-    settings: Settings,
+    settings: SampleSettings,
     batch_size: int = 8,
     edit: Edit | None = None,
     follow: Follow | None = None,
@@ -164,7 +168,7 @@ def draw(
         settings: how to draw.
         batch_size: images at a time.
         edit: n pictures to start from.
-        follow: a picture whose composition the drawings keep, of a backbone that is `controllable`; they start from its
+        follow: a picture whose composition the drawings keep, of a pipeline that is `controllable`; they start from its
             noised latents too. Each takes twice the room, and the first branch is of the prompt.
     """
     if follow is None:
@@ -193,31 +197,31 @@ def draw(
 def _chunks(
     branches: Sequence[Branch],
     seeds: Sequence[int],
-    settings: Settings,
+    settings: SampleSettings,
     batch_size: int,
     edit: Edit | None,
     **more: Any,
 ) -> Iterator[np.ndarray]:
-    """What `draw` yields; `more` is for the backbone."""
+    """What `generate` yields; `more` is for the pipeline."""
     n, base = len(seeds), branches[0].adapted.base
     texts = [(b.adapted.model if b.on else b.adapted.base).encode_text(b.prompts) for b in branches]
     for start in range(0, n, batch_size):
         rows = np.minimum(np.arange(start, start + batch_size), n - 1)
         groups = _groups(branches, texts, rows)
         own = edit and edit._replace(own=jax.tree.map(lambda x: x[rows], edit.own))  # noqa: B023
-        yield base.draw(groups, [seeds[row] for row in rows], settings=settings, edit=own, **more)[
-            : n - start
-        ]
+        yield base.generate(
+            groups, [seeds[row] for row in rows], settings=settings, edit=own, **more
+        )[: n - start]
 
 
-def fill(
+def generate_files(
     description: str,
     paths: Sequence[Path],
     texts: Sequence[str],
     seeds: Sequence[int],
-    branches: Callable[[Sequence[str], Settings], Sequence[Branch]],
+    branches: Callable[[Sequence[str], SampleSettings], Sequence[Branch]],
     *,
-    settings: Settings,
+    settings: SampleSettings,
     batch_size: int,
     follow: Follow | None = None,
 ) -> None:
@@ -227,7 +231,7 @@ def fill(
         description: of the bar.
         paths, texts, seeds: of each picture.
         branches: (prompts, settings) → their branches, such as `base_branches` of a model.
-        settings, batch_size, follow: see `draw`.
+        settings, batch_size, follow: see `generate`.
     """
     missing = [i for i, path in enumerate(paths) if not path.is_file()]
     with log.progress(description, len(paths), start=len(paths) - len(missing)) as advance:
@@ -236,7 +240,7 @@ def fill(
         todo = iter(missing)
         chosen = branches([texts[i] for i in missing], settings)
         remaining = [seeds[i] for i in missing]
-        for chunk in draw(
+        for chunk in generate(
             chosen, remaining, settings=settings, batch_size=batch_size, follow=follow
         ):
             for image, i in zip(chunk, todo, strict=False):

@@ -33,8 +33,8 @@ from styledrop_jax.methods import identifiers, prompts
 from styledrop_jax.methods.base import Method, Stream, spread
 from styledrop_jax.methods.table import METHODS
 from styledrop_jax.metrics.clip_scores import ClipScorer
-from styledrop_jax.pipelines.base import Settings
-from styledrop_jax.pipelines.load import load as load_backbone
+from styledrop_jax.pipelines.base import SampleSettings
+from styledrop_jax.pipelines.load import load as load_pipeline
 from styledrop_jax.stages import objective, report, sources
 from styledrop_jax.stages.sources import Example
 from styledrop_jax.training import loop, optim
@@ -153,12 +153,12 @@ class _Job:
         self.method: Method = METHODS[config.method]
         self.fields = config.to_dict()  # what templates are over
         self.clip_folder = hub.resolve(config.clip)
-        self.model = load_backbone(config.base, jnp.dtype(config.dtype))
+        self.model = load_pipeline(config.base, jnp.dtype(config.dtype))
         self.descriptor = given[0][1].descriptor
         self.contents = contents
         learnt = self.method.identifiers(self.fields)
         self.plans = [
-            trainable.plan(round_config(config, number).adapter, learnt)
+            trainable.trainable(round_config(config, number).adapter, learnt)
             for number in range(1, config.rounds + 1)
         ]
         shipped = hub.SHIPPED / config.base.partition("/")[0]
@@ -415,7 +415,7 @@ class _Job:
         return sources.follow(self.method, self.fields, self.model, square, row["text"])
 
     def _draw(
-        self, stage: str, pool: Sequence[dict], branches: Any, settings: Settings, batch: int
+        self, stage: str, pool: Sequence[dict], branches: Any, settings: SampleSettings, batch: int
     ) -> None:
         if self.run.done(f"{stage}/scores.jsonl"):
             return
@@ -423,7 +423,7 @@ class _Job:
             pool, lambda row: row["prompt"] if "source" in row else None
         ):
             rows = list(group)
-            guidance.fill(
+            guidance.generate_files(
                 f"{stage}: drawing",
                 [self.run.path(stage, row["file"]) for row in rows],
                 [row["text"] for row in rows],
@@ -520,5 +520,7 @@ class _Job:
         return [rows[i] for i in select.read_answer(answer, num_images=len(rows))]
 
 
-def _settings(sample: ConfigDict) -> Settings:
-    return Settings(**{field.name: sample[field.name] for field in dataclasses.fields(Settings)})
+def _settings(sample: ConfigDict) -> SampleSettings:
+    return SampleSettings(
+        **{field.name: sample[field.name] for field in dataclasses.fields(SampleSettings)}
+    )

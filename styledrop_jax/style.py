@@ -21,20 +21,20 @@ from styledrop_jax.io import image_files
 from styledrop_jax.io.files import JsonLines, Run
 from styledrop_jax.methods.base import Method
 from styledrop_jax.methods.table import METHODS
-from styledrop_jax.pipelines.base import Backbone, Edit, Settings
-from styledrop_jax.pipelines.load import load as load_backbone
+from styledrop_jax.pipelines.base import Edit, Pipeline, SampleSettings
+from styledrop_jax.pipelines.load import load as load_pipeline
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _Style:
     """A run's adapter, or the base model for round 0, and how the run drew with it."""
 
-    model: Backbone
+    model: Pipeline
     method: Method
     config: dict[str, Any]
     adapted: guidance.Adapted | None
     descriptor: str
-    settings: Settings
+    settings: SampleSettings
     batch_size: int
     origin: dict[str, Any]
 
@@ -184,7 +184,7 @@ def _repeated(encoded: Any, count: int) -> Any:
     return jax.tree.map(lambda x: np.repeat(x, count, axis=0), encoded)
 
 
-def _style(workdir: Path, flags: argparse.Namespace, model: Backbone | None = None) -> _Style:
+def _style(workdir: Path, flags: argparse.Namespace, model: Pipeline | None = None) -> _Style:
     run = Run.load(workdir)
     references = run.manifest.get("references")
     if not references:
@@ -200,12 +200,12 @@ def _style(workdir: Path, flags: argparse.Namespace, model: Backbone | None = No
             ", ".join(map(str, rounds)) or "none yet: let `styledrop personalize` finish a round"
         )
         raise UserError(f"--round: found {number}, rounds of {workdir} with an adapter: {found}")
-    model = model or load_backbone(run.config["base"], jnp.dtype(run.config["dtype"]))
+    model = model or load_pipeline(run.config["base"], jnp.dtype(run.config["dtype"]))
     last = max(
         int(key.removeprefix("round_")) for key in run.config if re.fullmatch(r"round_\d+", key)
     )
     sampling = dict(run.config[f"round_{min(number or 1, last)}"]["sample"])
-    fields = {field.name for field in dataclasses.fields(Settings)}
+    fields = {field.name for field in dataclasses.fields(SampleSettings)}
     given = {
         name: getattr(flags, name) for name in sampling if getattr(flags, name, None) is not None
     }
@@ -227,7 +227,9 @@ def _style(workdir: Path, flags: argparse.Namespace, model: Backbone | None = No
         config=run.config,
         adapted=style,
         descriptor=references[0]["descriptor"],
-        settings=Settings(**{name: value for name, value in sampling.items() if name in fields}),
+        settings=SampleSettings(
+            **{name: value for name, value in sampling.items() if name in fields}
+        ),
         batch_size=sampling["batch_size"],
         origin=origin,
     )
@@ -303,7 +305,7 @@ def _images(
 ) -> Iterator[np.ndarray]:
     """Images [h, w, 3], float32 in [0, 1], one after the other."""
     seeds = [job.seed for job in jobs]
-    chunks = guidance.draw(
+    chunks = guidance.generate(
         branches, seeds, settings=style.settings, batch_size=style.batch_size, edit=start
     )
     return itertools.chain.from_iterable(chunks)

@@ -87,7 +87,7 @@ def tiny_muse():
         name="tiny",
         base_hash="0" * 64,
         denoiser=noisy(lambda: uvit.UVit(denoiser, rngs=nnx.Rngs(0)), uvit.RULES, 1),
-        codec=noisy(lambda: vqgan.VQModel(codec, rngs=nnx.Rngs(0)), vqgan.RULES, 2),
+        autoencoder=noisy(lambda: vqgan.VQModel(codec, rngs=nnx.Rngs(0)), vqgan.RULES, 2),
         text=noisy(lambda: clip.ClipText(text, rngs=nnx.Rngs(0)), clip.RULES, 3),
         tokenizer=tokenizer,
     )

@@ -7,9 +7,9 @@ import tiny
 
 from styledrop_jax import guidance
 from styledrop_jax.pipelines import stable_diffusion
-from styledrop_jax.pipelines.base import Edit, Settings
+from styledrop_jax.pipelines.base import Edit, SampleSettings
 
-SETTINGS = Settings(steps=3, guidance="classifier_free", lambda_b=2.0)
+SETTINGS = SampleSettings(steps=3, guidance="classifier_free", lambda_b=2.0)
 OLD, NEW, SEEDS = "a cat in red", "a house in red", [3, 4]
 
 
@@ -29,7 +29,9 @@ def _draw(model, own, *, share, prompt=NEW, tokens=None, batch_size=2, strength=
     branches = guidance.base_branches(model, [prompt] * len(SEEDS), SETTINGS)
     return np.concatenate(
         list(
-            guidance.draw(branches, SEEDS, settings=SETTINGS, batch_size=batch_size, follow=follow)
+            guidance.generate(
+                branches, SEEDS, settings=SETTINGS, batch_size=batch_size, follow=follow
+            )
         )
     )
 
@@ -42,7 +44,7 @@ def test_control_of_no_step_or_of_no_other_prompt_is_none(model, own):
     def free(prompt, strength=1.0):
         branches = guidance.base_branches(model, [prompt] * len(SEEDS), SETTINGS)
         start = Edit(jax.tree.map(lambda x: np.repeat(x, len(SEEDS), axis=0), own), None, strength)
-        return next(guidance.draw(branches, SEEDS, settings=SETTINGS, batch_size=2, edit=start))
+        return next(guidance.generate(branches, SEEDS, settings=SETTINGS, batch_size=2, edit=start))
 
     new, old = free(NEW), free(OLD)
     assert np.abs(new - old).max() > 1e-2 and np.abs(new[0] - new[1]).max() > 1e-2

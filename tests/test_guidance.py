@@ -14,18 +14,18 @@ from styledrop_jax.adapters.base import AdapterParam, save_adapter
 from styledrop_jax.errors import UserError
 from styledrop_jax.guidance import Adapted, base_branches, mixed_branches, style_branches
 from styledrop_jax.pipelines import muse
-from styledrop_jax.pipelines.base import Edit, Settings
+from styledrop_jax.pipelines.base import Edit, SampleSettings
 from styledrop_jax.sampling.maskgit import two_scale
 
 BATCH = 4
-SETTINGS = Settings(steps=3, temperature=2.0, lambda_a=1.5, lambda_b=2.0)
+SETTINGS = SampleSettings(steps=3, temperature=2.0, lambda_a=1.5, lambda_b=2.0)
 PROMPTS = ["a cat", "a red house", "a dog in watercolor", "猫", "a cat", "🦊 style"]
 CONFIG = styledrop.Config(bottleneck=4, shared=True)
 
 
 _SAMPLE = muse._sample.__wrapped__
 _LOGITS = jax.jit(lambda *args: _SAMPLE(*args), static_argnums=(0, 6))
-PLAN = trainable.Plan(denoiser=CONFIG)
+PLAN = trainable.Trainable(denoiser=CONFIG)
 
 
 def _adapted(model, seed: int) -> Adapted:
@@ -83,13 +83,15 @@ def _draw(
             patch.setattr(muse.Muse, "_masked", lambda self, edit, seeds: edit.own)
             tokens = Edit(tokens, None, 1.0)
         chunks = list(
-            guidance.draw(branches, seeds, settings=settings, batch_size=batch_size, edit=tokens)
+            guidance.generate(
+                branches, seeds, settings=settings, batch_size=batch_size, edit=tokens
+            )
         )
     assert all(len(chunk) <= batch_size for chunk in chunks)
     return np.concatenate(chunks)
 
 
-def _with(**changes) -> Settings:
+def _with(**changes) -> SampleSettings:
     return dataclasses.replace(SETTINGS, **changes)
 
 
@@ -221,7 +223,7 @@ def test_an_adapter_file_draws_what_was_saved(tiny_muse, style, as_tokens, tmp_p
     save_adapter(path, state, base_hash="f" * 64, **fields)
     with pytest.raises(UserError, match="trained on base model"):
         guidance.load(tiny_muse, path)
-    wider = trainable.Plan(denoiser=styledrop.Config(bottleneck=8)).to_dict()
+    wider = trainable.Trainable(denoiser=styledrop.Config(bottleneck=8)).to_dict()
     save_adapter(path, state, base_hash=tiny_muse.base_hash, **fields | {"config": wider})
     with pytest.raises(UserError, match="does not fit"):
         guidance.load(tiny_muse, path)

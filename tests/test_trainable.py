@@ -1,4 +1,4 @@
-"""Every kind of trainable on one backbone: what trains, that the base stays, and that a file brings it back."""
+"""Every kind of trainable on one pipeline: what trains, that the base stays, and that a file brings it back."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from styledrop_jax.adapters.base import save_adapter
 from styledrop_jax.config import KINDS
 from styledrop_jax.errors import UserError
 from styledrop_jax.methods.table import METHODS
-from styledrop_jax.pipelines.base import Settings
+from styledrop_jax.pipelines.base import SampleSettings
 from styledrop_jax.pipelines.load import load
 from styledrop_jax.stages import objective, sources
 from styledrop_jax.training import loop
@@ -50,12 +50,12 @@ ON_BOTH = pytest.mark.parametrize(
 )
 HYPER = {"text_dropout": 0.0, "min_snr_gamma": 5.0, "noise_offset": 0.1, "remat": False}
 PROMPT = "a <cat>"
-SETTINGS = Settings(steps=2, temperature=1.0, lambda_a=1.5, lambda_b=2.0)
+SETTINGS = SampleSettings(steps=2, temperature=1.0, lambda_a=1.5, lambda_b=2.0)
 
 
 @pytest.fixture(scope="module")
 def base(request, tiny_muse):
-    """A backbone of random weights."""
+    """A pipeline of random weights."""
     return (
         tiny_muse
         if getattr(request, "param", "muse") == "muse"
@@ -63,8 +63,8 @@ def base(request, tiny_muse):
     )
 
 
-def _plan(kind: str, text_encoder: bool, **changes) -> trainable.Plan:
-    return trainable.plan(
+def _plan(kind: str, text_encoder: bool, **changes) -> trainable.Trainable:
+    return trainable.trainable(
         FIELDS | {"kind": kind, "text_encoder": text_encoder} | changes, ["<cat>"]
     )
 
@@ -91,13 +91,15 @@ def _moved(model, plan, size: float = 0.3):
 
 
 def _drawn(branches, n: int = 2) -> np.ndarray:
-    return np.concatenate(list(guidance.draw(branches, range(n), settings=SETTINGS, batch_size=2)))
+    return np.concatenate(
+        list(guidance.generate(branches, range(n), settings=SETTINGS, batch_size=2))
+    )
 
 
 @EVERY
 def test_a_plan_survives_its_file(kind, text_encoder):
     plan = _plan(kind, text_encoder)
-    assert trainable.Plan.from_dict(plan.to_dict()) == plan
+    assert trainable.Trainable.from_dict(plan.to_dict()) == plan
     assert plan.trains_text == (text_encoder or kind in ("textual_inversion", "custom_diffusion"))
 
 
@@ -274,7 +276,7 @@ def test_a_plan_that_does_not_fit_is_refused(changes, words, base):
 
 def test_a_new_word_needs_one():
     with pytest.raises(UserError, match="config.words.identifier: empty"):
-        trainable.plan(FIELDS | {"kind": "textual_inversion"}, [])
+        trainable.trainable(FIELDS | {"kind": "textual_inversion"}, [])
 
 
 @pytest.mark.parametrize(
@@ -282,7 +284,7 @@ def test_a_new_word_needs_one():
 )
 def test_a_file_of_something_else_is_refused(config):
     with pytest.raises(UserError, match="adapter"):
-        trainable.Plan.from_dict(config)
+        trainable.Trainable.from_dict(config)
 
 
 def test_every_adapter_has_its_kind():

@@ -9,15 +9,15 @@ from flax import nnx
 
 from sides.job import LEARNING_RATE, Job
 from styledrop_jax import guidance, trainable
-from styledrop_jax.pipelines.base import Backbone, Settings
+from styledrop_jax.pipelines.base import Pipeline, SampleSettings
 from styledrop_jax.stages import objective
 from styledrop_jax.training import loop, mesh, optim
 
 
 def training(
     job: Job,
-    model: Backbone,
-    plan: trainable.Plan,
+    model: Pipeline,
+    plan: trainable.Trainable,
     sources: Sequence[objective.Stream],
     hyper: Mapping[str, Any],
 ) -> Callable[[], int]:
@@ -49,14 +49,16 @@ def training(
 
 
 def sampling(
-    job: Job, branches: Sequence[guidance.Branch], settings: Settings
+    job: Job, branches: Sequence[guidance.Branch], settings: SampleSettings
 ) -> Callable[[], int]:
     """One turn of drawing."""
 
     def run() -> int:
         for i in range(job.batches):
             seeds = range(i * job.batch, (i + 1) * job.batch)
-            for images in guidance.draw(branches, seeds, settings=settings, batch_size=job.batch):
+            for images in guidance.generate(
+                branches, seeds, settings=settings, batch_size=job.batch
+            ):
                 assert np.isfinite(images).all()
         return job.batches * job.batch
 

@@ -12,11 +12,11 @@ from sides.job import RANK, Job
 from styledrop_jax import trainable, tree
 from styledrop_jax.adapters import styledrop
 from styledrop_jax.pipelines import muse
-from styledrop_jax.pipelines.base import Settings
+from styledrop_jax.pipelines.base import SampleSettings
 from styledrop_jax.stages import objective
 from styledrop_jax.training import loop, losses
 
-_ADAPTER = trainable.Plan(
+_ADAPTER = trainable.Trainable(
     denoiser=styledrop.Config(bottleneck=RANK, shared=True)
 )  # round 1 of 2306.00983
 
@@ -25,13 +25,13 @@ def prepare(job: Job, task: str, *, guidance: float) -> Callable[[], int]:
     """Loads the model; each call of the result does one turn's work, to the end, and returns its units."""
     model = muse.load(str(job.folder), jnp.bfloat16 if job.device == "gpu" else jnp.float32)
     if task in ("adapter", "full"):
-        plan = trainable.Plan(denoiser=trainable.Full()) if task == "full" else _ADAPTER
+        plan = trainable.Trainable(denoiser=trainable.Full()) if task == "full" else _ADAPTER
         sources, hyper = (
             [objective.Stream(job.images(), job.prompts)],
             {"text_dropout": 0.0, "remat": False},
         )
         return jax_loops.training(job, model, plan, sources, hyper)
-    settings = Settings(steps=job.steps, temperature=2.0, lambda_b=guidance - 1)
+    settings = SampleSettings(steps=job.steps, temperature=2.0, lambda_b=guidance - 1)
     if task == "style":
         tuned = trainable.attach(model, _ADAPTER, rngs=nnx.Rngs(0))
         branches = guidance.style_branches(

@@ -46,8 +46,10 @@ def check(job: Job) -> dict[str, np.ndarray]:
     loss, logits = model.loss(tokens, mask, *text)
     gradient = torch_loops.flat_gradient(loss, adapter)
     with torch.no_grad():
-        whole = (*shape, model.codec.config.latent_channels)
-        images = model.codec.decode(tokens, force_not_quantize=True, shape=whole).sample.clamp(0, 1)
+        whole = (*shape, model.autoencoder.config.latent_channels)
+        images = model.autoencoder.decode(
+            tokens, force_not_quantize=True, shape=whole
+        ).sample.clamp(0, 1)
         found = {
             "logits": logits,
             "loss": loss,
@@ -71,7 +73,7 @@ class _Model:
             job.folder / "text_encoder", dtype=torch.float32, **LOCAL
         )
         self.transformer = transformer.to(self.device).train()
-        self.codec = codec.to(self.device).requires_grad_(False)
+        self.autoencoder = codec.to(self.device).requires_grad_(False)
         self.tower = tower.to(self.device).train(False).requires_grad_(False)
         ids = torch_loops.token_ids(job.folder, job.prompts, tower.config.max_position_embeddings)
         self.ids = ids.to(self.device)  # [b, t]
@@ -97,8 +99,8 @@ class _Model:
     @torch.no_grad()
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels [b, 3, r, r] → tokens [b, n]."""
-        latents = self.codec.encode(pixels.to(self.device)).latents
-        return self.codec.quantize(latents)[2][2].reshape(len(pixels), -1)
+        latents = self.autoencoder.encode(pixels.to(self.device)).latents
+        return self.autoencoder.quantize(latents)[2][2].reshape(len(pixels), -1)
 
     def loss(self, tokens, mask, states, pooled) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens and mask [b, n] → the mean cross-entropy of the masked tokens, and logits [b, n, v]."""

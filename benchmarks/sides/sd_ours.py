@@ -15,13 +15,13 @@ from styledrop_jax.adapters import lora
 from styledrop_jax.io import hub
 from styledrop_jax.models import unet
 from styledrop_jax.pipelines import stable_diffusion
-from styledrop_jax.pipelines.base import Settings
+from styledrop_jax.pipelines.base import SampleSettings
 from styledrop_jax.stages import objective
 from styledrop_jax.training import loop, losses
 
 _PLANS = {
-    "full": trainable.Plan(denoiser=trainable.Full()),
-    "lora": trainable.Plan(denoiser=lora.Config(rank=RANK, alpha=RANK)),
+    "full": trainable.Trainable(denoiser=trainable.Full()),
+    "lora": trainable.Trainable(denoiser=lora.Config(rank=RANK, alpha=RANK)),
 }
 _HYPER = {"text_dropout": 0.0, "min_snr_gamma": 0.0, "noise_offset": 0.0, "remat": False}
 
@@ -44,8 +44,8 @@ def prepare(
     return jax_loops.sampling(job, guidance.base_branches(model, job.prompts, settings), settings)
 
 
-def _settings(job: Job, guidance: float) -> Settings:
-    return Settings(steps=job.steps, sampler="ddim", lambda_b=guidance - 1)
+def _settings(job: Job, guidance: float) -> SampleSettings:
+    return SampleSettings(steps=job.steps, sampler="ddim", lambda_b=guidance - 1)
 
 
 def check(job: Job, *, guidance: float, captions: tuple[str, str]) -> dict[str, np.ndarray]:
@@ -83,7 +83,7 @@ def check(job: Job, *, guidance: float, captions: tuple[str, str]) -> dict[str, 
         "gradient": np.concatenate([np.ravel(leaf) for leaf in tree.flatten(grads).values()]),
         "text": np.asarray(states),
         "latents": latents,
-        "images": next(guidance.draw(branches, range(k), settings=settings, batch_size=k)),
+        "images": next(guidance.generate(branches, range(k), settings=settings, batch_size=k)),
     }
 
 

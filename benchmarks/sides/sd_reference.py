@@ -98,7 +98,7 @@ class _Model:
         )
         self.schedule = DDPMScheduler.from_pretrained(job.folder / "scheduler", **LOCAL)
         self.unet = unet.to(self.device).train()
-        self.codec = codec.to(self.device).requires_grad_(False)
+        self.autoencoder = codec.to(self.device).requires_grad_(False)
         self.tower = tower.to(self.device).train(False).requires_grad_(False)
         self.scale = codec.config.scaling_factor
         prompts = [caption for caption in captions for _ in range(job.batch)]
@@ -115,7 +115,7 @@ class _Model:
     @torch.no_grad()
     def encode_images(self, pixels: torch.Tensor):
         """Pixels [n, 3, r, r] → the distribution of their latents [n, c, h, w], not scaled."""
-        return self.codec.encode(pixels.to(self.device, self.codec.dtype)).latent_dist
+        return self.autoencoder.encode(pixels.to(self.device, self.autoencoder.dtype)).latent_dist
 
     def loss(self, latents, states, t, noise) -> torch.Tensor:
         """DreamBooth's: the subject's error, and its class's with weight 1."""
@@ -151,7 +151,7 @@ def _training(job: Job, task: str, *, cached: bool, captions: tuple[str, str]) -
     else:
         parameters = list(model.unet.parameters())
     if job.device == "gpu":  # what the trainers do under `--mixed_precision bf16`
-        for frozen in (model.tower, model.codec, *([model.unet] if task == "lora" else [])):
+        for frozen in (model.tower, model.autoencoder, *([model.unet] if task == "lora" else [])):
             frozen.to(torch.bfloat16)
 
     if cached:

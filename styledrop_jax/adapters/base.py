@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -39,6 +39,18 @@ class AdapterConfig:
 
     kind: ClassVar[str]
 
+    def attach(self, module: nnx.Module, *, rngs: nnx.Rngs) -> None:
+        """Sets fresh adapters into `module`, in place of any that were there; touches no weight.
+
+        Args:
+            module: a denoiser or a text tower.
+            rngs: the `params` stream initialises what is not zero at first.
+
+        Raises:
+            UserError: the module has no place for them.
+        """
+        raise NotImplementedError
+
     def to_dict(self) -> dict[str, Any]:
         """What `save_adapter` records; `from_dict` reads it."""
         return {"adapter": self.kind, **dataclasses.asdict(self)}
@@ -59,6 +71,45 @@ class AdapterConfig:
             return cls(**fields)
         except TypeError as error:
             raise UserError(f"adapter: its config does not fit ({error})") from None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trainable:
+    """What trains of a pipeline; whatever is None stays as it is.
+
+    Attributes:
+        denoiser: the adapter in the denoiser. text: the adapter in the text tower.
+        words: new words of the text tower, a `textual_inversion.Config`.
+    """
+
+    denoiser: AdapterConfig | None = None
+    text: AdapterConfig | None = None
+    words: Any = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What an adapter file records; `trainable.from_dict` reads it."""
+        parts = {"denoiser": self.denoiser, "text": self.text, "words": self.words}
+        return {name: part and part.to_dict() for name, part in parts.items()}
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether features of prompts change while it trains."""
+        return self.text is not None or self.words is not None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdapterKind:
+    """One kind of adapter, as the registry holds it.
+
+    Attributes:
+        settings: the dataclass of its fields of `config.round_N.adapter`.
+        config: what its file records, and what attaches it.
+        trains: (its settings, the method's identifiers) → what trains.
+    """
+
+    settings: type
+    config: type[AdapterConfig]
+    trains: Callable[[Any, Sequence[str]], Trainable]
 
 
 def identity(state: Any) -> Any:

@@ -6,6 +6,7 @@ What trains is the difference to the base's matrices, zero at first. The method'
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import ClassVar
 
 import jax
@@ -13,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from styledrop_jax.adapters.base import AdapterConfig, AdapterParam
+from styledrop_jax.adapters import textual_inversion
+from styledrop_jax.adapters.base import AdapterConfig, AdapterKind, AdapterParam, Trainable
 from styledrop_jax.adapters.lora import fill, slots
 from styledrop_jax.models.layers import Linear
 from styledrop_jax.models.rules import Rules
@@ -27,6 +29,14 @@ class Config(AdapterConfig):
     """There is nothing to choose: the paper trains all keys and values of cross-attention, at full rank."""
 
     kind: ClassVar[str] = "custom_diffusion"
+
+    def attach(self, module: nnx.Module, *, rngs: nnx.Rngs) -> None:
+        attach(module, self, rngs=rngs)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(textual_inversion.Settings):
+    """Its fields of `config.round_N.adapter`: those of its new word."""
 
 
 class Adapter(nnx.Module):
@@ -79,3 +89,11 @@ def export_diffusers(module: nnx.Module, rules: Rules) -> dict[str, np.ndarray]:
         else:
             tensors[f"{match[1]}.processor"] = np.zeros(0, np.float32)
     return tensors
+
+
+def _trains(settings: Settings, identifiers: Sequence[str]) -> Trainable:
+    words = textual_inversion.new_words(settings, identifiers, kind=Config.kind)
+    return Trainable(denoiser=Config(), words=words)
+
+
+KIND = AdapterKind(settings=Settings, config=Config, trains=_trains)

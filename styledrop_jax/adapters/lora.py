@@ -8,7 +8,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -17,10 +17,11 @@ import numpy as np
 from flax import nnx
 
 from styledrop_jax import tree
-from styledrop_jax.adapters.base import AdapterConfig, AdapterParam
+from styledrop_jax.adapters.base import AdapterConfig, AdapterKind, AdapterParam, Trainable
 from styledrop_jax.errors import UserError
 from styledrop_jax.models.layers import Conv, Linear, convolution
 from styledrop_jax.models.rules import Layout, Rules
+from styledrop_jax.settings import setting
 
 _METADATA = (
     "lora_adapter_metadata"  # where diffusers keeps the peft config of each component, as JSON
@@ -61,6 +62,19 @@ class Config(AdapterConfig):
             raise UserError(
                 f"lora targets: found {self.targets!r}, expected one of {', '.join(TARGETS)}"
             )
+
+    def attach(self, module: nnx.Module, *, rngs: nnx.Rngs) -> None:
+        attach(module, self, rngs=rngs)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Its fields of `config.round_N.adapter`."""
+
+    rank: int = setting(4, "width inside an adapter", low=1, high=4096)
+    alpha: float = setting(4.0, "strength of the product is alpha / rank", low=0, above=True)
+    targets: str = setting("attention", "which layers", choices=("attention", "all"))
+    text_encoder: bool = setting(False, "the text tower trains too")
 
 
 class Projection(nnx.Module):
@@ -366,3 +380,11 @@ def _assemble(
     return Config(rank=rank, alpha=float(alpha), targets=targets), nnx.State(
         nnx.traversals.unflatten_mapping(state)
     )
+
+
+def _trains(settings: Settings, identifiers: Sequence[str]) -> Trainable:
+    config = Config(rank=settings.rank, alpha=settings.alpha, targets=settings.targets)
+    return Trainable(denoiser=config, text=config if settings.text_encoder else None)
+
+
+KIND = AdapterKind(settings=Settings, config=Config, trains=_trains)

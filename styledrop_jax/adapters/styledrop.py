@@ -1,14 +1,16 @@
 """The StyleDrop adapter (2306.00983 Fig. S1): two bottlenecks in each transformer layer, written by two generators."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from styledrop_jax.adapters.base import AdapterConfig, AdapterParam
+from styledrop_jax.adapters.base import AdapterConfig, AdapterKind, AdapterParam, Trainable
 from styledrop_jax.errors import UserError
+from styledrop_jax.settings import setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,17 @@ class Config(AdapterConfig):
     kind: ClassVar[str] = "styledrop"
     bottleneck: int = 4
     shared: bool = True
+
+    def attach(self, module: nnx.Module, *, rngs: nnx.Rngs) -> None:
+        attach(module, self, rngs=rngs)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Its fields of `config.round_N.adapter`."""
+
+    rank: int = setting(4, "width inside an adapter", low=1, high=4096)
+    shared: bool = setting(True, "one generator for all layers, with a small offset per layer")
 
 
 class Generator(nnx.Module):
@@ -95,3 +108,10 @@ def attach(denoiser: nnx.Module, config: Config, *, rngs: nnx.Rngs) -> None:
         for index, layer in enumerate(layers):
             layer.attn_adapter = Adapter(attention, index)
             layer.mlp_adapter = Adapter(mlp, index)
+
+
+def _trains(settings: Settings, identifiers: Sequence[str]) -> Trainable:
+    return Trainable(denoiser=Config(bottleneck=settings.rank, shared=settings.shared))
+
+
+KIND = AdapterKind(settings=Settings, config=Config, trains=_trains)

@@ -5,16 +5,18 @@ its output moves by ((x V) ∘ (relu(σ + δ) − σ)) Uᵀ, so that δ = 0 move
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from styledrop_jax.adapters.base import AdapterConfig, AdapterParam
+from styledrop_jax.adapters.base import AdapterConfig, AdapterKind, AdapterParam, Trainable
 from styledrop_jax.adapters.lora import TARGETS, Projection, Targets, fill
 from styledrop_jax.errors import UserError
 from styledrop_jax.models.layers import Conv, Linear
+from styledrop_jax.settings import setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,17 @@ class Config(AdapterConfig):
             raise UserError(
                 f"svdiff targets: found {self.targets!r}, expected one of {', '.join(TARGETS)}"
             )
+
+    def attach(self, module: nnx.Module, *, rngs: nnx.Rngs) -> None:
+        attach(module, self, rngs=rngs)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Its fields of `config.round_N.adapter`."""
+
+    targets: str = setting("all", "which layers", choices=("attention", "all"))
+    text_encoder: bool = setting(False, "the text tower trains too")
 
 
 class Adapter(nnx.Module):
@@ -75,3 +88,11 @@ def attach(module: nnx.Module, config: Config, *, rngs: nnx.Rngs) -> None:
         UserError: the module has no such layers.
     """
     fill(module, TARGETS[config.targets], Adapter)
+
+
+def _trains(settings: Settings, identifiers: Sequence[str]) -> Trainable:
+    config = Config(targets=settings.targets)
+    return Trainable(denoiser=config, text=config if settings.text_encoder else None)
+
+
+KIND = AdapterKind(settings=Settings, config=Config, trains=_trains)

@@ -7,7 +7,7 @@ What trains is their difference to the rows of a word to start from.
 import copy
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,9 +19,10 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
-from styledrop_jax.adapters.base import AdapterConfig, AdapterParam
+from styledrop_jax.adapters.base import AdapterConfig, AdapterKind, AdapterParam, Trainable
 from styledrop_jax.errors import UserError
 from styledrop_jax.models.clip import ClipText
+from styledrop_jax.settings import setting
 
 _KOHYA = "emb_params"
 _TWO_TOWERS = {"clip_l", "clip_g"}
@@ -80,6 +81,29 @@ class Config(AdapterConfig):
             raise UserError(
                 f"textual inversion tokens: found {', '.join(twice)} twice, expected different words"
             )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Its fields of `config.round_N.adapter`; Custom Diffusion, whose word is learnt so, has them too."""
+
+    vectors: int = setting(1, "tokens of the new word", low=1, high=64)
+    initializer: str = setting(
+        "style", "what the new word starts as, words of at most `vectors` tokens"
+    )
+    norm: bool = setting(False, "the new word's rows keep the length of the table's")
+
+
+def new_words(settings: Settings, identifiers: Sequence[str], *, kind: str = Config.kind) -> Config:
+    """The words that stand for `identifiers`; UserError if there are none."""
+    if not identifiers:
+        raise UserError(
+            f"config.words.identifier: empty; {kind} learns a new word, such as '<style>'"
+        )
+    tokens = []
+    for word in identifiers:
+        tokens.append(Token(word=word, initializer=settings.initializer, vectors=settings.vectors))
+    return Config(tokens=tuple(tokens), norm=settings.norm)
 
 
 class Rows(nnx.Module):
@@ -229,3 +253,10 @@ def read(path: Path | str) -> dict[str, np.ndarray]:
     if set(tensors) == {_KOHYA}:
         tensors = {path.stem: tensors[_KOHYA]}
     return {name: np.atleast_2d(np.asarray(tensor, np.float32)) for name, tensor in tensors.items()}
+
+
+def _trains(settings: Settings, identifiers: Sequence[str]) -> Trainable:
+    return Trainable(words=new_words(settings, identifiers))
+
+
+KIND = AdapterKind(settings=Settings, config=Config, trains=_trains)

@@ -62,8 +62,8 @@ def resolve(name: str, *, files: Sequence[str] = _FILES) -> Path:
     )
 
 
-def resolve_backbone(name: str, kind: str) -> Path:
-    """The folder of the backbone `name`; a shipped base model ("emoji64") holds one of each `kind`, "muse" or "sd"."""
+def resolve_pipeline(name: str, kind: str) -> Path:
+    """The folder of the pipeline `name`; a shipped base model ("emoji64") holds one of each `kind`, "muse" or "sd"."""
     return resolve(f"{name}/{kind}" if (SHIPPED / name / kind).is_dir() else name)
 
 

@@ -5,10 +5,11 @@ Only safetensors are read: nothing in a weight file is ever executed.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -277,3 +278,12 @@ def save(
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error})") from None
+
+
+def hash_files(files: Sequence[Path]) -> str:
+    """SHA-256 over the files' bytes, one after the other."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as handle:
+            hashlib.file_digest(handle, lambda: digest)
+    return digest.hexdigest()

@@ -1,6 +1,6 @@
 """What a method is: which images it trains on under which prompts, and how a prompt of the user's is drawn.
 
-What trains (`config.round_N.adapter`), on which backbone (`config.base`), and in how many rounds are choices of their
+What trains (`config.round_N.adapter`), on which pipeline (`config.base`), and in how many rounds are choices of their
 own: any of them goes with any method.
 
 Templates are over fields of the config: `{identifier}` is `config.words.identifier`, `{source.style}` is

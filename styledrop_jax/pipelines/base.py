@@ -1,10 +1,8 @@
-"""What the backbones share: how to draw, what to start from, a group of guidance branches, and their protocol."""
+"""What text-to-image pipelines share: their base class, how they are told to sample and to train, guidance groups."""
 
 import dataclasses
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,54 +11,96 @@ from flax import nnx
 from transformers import PreTrainedTokenizerBase
 
 from styledrop_jax.sampling.maskgit import linear_ramp
+from styledrop_jax.sampling.schedulers import SAMPLERS
+from styledrop_jax.settings import setting
+
+GUIDANCE = ("two_scale", "classifier_free")
+_DIFFUSION = "diffusion"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How to draw.
+class SampleSettings:
+    """How to sample.
 
-    Attributes:
-        steps: decoding or denoising steps.
-        guidance: "two_scale", StyleDrop's Eq. 4 (2306.00983), moves from the base model by lambda_a and from its
-            negative prompt by lambda_b; "classifier_free" moves the tuned model from its own negative prompt by
-            lambda_b, which is the guidance scale less one.
-        lambda_a: strength of the style, and lambda_b of the text.
-        lambda_ramp: whether both rise linearly over the steps, as Muse's guidance does, or are constant.
-        negative_prompt: what to move away from; empty is the unconditional model.
-        temperature: MaskGIT's choice temperature, of masked models.
-        sampler: a name in `sampling.schedulers.SAMPLERS`, of diffusion models.
-        guidance_rescale: share in [0, 1] by which the guided output's deviation is pulled back to that of the first
-            branch (2305.08891 section 3.4), of diffusion models.
+    "two_scale" is StyleDrop's Eq. 4 (2306.00983): it moves from the base model by `lambda_a` and from its negative
+    prompt by `lambda_b`. "classifier_free" moves the tuned model from its own negative prompt by `lambda_b`, which is
+    the guidance scale less one.
     """
 
-    steps: int = 12
-    guidance: str = "two_scale"
-    lambda_a: float = 2.0
-    lambda_b: float = 5.0
-    lambda_ramp: bool = False
-    negative_prompt: str = ""
-    temperature: float = 4.5
-    sampler: str = "ddim"
-    guidance_rescale: float = 0.0
+    batch_size: int = setting(
+        8, "images sampled at once: more is faster and takes more memory", low=1
+    )
+    steps: int = setting(12, "decoding or denoising steps", low=1, high=1000)
+    guidance: str = setting(
+        "two_scale",
+        "StyleDrop's Eq. 4, or the tuned model's by lambda_b alone",
+        choices=GUIDANCE,
+    )
+    temperature: float = setting(4.5, "choice temperature, annealed to 0 (Muse)", low=0)
+    sampler: str = setting("ddim", "how noise is removed (diffusion)", choices=SAMPLERS)
+    guidance_rescale: float = setting(
+        0.0,
+        "share by which the guided output's deviation is pulled back (diffusion)",
+        low=0,
+        high=1,
+    )
+    lambda_a: float = setting(2.0, "guidance towards the style", low=0)
+    lambda_b: float = setting(5.0, "guidance towards the text", low=0)
+    lambda_ramp: bool = setting(False, "let the guidance rise linearly over the steps")
+    negative_prompt: str = setting("", "what to move away from; empty for nothing")
 
     def scales(self) -> tuple[jax.Array, jax.Array]:
         """lambda_a and lambda_b at every step, [steps] each."""
-        step = jnp.arange(self.steps)
-        share = (
-            linear_ramp(0.0, 1.0, step=step, steps=self.steps)
-            if self.lambda_ramp
-            else jnp.ones(self.steps)
-        )
+        share = jnp.ones(self.steps)
+        if self.lambda_ramp:
+            share = linear_ramp(0.0, 1.0, step=jnp.arange(self.steps), steps=self.steps)
         return self.lambda_a * share, self.lambda_b * share
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How to train."""
+
+    steps: int = setting(1000, "training steps", low=1)
+    learning_rate: float = setting(3e-5, "Adam's learning rate", low=0, high=1, above=True)
+    batch_size: int = setting(8, "images a step", low=1)
+    random_crop: bool = setting(False, "crop the references at random instead of from the middle")
+    text_dropout: float = setting(0.1, "probability that a step's prompt is dropped", low=0, high=1)
+    checkpoint_every: int = setting(
+        100, "steps between checkpoints, at most these are lost by a kill", low=1
+    )
+    min_snr_gamma: float = setting(
+        0.0,
+        "bound of the signal-to-noise weights, usually 5; 0 for none (diffusion)",
+        low=0,
+    )
+    noise_offset: float = setting(
+        0.0,
+        "deviation of a constant added to the noise of a channel (diffusion)",
+        low=0,
+        high=1,
+    )
+    ema_decay: float = setting(
+        0.0,
+        "decay of the average over the steps that is kept, such as 0.99; 0: the last step's",
+        low=0,
+        high=0.99999,
+    )
+    accumulate: int = setting(
+        1, "parts that a step's images are computed in: less memory, the same result", low=1
+    )
+    remat: bool = setting(
+        False, "compute activations anew in the backward pass: less memory, more time"
+    )
+
+
 class Edit(NamedTuple):
-    """Pictures to start from.
+    """Images to start from.
 
     Attributes:
-        own: what `Backbone.encode_images` makes of them, one for each drawing.
-        region: bool [h, w] of their size, what is drawn anew of each; None is all.
-        strength: in (0, 1], how much of the region is redrawn.
+        own: what `Pipeline.encode_images` makes of them, one for each sample.
+        region: bool [h, w] of their size, what is generated anew of each; None is all.
+        strength: in (0, 1], how much of the region is generated anew.
     """
 
     own: Any
@@ -75,66 +115,79 @@ class Group(NamedTuple):
         graphdef: of the denoiser, with whatever adapter it carries.
         states: trainable state of each branch, stacked on a leading axis [k, …]; with `shared`, the one of all.
         frozen: the rest of the denoiser's state.
-        text: the backbone's features of each branch's prompts, every array [k, b, …].
+        text: the pipeline's features of each branch's prompts, every array [k, b, …].
         weights: [steps, k]; the guided output is the weighted sum over all branches of all groups.
         shared: whether all branches have one state.
     """
 
     graphdef: nnx.GraphDef
-    states: dict
-    frozen: dict
+    states: Any
+    frozen: Any
     text: Any
     weights: jax.Array
     shared: bool = False
 
     @property
-    def plan(self) -> tuple[nnx.GraphDef, bool]:
+    def static(self) -> tuple[nnx.GraphDef, bool]:
         """What a program is compiled for."""
         return self.graphdef, self.shared
 
     @property
-    def arrays(self) -> tuple[dict, dict, Any, jax.Array]:
+    def arrays(self) -> tuple[Any, Any, Any, jax.Array]:
         """What it is called with."""
         return self.states, self.frozen, self.text, self.weights
 
 
-class Backbone(Protocol):
-    """A text-to-image model that can be taught. See `muse.Muse` and `stable_diffusion.StableDiffusion`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """A text-to-image model that can be taught: see `muse.Muse` and `stable_diffusion.StableDiffusion`.
 
     Attributes:
+        controllable: whether `generate` also takes a `control` of its cross-attention.
         name: as the user gave it.
-        base_hash: SHA-256 over the denoiser's weight files; adapters carry it.
-        denoiser: what most methods train. text: the text tower.
-        controllable: whether `draw` also takes a `control` of its cross-attention.
+        base_hash: identifies everything that decides what it computes; adapters carry it.
+        denoiser: what most methods train: the transformer or the U-Net.
+        autoencoder: images ↔ tokens or latents.
+        text: the text tower.
+        tokenizer: the text tower's.
+        expand: what is done to a prompt before the tokenizer, for new words of several tokens.
     """
 
-    controllable: ClassVar[bool]
+    controllable: ClassVar[bool] = False
 
     name: str
     base_hash: str
-    denoiser: nnx.Module
-    text: nnx.Module
+    denoiser: Any
+    autoencoder: Any
+    text: Any
     tokenizer: PreTrainedTokenizerBase
+    expand: Callable[[str], str] = str
 
     @property
     def resolution(self) -> int:
-        """Pixels along one side of the images it draws."""
+        """Pixels along one side of the images it was trained on, and generates unless told otherwise."""
+        raise NotImplementedError
 
     def canvas(self, height: int, width: int) -> tuple[int, int]:
-        """The height and width, pixels, at which a picture of that shape is redrawn."""
+        """The height and width, pixels, at which an image of that shape is generated anew."""
+        raise NotImplementedError
 
     def text_ids(self, prompts: Sequence[str]) -> np.ndarray:
         """Prompts → token ids [b, t] int32."""
+        raise NotImplementedError
 
     def text_features(self, tower: nnx.Module, ids: jax.Array) -> Any:
         """Token ids [b, t] → what the denoiser sees of them, a tree of arrays [b, …]; pure, to be differentiated."""
+        raise NotImplementedError
 
     def encode_text(self, prompts: Sequence[str]) -> Any:
         """Prompts → the same features; each distinct prompt is computed once."""
+        raise NotImplementedError
 
     def encode_images(self, images: np.ndarray) -> Any:
         """Images [b, h, w, 3], uint8 or float in [0, 1], squares or of a size that `canvas` gives → what `loss` learns
-        to draw, a tree of arrays [b, …]."""
+        to generate, a tree of arrays [b, …]."""
+        raise NotImplementedError
 
     def loss(
         self,
@@ -142,26 +195,28 @@ class Backbone(Protocol):
         targets: Any,
         text: Any,
         keys: jax.Array,
-        hyper: Mapping[str, Any],
+        settings: TrainSettings,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The training loss of each example [b], and metrics [b].
 
-        `keys` [b] are of the examples: the randomness of one is the same in any batch. `hyper` is
-        `config.round_N.train`.
+        `keys` [b] are of the examples: the randomness of one is the same in any batch.
         """
+        raise NotImplementedError
 
-    def draw(
+    def generate(
         self,
         groups: Sequence[Group],
         seeds: Sequence[int],
         *,
-        settings: Settings,
+        settings: SampleSettings,
         edit: Edit | None = None,
+        control: Any = None,
     ) -> np.ndarray:
         """One batch of images [b, r, r, 3], or of the edit's size, float32 in [0, 1].
 
-        Each depends on its own seed, prompts and picture alone.
+        Each depends on its own seed, prompts and image alone.
         """
+        raise NotImplementedError
 
 
 def distinct_rows(prompts: Sequence[str], encode: Callable[[list[str]], Any]) -> Any:
@@ -174,14 +229,9 @@ def distinct_rows(prompts: Sequence[str], encode: Callable[[list[str]], Any]) ->
 
 def chunks(array: np.ndarray, size: int) -> list[np.ndarray]:
     """Pieces of one fixed length, the last padded with its own last row: one compiled program for any count."""
-    pieces = [array[i : i + size] for i in range(0, len(array), size)]
-    return [np.concatenate([p, np.repeat(p[-1:], size - len(p), axis=0)]) for p in pieces]
-
-
-def hash_files(files: Sequence[Path]) -> str:
-    """SHA-256 over the files' bytes, one after the other."""
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as handle:
-            hashlib.file_digest(handle, lambda: digest)
-    return digest.hexdigest()
+    pieces = []
+    for start in range(0, len(array), size):
+        piece = array[start : start + size]
+        padding = np.repeat(piece[-1:], size - len(piece), axis=0)
+        pieces.append(np.concatenate([piece, padding]))
+    return pieces

@@ -2,20 +2,27 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from transformers import PreTrainedTokenizerBase
 
 from styledrop_jax.io import hub, pretrained
 from styledrop_jax.models import clip, uvit, vqgan
 from styledrop_jax.models.tokenizer import load_tokenizer, tokenize
-from styledrop_jax.pipelines.base import Edit, Group, Settings, chunks, distinct_rows, hash_files
+from styledrop_jax.pipelines.base import (
+    Edit,
+    Group,
+    Pipeline,
+    SampleSettings,
+    TrainSettings,
+    chunks,
+    distinct_rows,
+)
 from styledrop_jax.sampling import maskgit, masking
 from styledrop_jax.training import losses
 
@@ -31,24 +38,16 @@ class Text(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Muse:
+class Muse(Pipeline):
     """A loaded Muse: what it is made of, and what one does with it.
 
     Attributes:
-        name: as the user gave it.
-        base_hash: SHA-256 over the denoiser's weight files; adapters carry it.
-        denoiser: predicts tokens. codec: images ↔ tokens. text: prompts → features.
-        expand: what is done to a prompt before the tokenizer, for new words of several tokens.
+        denoiser: predicts tokens. autoencoder: images ↔ tokens. text: prompts → features.
     """
 
-    controllable: ClassVar[bool] = False
-    name: str
-    base_hash: str
     denoiser: uvit.UVit
-    codec: vqgan.VQModel
+    autoencoder: vqgan.VQModel
     text: clip.ClipText
-    tokenizer: PreTrainedTokenizerBase
-    expand: Callable[[str], str] = str
 
     @property
     def grid(self) -> int:
@@ -58,7 +57,7 @@ class Muse:
     @property
     def resolution(self) -> int:
         """Pixels along one side of the images it draws."""
-        return self.grid * self.codec.config.downsampling
+        return self.grid * self.autoencoder.config.downsampling
 
     def canvas(self, height: int, width: int) -> tuple[int, int]:
         """It draws squares alone, whatever the shape of a picture."""
@@ -102,14 +101,14 @@ class Muse:
         """Images [b, r, r, 3], uint8 or float in [0, 1], r = `resolution` → tokens [b, h, w] int32."""
         images = np.asarray(images, np.float32) / (255 if images.dtype == np.uint8 else 1)
         return np.concatenate(
-            [_encode(self.codec, chunk) for chunk in chunks(images, _ENCODE_BATCH)]
+            [_encode(self.autoencoder, chunk) for chunk in chunks(images, _ENCODE_BATCH)]
         )[: len(images)]
 
     def decode_tokens(self, tokens: np.ndarray, batch_size: int = _ENCODE_BATCH) -> np.ndarray:
         """Tokens [b, h, w] → images [b, r, r, 3] float32 in [0, 1], `batch_size` at a time."""
-        return np.concatenate([_decode(self.codec, chunk) for chunk in chunks(tokens, batch_size)])[
-            : len(tokens)
-        ]
+        return np.concatenate(
+            [_decode(self.autoencoder, chunk) for chunk in chunks(tokens, batch_size)]
+        )[: len(tokens)]
 
     def loss(
         self,
@@ -117,17 +116,17 @@ class Muse:
         targets: jax.Array,
         text: Text,
         keys: jax.Array,
-        hyper: Mapping[str, Any],
+        settings: TrainSettings,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """`token_loss` of tokens `targets` [b, h, w]; of `hyper` only `remat` concerns it."""
-        return token_loss(denoiser, targets, text, self.micro, keys, remat=hyper["remat"])
+        """`token_loss` of tokens `targets` [b, h, w]; of `settings` only `remat` concerns it."""
+        return token_loss(denoiser, targets, text, self.micro, keys, remat=settings.remat)
 
-    def draw(
+    def generate(
         self,
         groups: Sequence[Group],
         seeds: Sequence[int],
         *,
-        settings: Settings,
+        settings: SampleSettings,
         edit: Edit | None = None,
     ) -> np.ndarray:
         """One batch of images [b, r, r, 3], float32 in [0, 1]; each depends on its own seed and prompts alone.
@@ -142,7 +141,7 @@ class Muse:
         """The pictures' own tokens [n, h, w], masked for each seed."""
         own = edit.own.reshape(len(seeds), -1)
         region = np.ones((self.resolution,) * 2, bool) if edit.region is None else edit.region
-        pixels = self.codec.config.downsampling
+        pixels = self.autoencoder.config.downsampling
         patches = region.reshape(self.grid, pixels, self.grid, pixels).any(axis=(1, 3)).ravel()
         keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))(
             jnp.asarray(seeds, jnp.uint32)
@@ -177,7 +176,7 @@ class Muse:
             tokens = np.full((b, self.grid, self.grid), self.mask_id, np.int32)
         keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
         plans, arrays = (
-            tuple(group.plan for group in groups),
+            tuple(group.static for group in groups),
             tuple(group.arrays for group in groups),
         )
         return np.asarray(
@@ -191,12 +190,12 @@ def load(name: str, dtype: jnp.dtype = jnp.float32) -> Muse:
     Raises:
         UserError: the model is nowhere, or a file of it is missing or does not fit.
     """
-    folder = hub.resolve_backbone(name, "muse")
+    folder = hub.resolve_pipeline(name, "muse")
     return Muse(
         name=name,
-        base_hash=hash_files(_denoiser_files(folder)),
+        base_hash=pretrained.hash_files(_denoiser_files(folder)),
         denoiser=load_denoiser(folder, dtype),
-        codec=load_codec(folder / "vqvae", dtype),
+        autoencoder=load_autoencoder(folder / "vqvae", dtype),
         text=load_text(folder / "text_encoder", dtype),
         tokenizer=load_tokenizer(folder / "tokenizer"),
     )
@@ -216,7 +215,7 @@ def load_denoiser(folder: Path, dtype: jnp.dtype = jnp.float32) -> uvit.UVit:
     )
 
 
-def load_codec(folder: Path, dtype: jnp.dtype = jnp.float32) -> vqgan.VQModel:
+def load_autoencoder(folder: Path, dtype: jnp.dtype = jnp.float32) -> vqgan.VQModel:
     """The tokenizer in a `vqvae` folder; computed in float32 if its config says `force_upcast`."""
     config = vqgan.Config.from_dict(hub.read_config(folder))
     dtype = jnp.float32 if config.force_upcast else dtype

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.tree_util import Partial
-from transformers import PreTrainedTokenizerBase
 
 from styledrop_jax.errors import UserError
 from styledrop_jax.io import hub, pretrained
@@ -20,7 +19,15 @@ from styledrop_jax.io.files import read_json
 from styledrop_jax.models import clip, unet, vae
 from styledrop_jax.models.rules import Rules
 from styledrop_jax.models.tokenizer import load_tokenizer, tokenize
-from styledrop_jax.pipelines.base import Edit, Group, Settings, chunks, distinct_rows, hash_files
+from styledrop_jax.pipelines.base import (
+    Edit,
+    Group,
+    Pipeline,
+    SampleSettings,
+    TrainSettings,
+    chunks,
+    distinct_rows,
+)
 from styledrop_jax.sampling import schedulers
 from styledrop_jax.sampling.noise_schedule import NoiseSchedule
 from styledrop_jax.training import losses
@@ -47,35 +54,31 @@ class Text(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StableDiffusion:
+class StableDiffusion(Pipeline):
     """A loaded Stable Diffusion: what it is made of, and what one does with it.
 
     Attributes:
-        name: as the user gave it.
-        base_hash: SHA-256 over the denoiser's weight files; adapters carry it.
-        denoiser: predicts the noise or v. codec: images ↔ latents. text: prompts → features.
+        denoiser: predicts the noise or v. autoencoder: images ↔ latents. text: prompts → features.
         schedule: the noise of each timestep, and which of the two the denoiser predicts.
-        expand: what is done to a prompt before the tokenizer, for new words of several tokens.
     """
 
     controllable: ClassVar[bool] = True
-    name: str
-    base_hash: str
     denoiser: unet.UNet
-    codec: vae.AutoencoderKL
+    autoencoder: vae.AutoencoderKL
     text: clip.ClipText
-    tokenizer: PreTrainedTokenizerBase
     schedule: NoiseSchedule
-    expand: Callable[[str], str] = str
 
     @property
     def resolution(self) -> int:
         """Pixels along one side of the images it was trained on, and draws unless told otherwise."""
-        return self.denoiser.config.sample_size * self.codec.config.downsampling
+        return self.denoiser.config.sample_size * self.autoencoder.config.downsampling
 
     def canvas(self, height: int, width: int) -> tuple[int, int]:
         """Height and width, pixels, of about that aspect and the area of `resolution`², divisible by the codec's."""
-        factor, scale = self.codec.config.downsampling, self.resolution / math.sqrt(height * width)
+        factor, scale = (
+            self.autoencoder.config.downsampling,
+            self.resolution / math.sqrt(height * width),
+        )
         return tuple(max(round(scale * side / factor), 1) * factor for side in (height, width))
 
     def text_ids(self, prompts: Sequence[str]) -> np.ndarray:
@@ -107,13 +110,13 @@ class StableDiffusion:
         The mean is what to take for an image; with both cached, training can sample other latents at each step.
         """
         images = np.asarray(images, np.float32) / (255 if images.dtype == np.uint8 else 1)
-        parts = [_encode(self.codec, chunk) for chunk in chunks(images, _IMAGE_BATCH)]
+        parts = [_encode(self.autoencoder, chunk) for chunk in chunks(images, _IMAGE_BATCH)]
         return vae.Posterior(*(np.concatenate(x)[: len(images)] for x in zip(*parts, strict=True)))
 
     def decode_latents(self, latents: np.ndarray, batch_size: int = _IMAGE_BATCH) -> np.ndarray:
         """Latents [b, h, w, c] → images [b, h·f, w·f, 3] float32 in [0, 1], `batch_size` at a time."""
         return np.concatenate(
-            [_decode(self.codec, chunk) for chunk in chunks(latents, batch_size)]
+            [_decode(self.autoencoder, chunk) for chunk in chunks(latents, batch_size)]
         )[: len(latents)]
 
     def loss(
@@ -122,31 +125,31 @@ class StableDiffusion:
         targets: vae.Posterior,
         text: Text,
         keys: jax.Array,
-        hyper: Mapping[str, Any],
+        settings: TrainSettings,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The denoising loss of latents drawn from `targets`, plus the `losses.Unmix` of `text.apart` if it is given.
 
-        `hyper` has `min_snr_gamma` (0: none), `noise_offset` and `remat`, which goes without `apart`.
+        `settings.remat` goes without `apart`.
         """
         latent_keys, noise_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         unmix = None if text.apart is None else losses.Unmix(text.apart)
         each, metrics = losses.denoising_loss(
-            functools.partial(denoiser, remat=hyper["remat"], control=unmix),
+            functools.partial(denoiser, remat=settings.remat, control=unmix),
             self.schedule,
             jax.vmap(vae.Posterior.sample)(targets, latent_keys),
             text.states,
             noise_keys,
-            min_snr_gamma=hyper["min_snr_gamma"] or None,
-            noise_offset=hyper["noise_offset"],
+            min_snr_gamma=settings.min_snr_gamma or None,
+            noise_offset=settings.noise_offset,
         )
         return (each, metrics) if unmix is None else unmix.added(each, metrics)
 
-    def draw(
+    def generate(
         self,
         groups: Sequence[Group],
         seeds: Sequence[int],
         *,
-        settings: Settings,
+        settings: SampleSettings,
         edit: Edit | None = None,
         control: Control | None = None,
     ) -> np.ndarray:
@@ -159,7 +162,7 @@ class StableDiffusion:
         if edit is not None:
             given = {"latents": edit.own.mode(), "strength": edit.strength}
             if edit.region is not None:
-                factor, (n, h, w, _) = self.codec.config.downsampling, given["latents"].shape
+                factor, (n, h, w, _) = self.autoencoder.config.downsampling, given["latents"].shape
                 mask = edit.region.reshape(h, factor, w, factor).any(axis=(1, 3))
                 mask = np.broadcast_to(mask[None, ..., None], (n, h, w, 1))
                 given |= {"known": given["latents"], "mask": mask}
@@ -219,7 +222,9 @@ class StableDiffusion:
         if strength is not None and latents is None:
             raise ValueError("strength needs latents")
         shape = self._shape(size) if latents is None else latents.shape[1:]
-        plan = _Plan(tuple(group.plan for group in groups), self.schedule, sampler, steps, shape)
+        plan = _Program(
+            tuple(group.static for group in groups), self.schedule, sampler, steps, shape
+        )
         inputs = _Inputs(
             latents=latents,
             start=None if strength is None else schedulers.sdedit_start(steps, strength),
@@ -237,12 +242,12 @@ class StableDiffusion:
 
     def _shape(self, size: tuple[int, int] | None) -> tuple[int, int, int]:
         height, width = size or (self.resolution, self.resolution)
-        factor = self.codec.config.downsampling
+        factor = self.autoencoder.config.downsampling
         if height < 1 or width < 1 or height % factor or width % factor:
             raise UserError(
                 f"size: found {height} high and {width} wide, expected pixels divisible by {factor}"
             )
-        return height // factor, width // factor, self.codec.config.latent_channels
+        return height // factor, width // factor, self.autoencoder.config.latent_channels
 
 
 class _Kind(NamedTuple):
@@ -300,7 +305,7 @@ def load(name: str, dtype: jnp.dtype = jnp.float32) -> StableDiffusion:
     file = Path(name).expanduser()
     if file.is_file() or file.suffix == ".safetensors":
         return _load_file(name, file, dtype)
-    folder = hub.resolve_backbone(name, "sd")
+    folder = hub.resolve_pipeline(name, "sd")
     configs = {
         part: kind.config.from_dict(hub.read_config(folder / part)) for part, kind in _KINDS.items()
     }
@@ -391,9 +396,9 @@ def _assemble(
 
     return StableDiffusion(
         name=name,
-        base_hash=hash_files(hashed),
+        base_hash=pretrained.hash_files(hashed),
         denoiser=build("unet", dtype),
-        codec=build("vae", jnp.float32 if codec.force_upcast else dtype),
+        autoencoder=build("vae", jnp.float32 if codec.force_upcast else dtype),
         text=build("text_encoder", dtype),
         **rest,
     )
@@ -423,7 +428,7 @@ def _decode(codec: vae.AutoencoderKL, latents: jax.Array) -> jax.Array:
     return jnp.clip(codec.decode(latents), 0, 1)
 
 
-class _Plan(NamedTuple):
+class _Program(NamedTuple):
     """What a program is compiled for. `shape` is h, w, c of the latents."""
 
     groups: tuple[tuple[nnx.GraphDef, bool], ...]
@@ -492,7 +497,7 @@ def _sample(plan, groups, keys, rescale, inputs):
     )
 
 
-def _first(plan: _Plan, keys: jax.Array, inputs: _Inputs) -> jax.Array:
+def _first(plan: _Program, keys: jax.Array, inputs: _Inputs) -> jax.Array:
     """What the first step is taken from: noise, the given latents, or those noised to the level of `start`."""
     if inputs.latents is not None and inputs.start is None:
         return inputs.latents

@@ -14,11 +14,11 @@ import numpy as np
 
 from styledrop_jax import guidance, log
 from styledrop_jax.io import image_files
-from styledrop_jax.pipelines.base import Backbone, Settings
+from styledrop_jax.pipelines.base import Pipeline, SampleSettings
 
 
 def class_images(
-    base: Backbone, prompt: str, count: int, *, settings: Settings, batch_size: int, seed: int
+    base: Pipeline, prompt: str, count: int, *, settings: SampleSettings, batch_size: int, seed: int
 ) -> list[np.ndarray]:
     """`count` images uint8 [r, r, 3] of `prompt`, the i-th with seed `seed` + i, from the cache or drawn now."""
     folder = _folder(base, prompt, settings, batch_size, seed)
@@ -26,7 +26,7 @@ def class_images(
     if all(path.is_file() for path in paths):
         log.say(f"images of {prompt!r} by the frozen model: {count} drawn before, in {folder}")
     else:
-        guidance.fill(
+        guidance.generate_files(
             f"drawing {prompt!r} with the frozen model",
             paths,
             [prompt] * count,
@@ -38,7 +38,9 @@ def class_images(
     return [image_files.read_image(path) for path in paths]
 
 
-def _folder(base: Backbone, prompt: str, settings: Settings, batch_size: int, seed: int) -> Path:
+def _folder(
+    base: Pipeline, prompt: str, settings: SampleSettings, batch_size: int, seed: int
+) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     key = json.dumps([base.base_hash, prompt, dataclasses.asdict(settings), batch_size, seed])
     return cache / "styledrop_jax" / "class_images" / hashlib.sha256(key.encode()).hexdigest()[:16]

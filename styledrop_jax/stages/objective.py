@@ -1,6 +1,6 @@
 """One round of training: streams of images under their prompts, everything frozen computed once, and the loss."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from styledrop_jax import trainable
-from styledrop_jax.pipelines.base import Backbone
+from styledrop_jax.pipelines.base import Pipeline, TrainSettings
 from styledrop_jax.training import order
 from styledrop_jax.training.loop import Loss
 
@@ -44,7 +44,7 @@ class Tuning(nnx.Module):
 
 
 def prepare(
-    model: Backbone, plan: trainable.Plan, sources: Sequence[Stream], hyper: Mapping[str, Any]
+    model: Pipeline, plan: trainable.Trainable, sources: Sequence[Stream], settings: TrainSettings
 ) -> tuple[Tuning, Loss]:
     """What `loop.fit` takes.
 
@@ -52,7 +52,7 @@ def prepare(
         model: with the `plan` attached.
         plan: what trains.
         sources: at least one stream; each gives a step its own batch, and its loss counts by its weight.
-        hyper: `config.round_N.train`: `text_dropout`, and what the backbone's own loss takes.
+        hyper: `config.round_N.train`: `text_dropout`, and what the pipeline's own loss takes.
     """
     images, prompts = (
         np.concatenate([source.images for source in sources]),
@@ -74,7 +74,7 @@ def prepare(
         flat = rows.reshape(-1)
         split = jax.vmap(lambda key: jax.random.split(key, (len(weights), 2)))(keys)  # [b, s, 2]
         drop_keys, loss_keys = split.reshape(-1, 2).T
-        dropped = jax.vmap(lambda key: jax.random.bernoulli(key, hyper["text_dropout"]))(drop_keys)
+        dropped = jax.vmap(lambda key: jax.random.bernoulli(key, settings.text_dropout))(drop_keys)
         chosen = jnp.where(dropped, empty, flat)
         target = jax.tree.unflatten(shapes[0], [x[...][flat] for x in tuning.targets])
         text, apart = jax.tree.unflatten(shapes[1], [x[...][chosen] for x in tuning.words])
@@ -82,7 +82,7 @@ def prepare(
             text = model.text_features(tuning.parts.text, text)
         if apart is not None:
             text = text._replace(apart=apart)
-        each, metrics = model.loss(tuning.parts.denoiser, target, text, loss_keys, hyper)
+        each, metrics = model.loss(tuning.parts.denoiser, target, text, loss_keys, settings)
         per_stream = each.reshape(rows.shape).mean(0)
         named = (
             {f"loss_{s}": value for s, value in enumerate(per_stream)} if len(weights) > 1 else {}

@@ -74,7 +74,7 @@ def write_report(run: Run, *, command: str) -> Path:
         _section("Before and after", _before_after(run, stages)),
         *(_section(f"{stage.title}: all drawings", _samples(run, stage)) for stage in rounds),
         _section("Training", _curves(run)),
-        _section("Settings", _settings(run)),
+        _section("SampleSettings", _settings(run)),
         _section("Reproduce", f"<pre>{html.escape(command)}</pre>" + _provenance(manifest)),
     ]
     path = run.path("report.html")

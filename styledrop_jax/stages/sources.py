@@ -12,7 +12,7 @@ from styledrop_jax.guidance import Follow
 from styledrop_jax.io import image_files
 from styledrop_jax.methods.base import Method, Stream, spread
 from styledrop_jax.methods.side_by_side import cut_mix
-from styledrop_jax.pipelines.base import Backbone, Settings
+from styledrop_jax.pipelines.base import Pipeline, SampleSettings
 from styledrop_jax.sampling.attention_control import aligned_tokens
 from styledrop_jax.stages import class_images
 from styledrop_jax.stages.objective import Stream as Batch
@@ -85,7 +85,7 @@ def taught(
 
 
 def mixed(
-    method: Method, config: Mapping[str, Any], examples: Sequence[Example], model: Backbone
+    method: Method, config: Mapping[str, Any], examples: Sequence[Example], model: Pipeline
 ) -> list[Batch]:
     """The stream `method.mixed`, if there is one; UserError if no two contents differ, or attention cannot be seen."""
     if method.mixed is None:
@@ -119,7 +119,7 @@ def mixed(
     return [Batch(np.stack(images), prompts, given["weight"], apart)]
 
 
-def _check_seen(wrong: str, config: Mapping[str, Any], model: Backbone) -> None:
+def _check_seen(wrong: str, config: Mapping[str, Any], model: Pipeline) -> None:
     if not model.controllable:
         raise UserError(
             f"{wrong}: the attention of {model.name!r}, which is no Stable Diffusion, cannot be seen"
@@ -128,7 +128,7 @@ def _check_seen(wrong: str, config: Mapping[str, Any], model: Backbone) -> None:
         raise UserError(f"{wrong} beside train.remat, which hides the attention")
 
 
-def _apart(model: Backbone, prompt: str, left: str, right: str) -> np.ndarray:
+def _apart(model: Pipeline, prompt: str, left: str, right: str) -> np.ndarray:
     """float32 [t, 2]: an equal share for each token of the right's words in the left half, and the reverse.
 
     Tokens that both have, such as an article, belong nowhere.
@@ -152,9 +152,9 @@ def _apart(model: Backbone, prompt: str, left: str, right: str) -> np.ndarray:
 def priors(
     method: Method,
     config: Mapping[str, Any],
-    model: Backbone,
+    model: Pipeline,
     *,
-    settings: Settings,
+    settings: SampleSettings,
     batch_size: int,
 ) -> list[Batch]:
     """The streams that keep what the model knows, the same in every round: given, or drawn by the frozen model."""
@@ -202,12 +202,12 @@ def check_prompts(method: Method, config: Mapping[str, Any], examples: Sequence[
 
 
 def follow(
-    method: Method, config: Mapping[str, Any], model: Backbone, image: np.ndarray, drawn: str
+    method: Method, config: Mapping[str, Any], model: Pipeline, image: np.ndarray, drawn: str
 ) -> Follow:
     """A picture uint8 [r, r, 3] of the stream that is drawn anew, as drawings under the prompt `drawn` follow it.
 
     Raises:
-        UserError: the backbone has no control of its attention, or the two prompts do not align token for token.
+        UserError: the pipeline has no control of its attention, or the two prompts do not align token for token.
     """
     stream = method.redraws
     given, field = section(config, stream), f"config.{stream.section}.control"

@@ -17,7 +17,7 @@ from styledrop_jax.io import hub
 from styledrop_jax.io.files import read_json
 from styledrop_jax.metrics.clip_scores import ClipScorer
 from styledrop_jax.pipelines import load, muse
-from styledrop_jax.pipelines.base import Settings
+from styledrop_jax.pipelines.base import SampleSettings
 from styledrop_jax.pipelines.stable_diffusion import StableDiffusion
 from styledrop_jax.training import checkpoint
 
@@ -137,10 +137,10 @@ def exported() -> StableDiffusion:
 def test_the_exported_stable_diffusion_draws_and_encodes(exported):
     model = exported
     assert model.resolution == 64
-    settings = Settings(steps=2)
+    settings = SampleSettings(steps=2)
     branches = guidance.base_branches(model, ["a cat", "a dog"], settings)
     images = np.concatenate(
-        list(guidance.draw(branches, range(2), settings=settings, batch_size=2))
+        list(guidance.generate(branches, range(2), settings=settings, batch_size=2))
     )
     assert (
         images.shape == (2, 64, 64, 3)
@@ -168,7 +168,9 @@ def test_the_exported_latents_have_unit_deviation(exported):
     data = corpus.load(emoji_packages.built())
     images = [data.example(i, split="train", vocabulary="full", seed=1)[0] for i in range(512)]
     latents = exported.encode_images(np.stack(images)).mean
-    assert abs(exported.codec.config.scaling_factor - 1) > 0.05, "no scaling would show nothing"
+    assert abs(exported.autoencoder.config.scaling_factor - 1) > 0.05, (
+        "no scaling would show nothing"
+    )
     assert abs(latents.std() - 1) < 0.01 and abs(latents.mean()) < 0.01
 
 

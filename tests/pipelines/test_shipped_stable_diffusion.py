@@ -11,7 +11,7 @@ from styledrop_jax import guidance
 from styledrop_jax.io import hub
 from styledrop_jax.metrics.clip_scores import ClipScorer
 from styledrop_jax.pipelines import load
-from styledrop_jax.pipelines.base import Group, Settings
+from styledrop_jax.pipelines.base import Group, SampleSettings
 from styledrop_jax.pipelines.stable_diffusion import Text
 
 
@@ -49,11 +49,11 @@ def test_the_reference_library_draws_the_same(model):
 
 
 def test_it_draws_what_it_is_asked_for(model):
-    settings = Settings(steps=20, lambda_b=2.0)
+    settings = SampleSettings(steps=20, lambda_b=2.0)
     prompts = ["a rocket", "a house", "a tree", "an apple"]
     images = np.concatenate(
         list(
-            guidance.draw(
+            guidance.generate(
                 guidance.base_branches(model, prompts, settings), range(4), settings=settings
             )
         )

@@ -226,7 +226,7 @@ def test_half_precision_and_shards_are_read(parts, folders, tmp_path):
     )
     assert (
         model.denoiser.conv_in.dtype == jnp.bfloat16
-        and model.codec.encoder.conv_in.dtype == jnp.float32
+        and model.autoencoder.encoder.conv_in.dtype == jnp.float32
     )
 
     shards[0].write_bytes(shards[0].read_bytes()[:-100])
@@ -267,7 +267,10 @@ def test_a_single_file_is_loaded(version, parts, tmp_path, monkeypatch):
     assert model.base_hash == hashlib.sha256(file.read_bytes()).hexdigest()
     assert asked == ["openai/clip-vit-large-patch14"]
     assert model.tokenizer.pad_token == ("!" if version == 2 else "<|endoftext|>")
-    ours, names = (model.denoiser, model.codec, model.text), (unet.RULES, vae.RULES, clip.RULES)
+    ours, names = (
+        (model.denoiser, model.autoencoder, model.text),
+        (unet.RULES, vae.RULES, clip.RULES),
+    )
     for name, component, rules in zip(presets, ours, names, strict=True):
         found = {
             key.removeprefix("text_model."): x
@@ -363,7 +366,7 @@ def test_prompts_are_the_references_each_encoded_once(model, parts, monkeypatch)
 def test_images_of_any_shape_are_encoded_and_decoded_as_the_reference_does(model, parts):
     images, scale = (
         np.random.default_rng(0).integers(0, 256, (5, *SIZE, 3), np.uint8),
-        model.codec.config.scaling_factor,
+        model.autoencoder.config.scaling_factor,
     )
     found = model.encode_images(images)
     with torch.no_grad():
@@ -554,7 +557,7 @@ def test_the_loss_is_the_reference(prediction, models, folders, parts):
 
 def test_gradients_reach_all_of_the_unet_its_text_and_nothing_else(model):
     graphdef, params = nnx.split(
-        nnx.Dict(denoiser=model.denoiser, codec=model.codec, text=model.text)
+        nnx.Dict(denoiser=model.denoiser, autoencoder=model.autoencoder, text=model.text)
     )
     given = (
         model.schedule,

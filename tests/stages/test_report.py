@@ -146,7 +146,7 @@ def test_a_full_run_has_every_section(tmp_path):
             "Round 1: all drawings",
             "Round 2: all drawings",
         ),
-        *("Training", "Settings", "Reproduce"),
+        *("Training", "SampleSettings", "Reproduce"),
     ]
     for shown in (
         "1,234,567",
@@ -212,7 +212,7 @@ def test_one_round_without_base_truth_or_curves(tmp_path):
             "Scores",
             "Before and after",
             "Round 1: all drawings",
-            "Settings",
+            "SampleSettings",
             "Reproduce",
         )
     ]
@@ -223,7 +223,7 @@ def test_a_run_that_has_not_drawn_yet_and_deleted_drawings(tmp_path):
     run = Run.open(
         tmp_path / "new", {"base": "tiny", "method": "styledrop", "rounds": 1, "round_1": SETTINGS}
     )
-    assert _headings(_text(run)) == ["Settings", "Reproduce"]
+    assert _headings(_text(run)) == ["SampleSettings", "Reproduce"]
     run = _run(tmp_path / "thinned")
     run.path("round_1/samples/p000_i000.png").unlink()
     assert "5 drawings, 2 chosen" in _text(run)

@@ -21,7 +21,7 @@ from styledrop_jax.metrics import clip_scores
 from styledrop_jax.models import clip
 from styledrop_jax.models.tokenizer import load_tokenizer, save_tokenizer
 from styledrop_jax.pipelines import stable_diffusion
-from styledrop_jax.pipelines.base import Backbone, Settings
+from styledrop_jax.pipelines.base import Pipeline, SampleSettings
 from styledrop_jax.training import loop, order
 
 _PROMPTS = (
@@ -117,7 +117,7 @@ class Conditioned(nnx.Module):
 
 
 def of_denoiser(
-    model: Backbone,
+    model: Pipeline,
     config: ConfigDict,
     data: corpus.Corpus,
     workdir: Path,
@@ -125,13 +125,13 @@ def of_denoiser(
     encode: Callable[[np.ndarray], dict[str, np.ndarray]],
     targets: Callable[[dict[str, jax.Array]], Any],
     hyper: Mapping[str, Any],
-    settings: Settings,
+    settings: SampleSettings,
     export: Callable[[Conditioned, Path], None],
 ) -> Task:
-    """The task of a backbone's denoiser, on pictures and captions that the frozen parts see once.
+    """The task of a pipeline's denoiser, on pictures and captions that the frozen parts see once.
 
     Args:
-        model: all of the backbone; its denoiser trains.
+        model: all of the pipeline; its denoiser trains.
         config, data, workdir: of the task; the packed examples are kept in `workdir`. Of the denoiser's parameters
             those train whose names the regular expression `config.trained` finds: all, if it is empty.
         encode: images [n, 64, 64, 3] uint8 → named arrays [n, …], which are packed.
@@ -210,11 +210,11 @@ def _packed(
     return batches
 
 
-def _draws(model: Backbone, settings: Settings) -> np.ndarray:
+def _draws(model: Pipeline, settings: SampleSettings) -> np.ndarray:
     """A sheet [h, w, 3] uint8 of what the model draws of eight prompts, four of each, at lambda_b's guidance."""
     prompts = [prompt for prompt in _PROMPTS for _ in range(4)]
     branches = guidance.base_branches(model, prompts, settings)
-    chunks = guidance.draw(branches, range(len(prompts)), settings=settings, batch_size=16)
+    chunks = guidance.generate(branches, range(len(prompts)), settings=settings, batch_size=16)
     return image_files.grid(
         list(np.concatenate(list(chunks))), columns=8, captions=prompts, scale=2
     )

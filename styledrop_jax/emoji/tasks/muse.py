@@ -12,7 +12,7 @@ from styledrop_jax.io import hub, pretrained
 from styledrop_jax.io.files import write_json
 from styledrop_jax.models import uvit, vqgan
 from styledrop_jax.pipelines import muse
-from styledrop_jax.pipelines.base import Settings
+from styledrop_jax.pipelines.base import SampleSettings
 
 _SCHEDULER = {"_class_name": "AmusedScheduler", "masking_schedule": "cosine"}
 _PARTS = {
@@ -26,7 +26,7 @@ _PARTS = {
 
 def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> base.Task:
     """Trains the transformer, from `config.init` if that names a folder of one, on `config.codec` and `config.clip`."""
-    codec = muse.load_codec(Path(config.codec))
+    codec = muse.load_autoencoder(Path(config.codec))
     text, tokenizer = base.load_text(Path(config.clip))
     if config.init:
         denoiser = muse.load_denoiser(Path(config.init))
@@ -38,7 +38,7 @@ def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> base.Task:
     model = muse.Muse(
         name="pretraining",
         base_hash="",
-        codec=codec,
+        autoencoder=codec,
         text=text,
         tokenizer=tokenizer,
         denoiser=denoiser,
@@ -65,6 +65,6 @@ def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> base.Task:
         encode=lambda images: {"tokens": np.asarray(to_tokens(codec, images), np.uint16)},
         targets=lambda batch: batch["tokens"].astype(np.int32),
         hyper={"remat": False},
-        settings=Settings(temperature=2.0, lambda_b=1.0),
+        settings=SampleSettings(temperature=2.0, lambda_b=1.0),
         export=export,
     )

@@ -12,7 +12,7 @@ from styledrop_jax.io import hub, pretrained
 from styledrop_jax.io.files import write_json
 from styledrop_jax.models import unet, vae
 from styledrop_jax.pipelines import stable_diffusion
-from styledrop_jax.pipelines.base import Settings
+from styledrop_jax.pipelines.base import SampleSettings
 from styledrop_jax.sampling.noise_schedule import NoiseSchedule
 
 # Predicts v to the last timestep, where nothing of the drawing is left (2305.08891): plain backgrounds need that.
@@ -45,7 +45,7 @@ def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> base.Task:
     model = stable_diffusion.StableDiffusion(
         name="pretraining",
         base_hash="",
-        codec=codec,
+        autoencoder=codec,
         text=text,
         tokenizer=tokenizer,
         denoiser=denoiser,
@@ -79,6 +79,6 @@ def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> base.Task:
         encode=encode,
         targets=targets,
         hyper={"min_snr_gamma": config.min_snr_gamma, "noise_offset": 0.0, "remat": False},
-        settings=Settings(steps=20, lambda_b=2.0),
+        settings=SampleSettings(steps=20, lambda_b=2.0),
         export=export,
     )

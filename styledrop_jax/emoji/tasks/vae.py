@@ -43,7 +43,7 @@ def _loss(kl_weight: float) -> loop.Loss:
 def _take(model: vae.AutoencoderKL, folder: Path) -> None:
     """Copies every weight of a tokenizer's encoder and decoder that has its place in the autoencoder."""
     given = nnx.traversals.flatten_mapping(
-        nnx.to_pure_dict(nnx.state(muse.load_codec(folder), nnx.Param))
+        nnx.to_pure_dict(nnx.state(muse.load_autoencoder(folder), nnx.Param))
     )
     own = nnx.traversals.flatten_mapping(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
     fits = {

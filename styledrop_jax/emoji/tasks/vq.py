@@ -60,7 +60,7 @@ def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> Task:
     held = data.held_out_images(32)
     model_config = vqgan.Config.emoji64(width=config.width)
     if config.init:
-        model = muse.load_codec(Path(config.init))
+        model = muse.load_autoencoder(Path(config.init))
         model_config = model.config
     else:
         model = vqgan.VQModel(model_config, rngs=nnx.Rngs(config.seed))

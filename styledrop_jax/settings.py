@@ -1,0 +1,377 @@
+"""Settings as values: frozen dataclasses whose fields carry their own help, range and default.
+
+A field made by `setting` holds one value, by `section` another such dataclass, by `numbered` a tuple of them under the
+keys `round_1`, `round_2`, …, by `variant` one of several, and by `weights` a number for each name of a registry.
+`parse` turns nested plain data into such a value once, and says everything that is wrong with it in one error.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, TypeVar, get_type_hints
+
+from styledrop_jax.errors import UserError, did_you_mean, shown
+
+T = TypeVar("T")
+_KEY = "setting"
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What one value must be.
+
+    Attributes:
+        help: a line for `--help`.
+        low, high: the range of a number; `low` itself is outside it when `above`.
+        choices: names that a text must be one of, if there are any; read when a value is checked.
+        empty: whether a text may be empty.
+        path: "file" if the text names files of the user's, "model" if it may name a model instead.
+    """
+
+    help: str
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    choices: Collection[str] = ()
+    empty: bool = True
+    path: str = ""
+
+    def expected(self, kind: type) -> str:
+        """In words, what a value of `kind` must be."""
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        words = _KINDS[kind]
+        if self.low > -math.inf:
+            words += f" {'above' if self.above else 'of at least'} {self.low:.12g}"
+        if self.high < math.inf:
+            words += f"{' and' if self.low > -math.inf else ''} at most {self.high:.12g}"
+        return words if self.empty else words + " that is not empty"
+
+    def accepts(self, value: Any, kind: type) -> bool:
+        """Whether `value` is of `kind` and in range; a whole number is a number too."""
+        if kind is bool or isinstance(value, bool):
+            return kind is bool and isinstance(value, bool)
+        if kind is str:
+            chosen = not self.choices or value in self.choices
+            return isinstance(value, str) and chosen and (self.empty or bool(value.strip()))
+        if not isinstance(value, int if kind is int else int | float):
+            return False
+        inside = self.low <= value <= self.high and not (self.above and value == self.low)
+        return math.isfinite(value) and inside
+
+
+@dataclasses.dataclass(frozen=True)
+class _Section:
+    kind: type
+
+
+@dataclasses.dataclass(frozen=True)
+class _Numbered:
+    kind: type
+    prefix: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Variant:
+    kinds: Mapping[str, Any]
+    key: str
+    default: str
+    help: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Weights:
+    names: Collection[str]
+    help: str
+
+
+def setting(default: Any, help: str, **rule: Any) -> Any:
+    """A field of one value; `rule` is the rest of a `Rule`."""
+    return dataclasses.field(default=default, metadata={_KEY: Rule(help=help, **rule)})
+
+
+def section(kind: type[T], **defaults: Any) -> T:
+    """A field that holds another dataclass of settings, `defaults` in place of that one's own."""
+    return dataclasses.field(
+        default_factory=lambda: kind(**defaults), metadata={_KEY: _Section(kind)}
+    )
+
+
+def numbered(kind: type[T], prefix: str, default: Callable[[], tuple[T, ...]]) -> tuple[T, ...]:
+    """A field that holds a tuple of them: `prefix`1, `prefix`2, … without gaps, at least one."""
+    return dataclasses.field(default_factory=default, metadata={_KEY: _Numbered(kind, prefix)})
+
+
+def variant(kinds: Mapping[str, Any], default: str, help: str, key: str = "kind") -> Any:
+    """A field that holds the `settings` dataclass of one of `kinds`, which `key` names.
+
+    The fields of the others may stand beside it, so that a change of the name alone is a whole change.
+    """
+    return dataclasses.field(
+        default_factory=lambda: kinds[default].settings(),
+        metadata={_KEY: _Variant(kinds, key, default, help)},
+    )
+
+
+def weights(names: Collection[str], default: Mapping[str, float], help: str) -> Any:
+    """A field that holds {name: number}; a name that is left out weighs 0, and not all may."""
+    return dataclasses.field(
+        default_factory=lambda: dict(default), metadata={_KEY: _Weights(names, help)}
+    )
+
+
+def parse(kind: type[T], data: Mapping[str, Any], where: str = "config") -> T:
+    """The value of `kind` that `data`, nested plain data, describes; a field that is left out has its default.
+
+    Raises:
+        UserError: unknown fields, and values of a wrong type or out of range: one line with all of them.
+    """
+    problems: list[str] = []
+    value = _read(kind, data, where, problems)
+    if problems:
+        raise UserError(" | ".join(problems))
+    return value
+
+
+def complete(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
+    """`data` with the default of every field that it leaves out; what `kind` does not know stays as it is."""
+    whole = dict(data)
+    for field, rule, _ in _fields(kind):
+        if isinstance(rule, _Numbered):
+            for key in _numbers(data, rule.prefix) or [f"{rule.prefix}1"]:
+                whole[key] = _completed(rule.kind, data.get(key, {}))
+        elif isinstance(rule, _Section):
+            defaults = to_dict(_default(field))
+            whole[field.name] = _completed(rule.kind, data.get(field.name, {}), defaults)
+        elif isinstance(rule, _Variant):
+            given = data.get(field.name, {})
+            name = given.get(rule.key, rule.default) if isinstance(given, Mapping) else ""
+            whole[field.name] = _completed_variant(rule, name, given)
+        else:
+            whole.setdefault(field.name, _plain(_default(field)))
+    return whole
+
+
+def to_dict(value: Any) -> dict[str, Any]:
+    """The plain data that `parse` reads a value from."""
+    plain: dict[str, Any] = {}
+    for field, rule, _ in _fields(type(value)):
+        found = getattr(value, field.name)
+        if isinstance(rule, _Numbered):
+            for number, part in enumerate(found, 1):
+                plain[f"{rule.prefix}{number}"] = to_dict(part)
+        elif isinstance(rule, _Variant):
+            name = next(name for name, kind in rule.kinds.items() if kind.settings is type(found))
+            plain[field.name] = {rule.key: name, **to_dict(found)}
+        elif isinstance(rule, _Section):
+            plain[field.name] = to_dict(found)
+        else:
+            plain[field.name] = _plain(found)
+    return plain
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Described:
+    """One field of a config: its dotted name, its value there, its help, and in words what it may be."""
+
+    name: str
+    value: Any
+    help: str
+    expected: str
+    path: str = ""
+
+
+def describe(kind: type, data: Mapping[str, Any], where: str = "") -> Iterator[Described]:
+    """Every field of `data`, which `complete` made, in the order of the fields of `kind`."""
+    for field, rule, hint in _fields(kind):
+        name = f"{where}{field.name}"
+        if isinstance(rule, _Numbered):
+            for key in _numbers(data, rule.prefix):
+                yield from describe(rule.kind, data[key], f"{where}{key}.")
+        elif isinstance(rule, _Section):
+            yield from describe(rule.kind, data[field.name], f"{name}.")
+        elif isinstance(rule, _Variant):
+            yield from _describe_variant(rule, data[field.name], name)
+        elif isinstance(rule, _Weights):
+            for key, weight in data[field.name].items():
+                words = f"one of {', '.join(rule.names)}"
+                yield Described(name=f"{name}.{key}", value=weight, help=rule.help, expected=words)
+        else:
+            yield _described(name, data[field.name], rule, hint)
+
+
+def _described(name: str, value: Any, rule: Rule, kind: type) -> Described:
+    return Described(
+        name=name, value=value, help=rule.help, expected=rule.expected(kind), path=rule.path
+    )
+
+
+def _describe_variant(rule: _Variant, data: Mapping[str, Any], name: str) -> Iterator[Described]:
+    words = f"one of {', '.join(rule.kinds)}"
+    yield Described(name=f"{name}.{rule.key}", value=data[rule.key], help=rule.help, expected=words)
+    for key, (inner, hint, owners) in _variant_rules(rule, data[rule.key]).items():
+        if key in data:
+            line = _described(f"{name}.{key}", data[key], inner, hint)
+            yield dataclasses.replace(line, help=f"{line.help} ({', '.join(owners)})")
+
+
+def _fields(kind: type) -> Iterator[tuple[dataclasses.Field, Any, Any]]:
+    """(field, what it is made by, its type) of every field of a dataclass of settings."""
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        yield field, field.metadata[_KEY], hints[field.name]
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _completed(kind: type, given: Any, defaults: Mapping[str, Any] | None = None) -> Any:
+    """A section with its defaults; what is no section stays, to be complained of by `parse`."""
+    if not isinstance(given, Mapping):
+        return given
+    merged = dict(given)
+    for name, value in (defaults or {}).items():
+        if name not in merged:
+            merged[name] = value
+    return complete(kind, merged)
+
+
+def _completed_variant(rule: _Variant, name: str, given: Any) -> Any:
+    if not isinstance(given, Mapping):
+        return given
+    merged = {rule.key: name, **given}
+    for key, default in _variant_defaults(rule, name).items():
+        merged.setdefault(key, default)
+    return merged
+
+
+def _chosen_first(rule: _Variant, name: str) -> list[str]:
+    """The names of the kinds, the chosen one before the others: where two have a field, its own holds."""
+    return sorted(rule.kinds, key=lambda other: other != name)
+
+
+def _variant_defaults(rule: _Variant, name: str) -> dict[str, Any]:
+    defaults: dict[str, Any] = {}
+    for other in _chosen_first(rule, name):
+        for key, value in to_dict(rule.kinds[other].settings()).items():
+            defaults.setdefault(key, value)
+    return defaults
+
+
+def _variant_rules(rule: _Variant, name: str) -> dict[str, tuple[Rule, Any, list[str]]]:
+    """{field: (its rule, its type, the names of the kinds that have it)}"""
+    rules: dict[str, tuple[Rule, Any, list[str]]] = {}
+    for other in _chosen_first(rule, name):
+        for field, inner, hint in _fields(rule.kinds[other].settings):
+            rules.setdefault(field.name, (inner, hint, []))[2].append(other)
+    return rules
+
+
+def _numbers(data: Mapping[str, Any], prefix: str) -> list[str]:
+    """The keys `prefix`N of `data`, by N."""
+    found = [key for key in data if re.fullmatch(re.escape(prefix) + r"[1-9]\d*", str(key))]
+    return sorted(found, key=lambda key: int(key.removeprefix(prefix)))
+
+
+def _read(kind: type[T], data: Any, where: str, problems: list[str]) -> T:
+    """The value, or a default in place of what is wrong, which `problems` then has."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    if not isinstance(data, Mapping):
+        problems.append(f"{where}: found {shown(data)}, expected the fields {', '.join(names)}")
+        return kind()
+    values: dict[str, Any] = {}
+    known: set[Any] = set()
+    for field, rule, hint in _fields(kind):
+        name = f"{where}.{field.name}"
+        if isinstance(rule, _Numbered):
+            keys = _numbers(data, rule.prefix)
+            known.update(keys)
+            if keys:
+                values[field.name] = _read_numbered(rule, data, keys, where, problems)
+            continue
+        known.add(field.name)
+        if field.name not in data:
+            continue
+        given = data[field.name]
+        if isinstance(rule, _Section):
+            defaults = to_dict(_default(field))
+            whole = {**defaults, **given} if isinstance(given, Mapping) else given
+            values[field.name] = _read(rule.kind, whole, name, problems)
+        elif isinstance(rule, _Variant):
+            values[field.name] = _read_variant(rule, given, name, problems)
+        elif isinstance(rule, _Weights):
+            values[field.name] = _read_weights(rule, given, name, problems)
+        elif _check(given, rule, hint, name, problems):
+            values[field.name] = float(given) if hint is float else given
+    for key in data:
+        if key not in known:
+            problems.append(f"{where}.{key}: unknown field{did_you_mean(key, names)}")
+    return kind(**values)
+
+
+def _check(value: Any, rule: Rule, kind: type, name: str, problems: list[str]) -> bool:
+    if rule.accepts(value, kind):
+        return True
+    close = did_you_mean(str(value), rule.choices)
+    problems.append(f"{name}: found {shown(value)}, expected {rule.expected(kind)}{close}")
+    return False
+
+
+def _read_numbered(
+    rule: _Numbered, data: Mapping[str, Any], keys: list[str], where: str, problems: list[str]
+) -> tuple[Any, ...]:
+    for number in range(1, len(keys) + 1):
+        if f"{rule.prefix}{number}" not in data:
+            problems.append(f"{where}.{rule.prefix}{number}: missing")
+    return tuple(_read(rule.kind, data[key], f"{where}.{key}", problems) for key in keys)
+
+
+def _read_variant(rule: _Variant, data: Any, where: str, problems: list[str]) -> Any:
+    if not isinstance(data, Mapping):
+        problems.append(f"{where}: found {shown(data)}, expected a {rule.key} and its fields")
+        return rule.kinds[rule.default].settings()
+    name = data.get(rule.key, rule.default)
+    chosen = Rule(help=rule.help, choices=rule.kinds)
+    if not _check(name, chosen, str, f"{where}.{rule.key}", problems):
+        name = rule.default
+    rules = _variant_rules(rule, name)
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        if key == rule.key:
+            continue
+        if key not in rules:
+            problems.append(f"{where}.{key}: unknown field{did_you_mean(key, rules)}")
+            continue
+        inner, hint, owners = rules[key]
+        if _check(value, inner, hint, f"{where}.{key}", problems) and name in owners:
+            values[key] = float(value) if hint is float else value
+    return rule.kinds[name].settings(**values)
+
+
+def _read_weights(
+    rule: _Weights, data: Any, where: str, problems: list[str]
+) -> Mapping[str, float]:
+    names = ", ".join(rule.names)
+    if not isinstance(data, Mapping):
+        problems.append(f"{where}: found {shown(data)}, expected numbers for {names}")
+        return {}
+    number = Rule(help=rule.help)
+    kept: dict[str, float] = {}
+    for key, value in data.items():
+        if key not in rule.names:
+            close = did_you_mean(key, rule.names)
+            problems.append(f"{where}.{key}: unknown{close} (one of {names})")
+        elif _check(value, number, float, f"{where}.{key}", problems):
+            kept[key] = float(value)
+    if not any(kept.values()):
+        problems.append(f"{where}: every weight is 0; expected at least one of {names} to count")
+    return kept
