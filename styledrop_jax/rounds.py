@@ -157,17 +157,16 @@ def extend(
     if not (rounds or steps or prompts):
         raise UserError("extend: nothing to add; expected --rounds, --steps or --prompts")
     run = Run.load(workdir)
-    if not run.done("report.html"):
-        raise UserError(
-            f"{workdir}: this run is not finished; `styledrop personalize` continues it"
-        )
     old = from_config(run.config)
-    new = to_config(_extended(old, rounds, steps, prompts))
-    first = old.rounds + 1
-    spec = from_config(new)
-    changes = {f"round_{first}": {"added_by": command, "rounds": [old.rounds, spec.rounds]}}
+    if not run.done("report.html"):
+        if run.manifest.get("changes", {}).get(f"{old.rounds} rounds") != command:
+            raise UserError(
+                f"{workdir}: this run is not finished; the command that began it continues it"
+            )
+        return personalize(old, workdir, command=command, base=base)  # this one was stopped
+    spec = _extended(old, rounds, steps, prompts)
     with Run.open(workdir, run.config) as opened:
-        opened.extend(new, changes)
+        opened.extend(to_config(spec), {f"{spec.rounds} rounds": command})
     return personalize(spec, workdir, command=command, base=base)
 
 

@@ -12,6 +12,9 @@ from styledrop_jax.errors import UserError, did_you_mean, shown
 from styledrop_jax.io.files import guard, locked, plain, read_json, write_json
 
 
+_MOST_SHOWN = 4  # differences in one error
+
+
 @dataclasses.dataclass(kw_only=True)
 class Run:
     """One run folder. `open` makes or continues it, `load` only looks at it."""
@@ -153,6 +156,9 @@ def _check_same(
         if name not in old or name not in new or old[name] != new[name]:
             changed.append(f"{name} was {_show(old, name)}, now {_show(new, name)}")
     if changed:
+        more = len(changed) - _MOST_SHOWN
+        if more > 0:
+            changed = [*changed[:_MOST_SHOWN], f"and {more} more"]
         raise UserError(
             f"{path.parent}: holds a run of another config: {'; '.join(changed)}; expected the same values, "
             "or another --workdir"
@@ -160,7 +166,10 @@ def _check_same(
 
 
 def _show(values: Mapping[str, Any], name: str) -> str:
-    return json.dumps(values[name], ensure_ascii=False) if name in values else "not there"
+    if name not in values:
+        return "not there"
+    text = json.dumps(values[name], ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
