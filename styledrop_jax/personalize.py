@@ -27,7 +27,7 @@ from styledrop_jax.adapters.base import save_adapter
 from styledrop_jax.config import round_config
 from styledrop_jax.errors import UserError
 from styledrop_jax.feedback import scorers, select
-from styledrop_jax.io import hub, image_files
+from styledrop_jax.io import captions, hub, image_files, sheets
 from styledrop_jax.io.files import Run, guard, read_json, read_jsonl, write_bytes, write_json
 from styledrop_jax.methods import identifiers, prompts
 from styledrop_jax.methods.base import Method, Stream, spread
@@ -40,7 +40,7 @@ from styledrop_jax.stages.sources import Example
 from styledrop_jax.training import loop, optim
 
 _BY_TEXT = {"clip_text": 1.0}
-_Given = tuple[Stream, image_files.Reference]  # an image of the user's that teaches something
+_Given = tuple[Stream, captions.Reference]  # an image of the user's that teaches something
 
 
 class Paused(Exception):
@@ -62,7 +62,7 @@ def personalize(config: ConfigDict, workdir: Path, *, command: str) -> Path:
     method = METHODS[config.method]
     given = sources.read(method, config.to_dict())
     contents = (
-        image_files.read_prompts(config.prompts)
+        captions.read_prompts(config.prompts)
         if config.prompts
         else method.prompts(r.content for _, r in given)
     )
@@ -305,7 +305,7 @@ class _Job:
         if self.config.truth:
             return Path(self.config.truth).expanduser()
         image = sources.section(self.fields, self.styles[0])["image"]
-        bundled = image_files.BUNDLED.parent / image.removeprefix("bundled:")
+        bundled = captions.BUNDLED.parent / image.removeprefix("bundled:")
         return bundled if image.startswith("bundled:") and bundled.is_dir() else None
 
     def round(self, number: int, examples: Sequence[Example]) -> list[Example]:
@@ -491,7 +491,7 @@ class _Job:
             return
         kept = {row["file"] for row in chosen}
         alike = len(rows) // len({row["prompt"] for row in rows})
-        sheet = image_files.grid(
+        sheet = sheets.grid(
             [image_files.read_image(self.run.path(stage, row["file"])) for row in rows],
             columns=alike * max(1, round(len(rows) ** 0.5 / alike)),
             marked=[i for i, row in enumerate(rows) if row["file"] in kept],

@@ -17,8 +17,9 @@ import numpy as np
 
 from styledrop_jax import __version__, guidance, log
 from styledrop_jax.errors import UserError
-from styledrop_jax.io import image_files
+from styledrop_jax.io import captions, image_files, sheets
 from styledrop_jax.io.files import JsonLines, Run
+from styledrop_jax.io.paths import stem_words
 from styledrop_jax.methods.base import Method
 from styledrop_jax.methods.table import METHODS
 from styledrop_jax.pipelines.base import Edit, Pipeline, SampleSettings
@@ -129,7 +130,7 @@ def stylize(flags: argparse.Namespace) -> Path:
         _check_strength(strength)
     _check_seeds(flags)
     given = flags.image.expanduser()
-    paths = image_files.images_in(given) if given.is_dir() else [given]
+    paths = captions.images_in(given) if given.is_dir() else [given]
     style = _style(flags.run, flags)
     pictures = _pictures(flags, style, paths)
     jobs, drawn, places = [], [], []
@@ -159,7 +160,7 @@ def _pictures(flags: argparse.Namespace, style: _Style, paths: Sequence[Path]) -
     """Each at the size that the model draws, as soon as it is read: photos may be many and large."""
     found, cropped = [], []
     for path in paths:
-        content = flags.prompt.strip() or image_files.stem_words(path)
+        content = flags.prompt.strip() or stem_words(path)
         if not content:
             raise UserError(
                 f"--prompt: missing, and the name of {path} has no words; say what the picture shows"
@@ -273,7 +274,7 @@ def _branches(style: _Style, jobs: Sequence[_Job]) -> list[guidance.Branch]:
 def _contents(flags: argparse.Namespace) -> list[str]:
     """The user's prompts."""
     contents = list(flags.prompt) + (
-        image_files.read_prompts(flags.prompt_file) if flags.prompt_file else []
+        captions.read_prompts(flags.prompt_file) if flags.prompt_file else []
     )
     if not contents:
         raise UserError("--prompt: missing; say what to draw, or give a --prompt-file")
@@ -373,7 +374,7 @@ def _write_sheet(
 ) -> None:
     scale = max(1, 128 // images[0].shape[0])  # small images are shown enlarged
     image_files.write_png(
-        out / "grid.png", image_files.grid(images, columns=columns, scale=scale, captions=captions)
+        out / "grid.png", sheets.grid(images, columns=columns, scale=scale, captions=captions)
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from styledrop_jax.errors import UserError
 from styledrop_jax.guidance import Follow
-from styledrop_jax.io import image_files
+from styledrop_jax.io import captions, image_files
 from styledrop_jax.methods.base import Method, Stream, spread
 from styledrop_jax.methods.side_by_side import cut_mix
 from styledrop_jax.pipelines.base import Pipeline, SampleSettings
@@ -41,7 +41,7 @@ def section(config: Mapping[str, Any], stream: Stream) -> Mapping[str, Any]:
     return found
 
 
-def read(method: Method, config: Mapping[str, Any]) -> list[tuple[Stream, image_files.Reference]]:
+def read(method: Method, config: Mapping[str, Any]) -> list[tuple[Stream, captions.Reference]]:
     """The user's images of every stream that teaches something; UserError if a stream has none, or they do not read."""
     found = []
     for stream in spread(method.streams, config):
@@ -49,9 +49,7 @@ def read(method: Method, config: Mapping[str, Any]) -> list[tuple[Stream, image_
             given = {"content": "", "descriptor": ""} | dict(section(config, stream))
             needs = [name for name in ("content", "descriptor") if f"{{{name}}}" in stream.prompt]
             words = (given[name] for name in ("image", "content", "descriptor"))
-            images = image_files.read_references(
-                *words, needs=needs, field=f"config.{stream.section}"
-            )
+            images = captions.read_references(*words, needs=needs, field=f"config.{stream.section}")
             found += [(stream, image) for image in images]
     return found
 
@@ -164,7 +162,7 @@ def priors(
             continue
         given, prompt = section(config, stream), method.caption(stream, config)
         if given["image"]:
-            read = image_files.read_references(
+            read = captions.read_references(
                 given["image"], "", "", needs=(), field=f"config.{stream.section}"
             )
             images = [reference.image for reference in read]
