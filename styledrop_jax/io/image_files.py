@@ -20,7 +20,7 @@ from styledrop_jax.io.paths import check_file, expanded, shown_path
 
 # 300 MB decoded: more than any camera's usual image, less than a laptop's memory.
 MAX_PIXELS = 100_000_000
-EXPECTED = "PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, …"
+EXPECTED = "PNG, JPEG, WebP, TIFF, AVIF, …"
 
 _LOG = logging.getLogger(__name__)
 _PILLOW_LIMIT = threading.Lock()
@@ -206,7 +206,7 @@ def _decoded(path: Path) -> Image.Image:
             f"{name}: not an image of a format that is read; expected {EXPECTED}"
         ) from None
     except Exception as error:  # Pillow's readers raise errors of every kind on damaged files
-        reason = " ".join(str(error).split())[:80] or type(error).__name__
+        reason = " ".join(str(error).split())[:50] or type(error).__name__
         raise UserError(f"{name}: the image is damaged or cut short: {reason}") from error
     if profile:
         image.info["icc_profile"] = profile
@@ -335,8 +335,8 @@ def _by_profile(image: Image.Image, profile: bytes, mode: str) -> Image.Image:
 
 def _layer_mask(name: str, pixels: np.ndarray) -> np.ndarray:
     """What a layer uint8 [h, w, 4] with a transparent part marks, bool [h, w]: see `read_mask`."""
-    alpha = pixels[..., 3].astype(int)
-    solid = alpha >= (alpha.min() + alpha.max()) / 2
+    alpha = pixels[..., 3]
+    solid = alpha >= (int(alpha.min()) + int(alpha.max())) / 2
     painted = solid & (pixels[..., :3].max(axis=-1) >= _BLACK)
     share = painted.sum() / solid.sum()
     if share < 0.01:
