@@ -335,11 +335,11 @@ def stylize(argv: Sequence[str]) -> None:
     for strength in strengths:
         _check_strength(strength)
     common = _common(flags, "stylized")
-    from styledrop_jax.io import image_files
+    from styledrop_jax.io import captions, image_files
 
     image = flags.image.expanduser()
     if image.is_dir():
-        image_files.images_in(image)  # before the model, which takes seconds
+        captions.images_in(image)  # before the model, which takes seconds
     elif not image.exists():
         image_files.read_image(image)
     style = _style(flags)
@@ -612,11 +612,11 @@ _SAMPLING = ("lambda_a", "lambda_b", "steps", "temperature", "negative_prompt", 
 
 def _prompts(flags: argparse.Namespace) -> list[str]:
     """The user's prompts."""
-    from styledrop_jax.io import image_files
+    from styledrop_jax.io import captions
 
     prompts = list(flags.prompt)
     if flags.prompt_file:
-        prompts += image_files.read_prompts(flags.prompt_file)
+        prompts += captions.read_prompts(flags.prompt_file)
     if not prompts:
         raise UserError("--prompt: missing; say what to sample, or give a --prompt-file")
     for prompt in prompts:

@@ -15,7 +15,7 @@ from styledrop_jax.io.files import write_jsonl
 from styledrop_jax.pipelines.base import Pipeline
 from styledrop_jax.pipelines.load import load as load_pipeline
 from styledrop_jax.rounds import personalize as carry_out
-from styledrop_jax.style import Picture, Style
+from styledrop_jax.style import Picture, Style, array
 
 
 def config_names() -> list[str]:
@@ -84,7 +84,7 @@ def _kept(images: Picture | Sequence[Picture], content: str | Sequence[str], fol
             file = Path(image).expanduser().absolute()
         else:
             file = (folder / "given" / f"{number:03d}.png").absolute()
-            image_files.write_png(file, image_files.from_pillow(image))
+            image_files.write_png(file, array(image))
         lines.append({"image": str(file), "content": words})
     listed = folder / "given" / "images.jsonl"
     write_jsonl(listed, lines)

@@ -11,7 +11,7 @@ from typing import Any
 
 from styledrop_jax import log
 from styledrop_jax.errors import UserError
-from styledrop_jax.io import image_files
+from styledrop_jax.io import captions, image_files
 from styledrop_jax.io.run_folder import Run
 from styledrop_jax.methods.base import Example, Prompt, Stream
 from styledrop_jax.registry import METHODS
@@ -103,7 +103,7 @@ def _next_streams(
 
 
 def _contents(file: str) -> list[str]:
-    return image_files.read_prompts(file) if file else []
+    return captions.read_prompts(file) if file else []
 
 
 def _said(spec: RunSpec, contents: Sequence[str], descriptor: str) -> list[Prompt]:

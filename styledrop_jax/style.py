@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image
 from styledrop_jax import __version__, guidance, log, settings
 from styledrop_jax.errors import UserError, shown
 from styledrop_jax.interchange.export import EXPORTS, Trained
-from styledrop_jax.io import image_files
+from styledrop_jax.io import captions, image_files, paths, sheets
 from styledrop_jax.io.files import JsonLines
 from styledrop_jax.io.run_folder import Run
 from styledrop_jax.methods.base import Method, Prompt
@@ -146,8 +147,8 @@ class Style:
         images = self._generated(requests, how)
         kept = _Output(self, how, out).keep(requests, images)
         if out:
-            captions = [request.prompt.content for request in requests]
-            _write_sheet(Path(out), kept, captions, columns=max(num, 4) if num > 1 else None)
+            contents = [request.prompt.content for request in requests]
+            _write_sheet(Path(out), kept, contents, columns=max(num, 4) if num > 1 else None)
         return _pillow(kept)
 
     def mix(
@@ -220,7 +221,7 @@ class Style:
         amount = strength if strength is not None else 0.5 if mask is None else 1.0
         _check_strength(amount)
         how = settings.changed(self.sampling, sampling)
-        given = _array(image)
+        given = array(image)
         region = _region(mask, given.shape[:2])
         size = self.pipeline.canvas(*region.shape)
         start = image_files.to_size(given, size)
@@ -396,13 +397,13 @@ class Style:
     def _picture(self, given: Picture, prompt: str) -> "_Picture":
         """At the size that the model generates, as soon as it is read: photos may be many and large."""
         named = _named(given)
-        content = prompt.strip() or (image_files.stem_words(Path(named)) if named else "")
+        content = prompt.strip() or (paths.stem_words(Path(named)) if named else "")
         if not content:
             raise UserError(
                 f"prompt: missing, and the name of {named or 'an image'} has no words; "
                 "say what the image shows"
             )
-        image = _array(given)
+        image = array(given)
         size = self.pipeline.canvas(*image.shape[:2])
         record = {"image": named, "sha256": hashlib.sha256(image.tobytes()).hexdigest()}
         return _Picture(
@@ -504,13 +505,13 @@ def _check_seeds(num: int, seed: int) -> None:
         raise UserError(f"seed: found {seed}, expected a whole number from 0 to {2**32 - num}")
 
 
-def _array(picture: Picture) -> np.ndarray:
-    """uint8 [h, w, 3]"""
+def array(picture: Picture) -> np.ndarray:
+    """uint8 [h, w, 3] over white"""
     if isinstance(picture, str | Path):
         return image_files.read_image(picture)
     if isinstance(picture, Image.Image):
         return image_files.from_pillow(picture)
-    return image_files.to_uint8(picture)
+    return image_files.from_pillow(Image.fromarray(image_files.to_uint8(picture)))
 
 
 def _named(picture: Picture | None) -> str:
@@ -522,12 +523,16 @@ def _region(mask: Picture | None, shape: tuple[int, ...]) -> np.ndarray:
     """bool [h, w], where to generate anew."""
     if mask is None:
         return np.ones(shape, bool)
-    return image_files.read_mask(mask, (shape[0], shape[1]))
+    size = (shape[0], shape[1])
+    if isinstance(mask, str | Path):
+        return image_files.read_mask(mask, size)
+    layer = mask if isinstance(mask, Image.Image) else Image.fromarray(image_files.to_uint8(mask))
+    return image_files.as_mask(layer, size)
 
 
 def _pictures(images: Picture | Sequence[Picture]) -> list[Picture]:
-    if isinstance(images, str | Path) and Path(images).expanduser().is_dir():
-        return list(image_files.images_in(Path(images).expanduser()))
+    if isinstance(images, str | Path) and os.path.isdir(paths.expanded(images)):
+        return list(captions.images_in(paths.expanded(images)))
     if isinstance(images, str | Path | Image.Image | np.ndarray):
         return [images]
     return list(images)
@@ -553,19 +558,19 @@ def _pillow(images: Sequence[np.ndarray]) -> list[Image.Image]:
 def _write_rows(out: Path, rows: Sequence[Sequence[tuple[np.ndarray, str]]]) -> None:
     """A sheet of images with their captions, as many in a row."""
     images = []
-    captions = []
+    words = []
     for row in rows:
         for image, caption in row:
             images.append(image)
-            captions.append(caption)
-    _write_sheet(out, images, captions, columns=len(rows[0]))
+            words.append(caption)
+    _write_sheet(out, images, words, columns=len(rows[0]))
 
 
 def _write_sheet(
-    out: Path, images: Sequence[np.ndarray], captions: Sequence[str], *, columns: int | None
+    out: Path, images: Sequence[np.ndarray], words: Sequence[str], *, columns: int | None
 ) -> None:
     scale = max(1, 128 // images[0].shape[0])  # small images are shown enlarged
-    sheet = image_files.grid(images, columns=columns, scale=scale, captions=captions)
+    sheet = sheets.grid(images, columns=columns, scale=scale, captions=words)
     image_files.write_png(out.expanduser() / "grid.png", sheet)
 
 

@@ -11,7 +11,6 @@ from typing import IO, Any
 from styledrop_jax.errors import UserError, did_you_mean, shown
 from styledrop_jax.io.files import guard, locked, plain, read_json, write_json
 
-
 _MOST_SHOWN = 4  # differences in one error
 
 

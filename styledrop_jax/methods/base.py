@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from styledrop_jax.errors import UserError
-from styledrop_jax.io.image_files import Reference, to_square
+from styledrop_jax.io.captions import Reference
+from styledrop_jax.io.image_files import to_square
 from styledrop_jax.methods.halves import halves
 from styledrop_jax.methods.prompts import POOL
 from styledrop_jax.settings import section, setting

@@ -17,7 +17,7 @@ from styledrop_jax.adapters.base import Trainable
 from styledrop_jax.errors import UserError
 from styledrop_jax.interchange.read import Initial, read_init
 from styledrop_jax.io import hub, image_files
-from styledrop_jax.io.image_files import Reference, read_references
+from styledrop_jax.io.captions import Reference, read_references
 from styledrop_jax.io.run_folder import Run
 from styledrop_jax.methods import identifiers, prompts
 from styledrop_jax.methods.base import Captioned, Given, Images, Prior, Program, Prompt, Stream

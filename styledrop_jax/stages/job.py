@@ -11,7 +11,7 @@ import numpy as np
 
 from styledrop_jax import log
 from styledrop_jax.adapters.base import Trainable
-from styledrop_jax.io.image_files import Reference
+from styledrop_jax.io.captions import Reference
 from styledrop_jax.io.run_folder import Run
 from styledrop_jax.methods.base import Program, Prompt
 from styledrop_jax.metrics.clip_scores import ClipScorer

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from styledrop_jax.io import image_files
-from styledrop_jax.io.run_folder import Run
 from styledrop_jax.io.files import read_json, read_jsonl, write_bytes
+from styledrop_jax.io.run_folder import Run
 from styledrop_jax.log import read_metrics
 from styledrop_jax.metrics.clip_scores import mean_interval
 
@@ -73,7 +73,7 @@ def write_report(run: Run, spec, *, command: str) -> Path:
         _section("Before and after", _before_after(run, stages)),
         *(_section(f"{stage.title}: all drawings", _samples(run, stage)) for stage in rounds),
         _section("Training", _curves(run)),
-        _section("SampleSettings", ''),
+        _section("SampleSettings", ""),
         _section("Reproduce", f"<pre>{html.escape(command)}</pre>" + _provenance(manifest)),
     ]
     path = run.path("report.html")
@@ -249,7 +249,7 @@ def _curves(run: Run) -> str:
 
 def _settings(run: Run) -> str:
     numbers = range(1, run.config["rounds"] + 1)
-    rounds = [_flat(run.config[f"round_{min(n,2)}"]) for n in numbers]
+    rounds = [_flat(run.config[f"round_{min(n, 2)}"]) for n in numbers]
     common = _flat(
         {key: value for key, value in run.config.items() if not key.startswith("round_")}
     )

@@ -9,7 +9,7 @@ import numpy as np
 from styledrop_jax import log
 from styledrop_jax.errors import UserError
 from styledrop_jax.feedback import scorers
-from styledrop_jax.io import image_files
+from styledrop_jax.io import captions, image_files
 from styledrop_jax.methods.prompts import noun
 from styledrop_jax.registry import SCORERS
 from styledrop_jax.stages.job import Job
@@ -59,7 +59,7 @@ def _truth(job: Job) -> Path | None:
         next(given.reference.path for given in job.given if given.section == judging[0])
     )
     beside = reference.with_suffix("")
-    bundled = reference.parent == image_files.BUNDLED.parent
+    bundled = reference.parent == captions.BUNDLED.parent
     return beside if bundled and beside.is_dir() else None
 
 

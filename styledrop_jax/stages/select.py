@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from styledrop_jax.feedback.select import Candidate, Pool
-from styledrop_jax.io import image_files
+from styledrop_jax.io import image_files, sheets
 from styledrop_jax.registry import SELECTORS
 from styledrop_jax.stages.job import Job
 from styledrop_jax.stages.samples import Sample, read_chosen, write_chosen
@@ -53,7 +53,7 @@ def _write_sheet(job: Job, stage: str, samples: Sequence[Sample], chosen: Sequen
     kept = {sample.place for sample in chosen}
     alike = len(samples) // len({sample.prompt for sample in samples})
     images = [image_files.read_image(job.run.path(stage, sample.file)) for sample in samples]
-    sheet = image_files.grid(
+    sheet = sheets.grid(
         images,
         columns=alike * max(1, round(len(samples) ** 0.5 / alike)),
         marked=[i for i, sample in enumerate(samples) if sample.place in kept],

@@ -29,6 +29,7 @@ class Checkpoints:
     @staticmethod
     def remove(folder: Path) -> None:
         import shutil
+
         shutil.rmtree(folder, ignore_errors=True)
 
     def latest(self) -> int | None:
