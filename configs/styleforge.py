@@ -1,10 +1,10 @@
 """StyleForge (2404.05256), and StyleBoost before it: every weight learns "[identifier] style" from 15 to 20 images of a
 style, beside given images of "style".
 
-    styledrop personalize --config configs/styleforge.py --config.reference.image style/ \\
+    styledrop personalize --config styleforge --config.reference.image style/ \\
         --config.aux.image paintings/ --config.words.identifier sks --workdir runs/forge
 
-Takes the presets of configs/styledrop.py: `emoji64` (default) is the shipped Stable Diffusion, `emoji64-muse` the
+Takes the presets of `styledrop`: `emoji64` (default) is the shipped Stable Diffusion, `emoji64-muse` the
 Muse. Aux images are yours: a poor Aux can be worse than none, so the model draws none itself unless told how many
 (`--config.aux.generate 20`). The authors train the text encoder too (`--config.round_1.adapter.text_encoder true`).
 

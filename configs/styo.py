@@ -1,9 +1,9 @@
 """StyO (2303.03231): draws a source picture in the style of a target, from one image of each.
 
-    styledrop personalize --config configs/styo.py --config.source.image face.png --config.target.image art.png \\
+    styledrop personalize --config styo --config.source.image face.png --config.target.image art.png \\
         --workdir runs/styo
 
-Takes the presets of configs/styledrop.py: `emoji64` (default) is the shipped Stable Diffusion, `emoji64-muse` the
+Takes the presets of `styledrop`: `emoji64` (default) is the shipped Stable Diffusion, `emoji64-muse` the
 Muse. Leaves the source, or every picture of a folder of sources, in the target's style among the run's drawings and in
 report.html. The auxiliary images are drawn by the frozen model from "a portrait" unless `--config.aux.image` names
 some, such as the paper's 200 faces; the word is `--config.words.noun`, which both pictures should show.

@@ -82,15 +82,15 @@ def personalize(argv: Sequence[str]) -> None:
     stopped. `--config styledrop:amused-256` takes another base model; `--config.FIELD VALUE` overrides a field.
     The fields, with the values that this command gives them:
     """
-    from styledrop_jax import configs, spec
+    from styledrop_jax import config_files, spec
 
     parser = _personalize_parser()
     if asked := {"-h", "--help"} & set(argv):
         _help_of_config(parser, [word for word in argv if word not in asked])
         return
     if not any(word.lstrip("-").split("=")[0] == "config" for word in argv):
-        raise UserError(_START.format(configs=", ".join(configs.names())))
-    config, rest = configs.from_arguments(argv)
+        raise UserError(_START.format(configs=", ".join(config_files.names())))
+    config, rest = config_files.from_arguments(argv)
     flags = parser.read(rest)
     from styledrop_jax.feedback.select import Paused
     from styledrop_jax.rounds import personalize as run
@@ -107,14 +107,14 @@ def personalize(argv: Sequence[str]) -> None:
 
 def _help_of_config(parser: _Parser, argv: Sequence[str]) -> None:
     """The help of the command, with what the config says of itself and all of its fields."""
-    from styledrop_jax import configs, spec
+    from styledrop_jax import config_files, spec
 
     named = [word for word in argv if word.lstrip("-").split("=")[0] == "config"]
     words = argv if named else ["--config", "styledrop", *argv]
     try:
-        config, _ = configs.from_arguments(words)
+        config, _ = config_files.from_arguments(words)
         name = parser.parse_known_args(["--workdir", "", *words])[0].config
-        file, _ = configs.find(name)
+        file, _ = config_files.find(name)
         about = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
         if about:  # in place of the examples, before what holds of every config
             parser.description = "\n\n".join([about, str(parser.description).rpartition("\n\n")[2]])
@@ -391,12 +391,12 @@ def configs(argv: Sequence[str]) -> None:
     styledrop personalize --config my_configs/styledrop.py --workdir runs/mine
     """
     flags = _configs_parser().read(argv)
-    from styledrop_jax import configs as door
+    from styledrop_jax import config_files
 
     if flags.folder is None:
-        print("\n".join(door.names()))
+        print("\n".join(config_files.names()))
         return
-    print(f"configs: {door.copy(flags.folder.expanduser())}")
+    print(f"configs: {config_files.copy(flags.folder.expanduser())}")
 
 
 def _configs_parser() -> _Parser:
@@ -462,11 +462,11 @@ def pretrain(argv: Sequence[str]) -> None:
     if {"-h", "--help"} & set(argv):
         parser.print_help()
         return
-    from styledrop_jax import configs as door
+    from styledrop_jax import config_files
     from styledrop_jax.emoji import settings
     from styledrop_jax.emoji.pretrain import pretrain as run
 
-    config, rest = door.from_arguments(argv, settings.complete)
+    config, rest = config_files.from_arguments(argv, settings.complete)
     flags = parser.read(rest)
     run(settings.from_config(config), flags.workdir)
 

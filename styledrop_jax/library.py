@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from styledrop_jax import configs
+from styledrop_jax import config_files
 from styledrop_jax.errors import UserError
 from styledrop_jax.io import image_files
 from styledrop_jax.io.files import write_jsonl
@@ -20,7 +20,7 @@ from styledrop_jax.style import Picture, Style, array
 
 def config_names() -> list[str]:
     """The configs that `personalize` knows by name: one a method."""
-    return configs.names()
+    return config_files.names()
 
 
 def load(base: str = "emoji64/sd", *, dtype: str = "float32") -> Pipeline:
@@ -63,7 +63,7 @@ def personalize(
     given = {"reference.image": _kept(images, content, folder), "reference.descriptor": descriptor}
     if isinstance(content, str):
         given["reference.content"] = content
-    spec = configs.read(config, {**given, **(overrides or {})})
+    spec = config_files.read(config, {**given, **(overrides or {})})
     carry_out(spec, folder, command="styledrop_jax.personalize(...)")
     return Style.load(folder)
 

@@ -30,7 +30,7 @@ class SampleSettings:
     batch_size: int = setting(
         8, "images sampled at once: more is faster and takes more memory", low=1
     )
-    steps: int = setting(12, "decoding or denoising steps", low=1, high=1000)
+    steps: int = setting(36, "decoding or denoising steps", low=1, high=1000)
     guidance: str = setting(
         "two_scale",
         "StyleDrop's Eq. 4, or the tuned model's by lambda_b alone",
