@@ -15,7 +15,7 @@ from styledrop_jax import log
 from styledrop_jax.emoji import corpus
 from styledrop_jax.emoji.tasks import clip, muse, unet, vae, vq
 from styledrop_jax.io import image_files
-from styledrop_jax.io.files import Run
+from styledrop_jax.io.run_folder import Run
 from styledrop_jax.training import loop, optim
 
 TASKS = {"vq": vq.task, "clip": clip.task, "muse": muse.task, "vae": vae.task, "unet": unet.task}

@@ -1,0 +1,6 @@
+def complete(data):
+    return dict(data)
+
+
+def from_config(data):
+    return data
