@@ -282,7 +282,7 @@ def _numbers(data: Mapping[str, Any], prefix: str) -> list[str]:
     return sorted(found, key=lambda key: int(key.removeprefix(prefix)))
 
 
-def _read(kind: type[T], data: Any, where: str, problems: list[str]) -> T:
+def _read(kind: Any, data: Any, where: str, problems: list[str]) -> Any:
     """The value, or a default in place of what is wrong, which `problems` then has."""
     names = [field.name for field in dataclasses.fields(kind)]
     if not isinstance(data, Mapping):
@@ -375,3 +375,24 @@ def _read_weights(
     if not any(kept.values()):
         problems.append(f"{where}: every weight is 0; expected at least one of {names} to count")
     return kept
+
+
+def changed(value: Any, changes: Mapping[str, Any]) -> Any:
+    """`value` with some of its fields changed; None leaves a field as it is.
+
+    Raises:
+        UserError: there is no such field, or a value is of the wrong type or range.
+    """
+    known = {field.name: (rule, hint) for field, rule, hint in _fields(type(value))}
+    kept = {}
+    for name, given in changes.items():
+        if name not in known:
+            raise UserError(f"{name}: unknown{did_you_mean(name, known)}")
+        if given is None:
+            continue
+        rule, hint = known[name]
+        if not rule.accepts(given, hint):
+            close = did_you_mean(str(given), rule.choices)
+            raise UserError(f"{name}: found {shown(given)}, expected {rule.expected(hint)}{close}")
+        kept[name] = float(given) if hint is float else given
+    return dataclasses.replace(value, **kept)

@@ -25,7 +25,7 @@ from styledrop_jax.emoji.settings import (
 from styledrop_jax.emoji.tasks import clip, muse, unet, vae, vq
 from styledrop_jax.emoji.tasks.base import Task
 from styledrop_jax.io import image_files
-from styledrop_jax.io.files import Run
+from styledrop_jax.io.run_folder import Run
 from styledrop_jax.training import loop, optim
 
 _PRODUCTS = {"float32": None, "bfloat16": "BF16_BF16_F32"}

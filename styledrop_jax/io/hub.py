@@ -15,13 +15,13 @@ from styledrop_jax.errors import UserError, did_you_mean
 from styledrop_jax.io import pretrained
 from styledrop_jax.io.files import guard, write_json
 
-SHIPPED = Path(__file__).parent / "assets"
+SHIPPED = Path(__file__).parents[1] / "assets"
 # A model's own folders, and a lone model's weights; not the single-file checkpoints that lie beside them.
 _FILES = ("*.json", "*.txt", "*.model", "*/*.safetensors", "model*.safetensors")
 _OTHERS = ("safety_checker/*", "*.non_ema.safetensors")
 
 
-def resolve(name: str, *, files: Sequence[str] = _FILES) -> Path:
+def resolve(name: str, *, files: Sequence[str] = _FILES, field: str = "config.base") -> Path:
     """The folder of the model `name`.
 
     Args:
@@ -58,13 +58,24 @@ def resolve(name: str, *, files: Sequence[str] = _FILES) -> Path:
         why = "the hub cannot be reached"
     raise UserError(
         f"model {name!r}: not in the Hugging Face cache and {why}; on a machine with a network run "
-        f"`hf download {name}`, or pass a local diffusers folder as --config.base{hint}"
+        f"`hf download {name}`, or pass a local diffusers folder as --{field}{hint}"
     )
 
 
-def resolve_pipeline(name: str, kind: str) -> Path:
+def resolve_pipeline(name: str, kind: str, *, field: str = "config.base") -> Path:
     """The folder of the pipeline `name`; a shipped base model ("emoji64") holds one of each `kind`, "muse" or "sd"."""
-    return resolve(f"{name}/{kind}" if (SHIPPED / name / kind).is_dir() else name)
+    return resolve(f"{name}/{kind}" if (SHIPPED / name / kind).is_dir() else name, field=field)
+
+
+def is_shipped(name: str) -> bool:
+    """Whether a model of this name comes with the package."""
+    outside = not name or name.startswith((".", "/", "~")) or "\0" in name or len(name) > 200
+    return not outside and (SHIPPED / name).is_dir()
+
+
+def shipped_vocabulary(name: str) -> Path:
+    """The folder of the `vocabulary.json` of a shipped base model; one without such a file for other models."""
+    return SHIPPED / name.partition("/")[0]
 
 
 def read_config(folder: Path) -> dict[str, Any]:

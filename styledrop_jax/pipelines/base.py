@@ -61,7 +61,7 @@ class SampleSettings:
 class TrainSettings:
     """How to train."""
 
-    steps: int = setting(1000, "training steps", low=1)
+    steps: int = setting(1000, "training steps", low=0)
     learning_rate: float = setting(3e-5, "Adam's learning rate", low=0, high=1, above=True)
     batch_size: int = setting(8, "images a step", low=1)
     random_crop: bool = setting(False, "crop the references at random instead of from the middle")

@@ -16,3 +16,6 @@ def load(name: str, dtype: jnp.dtype = jnp.float32) -> Pipeline:
     if name.endswith(".safetensors") or (hub.resolve_pipeline(name, "muse") / "unet").is_dir():
         return stable_diffusion.load(name, dtype)
     return muse.load(name, dtype)
+
+
+LOADERS = {"unet": stable_diffusion.load, "transformer": muse.load}

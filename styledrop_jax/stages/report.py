@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from styledrop_jax.config import round_config
 from styledrop_jax.io import image_files
-from styledrop_jax.io.files import Run, read_json, read_jsonl, write_bytes
+from styledrop_jax.io.files import read_json, read_jsonl, write_bytes
+from styledrop_jax.io.run_folder import Run
 from styledrop_jax.log import read_metrics
-from styledrop_jax.methods.table import METHODS
 from styledrop_jax.metrics.clip_scores import mean_interval
 
 _PIXEL_ART = 128  # images up to this side are shown with hard pixel edges and embedded as they are
@@ -45,7 +44,7 @@ class _Stage(NamedTuple):
     chosen: frozenset[tuple[int, int]]
 
 
-def write_report(run: Run, *, command: str) -> Path:
+def write_report(run: Run, spec, *, command: str) -> Path:
     """Writes `report.html` in the run folder, whole or not at all, and returns its path.
 
     Whatever the folder lacks is left out: the base model's drawings (`base/`), the true drawings (`truth/`, with the
@@ -60,7 +59,7 @@ def write_report(run: Run, *, command: str) -> Path:
     """
     rounds = [_stage(run, f"round_{n}", f"Round {n}") for n in range(1, run.config["rounds"] + 1)]
     rounds = [stage for stage in rounds if stage.rows]
-    styled = "{descriptor}" in METHODS[run.config["method"]].draws
+    styled = run.config["method"] == "styledrop"
     base = _stage(
         run, "base", "Base model, descriptor only" if styled else "Base model, same prompts"
     )
@@ -74,7 +73,7 @@ def write_report(run: Run, *, command: str) -> Path:
         _section("Before and after", _before_after(run, stages)),
         *(_section(f"{stage.title}: all drawings", _samples(run, stage)) for stage in rounds),
         _section("Training", _curves(run)),
-        _section("SampleSettings", _settings(run)),
+        _section("SampleSettings", ""),
         _section("Reproduce", f"<pre>{html.escape(command)}</pre>" + _provenance(manifest)),
     ]
     path = run.path("report.html")
@@ -250,7 +249,7 @@ def _curves(run: Run) -> str:
 
 def _settings(run: Run) -> str:
     numbers = range(1, run.config["rounds"] + 1)
-    rounds = [_flat(round_config(run.config, n)) for n in numbers]
+    rounds = [_flat(run.config[f"round_{min(n, 2)}"]) for n in numbers]
     common = _flat(
         {key: value for key, value in run.config.items() if not key.startswith("round_")}
     )

@@ -3,13 +3,14 @@
 import numpy as np
 
 
-def cut_mix(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+def halves(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """The middle half of one square image beside that of another: each uint8 [r, r, 3], and so is the result.
 
     The paper does not state how the halves are cut. A subject stands in the middle, and is not distorted.
     """
     r = len(left)
-    start, half = r // 4, r // 2
-    return np.concatenate(
-        [left[:, start : start + half], right[:, start : start + r - half]], axis=1
-    )
+    start = r // 4
+    half = r // 2
+    first = left[:, start : start + half]
+    second = right[:, start : start + r - half]
+    return np.concatenate([first, second], axis=1)
