@@ -8,7 +8,8 @@ keys `round_1`, `round_2`, …, by `variant` one of several, and by `weights` a 
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeVar, get_type_hints
 
 from styledrop_jax.errors import UserError, did_you_mean, shown
@@ -53,13 +54,13 @@ class Rule:
         """Whether `value` is of `kind` and in range; a whole number is a number too."""
         if kind is bool or isinstance(value, bool):
             return kind is bool and isinstance(value, bool)
-        if kind is str:
+        if kind is str and isinstance(value, str):
             chosen = not self.choices or value in self.choices
-            return isinstance(value, str) and chosen and (self.empty or bool(value.strip()))
-        if not isinstance(value, int if kind is int else int | float):
+            return chosen and (self.empty or bool(value.strip()))
+        if kind is str or not isinstance(value, int if kind is int else int | float):
             return False
         inside = self.low <= value <= self.high and not (self.above and value == self.low)
-        return math.isfinite(value) and inside
+        return inside and abs(value) <= sys.float_info.max
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,8 +184,13 @@ class Described:
     path: str = ""
 
 
-def describe(kind: type, data: Mapping[str, Any], where: str = "") -> Iterator[Described]:
-    """Every field of `data`, which `complete` made, in the order of the fields of `kind`."""
+def describe(kind: type, data: Any, where: str = "") -> Iterator[Described]:
+    """Every field of `data`, which `complete` made, in the order of the fields of `kind`.
+
+    A section that is none, which `parse` complains of, has no fields.
+    """
+    if not isinstance(data, Mapping):
+        return
     for field, rule, hint in _fields(kind):
         name = f"{where}{field.name}"
         if isinstance(rule, _Numbered):
@@ -195,9 +201,7 @@ def describe(kind: type, data: Mapping[str, Any], where: str = "") -> Iterator[D
         elif isinstance(rule, _Variant):
             yield from _describe_variant(rule, data[field.name], name)
         elif isinstance(rule, _Weights):
-            for key, weight in data[field.name].items():
-                words = f"one of {', '.join(rule.names)}"
-                yield Described(name=f"{name}.{key}", value=weight, help=rule.help, expected=words)
+            yield from _describe_weights(rule, data[field.name], name)
         else:
             yield _described(name, data[field.name], rule, hint)
 
@@ -208,7 +212,17 @@ def _described(name: str, value: Any, rule: Rule, kind: type) -> Described:
     )
 
 
-def _describe_variant(rule: _Variant, data: Mapping[str, Any], name: str) -> Iterator[Described]:
+def _describe_weights(rule: _Weights, data: Any, name: str) -> Iterator[Described]:
+    if not isinstance(data, Mapping):
+        return
+    words = f"one of {', '.join(rule.names)}"
+    for key, weight in data.items():
+        yield Described(name=f"{name}.{key}", value=weight, help=rule.help, expected=words)
+
+
+def _describe_variant(rule: _Variant, data: Any, name: str) -> Iterator[Described]:
+    if not isinstance(data, Mapping):
+        return
     words = f"one of {', '.join(rule.kinds)}"
     yield Described(name=f"{name}.{rule.key}", value=data[rule.key], help=rule.help, expected=words)
     for key, (inner, hint, owners) in _variant_rules(rule, data[rule.key]).items():
@@ -284,7 +298,7 @@ def _numbers(data: Mapping[str, Any], prefix: str) -> list[str]:
 
 def _read(kind: Any, data: Any, where: str, problems: list[str]) -> Any:
     """The value, or a default in place of what is wrong, which `problems` then has."""
-    names = [field.name for field in dataclasses.fields(kind)]
+    names = _names(kind)
     if not isinstance(data, Mapping):
         problems.append(f"{where}: found {shown(data)}, expected the fields {', '.join(names)}")
         return kind()
@@ -314,8 +328,26 @@ def _read(kind: Any, data: Any, where: str, problems: list[str]) -> Any:
             values[field.name] = float(given) if hint is float else given
     for key in data:
         if key not in known:
-            problems.append(f"{where}.{key}: unknown field{did_you_mean(key, names)}")
+            problems.append(_unknown(where, key, names))
     return kind(**values)
+
+
+def _names(kind: type) -> list[str]:
+    """The keys of a section, of those that are numbered the first."""
+    names = []
+    for field, rule, _ in _fields(kind):
+        names.append(f"{rule.prefix}1" if isinstance(rule, _Numbered) else field.name)
+    return names
+
+
+def _unknown(where: str, key: Any, names: Iterable[str]) -> str:
+    return f"{where}.{_short(key)}: unknown field{did_you_mean(key, names)}"
+
+
+def _short(key: Any) -> str:
+    """A key as an error shows it."""
+    words = " ".join(str(key).split())
+    return words if len(words) <= 60 else f"{words[:60]}…"
 
 
 def _check(value: Any, rule: Rule, kind: type, name: str, problems: list[str]) -> bool:
@@ -349,7 +381,7 @@ def _read_variant(rule: _Variant, data: Any, where: str, problems: list[str]) ->
         if key == rule.key:
             continue
         if key not in rules:
-            problems.append(f"{where}.{key}: unknown field{did_you_mean(key, rules)}")
+            problems.append(_unknown(where, key, rules))
             continue
         inner, hint, owners = rules[key]
         if _check(value, inner, hint, f"{where}.{key}", problems) and name in owners:
@@ -369,7 +401,7 @@ def _read_weights(
     for key, value in data.items():
         if key not in rule.names:
             close = did_you_mean(key, rule.names)
-            problems.append(f"{where}.{key}: unknown{close} (one of {names})")
+            problems.append(f"{where}.{_short(key)}: unknown{close} (one of {names})")
         elif _check(value, number, float, f"{where}.{key}", problems):
             kept[key] = float(value)
     if not any(kept.values()):
@@ -387,7 +419,7 @@ def changed(value: Any, changes: Mapping[str, Any]) -> Any:
     kept = {}
     for name, given in changes.items():
         if name not in known:
-            raise UserError(f"{name}: unknown{did_you_mean(name, known)}")
+            raise UserError(f"{_short(name)}: unknown{did_you_mean(name, known)}")
         if given is None:
             continue
         rule, hint = known[name]
