@@ -1,8 +1,9 @@
 """Settings as values: frozen dataclasses whose fields carry their own help, range and default.
 
-A field made by `setting` holds one value, by `section` another such dataclass, by `numbered` a tuple of them under the
-keys `round_1`, `round_2`, …, by `variant` one of several, and by `weights` a number for each name of a registry.
-`parse` turns nested plain data into such a value once, and says everything that is wrong with it in one error.
+A field made by `setting` holds one value, by `section` another such dataclass, by `numbered` a
+tuple of them under the keys `round_1`, `round_2`, …, by `variant` one of several, and by `weights`
+a number for each name of a registry. `parse` turns nested plain data into such a value once, and
+says everything that is wrong with it in one error.
 """
 
 import dataclasses
@@ -107,7 +108,8 @@ def numbered(kind: type[T], prefix: str, default: Callable[[], tuple[T, ...]]) -
 def variant(kinds: Mapping[str, Any], default: str, help: str, key: str = "kind") -> Any:
     """A field that holds the `settings` dataclass of one of `kinds`, which `key` names.
 
-    The fields of the others may stand beside it, so that a change of the name alone is a whole change.
+    The fields of the others may stand beside it, so that a change of the name alone is a whole
+    change.
     """
     return dataclasses.field(
         default_factory=lambda: kinds[default].settings(),
@@ -123,10 +125,12 @@ def weights(names: Collection[str], default: Mapping[str, float], help: str) -> 
 
 
 def parse(kind: type[T], data: Mapping[str, Any], where: str = "config") -> T:
-    """The value of `kind` that `data`, nested plain data, describes; a field that is left out has its default.
+    """The value of `kind` that `data`, nested plain data, describes; a field that is left out has
+    its default.
 
     Raises:
-        UserError: unknown fields, and values of a wrong type or out of range: one line with all of them.
+        UserError: unknown fields, and values of a wrong type or out of range: one line with all of
+            them.
     """
     problems: list[str] = []
     value = _read(kind, data, where, problems)
@@ -136,7 +140,9 @@ def parse(kind: type[T], data: Mapping[str, Any], where: str = "config") -> T:
 
 
 def complete(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
-    """`data` with the default of every field that it leaves out; what `kind` does not know stays as it is."""
+    """`data` with the default of every field that it leaves out; what `kind` does not know stays as
+    it is.
+    """
     whole = dict(data)
     for field, rule, _ in _fields(kind):
         if isinstance(rule, _Numbered):
@@ -174,7 +180,9 @@ def to_dict(value: Any) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Described:
-    """One field of a config: its dotted name, its value there, its help, and in words what it may be."""
+    """One field of a config: its dotted name, its value there, its help, and in words what it may
+    be.
+    """
 
     name: str
     value: Any
@@ -255,7 +263,9 @@ def _completed_variant(rule: _Variant, name: str, given: Any) -> Any:
 
 
 def _chosen_first(rule: _Variant, name: str) -> list[str]:
-    """The names of the kinds, the chosen one before the others: where two have a field, its own holds."""
+    """The names of the kinds, the chosen one before the others: where two have a field, its own
+    holds.
+    """
     return sorted(rule.kinds, key=lambda other: other != name)
 
 

@@ -1,4 +1,5 @@
-"""Files that survive any kind of death: written under a temporary name and renamed, so one that exists is whole.
+"""Files that survive any kind of death: written under a temporary name and renamed, so one that
+exists is whole.
 
 JSON-lines files are appended, and a torn last line is dropped.
 """
@@ -36,7 +37,9 @@ _REASONS = {
 
 @contextlib.contextmanager
 def guard(path: str | os.PathLike) -> Iterator[None]:
-    """Turns the failures of a disk (full, read-only, forbidden, …) into one-line `UserError`s that name `path`."""
+    """Turns the failures of a disk (full, read-only, forbidden, …) into one-line `UserError`s that
+    name `path`.
+    """
     try:
         yield
     except OSError as error:
@@ -67,7 +70,9 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes `value` as indented JSON, atomically; numpy and jax scalars and arrays and paths are allowed in it."""
+    """Writes `value` as indented JSON, atomically; numpy and jax scalars and arrays and paths are
+    allowed in it.
+    """
     text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
     write_bytes(path, (text + "\n").encode())
 
@@ -100,7 +105,8 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def read_jsonl(path: str | os.PathLike) -> list[Any]:
-    """Reads the records of a JSON-lines file, without a last line that death tore; a missing file has none.
+    """Reads the records of a JSON-lines file, without a last line that death tore; a missing file
+    has none.
 
     Raises:
         UserError: a line before the last is not JSON.
@@ -109,7 +115,8 @@ def read_jsonl(path: str | os.PathLike) -> list[Any]:
 
 
 class JsonLines:
-    """A JSON-lines file open for appending: what was appended before a death is there after it, whole.
+    """A JSON-lines file open for appending: what was appended before a death is there after it,
+    whole.
 
     Opening drops a torn last line. `rows` are the records read then.
 
@@ -129,7 +136,8 @@ class JsonLines:
         if alone and not locked(self._file):
             self._file.close()
             raise UserError(
-                f"{self.path.parent}: another command writes into this folder; wait for it, or pass another --out"
+                f"{self.path.parent}: another command writes into this folder; "
+                "wait for it, or pass another --out"
             )
         self.rows, size = _whole_lines(self.path)
         with guard(self.path):
@@ -154,7 +162,9 @@ class JsonLines:
 
 
 def plain(value: Any) -> Any:
-    """The same value as JSON can hold it; what is not a number becomes null, since JSON has no word for it."""
+    """The same value as JSON can hold it; what is not a number becomes null, since JSON has no word
+    for it.
+    """
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -189,7 +199,9 @@ def _whole_lines(path: Path) -> tuple[list[Any], int]:
 
 
 def locked(file: IO[bytes]) -> bool:
-    """Takes the lock of an open file for this process, until it is closed; False if another process has it."""
+    """Takes the lock of an open file for this process, until it is closed; False if another process
+    has it.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
