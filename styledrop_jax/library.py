@@ -83,7 +83,7 @@ def _kept(images: Picture | Sequence[Picture], content: str | Sequence[str], fol
             f"content: found {len(contents)} for {len(several)} images, "
             "expected one each, or one for all"
         )
-    lines = []
+    lines: list[dict[str, str]] = []
     for number, (image, words) in enumerate(zip(several, contents, strict=True)):
         if isinstance(image, str | Path):
             file = Path(image).expanduser().absolute()

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, cast, get_type_hints
 
 from styledrop_jax.errors import UserError, did_you_mean, shown
 
@@ -153,7 +153,7 @@ def complete(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
             whole[field.name] = _completed(rule.kind, data.get(field.name, {}), defaults)
         elif isinstance(rule, _Variant):
             given = data.get(field.name, {})
-            name = given.get(rule.key, rule.default) if isinstance(given, Mapping) else ""
+            name = (_mapping(given) or {}).get(rule.key, rule.default)
             whole[field.name] = _completed_variant(rule, name, given)
         else:
             whole.setdefault(field.name, _plain(_default(field)))
@@ -163,7 +163,7 @@ def complete(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
 def to_dict(value: Any) -> dict[str, Any]:
     """The plain data that `parse` reads a value from."""
     plain: dict[str, Any] = {}
-    for field, rule, _ in _fields(type(value)):
+    for field, rule, _ in _fields(_kind(value)):
         found = getattr(value, field.name)
         if isinstance(rule, _Numbered):
             for number, part in enumerate(found, 1):
@@ -225,28 +225,39 @@ def _describe_variant(rule: _Variant, data: Mapping[str, Any], name: str) -> Ite
             yield dataclasses.replace(line, help=f"{line.help} ({', '.join(owners)})")
 
 
-def _fields(kind: type) -> Iterator[tuple[dataclasses.Field, Any, Any]]:
+def _fields(kind: type) -> Iterator[tuple[dataclasses.Field[Any], Any, Any]]:
     """(field, what it is made by, its type) of every field of a dataclass of settings."""
     hints = get_type_hints(kind)
     for field in dataclasses.fields(kind):
         yield field, field.metadata[_KEY], hints[field.name]
 
 
-def _default(field: dataclasses.Field) -> Any:
+def _kind(value: object) -> type:
+    return type(value)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default
 
 
+def _mapping(value: Any) -> Mapping[str, Any] | None:
+    """`value` if it is a section, else None."""
+    return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else None
+
+
 def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else value
+    section = _mapping(value)
+    return value if section is None else dict(section)
 
 
 def _completed(kind: type, given: Any, defaults: Mapping[str, Any] | None = None) -> Any:
     """A section with its defaults; what is no section stays, to be complained of by `parse`."""
-    if not isinstance(given, Mapping):
+    section = _mapping(given)
+    if section is None:
         return given
-    merged = dict(given)
+    merged = dict(section)
     for name, value in (defaults or {}).items():
         if name not in merged:
             merged[name] = value
@@ -254,9 +265,10 @@ def _completed(kind: type, given: Any, defaults: Mapping[str, Any] | None = None
 
 
 def _completed_variant(rule: _Variant, name: str, given: Any) -> Any:
-    if not isinstance(given, Mapping):
+    section = _mapping(given)
+    if section is None:
         return given
-    merged = {rule.key: name, **given}
+    merged = {rule.key: name, **section}
     for key, default in _variant_defaults(rule, name).items():
         merged.setdefault(key, default)
     return merged
@@ -295,7 +307,8 @@ def _numbers(data: Mapping[str, Any], prefix: str) -> list[str]:
 def _read(kind: Any, data: Any, where: str, problems: list[str]) -> Any:
     """The value, or a default in place of what is wrong, which `problems` then has."""
     names = [field.name for field in dataclasses.fields(kind)]
-    if not isinstance(data, Mapping):
+    given_data = _mapping(data)
+    if given_data is None:
         problems.append(f"{where}: found {shown(data)}, expected the fields {', '.join(names)}")
         return kind()
     values: dict[str, Any] = {}
@@ -303,18 +316,18 @@ def _read(kind: Any, data: Any, where: str, problems: list[str]) -> Any:
     for field, rule, hint in _fields(kind):
         name = f"{where}.{field.name}"
         if isinstance(rule, _Numbered):
-            keys = _numbers(data, rule.prefix)
+            keys = _numbers(given_data, rule.prefix)
             known.update(keys)
             if keys:
-                values[field.name] = _read_numbered(rule, data, keys, where, problems)
+                values[field.name] = _read_numbered(rule, given_data, keys, where, problems)
             continue
         known.add(field.name)
-        if field.name not in data:
+        if field.name not in given_data:
             continue
-        given = data[field.name]
+        given = given_data[field.name]
         if isinstance(rule, _Section):
-            defaults = to_dict(_default(field))
-            whole = {**defaults, **given} if isinstance(given, Mapping) else given
+            inner = _mapping(given)
+            whole = given if inner is None else {**to_dict(_default(field)), **inner}
             values[field.name] = _read(rule.kind, whole, name, problems)
         elif isinstance(rule, _Variant):
             values[field.name] = _read_variant(rule, given, name, problems)
@@ -322,7 +335,7 @@ def _read(kind: Any, data: Any, where: str, problems: list[str]) -> Any:
             values[field.name] = _read_weights(rule, given, name, problems)
         elif _check(given, rule, hint, name, problems):
             values[field.name] = float(given) if hint is float else given
-    for key in data:
+    for key in given_data:
         if key not in known:
             problems.append(f"{where}.{key}: unknown field{did_you_mean(key, names)}")
     return kind(**values)
@@ -346,16 +359,17 @@ def _read_numbered(
 
 
 def _read_variant(rule: _Variant, data: Any, where: str, problems: list[str]) -> Any:
-    if not isinstance(data, Mapping):
+    section = _mapping(data)
+    if section is None:
         problems.append(f"{where}: found {shown(data)}, expected a {rule.key} and its fields")
         return rule.kinds[rule.default].settings()
-    name = data.get(rule.key, rule.default)
+    name = section.get(rule.key, rule.default)
     chosen = Rule(help=rule.help, choices=rule.kinds)
     if not _check(name, chosen, str, f"{where}.{rule.key}", problems):
         name = rule.default
     rules = _variant_rules(rule, name)
     values: dict[str, Any] = {}
-    for key, value in data.items():
+    for key, value in section.items():
         if key == rule.key:
             continue
         if key not in rules:
@@ -371,12 +385,13 @@ def _read_weights(
     rule: _Weights, data: Any, where: str, problems: list[str]
 ) -> Mapping[str, float]:
     names = ", ".join(rule.names)
-    if not isinstance(data, Mapping):
+    section = _mapping(data)
+    if section is None:
         problems.append(f"{where}: found {shown(data)}, expected numbers for {names}")
         return {}
     number = Rule(help=rule.help)
     kept: dict[str, float] = {}
-    for key, value in data.items():
+    for key, value in section.items():
         if key not in rule.names:
             close = did_you_mean(key, rule.names)
             problems.append(f"{where}.{key}: unknown{close} (one of {names})")
@@ -393,8 +408,8 @@ def changed(value: Any, changes: Mapping[str, Any]) -> Any:
     Raises:
         UserError: there is no such field, or a value is of the wrong type or range.
     """
-    known = {field.name: (rule, hint) for field, rule, hint in _fields(type(value))}
-    kept = {}
+    known = {field.name: (rule, hint) for field, rule, hint in _fields(_kind(value))}
+    kept: dict[str, Any] = {}
     for name, given in changes.items():
         if name not in known:
             raise UserError(f"{name}: unknown{did_you_mean(name, known)}")

@@ -165,7 +165,7 @@ def describe(data: Mapping[str, Any]) -> list[str]:
 
     Of a round after the first only what differs from the one before it is shown.
     """
-    lines = []
+    lines: list[str] = []
     before: dict[str, str] = {}
     for field in settings.describe(_kind(data), data):
         value = field.value if field.value != "" else '""'

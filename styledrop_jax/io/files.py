@@ -36,7 +36,7 @@ _REASONS = {
 
 
 @contextlib.contextmanager
-def guard(path: str | os.PathLike) -> Iterator[None]:
+def guard(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turns the failures of a disk (full, read-only, forbidden, …) into one-line `UserError`s that
     name `path`.
     """
@@ -48,7 +48,7 @@ def guard(path: str | os.PathLike) -> Iterator[None]:
         raise UserError(f"{path}: cannot be written: {_REASONS[error.errno]}") from error
 
 
-def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Writes a whole file or nothing, making its folders: temporary name, fsync, rename.
 
     Raises:
@@ -69,7 +69,7 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
             raise
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes `value` as indented JSON, atomically; numpy and jax scalars and arrays and paths are
     allowed in it.
     """
@@ -77,7 +77,7 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     write_bytes(path, (text + "\n").encode())
 
 
-def write_jsonl(path: str | os.PathLike, rows: Iterable[Any]) -> None:
+def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Any]) -> None:
     """Writes a line of JSON for each row, all of them or none."""
     lines = [_line(row) for row in rows]
     write_bytes(path, b"".join(lines))
@@ -87,7 +87,7 @@ def _line(row: Any) -> bytes:
     return (json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def read_json(path: str | os.PathLike) -> Any:
+def read_json(path: str | os.PathLike[str]) -> Any:
     """Reads one JSON file.
 
     Raises:
@@ -104,7 +104,7 @@ def read_json(path: str | os.PathLike) -> Any:
         raise UserError(f"{path}: expected JSON, found something else: {error}") from error
 
 
-def read_jsonl(path: str | os.PathLike) -> list[Any]:
+def read_jsonl(path: str | os.PathLike[str]) -> list[Any]:
     """Reads the records of a JSON-lines file, without a last line that death tore; a missing file
     has none.
 
@@ -128,7 +128,7 @@ class JsonLines:
         UserError: another process has it, a line before the last is not JSON, or the disk fails.
     """
 
-    def __init__(self, path: str | os.PathLike, *, alone: bool = False):
+    def __init__(self, path: str | os.PathLike[str], *, alone: bool = False):
         self.path = Path(path)
         with guard(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ class Run:
     @classmethod
     def open(
         cls,
-        workdir: str | os.PathLike,
+        workdir: str | os.PathLike[str],
         config: Mapping[str, Any],
         *,
         completed: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
@@ -60,7 +60,7 @@ class Run:
         return run
 
     @classmethod
-    def load(cls, workdir: str | os.PathLike) -> "Run":
+    def load(cls, workdir: str | os.PathLike[str]) -> "Run":
         """Looks at an existing run folder, without locking it: for `sample`, `mix`, `edit`,
         `report`.
 
