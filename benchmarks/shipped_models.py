@@ -83,7 +83,7 @@ UNSEEN = {
 """40 prompts that training did not say, or hardly: `data/compose.py` leaves these colours and counts of them out;
 a pair in a style, or a place on a background, is one of thousands; a background is named under few styles."""
 MODELS = {
-    "muse": SampleSettings(temperature=2.0, lambda_b=1.0),
+    "muse": SampleSettings(steps=12, temperature=2.0, lambda_b=1.0),
     "sd": SampleSettings(steps=20, lambda_b=2.0),
 }
 

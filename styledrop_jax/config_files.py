@@ -1,7 +1,8 @@
-"""The door for settings: config files by name or path, overrides from the command line, and then one value.
+"""The door for settings: config files by name or path, overrides from the command line, and then
+one value.
 
-A config file is a Python file with `get_config(preset)`, which returns an ml_collections ConfigDict. It may leave out
-any field: the field's own default holds.
+A config file is a Python file with `get_config(preset)`, which returns an ml_collections
+ConfigDict. It may leave out any field: the field's own default holds.
 """
 
 import contextlib
@@ -38,7 +39,9 @@ def names() -> list[str]:
 
 
 def copy(target: Path) -> Path:
-    """Copies the configs that ship into a folder, to be edited; files that are there already stay as they are."""
+    """Copies the configs that ship into a folder, to be edited; files that are there already stay
+    as they are.
+    """
     with guard(target):
         target.mkdir(parents=True, exist_ok=True)
         for path in sorted(folder().glob("*.py")):
@@ -88,7 +91,8 @@ def load(name: str, complete: Complete = spec.complete) -> ConfigDict:
 
 
 def read(name: str, overrides: Mapping[str, Any] | None = None) -> spec.RunSpec:
-    """The settings of a run: those of the config `name`, and `overrides` of dotted fields, such as "round_1.train.steps".
+    """The settings of a run: those of the config `name`, and `overrides` of dotted fields, such as
+    "round_1.train.steps".
 
     Raises:
         UserError: no such config or field, or a value of the wrong type or range.
@@ -133,7 +137,9 @@ def from_arguments(
 
 
 def _split_name(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Takes the last `--config NAME` out, and joins `--config.x true` into one word, which absl would not."""
+    """Takes the last `--config NAME` out, and joins `--config.x true` into one word, which absl
+    would not.
+    """
     name = None
     others: list[str] = []
     words = list(argv)
@@ -191,7 +197,9 @@ def _flag_errors(values: flags.FlagValues) -> Iterator[None]:
 
 
 def _check_overrides(argv: Sequence[str], config: ConfigDict) -> None:
-    """Every `--config.FIELD` must exist: checked before config_flags, which answers with a traceback."""
+    """Every `--config.FIELD` must exist: checked before config_flags, which answers with a
+    traceback.
+    """
     fields = _field_names(config)
     problems = []
     for word in argv:
@@ -209,7 +217,9 @@ def _unknown(field: str, fields: Sequence[str]) -> str:
 
 
 def _closest(name: str, fields: Sequence[str]) -> str:
-    """The field whose last word is most like the one given, wherever it lives; then the whole name counts."""
+    """The field whose last word is most like the one given, wherever it lives; then the whole name
+    counts.
+    """
 
     def likeness(field: str) -> tuple[float, float]:
         last = difflib.SequenceMatcher(None, name.rpartition(".")[2], field.rpartition(".")[2])

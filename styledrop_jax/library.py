@@ -27,7 +27,8 @@ def load(base: str = "emoji64/sd", *, dtype: str = "float32") -> Pipeline:
     """Loads a base model.
 
     Args:
-        base: a name that ships or is on the Hugging Face hub, a folder, or a single `.safetensors` file.
+        base: a name that ships or is on the Hugging Face hub, a folder, or a single `.safetensors`
+            file.
         dtype: precision of the computation, "float32" or "bfloat16".
 
     Raises:
@@ -45,7 +46,8 @@ def personalize(
     config: str = "styledrop",
     overrides: Mapping[str, Any] | None = None,
 ) -> Style:
-    """Teaches a style or a subject, and returns what was learnt; called again it continues or finds the same run.
+    """Teaches a style or a subject, and returns what was learnt; called again it continues or finds
+    the same run.
 
     Args:
         images: one or several: PIL images, arrays [h, w, 3], files, or a folder.
@@ -69,16 +71,19 @@ def personalize(
 
 
 def _kept(images: Picture | Sequence[Picture], content: str | Sequence[str], folder: Path) -> str:
-    """The file or folder of the images; those that are in memory are written into the run folder."""
+    """The file or folder of the images; those that are in memory are written into the run
+    folder.
+    """
     if isinstance(images, str | Path):
         return str(images)
     several = [images] if isinstance(images, Image.Image | np.ndarray) else list(images)
     contents = [content] * len(several) if isinstance(content, str) else list(content)
     if len(contents) != len(several):
         raise UserError(
-            f"content: found {len(contents)} for {len(several)} images, expected one each, or one for all"
+            f"content: found {len(contents)} for {len(several)} images, "
+            "expected one each, or one for all"
         )
-    lines = []
+    lines: list[dict[str, str]] = []
     for number, (image, words) in enumerate(zip(several, contents, strict=True)):
         if isinstance(image, str | Path):
             file = Path(image).expanduser().absolute()

@@ -1,4 +1,6 @@
-"""What a run can be made of, by the names that configs give: one line for each, in the order that `--help` shows."""
+"""What a run can be made of, by the names that configs give: one line for each, in the order that
+`--help` shows.
+"""
 
 from collections.abc import Callable
 

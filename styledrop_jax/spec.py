@@ -62,7 +62,9 @@ class RoundSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """What every run is told; the settings of its method are fields of the same value: see `from_config`."""
+    """What every run is told; the settings of its method are fields of the same value: see
+    `from_config`.
+    """
 
     base: str = setting(
         "emoji64/sd", "base model: a name or a local diffusers folder", empty=False, path="model"
@@ -102,7 +104,9 @@ class RunSpec:
     )
 
     def round(self, number: int) -> RoundSettings:
-        """The settings of round `number`, from 1: `round_<number>`, or the last one that there is."""
+        """The settings of round `number`, from 1: `round_<number>`, or the last one that there
+        is.
+        """
         return self.round_settings[min(number, len(self.round_settings)) - 1]
 
 
@@ -140,12 +144,16 @@ def to_config(spec: RunSpec) -> dict[str, Any]:
 
 
 def complete(data: Mapping[str, Any]) -> dict[str, Any]:
-    """`data` with every field that it leaves out at its default; what is wrong with it stays wrong."""
+    """`data` with every field that it leaves out at its default; what is wrong with it stays
+    wrong.
+    """
     return settings.complete(_kind(data), data)
 
 
 def normal(data: Mapping[str, Any]) -> dict[str, Any]:
-    """`data` as `to_config` gives it; what is no config of a run stays as it is, to be compared with one."""
+    """`data` as `to_config` gives it; what is no config of a run stays as it is, to be compared
+    with one.
+    """
     try:
         return to_config(from_config(data))
     except UserError:
@@ -157,7 +165,7 @@ def describe(data: Mapping[str, Any]) -> list[str]:
 
     Of a round after the first only what differs from the one before it is shown.
     """
-    lines = []
+    lines: list[str] = []
     before: dict[str, str] = {}
     for field in settings.describe(_kind(data), data):
         value = field.value if field.value != "" else '""'
@@ -174,9 +182,11 @@ def describe(data: Mapping[str, Any]) -> list[str]:
 
 
 def absolute(data: dict[str, Any]) -> dict[str, Any]:
-    """`data`, complete, with the paths of the user's files made absolute: so a run works from any folder.
+    """`data`, complete, with the paths of the user's files made absolute: so a run works from any
+    folder.
 
-    A name that is no path of an existing file stays as it is: it may be a model's, or an error to be said later.
+    A name that is no path of an existing file stays as it is: it may be a model's, or an error to
+        be said later.
     """
     for field in settings.describe(_kind(data), data):
         if field.path and isinstance(field.value, str) and field.value.strip():
@@ -201,10 +211,12 @@ def _put(data: Any, keys: list[str], value: str) -> None:
 
 
 def check_rounds(spec: RunSpec, num_prompts: int) -> None:
-    """What can be known before anything is trained: that there is enough to choose from, and that batches divide.
+    """What can be known before anything is trained: that there is enough to choose from, and that
+    batches divide.
 
     Raises:
-        UserError: a round is to choose more images than it samples, or to cut a batch into uneven parts.
+        UserError: a round is to choose more images than it samples, or to cut a batch into uneven
+            parts.
     """
     for number in range(1, spec.rounds + 1):
         stage = spec.round(number)

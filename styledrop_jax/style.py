@@ -83,7 +83,8 @@ class Style:
             pipeline: the base model, if it is loaded already.
 
         Raises:
-            UserError: no such run or round, or the base model is not the one that it was trained on.
+            UserError: no such run or round, or the base model is not the one that it was trained
+                on.
         """
         opened = Run.load(run)
         references = opened.manifest.get("references")
@@ -132,8 +133,8 @@ class Style:
             num: images of each.
             seed: of the first image of each; image i has seed + i.
             descriptor: words of the style in place of the run's own; "" for none.
-            out: a folder to write to as well: a PNG each, grid.png, and a line each in images.jsonl with everything
-                that reproduces it.
+            out: a folder to write to as well: a PNG each, grid.png, and a line each in images.jsonl
+                with everything that reproduces it.
             sampling: fields of `SampleSettings` in place of the run's own, such as steps=50.
 
         Returns:
@@ -163,14 +164,15 @@ class Style:
         out: str | Path | None = None,
         **sampling: Any,
     ) -> list[Image.Image]:
-        """My object in my style: the guided outputs of two runs on one base model, mixed (StyleDrop 2306.00983).
+        """My object in my style: the guided outputs of two runs on one base model, mixed (StyleDrop
+        2306.00983).
 
         Args:
             subject: the run that knows the object; load it with this one's `pipeline`.
             gamma: its share, 0 to 1.
 
-        All else, and what is returned and raised, is that of `sample`. The style sees the prompt with its descriptor,
-        the subject the prompt alone.
+        All else, and what is returned and raised, is that of `sample`. The style sees the prompt
+        with its descriptor, the subject the prompt alone.
         """
         if not 0 <= gamma <= 1:
             raise UserError(f"gamma: found {gamma}, expected a number from 0 to 1")
@@ -216,7 +218,8 @@ class Style:
             mask: of its size, white where to generate anew; None is everywhere.
             strength: how much is generated anew, above 0 to 1; None is all of a mask, else 0.5.
 
-        All else, and what is returned and raised, is that of `sample`. Outside the mask the pixels stay as they are.
+        All else, and what is returned and raised, is that of `sample`. Outside the mask the pixels
+        stay as they are.
         """
         amount = strength if strength is not None else 0.5 if mask is None else 1.0
         _check_strength(amount)
@@ -229,7 +232,8 @@ class Style:
         inside = part[..., :1] > 127
         if not inside.any():
             raise UserError(
-                f"{_named(mask)}: nothing is white in the middle square, which is all that is generated"
+                f"{_named(mask)}: nothing is white in the middle square, "
+                "which is all that is generated"
             )
         if image_files.is_cropped(region.shape, size):
             _LOG.warning(image_files.crop_remark([_named(image)]))
@@ -263,7 +267,8 @@ class Style:
         out: str | Path | None = None,
         **sampling: Any,
     ) -> list[Image.Image]:
-        """Turns whole images into the style (SDEdit 2108.01073; on Muse a share of the image's own tokens is masked).
+        """Turns whole images into the style (SDEdit 2108.01073; on Muse a share of the image's own
+        tokens is masked).
 
         Args:
             images: one or several; a folder is all of its images.
@@ -316,8 +321,8 @@ class Style:
         """Writes what was learnt for another tool, below the folder `path`, and returns the files.
 
         Args:
-            format: a name in `interchange.export.EXPORTS`: diffusers, peft, kohya, a1111, pipeline, single_file or
-                styledrop.
+            format: a name in `interchange.export.EXPORTS`: diffusers, peft, kohya, a1111, pipeline,
+                single_file or styledrop.
             dtype: of the numbers in the files, "float32" or "float16".
 
         Raises:
@@ -370,15 +375,15 @@ class Style:
         _check_seeds(num, seed)
         words = self.descriptor if descriptor is None else descriptor
         requests = []
-        judged = []
+        said = []
         for content in contents:
             prompt = self.method.say(self.spec, content, words)
-            judged.append(prompt.judged)
+            said.append(prompt)
             if self.adapter and prompt.remark:
                 _LOG.warning(prompt.remark)
             for i in range(num):
                 requests.append(Request(prompt=prompt, seed=seed + i, record=record or {}))
-        warn_of_unknown(self.spec.base, judged)
+        warn_of_unknown(self.spec.base, said)
         return requests
 
     def _generated(
@@ -395,7 +400,9 @@ class Style:
         return itertools.chain.from_iterable(chunks)
 
     def _picture(self, given: Picture, prompt: str) -> "_Picture":
-        """At the size that the model generates, as soon as it is read: photos may be many and large."""
+        """At the size that the model generates, as soon as it is read: photos may be many and
+        large.
+        """
         named = _named(given)
         content = prompt.strip() or (paths.stem_words(Path(named)) if named else "")
         if not content:
@@ -417,7 +424,9 @@ class Style:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _Picture:
-    """An image to stylize, uint8 [h, w, 3] at the size that the model generates, and what its lines say of it."""
+    """An image to stylize, uint8 [h, w, 3] at the size that the model generates, and what its lines
+    say of it.
+    """
 
     image: np.ndarray
     name: str

@@ -34,9 +34,7 @@ class CommonSettings:
         "muon: Muon for matrices and convolutions, Adam for the rest",
         choices=("adam", "muon"),
     )
-    learning_rate: float = setting(
-        2e-3, "peak of the cosine schedule", low=0, high=1, above=True
-    )
+    learning_rate: float = setting(2e-3, "peak of the cosine schedule", low=0, high=1, above=True)
     warmup: int = setting(100, "steps of linear warm-up", low=0)
     weight_decay: float = setting(0.0, "AdamW's decoupled decay of matrices", low=0)
     b2: float = setting(0.99, "Adam's second-moment decay", low=0, high=1)
@@ -128,9 +126,7 @@ class MuseSettings(DenoiserSettings):
         path="file",
     )
     layers: int = setting(6, "of the transformer", low=1)
-    init: str = setting(
-        "", "an exported muse folder to go on from; empty starts anew", path="file"
-    )
+    init: str = setting("", "an exported muse folder to go on from; empty starts anew", path="file")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,9 +144,7 @@ class UnetSettings(DenoiserSettings):
     min_snr_gamma: float = setting(
         5.0, "gamma of the Min-SNR weighting; 0 weights all timesteps the same", low=0
     )
-    init: str = setting(
-        "", "an exported unet folder to go on from; empty starts anew", path="file"
-    )
+    init: str = setting("", "an exported unet folder to go on from; empty starts anew", path="file")
 
 
 SETTINGS: dict[str, type[CommonSettings]] = {

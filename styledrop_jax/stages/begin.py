@@ -1,4 +1,6 @@
-"""What comes before the first stage: everything is read and checked, then loaded, then the manifest is written."""
+"""What comes before the first stage: everything is read and checked, then loaded, then the manifest
+is written.
+"""
 
 import dataclasses
 import hashlib
@@ -92,7 +94,9 @@ def taught(program: Program, images: Given) -> list[Taught]:
 
 
 def check_words(program: Program) -> None:
-    """UserError if an identifier stands for two things, or two streams that differ train under one prompt."""
+    """UserError if an identifier stands for two things, or two streams that differ train under one
+    prompt.
+    """
     known: dict[str, str] = {}
     for field, word in program.identifiers.items():
         other = known.setdefault(word.lower(), field)
@@ -118,7 +122,9 @@ def _prompts(stream: Stream) -> set[str]:
 
 
 def check_inputs(run: Run, given: Sequence[Taught], contents: Sequence[str]) -> None:
-    """UserError if images, words or prompts are not those that the run began with: a file may change under its path."""
+    """UserError if images, words or prompts are not those that the run began with: a file may
+    change under its path.
+    """
     began = run.manifest
     if not began:
         return
@@ -153,7 +159,8 @@ def begin(
     *,
     base: str = "",
 ) -> Job:
-    """Loads the base model, and checks what only it can tell, before anything is trained or sampled.
+    """Loads the base model, and checks what only it can tell, before anything is trained or
+    sampled.
 
     Raises:
         UserError: a model is missing or does not fit, or the run cannot be carried out on it.
@@ -193,7 +200,7 @@ def _check_base(run: Run, pipeline: Pipeline) -> None:
     if began_on != pipeline.base_hash:
         raise UserError(
             f"{run.workdir}: {pipeline.name} is not the base model that this run began on "
-            "(config.base, its weights, text tower, autoencoder, tokenizer or schedule have changed)"
+            "(config.base: its weights, text tower, autoencoder, tokenizer or schedule changed)"
         )
 
 
@@ -222,15 +229,16 @@ def _started(what: Trainable, initial: Initial, path: str) -> Trainable:
                 f"config.init: {path} holds {found} for the {part}, and "
                 f"config.round_1.adapter trains {expected}; expected the same"
             )
-    if what.words is not None:
-        asked_words = [token.word for token in what.words.tokens]
-        held_words = [token.word for token in initial.what.words.tokens]
-        if asked_words != held_words:
-            raise UserError(
-                f"config.init: {path} holds the words {', '.join(held_words)}, and the run learns "
-                f"{', '.join(asked_words)}; expected config.words.identifier to be the same"
-            )
+    if what.words is not None and _words(what) != _words(initial.what):
+        raise UserError(
+            f"config.init: {path} holds the words {_words(initial.what)}, and the run learns "
+            f"{_words(what)}; expected config.words.identifier to be the same"
+        )
     return initial.what
+
+
+def _words(what: Trainable) -> str:
+    return ", ".join(token.word for token in what.words.tokens)
 
 
 def _check_on_pipeline(job: Job) -> None:
@@ -259,11 +267,12 @@ def _warn(job: Job) -> None:
     for remark in remarks:
         if remark:
             _LOG.warning(remark)
-    warn_of_unknown(job.spec.base, [prompt.judged for prompt in job.prompts])
+    warn_of_unknown(job.spec.base, job.prompts)
 
 
-def warn_of_unknown(base: str, texts: Sequence[str]) -> None:
+def warn_of_unknown(base: str, said: Sequence[Prompt]) -> None:
     """Warns of prompts that name nothing that a shipped base model was taught."""
+    texts = [prompt.judged for prompt in said]
     for text in prompts.unknown(texts, hub.shipped_vocabulary(base)):
         _LOG.warning(
             f"{text!r} names nothing that {base} was taught; its samples may show anything"

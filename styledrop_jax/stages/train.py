@@ -70,7 +70,9 @@ def train_round(job: Job, number: int, streams: Sequence[Stream]) -> None:
 
 
 def _initial(job: Job, number: int) -> Any:
-    """The trainable state that a round starts from, as `trainable.parts` has it; None for a fresh one."""
+    """The trainable state that a round starts from, as `trainable.parts` has it; None for a fresh
+    one.
+    """
     if number == 1:
         state = job.start
     elif job.spec.round(number).start == "last":

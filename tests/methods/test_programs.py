@@ -316,9 +316,7 @@ def test_what_is_taught_and_what_is_kept_have_prompts_of_their_own(method):
     program = _program(settings, reference=[_reference()], **{kept: [_reference()]})
     with pytest.raises(UserError, match=f"reference: trains under .*, as config.{kept} does"):
         begin.check_words(program)
-    good = _program(
-        _settings(method, **WORDS), reference=[_reference()], **{kept: [_reference()]}
-    )
+    good = _program(_settings(method, **WORDS), reference=[_reference()], **{kept: [_reference()]})
     begin.check_words(good)
 
 
