@@ -6,6 +6,7 @@ import pytest
 from styledrop_jax import spec
 from styledrop_jax.errors import UserError
 from styledrop_jax.io.captions import Reference
+from styledrop_jax.methods.base import Example, Program, Stream
 from styledrop_jax.methods.halves import halves
 from styledrop_jax.methods.prompts import POOL
 from styledrop_jax.registry import METHODS
@@ -309,15 +310,30 @@ def test_no_word_stands_for_two_things():
         begin.check_words(program)
 
 
-@pytest.mark.parametrize("method", ["dreambooth", "styleforge"])
-def test_what_is_taught_and_what_is_kept_have_prompts_of_their_own(method):
-    kept = {"dreambooth": "prior", "styleforge": "aux"}[method]
-    settings = _settings(method, words={"identifier": " ", "noun": "dog"})
-    program = _program(settings, reference=[_reference()], **{kept: [_reference()]})
-    with pytest.raises(UserError, match=f"reference: trains under .*, as config.{kept} does"):
-        begin.check_words(program)
-    good = _program(_settings(method, **WORDS), reference=[_reference()], **{kept: [_reference()]})
-    begin.check_words(good)
+@pytest.mark.parametrize("method", ["dreambooth", "styleforge", "style_word"])
+def test_a_word_of_spaces_is_none_and_spaces_around_a_word_do_not_count(method):
+    for blank in ("", " ", "\t\n"):
+        with pytest.raises(UserError, match="config.words.identifier: empty"):
+            _say(_settings(method, words={"identifier": blank, "noun": "dog"}), "a cat")
+    spaced = _settings(method, words={"identifier": " sks ", "noun": " dog "})
+    assert _say(spaced, "a cat").text == _say(_settings(method, **WORDS), "a cat").text
+
+
+def test_what_is_taught_and_what_is_kept_have_prompts_of_their_own():
+    def stream(section, teaches):
+        example = Example(image=np.zeros((6, 6, 3), np.uint8), prompt="a dog")
+        return Stream(
+            section=section,
+            examples=[example],
+            caption=lambda content, descriptor: "a dog",
+            teaches=teaches,
+        )
+
+    begin.check_words(Program(streams=[stream("prior", False), stream("aux", False)]))
+    for teaches in (True, False):
+        program = Program(streams=[stream("reference", True), stream("prior", teaches)])
+        with pytest.raises(UserError, match="reference: trains under 'a dog', as config.prior"):
+            begin.check_words(program)
 
 
 def test_streams_that_keep_may_share_a_prompt():
