@@ -282,7 +282,9 @@ def test_a_base_model_that_has_moved_is_pointed_to(tmp_path, capfd, monkeypatch)
     assert config["base"] == str(tmp_path / "models" / "muse"), "where it was when the run began"
     for number in (1, 2):
         adapter = f"round_{number}/adapter.safetensors"
-        found, expected = (load_adapter(run / adapter) for run in (tmp_path / "run", tiny.finished()))
+        found, expected = (
+            load_adapter(run / adapter) for run in (tmp_path / "run", tiny.finished())
+        )
         for name, tensor in expected.tensors.items():
             np.testing.assert_array_equal(found.tensors[name], tensor)
 
