@@ -1,4 +1,5 @@
-"""The CLIP of emoji64: 64-pixel drawings and captions of up to 32 tokens; the judge, and a text tower for Muse.
+"""The CLIP of emoji64: 64-pixel drawings and captions of up to 32 tokens; the judge, and a text
+tower for Muse.
 
 bash launch/fetch_corpus.sh corpus
 styledrop pretrain --config pretrain_clip --workdir pretrain/clip
