@@ -96,13 +96,16 @@ def fill(module: nnx.Module, pattern: str, make: Callable[[Any], LayerAdapter]) 
 
 
 def merge(module: nnx.Module) -> None:
-    """Adds what is in the slots to the kernels and empties the slots; the outputs stay the same."""
+    """Adds what is in the slots to the kernels and empties the slots; the outputs stay the same.
+
+    The layers get new variables: modules that shared the old ones keep them as they are.
+    """
     for layer in slots(module).values():
         adapter: Any = layer.adapter
         if adapter is not None:
             kernel = layer.kernel[...]
             merged = kernel.astype(jnp.float32) + adapter.change()
-            layer.kernel[...] = merged.astype(kernel.dtype)
+            layer.kernel = nnx.Param(merged.astype(kernel.dtype))
             _set(layer, None)
 
 

@@ -92,7 +92,7 @@ class Config(AdapterConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Its fields of `config.round_N.adapter`; those of Custom Diffusion, which learns a word too."""
+    """Its fields of `config.round_N.adapter`; Custom Diffusion learns a word too and has them."""
 
     vectors: int = setting(1, "tokens of the new word", low=1, high=64)
     initializer: str = setting(
