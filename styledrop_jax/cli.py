@@ -252,7 +252,9 @@ def rare_tokens(argv: Sequence[str]) -> None:
     from styledrop_jax.methods.identifiers import rare_words
     from styledrop_jax.models.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(hub.resolve_pipeline(flags.base, "muse") / "tokenizer")
+    tokenizer = load_tokenizer(
+        hub.resolve(flags.base, [hub.PIPELINE_TOKENIZER], field="base") / "tokenizer"
+    )
     print("\n".join(rare_words(tokenizer, flags.num, seed=flags.seed, tokens=flags.tokens)))
 
 

@@ -78,6 +78,8 @@ class Layout:
 
 CLIP = Layout(weights={"": "model"}, tokenizer="")
 """A model of both towers with its tokenizer, such as the one that judges."""
+PIPELINE_TOKENIZER = Layout(kind="muse", tokenizer="tokenizer")
+"""Of a pipeline of any kind, its tokenizer alone."""
 
 
 def _join(folder: str, name: str) -> str:

@@ -55,7 +55,8 @@ def _from_file(array: np.ndarray, layout: Layout) -> np.ndarray:
 
 
 class _Slot(NamedTuple):
-    """Where a tensor goes: the NNX path of its parameter, how the file lays it out, its shape there."""
+    """Where a tensor goes: the NNX path of its parameter, how the file lays it out, its shape
+    there."""
 
     path: tuple
     layout: Layout
@@ -127,8 +128,8 @@ class Tensors(Mapping[str, np.ndarray]):
 
     @classmethod
     def of_single_file(cls, file: Path) -> dict[str, Self]:
-        """The components of a Stable Diffusion checkpoint in one file, by the names of the diffusers
-        layout.
+        """The components of a Stable Diffusion checkpoint in one file, by the names of the
+        diffusers layout.
 
         Returns:
             {"unet" | "vae" | "text_encoder": its tensors}
@@ -183,7 +184,8 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
             `.bf16`, is taken when there is no file without one.
 
     Raises:
-        UserError: no safetensors there (a pickle alone is named and refused), or a shard is missing.
+        UserError: no safetensors there (a pickle alone is named and refused), or a shard is
+            missing.
     """
     names = set()
     if folder.is_dir():

@@ -81,8 +81,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, text: TextConfig, *, sou
     last = max(tokenizer.get_vocab().values())
     if last >= text.vocab_size:
         raise UserError(
-            f"{source}: the tokenizer has ids up to {last}, expected at most {text.vocab_size - 1}, "
-            f"the last row of the text tower's table"
+            f"{source}: the tokenizer has ids up to {last}, expected at most "
+            f"{text.vocab_size - 1}, the last row of the text tower's table"
         )
     for kind, found in (("end", tokenizer.eos_token_id), ("padding", tokenizer.pad_token_id)):
         if found is None:

@@ -19,7 +19,7 @@ from diffusers.training_utils import compute_snr
 from styledrop_jax.errors import UserError
 from styledrop_jax.sampling.noise_schedule import NoiseSchedule
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")
+pytestmark = pytest.mark.filterwarnings("ignore:__array")
 
 SD_1_5 = {  # scheduler/scheduler_config.json of Stable Diffusion 1.5, and below of 2.1
     "_class_name": "PNDMScheduler",
