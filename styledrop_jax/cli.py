@@ -446,7 +446,7 @@ def rare_tokens(argv: Sequence[str]) -> None:
     from styledrop_jax.methods.identifiers import rare_words
     from styledrop_jax.models.tokenizer import load_tokenizer
 
-    folder = hub.resolve_pipeline(flags.base, "muse", field="--base")
+    folder = hub.resolve(flags.base, [hub.PIPELINE_TOKENIZER], field="base")
     tokenizer = load_tokenizer(folder / "tokenizer")
     print("\n".join(rare_words(tokenizer, flags.num, seed=flags.seed, tokens=flags.tokens)))
 

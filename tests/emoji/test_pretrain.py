@@ -16,7 +16,7 @@ from styledrop_jax.emoji.tasks import clip
 from styledrop_jax.io import hub
 from styledrop_jax.io.files import read_json
 from styledrop_jax.metrics.clip_scores import ClipScorer
-from styledrop_jax.pipelines import load, muse
+from styledrop_jax.pipelines import load, muse_files
 from styledrop_jax.pipelines.base import SampleSettings
 from styledrop_jax.pipelines.stable_diffusion import StableDiffusion
 from styledrop_jax.training import checkpoint
@@ -76,7 +76,7 @@ def test_training_leaves_a_model_and_pictures(task):
 
 
 def test_the_exported_models_draw_and_score():
-    base = muse.load(str(_trained("muse") / "export/muse"), np.float32)
+    base = load.load(str(_trained("muse") / "export/muse"), np.float32)
     assert base.resolution == 64 and base.denoiser.config.sample_size == 16
     scorer = ClipScorer.load(_trained("clip") / "export/clip")
     assert np.isfinite(scorer.text_features(["a cat"])).all()
@@ -96,7 +96,9 @@ def test_training_goes_on_from_exported_weights(tmp_path):
         hub.read_config(p / "transformer") for p in (init, tmp_path / "on/export/muse")
     )
     assert before == after
-    old, new = (muse.load_denoiser(p) for p in (init, tmp_path / "on/export/muse"))
+    old, new = (
+        muse_files.TRANSFORMER.load(p / "transformer") for p in (init, tmp_path / "on/export/muse")
+    )
     kernels = (m.transformer_layers[0].attn1.to_q.kernel[...] for m in (old, new))
     np.testing.assert_allclose(*kernels, atol=1e-3)
 

@@ -20,7 +20,7 @@ from styledrop_jax.io.files import guard, write_json
 from styledrop_jax.metrics import clip_scores
 from styledrop_jax.models import clip
 from styledrop_jax.models.tokenizer import load_tokenizer, save_tokenizer
-from styledrop_jax.pipelines import stable_diffusion
+from styledrop_jax.pipelines import stable_diffusion_files
 from styledrop_jax.pipelines.base import Pipeline, SampleSettings
 from styledrop_jax.training import loop, order
 
@@ -219,7 +219,7 @@ def _draws(model: Pipeline, settings: SampleSettings) -> np.ndarray:
 def load_text(folder: Path) -> tuple[clip.ClipText, PreTrainedTokenizerBase]:
     """The text tower and the tokenizer of an exported CLIP, or of a pipeline's folder."""
     if (folder / "text_encoder").is_dir():
-        text = stable_diffusion.load_component(folder / "text_encoder", "text_encoder")
+        text = stable_diffusion_files.TEXT.load(folder / "text_encoder")
         return text, load_tokenizer(folder / "tokenizer")
     whole = clip_scores.ClipScorer.load(folder)
     return whole.model.text, whole.tokenizer

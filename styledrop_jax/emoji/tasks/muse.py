@@ -11,7 +11,7 @@ from styledrop_jax.emoji.tasks import base
 from styledrop_jax.io import hub, pretrained
 from styledrop_jax.io.files import write_json
 from styledrop_jax.models import uvit, vqgan
-from styledrop_jax.pipelines import muse
+from styledrop_jax.pipelines import muse, muse_files
 from styledrop_jax.pipelines.base import SampleSettings
 
 _SCHEDULER = {"_class_name": "AmusedScheduler", "masking_schedule": "cosine"}
@@ -26,10 +26,10 @@ _PARTS = {
 
 def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> base.Task:
     """Trains the transformer, from `config.init` if that names a folder of one, on `config.codec` and `config.clip`."""
-    codec = muse.load_autoencoder(Path(config.codec))
+    codec = muse_files.VQVAE.load(Path(config.codec))
     text, tokenizer = base.load_text(Path(config.clip))
     if config.init:
-        denoiser = muse.load_denoiser(Path(config.init))
+        denoiser = muse_files.TRANSFORMER.load(Path(config.init) / "transformer")
     else:
         sizes = uvit.Config.emoji64(
             width=config.width, layers=config.layers, text_width=text.config.hidden_size

@@ -11,7 +11,7 @@ from styledrop_jax.emoji.tasks import base
 from styledrop_jax.io import hub, pretrained
 from styledrop_jax.io.files import write_json
 from styledrop_jax.models import unet, vae
-from styledrop_jax.pipelines import stable_diffusion
+from styledrop_jax.pipelines import stable_diffusion, stable_diffusion_files
 from styledrop_jax.pipelines.base import SampleSettings
 from styledrop_jax.sampling.noise_schedule import NoiseSchedule
 
@@ -35,10 +35,10 @@ _PARTS = {
 
 def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> base.Task:
     """Trains the U-Net, from `config.init` if that names a folder of one, on `config.codec` and `config.clip`."""
-    codec = stable_diffusion.load_component(Path(config.codec), "vae")
+    codec = stable_diffusion_files.VAE.load(Path(config.codec))
     text, tokenizer = base.load_text(Path(config.clip))
     if config.init:
-        denoiser = stable_diffusion.load_component(Path(config.init), "unet")
+        denoiser = stable_diffusion_files.UNET.load(Path(config.init))
     else:
         sizes = unet.Config.emoji64(width=config.width, text_width=text.config.hidden_size)
         denoiser = unet.UNet(sizes, rngs=nnx.Rngs(config.seed))

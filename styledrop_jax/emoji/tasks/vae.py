@@ -20,7 +20,7 @@ from styledrop_jax.emoji.tasks.base import (
 )
 from styledrop_jax.io import hub, pretrained
 from styledrop_jax.models import vae
-from styledrop_jax.pipelines import muse
+from styledrop_jax.pipelines import muse_files
 from styledrop_jax.training import loop
 
 _MEASURED = 512  # drawings over which the deviation of the latents is taken
@@ -43,7 +43,7 @@ def _loss(kl_weight: float) -> loop.Loss:
 def _take(model: vae.AutoencoderKL, folder: Path) -> None:
     """Copies every weight of a tokenizer's encoder and decoder that has its place in the autoencoder."""
     given = nnx.traversals.flatten_mapping(
-        nnx.to_pure_dict(nnx.state(muse.load_autoencoder(folder), nnx.Param))
+        nnx.to_pure_dict(nnx.state(muse_files.VQVAE.load(folder), nnx.Param))
     )
     own = nnx.traversals.flatten_mapping(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
     fits = {

@@ -19,7 +19,7 @@ from styledrop_jax.emoji.tasks.base import (
 )
 from styledrop_jax.io import hub, pretrained
 from styledrop_jax.models import vqgan
-from styledrop_jax.pipelines import muse
+from styledrop_jax.pipelines import muse_files
 
 
 def _vq_loss(model: vqgan.VQModel, batch: jax.Array, keys: jax.Array) -> tuple[jax.Array, dict]:
@@ -60,7 +60,7 @@ def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> Task:
     held = data.held_out_images(32)
     model_config = vqgan.Config.emoji64(width=config.width)
     if config.init:
-        model = muse.load_autoencoder(Path(config.init))
+        model = muse_files.VQVAE.load(Path(config.init))
         model_config = model.config
     else:
         model = vqgan.VQModel(model_config, rngs=nnx.Rngs(config.seed))
