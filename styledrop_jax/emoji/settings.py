@@ -34,9 +34,7 @@ class CommonSettings:
         "muon: Muon for matrices and convolutions, Adam for the rest",
         choices=("adam", "muon"),
     )
-    learning_rate: float = setting(
-        2e-3, "peak of the cosine schedule", low=0, high=1, above=True
-    )
+    learning_rate: float = setting(2e-3, "peak of the cosine schedule", low=0, high=1, above=True)
     warmup: int = setting(100, "steps of linear warm-up", low=0)
     weight_decay: float = setting(0.0, "AdamW's decoupled decay of matrices", low=0)
     b2: float = setting(0.99, "Adam's second-moment decay", low=0, high=1)
@@ -74,10 +72,7 @@ class ClipSettings(CommonSettings):
     text_layers: int = setting(2, "of the text tower", low=1)
     vision_layers: int = setting(6, "of the vision tower", low=1)
     seen: float = setting(
-        1.0,
-        "share of an image's patches that a step looks at: less is faster",
-        low=0.05,
-        high=1,
+        1.0, "share of an image's patches that a step looks at: less is faster", low=0.05, high=1
     )
     init: str = setting(
         "",
@@ -100,7 +95,7 @@ class VaeSettings(CommonSettings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DenoiserSettings(CommonSettings):
-    """What both denoisers are told, which train on examples that the frozen models see once."""
+    """What both denoisers are told. They train on examples that the frozen models see once."""
 
     clip: str = setting(
         "pretrain/clip/export/clip",
@@ -128,9 +123,7 @@ class MuseSettings(DenoiserSettings):
         path="file",
     )
     layers: int = setting(6, "of the transformer", low=1)
-    init: str = setting(
-        "", "an exported muse folder to go on from; empty starts anew", path="file"
-    )
+    init: str = setting("", "an exported muse folder to go on from; empty starts anew", path="file")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,9 +141,7 @@ class UnetSettings(DenoiserSettings):
     min_snr_gamma: float = setting(
         5.0, "gamma of the Min-SNR weighting; 0 weights all timesteps the same", low=0
     )
-    init: str = setting(
-        "", "an exported unet folder to go on from; empty starts anew", path="file"
-    )
+    init: str = setting("", "an exported unet folder to go on from; empty starts anew", path="file")
 
 
 SETTINGS: dict[str, type[CommonSettings]] = {
@@ -169,7 +160,7 @@ def kind_of(config: Mapping[str, Any]) -> type[CommonSettings]:
         UserError: it names none that there is.
     """
     task = config.get("task", "")
-    if task in SETTINGS:
+    if isinstance(task, str) and task in SETTINGS:
         return SETTINGS[task]
     raise UserError(
         f"config.task: found {shown(task)}, "
