@@ -11,7 +11,7 @@ import tiny
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from safetensors.numpy import load_file
 
-from styledrop_jax import configs, guidance
+from styledrop_jax import config_files, guidance
 from styledrop_jax.emoji import corpus, settings
 from styledrop_jax.emoji.pretrain import pretrain
 from styledrop_jax.emoji.settings import CommonSettings
@@ -50,7 +50,7 @@ def _changes(task: str, **changed: Any) -> dict[str, Any]:
 
 
 def _settings(task: str, **changed: Any) -> CommonSettings:
-    config = configs.load(f"pretrain_{task}", settings.complete).to_dict()
+    config = config_files.load(f"pretrain_{task}", settings.complete).to_dict()
     return settings.from_config(config | _changes(task, **changed))
 
 
@@ -72,7 +72,7 @@ def test_training_leaves_a_model_and_images(task):
 
 @pytest.mark.parametrize("task", SIZES)
 def test_settings_are_read_from_plain_data_and_back(task):
-    config = configs.load(f"pretrain_{task}", settings.complete).to_dict()
+    config = config_files.load(f"pretrain_{task}", settings.complete).to_dict()
     value = settings.from_config(config)
     assert type(value) is settings.SETTINGS[task] and settings.to_config(value) == config
 
