@@ -225,13 +225,3 @@ def distinct_rows(prompts: Sequence[str], encode: Callable[[list[str]], Any]) ->
     found = encode(distinct)
     rows = np.array([distinct.index(prompt) for prompt in prompts])
     return jax.tree.map(lambda x: x[rows], found)
-
-
-def chunks(array: np.ndarray, size: int) -> list[np.ndarray]:
-    """Pieces of one fixed length, the last padded with its own last row: one compiled program for any count."""
-    pieces = []
-    for start in range(0, len(array), size):
-        piece = array[start : start + size]
-        padding = np.repeat(piece[-1:], size - len(piece), axis=0)
-        pieces.append(np.concatenate([piece, padding]))
-    return pieces

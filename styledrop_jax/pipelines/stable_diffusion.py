@@ -25,12 +25,12 @@ from styledrop_jax.pipelines.base import (
     Pipeline,
     SampleSettings,
     TrainSettings,
-    chunks,
     distinct_rows,
 )
 from styledrop_jax.sampling import schedulers
 from styledrop_jax.sampling.noise_schedule import NoiseSchedule
 from styledrop_jax.training import losses
+from styledrop_jax.tree import chunks
 
 _TEXT_BATCH = 16
 _IMAGE_BATCH = 4  # of 768 pixels the autoencoder's activations are gigabytes
