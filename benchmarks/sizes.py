@@ -61,7 +61,7 @@ FIXED = {
     "vae": {"init": ""},
 }
 DRAWING = {
-    "muse": SampleSettings(temperature=2.0, lambda_b=1.0),
+    "muse": SampleSettings(steps=12, temperature=2.0, lambda_b=1.0),
     "unet": SampleSettings(steps=20, lambda_b=2.0),
 }
 

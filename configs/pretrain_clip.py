@@ -1,7 +1,8 @@
-"""The CLIP of emoji64: 64-pixel drawings and captions of up to 32 tokens; the judge, and a text tower for Muse.
+"""The CLIP of emoji64: 64-pixel drawings and captions of up to 32 tokens; the judge, and a text
+tower for Muse.
 
 bash launch/fetch_corpus.sh corpus
-styledrop pretrain --config configs/pretrain_clip.py --workdir pretrain/clip
+styledrop pretrain --config pretrain_clip --workdir pretrain/clip
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,8 @@
 """The Muse of emoji64: a U-ViT over 16×16 tokens, conditioned on the text tower of the CLIP.
 
-styledrop pretrain --config configs/pretrain_vq.py --workdir pretrain/vq
-styledrop pretrain --config configs/pretrain_clip.py --workdir pretrain/clip
-styledrop pretrain --config configs/pretrain_muse.py --workdir pretrain/muse
+styledrop pretrain --config pretrain_vq --workdir pretrain/vq
+styledrop pretrain --config pretrain_clip --workdir pretrain/clip
+styledrop pretrain --config pretrain_muse --workdir pretrain/muse
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,8 @@
 """The U-Net of emoji64's Stable Diffusion, conditioned on the text tower of the CLIP.
 
-styledrop pretrain --config configs/pretrain_vae.py --workdir pretrain/vae
-styledrop pretrain --config configs/pretrain_clip.py --workdir pretrain/clip
-styledrop pretrain --config configs/pretrain_unet.py --workdir pretrain/unet
+styledrop pretrain --config pretrain_vae --workdir pretrain/vae
+styledrop pretrain --config pretrain_clip --workdir pretrain/clip
+styledrop pretrain --config pretrain_unet --workdir pretrain/unet
 """
 
 from ml_collections import ConfigDict

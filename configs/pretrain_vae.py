@@ -1,7 +1,7 @@
 """The autoencoder of emoji64's Stable Diffusion: 64-pixel drawings → 16×16 latents of 4 channels.
 
 bash launch/fetch_corpus.sh corpus
-styledrop pretrain --config configs/pretrain_vae.py --workdir pretrain/vae
+styledrop pretrain --config pretrain_vae --workdir pretrain/vae
 """
 
 from ml_collections import ConfigDict

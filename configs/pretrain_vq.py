@@ -1,7 +1,7 @@
 """The tokenizer of emoji64: 64-pixel drawings → 16×16 tokens of 512 codes.
 
 bash launch/fetch_corpus.sh corpus
-styledrop pretrain --config configs/pretrain_vq.py --workdir pretrain/vq
+styledrop pretrain --config pretrain_vq --workdir pretrain/vq
 """
 
 from ml_collections import ConfigDict

@@ -11,8 +11,8 @@ from sides import jax_loops
 from sides.job import RANK, Job
 from styledrop_jax import trainable, tree
 from styledrop_jax.adapters import styledrop
-from styledrop_jax.pipelines.load import load
 from styledrop_jax.pipelines.base import SampleSettings
+from styledrop_jax.pipelines.load import load
 from styledrop_jax.stages import objective
 from styledrop_jax.training import loop, losses
 

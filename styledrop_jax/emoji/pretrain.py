@@ -1,49 +1,87 @@
-"""Trains the shipped base models from the corpus: tokenizer, CLIP and Muse; the autoencoder and the U-Net.
+"""Trains the shipped base models from the corpus: tokenizer, CLIP, Muse, autoencoder and U-Net.
 
-One command each, resumable, and the result is a folder in the diffusers layout that the rest of the package loads like
-any other checkpoint.
+One command trains one of them and can be resumed. The result is a folder in the diffusers layout,
+which the rest of the package loads like any other checkpoint.
 """
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from ml_collections import ConfigDict
 
 from styledrop_jax import log
 from styledrop_jax.emoji import corpus
+from styledrop_jax.emoji import settings as emoji_settings
+from styledrop_jax.emoji.settings import (
+    ClipSettings,
+    CommonSettings,
+    MuseSettings,
+    UnetSettings,
+    VaeSettings,
+    VqSettings,
+)
 from styledrop_jax.emoji.tasks import clip, muse, unet, vae, vq
+from styledrop_jax.emoji.tasks.base import Task
 from styledrop_jax.io import image_files
-from styledrop_jax.io.files import Run
+from styledrop_jax.io.run_folder import Run
 from styledrop_jax.training import loop, optim
 
-TASKS = {"vq": vq.task, "clip": clip.task, "muse": muse.task, "vae": vae.task, "unet": unet.task}
+_PRODUCTS = {"float32": None, "bfloat16": "BF16_BF16_F32"}
 
 
-def pretrain(config: ConfigDict, workdir: Path) -> None:
-    """Trains `config.task` and leaves `<workdir>/export`, a folder of safetensors, and pictures on the way.
+def make_task(settings: CommonSettings, data: corpus.Corpus, workdir: Path) -> Task[Any]:
+    """The model, loss and batches that `settings` ask for; `workdir` keeps what is prepared once.
 
     Raises:
-        UserError: the corpus or a model that this one builds on is missing.
+        UserError: a model that this one builds on is missing or does not fit.
     """
-    products = {"float32": None, "bfloat16": "BF16_BF16_F32"}[config.precision]
+    match settings:
+        case VqSettings():
+            return vq.task(settings, data)
+        case ClipSettings():
+            return clip.task(settings, data, workdir)
+        case MuseSettings():
+            return muse.task(settings, data, workdir)
+        case VaeSettings():
+            return vae.task(settings, data)
+        case UnetSettings():
+            return unet.task(settings, data, workdir)
+    raise TypeError(f"no task takes {type(settings).__name__}")
+
+
+def pretrain(settings: CommonSettings, workdir: Path) -> None:
+    """Trains one model, or continues its training.
+
+    Leaves `<workdir>/export`, a folder of safetensors, and `<workdir>/images`, what the model did
+    at every checkpoint.
+
+    Args:
+        settings: one of `emoji.settings.SETTINGS`; its type names the task.
+        workdir: the training folder, new or one to continue.
+
+    Raises:
+        UserError: the corpus or a model that this one builds on is missing; the folder holds a
+            training of other settings.
+    """
     with (
-        jax.default_matmul_precision(products),
-        Run.open(workdir, config.to_dict()) as run,
-        log.Logger(workdir) as logger,
+        jax.default_matmul_precision(_PRODUCTS[settings.precision]),
+        Run.open(workdir, emoji_settings.to_config(settings)) as run,
+        log.Logger(run.workdir) as logger,
     ):
-        data = corpus.load(Path(config.corpus))
-        task = TASKS[config.task](config, data, Path(workdir))
+        data = corpus.load(settings.corpus)
+        task = make_task(settings, data, run.workdir)
         graphdef, _, frozen = loop.split(task.model, task.trainable)
 
-        def after(step: int, state: dict, *args) -> dict:
-            state = task.after(step, state, *args) if task.after else state
-            if step % config.checkpoint_every == 0 or step == config.steps:
+        def after(step: int, state: dict, *parts: Any) -> dict:
+            if task.after is not None:
+                state = task.after(step, state, *parts)
+            if step % settings.checkpoint_every == 0 or step == settings.steps:
                 model = nnx.merge(graphdef, jax.tree.map(jnp.array, state["params"]), frozen)
-                picture = task.picture(model)
-                image_files.write_png(run.path("pictures", f"{step:07d}.png"), picture)
-                logger.image(config.task, step, picture)
+                sheet = task.sheet(model)
+                image_files.write_png(run.path("images", f"{step:07d}.png"), sheet)
+                logger.image(settings.task, step, sheet)
                 task.export(model, run.path("export"))
             return state
 
@@ -52,23 +90,23 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
             task.trainable,
             task.loss,
             optim.make(
-                config.learning_rate,
-                steps=config.steps,
-                warmup=config.warmup,
+                settings.learning_rate,
+                steps=settings.steps,
+                warmup=settings.warmup,
                 schedule="cosine",
-                muon=config.optimizer == "muon",
-                weight_decay=config.weight_decay,
+                muon=settings.optimizer == "muon",
+                weight_decay=settings.weight_decay,
                 clip_norm=1.0,
-                b2=config.b2,
+                b2=settings.b2,
             ),
             task.batches,
-            steps=config.steps,
-            key=jax.random.key(config.seed),
+            steps=settings.steps,
+            key=jax.random.key(settings.seed),
             folder=run.path("checkpoints"),
             logger=logger,
-            stage=config.task,
-            steps_per_call=config.steps_per_call,
-            checkpoint_every=config.checkpoint_every,
+            stage=settings.task,
+            steps_per_call=settings.steps_per_call,
+            checkpoint_every=settings.checkpoint_every,
             after=after,
         )
-        log.say(f"{config.task}: exported to {run.path('export')}")
+        log.say(f"{settings.task}: exported to {run.path('export')}")

@@ -1,10 +1,10 @@
-"""The bundled reference images: drawings by artists of the training set under treatments no base model has seen.
+"""The bundled reference images, and the true images of a style.
 
-    from styledrop_jax.data.references import write
+A bundled image is a drawing by an artist of the training set under a treatment that no base model
+has seen. This renders them again from the packages that `launch/fetch_corpus.sh FOLDER` fetched:
+
+    from styledrop_jax.emoji.references import write
     write("FOLDER/npm/node_modules", "styledrop_jax/assets/references")
-
-draws them again from the packages that `launch/fetch_corpus.sh FOLDER` fetched; `write_truth` adds the pool in the same
-styles, from the corpus.
 """
 
 import dataclasses
@@ -26,11 +26,13 @@ SIZE = 256
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Bundled:
+    """One image; `descriptor` is in words that a base model may know, unlike the style itself."""
+
     name: str
     concept: str
     artist: str
     treatment: str
-    descriptor: str  # in words that a base model may know: the style itself it does not
+    descriptor: str
 
 
 _BUNDLED = (
@@ -82,16 +84,26 @@ _BUNDLED = (
 def write_truth(
     data: Corpus, folder: Path | str, *, artist: str, treatment: str, contents: Sequence[str] = POOL
 ) -> None:
-    """Writes the true drawings of a style, NOUN.png each, 64 pixels: what `config.truth` takes."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    for name in map(noun, contents):
-        image = data.true_image(name, artist, treatment)
-        Image.fromarray(image).save(Path(folder) / f"{name}.png", optimize=True)
+    """Writes the true images of a style, NOUN.png each, 64 pixels: what `config.truth` takes."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for content in contents:
+        image = data.true_image(noun(content), artist, treatment)
+        Image.fromarray(image).save(folder / f"{noun(content)}.png", optimize=True)
 
 
 def write(npm: Path | str, folder: Path | str) -> None:
-    """Draws every bundled image from the packages in `npm`, and `references.jsonl` with its words, into `folder`."""
-    npm, folder = Path(npm), Path(folder)
+    """Writes every bundled image, and `references.jsonl` with its words, into `folder`.
+
+    Args:
+        npm: the `node_modules` folder of the packages.
+        folder: where the files go.
+
+    Raises:
+        UserError: a package is missing.
+    """
+    npm = Path(npm)
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     matched = match_drawings(npm)
     codes = {concept.label: code for code, concept in read_concepts(npm).items()}
@@ -99,20 +111,20 @@ def write(npm: Path | str, folder: Path | str) -> None:
     treatments = {treatment.name: treatment for treatment in TREATMENTS}
     lines = []
     for bundled in _BUNDLED:
-        artist, treatment = artists[bundled.artist], treatments[bundled.treatment]
-        drawing = render(
-            read_icons(npm, artist), matched[artist.name][codes[bundled.concept]], size=SIZE
-        )
+        icon = matched[bundled.artist][codes[bundled.concept]]
+        drawing = render(read_icons(npm, artists[bundled.artist]), icon, size=SIZE)
+        if drawing is None:
+            raise ValueError(f"the drawing of {bundled.name} is empty")
         canvas = Image.new("RGBA", drawing.size, "white")
         canvas.alpha_composite(drawing)
-        image = treatment.apply(np.asarray(canvas.convert("RGB")))
+        image = treatments[bundled.treatment].apply(np.asarray(canvas.convert("RGB")))
         Image.fromarray(image).save(folder / f"{bundled.name}.png", optimize=True)
         row = {
             "image": f"{bundled.name}.png",
             "content": compose.noun_phrase(bundled.concept),
             "descriptor": bundled.descriptor,
-            "artist": artist.name,  # with the treatment, the style's name in the corpus: its true drawings
-            "treatment": treatment.name,
+            "artist": bundled.artist,  # with the treatment: the style's name in the corpus
+            "treatment": bundled.treatment,
         }
-        lines.append(json.dumps(row))
-    (folder / "references.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        lines.append(json.dumps(row) + "\n")
+    (folder / "references.jsonl").write_text("".join(lines), encoding="utf-8")

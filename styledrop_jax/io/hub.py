@@ -186,6 +186,17 @@ def _fetch(name: str, layouts: Sequence[Layout]) -> None:
     snapshot_download(name, allow_patterns=[glob.escape(path) for path in chosen])
 
 
+def is_shipped(name: str) -> bool:
+    """Whether a model of this name comes with the package."""
+    outside = not name or name.startswith((".", "/", "~")) or "\0" in name or len(name) > 200
+    return not outside and (SHIPPED / name).is_dir()
+
+
+def shipped_vocabulary(name: str) -> Path:
+    """The folder of a shipped base model's `vocabulary.json`; other models have no such file."""
+    return SHIPPED / name.partition("/")[0]
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """`config.json` of a model's component.
 

@@ -1,6 +1,8 @@
 """A model's name → the pipeline that its files hold."""
 
+import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -9,11 +11,31 @@ from styledrop_jax.io import hub
 from styledrop_jax.pipelines import muse_files, stable_diffusion_files
 from styledrop_jax.pipelines.base import Pipeline
 
-_LAYOUTS = (muse_files.LAYOUT, stable_diffusion_files.LAYOUT)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loader:
+    """One kind of pipeline.
+
+    Attributes:
+        layout: what its folder holds, by which it is known.
+        load: (name as the user gave it, folder, dtype) → the pipeline.
+    """
+
+    layout: hub.Layout
+    load: Callable[[str, Path, jnp.dtype], Pipeline]
+
+
+LOADERS = {
+    "muse": Loader(layout=muse_files.LAYOUT, load=muse_files.load),
+    "stable_diffusion": Loader(
+        layout=stable_diffusion_files.LAYOUT, load=stable_diffusion_files.load_folder
+    ),
+}
+"""The kinds of pipelines, by name."""
 
 
 def load(name: str, dtype: jnp.dtype = jnp.float32, *, field: str = "config.base") -> Pipeline:
-    """Loads a Muse or a Stable Diffusion.
+    """Loads a pipeline of any of `LOADERS`, by what its folder holds.
 
     Args:
         name: a model that ships with the package, such as "emoji64" (its Muse) or "emoji64/sd"; a
@@ -28,7 +50,8 @@ def load(name: str, dtype: jnp.dtype = jnp.float32, *, field: str = "config.base
     file = Path(os.path.expanduser(name))
     if file.is_file() or file.suffix == ".safetensors":
         return stable_diffusion_files.load_file(name, file, dtype)
-    folder = hub.resolve(name, _LAYOUTS, field=field)
-    if hub.best_layout(folder, _LAYOUTS) is stable_diffusion_files.LAYOUT:
-        return stable_diffusion_files.load_folder(name, folder, dtype)
-    return muse_files.load(name, folder, dtype)
+    layouts = [loader.layout for loader in LOADERS.values()]
+    folder = hub.resolve(name, layouts, field=field)
+    best = hub.best_layout(folder, layouts)
+    loader = next(loader for loader in LOADERS.values() if loader.layout is best)
+    return loader.load(name, folder, dtype)

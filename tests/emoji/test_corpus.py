@@ -11,7 +11,7 @@ from styledrop_jax.emoji import compose, corpus
 from styledrop_jax.emoji.drawings import ARTISTS
 from styledrop_jax.emoji.treatments import TREATMENTS
 from styledrop_jax.errors import UserError
-from styledrop_jax.io.image_files import BUNDLED
+from styledrop_jax.io.captions import BUNDLED
 
 
 @pytest.fixture(scope="module")

@@ -96,7 +96,9 @@ def test_training_goes_on_from_exported_weights(tmp_path):
         hub.read_config(p / "transformer") for p in (init, tmp_path / "on/export/muse")
     )
     assert before == after
-    old, new = (muse_files.TRANSFORMER.load(p / "transformer") for p in (init, tmp_path / "on/export/muse"))
+    old, new = (
+        muse_files.TRANSFORMER.load(p / "transformer") for p in (init, tmp_path / "on/export/muse")
+    )
     kernels = (m.transformer_layers[0].attn1.to_q.kernel[...] for m in (old, new))
     np.testing.assert_allclose(*kernels, atol=1e-3)
 

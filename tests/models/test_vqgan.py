@@ -216,9 +216,7 @@ def test_old_attention_names_are_read(tmp_path):
         tensors[name] = tensor
     assert sum("proj_attn" in name for name in tensors) == 4
     save_file(tensors, file)
-    for ours, theirs in zip(
-        _run(VQVAE.load(tmp_path), jnp.asarray(images)), before, strict=True
-    ):
+    for ours, theirs in zip(_run(VQVAE.load(tmp_path), jnp.asarray(images)), before, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 

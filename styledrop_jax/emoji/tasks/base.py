@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from styledrop_jax import guidance, log, tree
 from styledrop_jax.emoji import corpus
-from styledrop_jax.io import hub, image_files, pretrained
+from styledrop_jax.io import hub, pretrained, sheets
 from styledrop_jax.io.files import guard, write_json
 from styledrop_jax.metrics import clip_scores
 from styledrop_jax.models import clip
@@ -97,9 +97,7 @@ def reconstructions(task: str, images: np.ndarray, out: jax.Array) -> np.ndarray
     """A sheet of uint8 images [n, h, w, 3], each beside its reconstruction, float in [0, 1]; says the mean error."""
     given, out = np.asarray(unit(images)), np.asarray(out)
     log.say(f"{task}: mean absolute error on held-out concepts {np.abs(out - given).mean():.4f}")
-    return image_files.grid(
-        list(np.stack([given, out], 1).reshape(-1, *images.shape[1:])), columns=8
-    )
+    return sheets.grid(list(np.stack([given, out], 1).reshape(-1, *images.shape[1:])), columns=8)
 
 
 class Conditioned(nnx.Module):
@@ -215,9 +213,7 @@ def _draws(model: Pipeline, settings: SampleSettings) -> np.ndarray:
     prompts = [prompt for prompt in _PROMPTS for _ in range(4)]
     branches = guidance.base_branches(model, prompts, settings)
     chunks = guidance.generate(branches, range(len(prompts)), settings=settings, batch_size=16)
-    return image_files.grid(
-        list(np.concatenate(list(chunks))), columns=8, captions=prompts, scale=2
-    )
+    return sheets.grid(list(np.concatenate(list(chunks))), columns=8, captions=prompts, scale=2)
 
 
 def load_text(folder: Path) -> tuple[clip.ClipText, PreTrainedTokenizerBase]:

@@ -15,7 +15,7 @@ from PIL import Image
 from styledrop_jax import log
 from styledrop_jax.emoji import corpus
 from styledrop_jax.emoji.tasks.base import Task, examples, unit
-from styledrop_jax.io import hub, image_files, pretrained
+from styledrop_jax.io import hub, pretrained, sheets
 from styledrop_jax.metrics import clip_scores
 from styledrop_jax.models import clip
 from styledrop_jax.models.tokenizer import load_tokenizer, save_tokenizer, tokenize, train_tokenizer
@@ -104,9 +104,7 @@ def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> Task:
             f"among {len(captions)} held-out pairs"
         )
         shown = [captions[row[0]] for row in best[:32]]
-        return image_files.grid(
-            [np.asarray(unit(x)) for x in images[:32]], columns=8, captions=shown
-        )
+        return sheets.grid([np.asarray(unit(x)) for x in images[:32]], columns=8, captions=shown)
 
     def export(trained: clip.Clip, out: Path) -> None:
         tensors = pretrained.export(trained, clip.RULES, dtype=np.float16)

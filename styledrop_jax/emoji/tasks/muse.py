@@ -65,6 +65,6 @@ def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> base.Task:
         encode=lambda images: {"tokens": np.asarray(to_tokens(codec, images), np.uint16)},
         targets=lambda batch: batch["tokens"].astype(np.int32),
         hyper={"remat": False},
-        settings=SampleSettings(temperature=2.0, lambda_b=1.0),
+        settings=SampleSettings(steps=12, temperature=2.0, lambda_b=1.0),
         export=export,
     )

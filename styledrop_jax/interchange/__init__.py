@@ -1,0 +1,1 @@
+"""Files of other tools: what was trained goes out to them, and theirs come in."""
