@@ -232,7 +232,7 @@ class Style:
         region = _region(mask, given.shape[:2])
         size = self.pipeline.canvas(*region.shape)
         start = image_files.to_size(given, size)
-        part = image_files.to_size(np.repeat(np.uint8(region)[..., None] * 255, 3, -1), size)
+        part = image_files.to_size(_white(region), size)
         inside = part[..., :1] > 127
         if not inside.any():
             raise UserError(
@@ -544,6 +544,11 @@ def _region(mask: Picture | None, shape: tuple[int, ...]) -> np.ndarray:
         return image_files.read_mask(mask, size)
     layer = mask if isinstance(mask, Image.Image) else Image.fromarray(image_files.to_uint8(mask))
     return image_files.as_mask(layer, size)
+
+
+def _white(region: np.ndarray) -> np.ndarray:
+    """uint8 [h, w, 3], white where the region [h, w] is."""
+    return np.repeat(region[..., None].astype(np.uint8) * 255, 3, axis=-1)
 
 
 def _pictures(images: Picture | Sequence[Picture]) -> list[Picture]:
