@@ -28,7 +28,7 @@ from styledrop_jax.emoji import corpus
 from styledrop_jax.emoji.compose import noun_phrase
 from styledrop_jax.emoji.drawings import ARTISTS
 from styledrop_jax.emoji.treatments import TREATMENTS
-from styledrop_jax.io import hub, image_files
+from styledrop_jax.io import hub, image_files, sheets
 from styledrop_jax.methods.prompts import noun
 from styledrop_jax.metrics.clip_scores import ClipScorer
 
@@ -83,7 +83,7 @@ def main() -> None:
     for (artist, treatment, _), row in zip(EVERY, rows, strict=True):
         _print_row(f"{treatment}, {artist}", row)
     _print_row(f"mean of {len(rows)}", np.mean(rows, axis=0))
-    sheet = image_files.grid(images, columns=len(images) // len(rows), scale=1, captions=captions)
+    sheet = sheets.grid(images, columns=len(images) // len(rows), scale=1, captions=captions)
     image_files.write_png(flags.out / f"every_style_{flags.on}.png", sheet)
 
 

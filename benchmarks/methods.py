@@ -28,7 +28,7 @@ from styledrop_jax import log
 from styledrop_jax.emoji import corpus
 from styledrop_jax.emoji.compose import noun_phrase
 from styledrop_jax.emoji.references import write_truth
-from styledrop_jax.io import hub, image_files
+from styledrop_jax.io import hub, image_files, sheets
 from styledrop_jax.io.files import read_json, read_jsonl, write_json
 from styledrop_jax.methods.prompts import noun
 from styledrop_jax.metrics.clip_scores import ClipScorer, mean_interval
@@ -388,7 +388,7 @@ def _sheet(runs: dict[str, list[Path]], path: Path) -> None:
             images += [image_files.read_image(run / stage / row["file"]) for row in shown]
             captions += [noun(row["content"]) for row in shown]
     image_files.write_png(
-        path, image_files.grid(images, columns=len(images) // len(runs), scale=1, captions=captions)
+        path, sheets.grid(images, columns=len(images) // len(runs), scale=1, captions=captions)
     )
 
 

@@ -14,7 +14,7 @@ from styledrop_jax import guidance
 from styledrop_jax.emoji import corpus
 from styledrop_jax.emoji.compose import descriptor, noun_phrase
 from styledrop_jax.emoji.drawings import ARTISTS
-from styledrop_jax.io import hub, image_files
+from styledrop_jax.io import hub, image_files, sheets
 from styledrop_jax.methods.prompts import POOL, noun
 from styledrop_jax.metrics.clip_scores import ClipScorer, mean_interval, recall
 from styledrop_jax.metrics.distances import frechet_distance, kernel_distance, scaled
@@ -83,7 +83,7 @@ UNSEEN = {
 """40 prompts that training did not say, or hardly: `data/compose.py` leaves these colours and counts of them out;
 a pair in a style, or a place on a background, is one of thousands; a background is named under few styles."""
 MODELS = {
-    "muse": SampleSettings(temperature=2.0, lambda_b=1.0),
+    "muse": SampleSettings(steps=12, temperature=2.0, lambda_b=1.0),
     "sd": SampleSettings(steps=20, lambda_b=2.0),
 }
 
@@ -130,7 +130,7 @@ def _reconstruction(
         for i in range(24)
         for picture in (images[i] / 255, decoded["muse"][i], decoded["sd"][i])
     ]
-    image_files.write_png(out / "reconstruction.png", image_files.grid(triples, columns=18))
+    image_files.write_png(out / "reconstruction.png", sheets.grid(triples, columns=18))
 
 
 def _print_recall(data: corpus.Corpus, scorer: ClipScorer) -> None:
@@ -211,7 +211,7 @@ def _unseen(models: dict[str, Pipeline], scorer: ClipScorer, out: Path) -> None:
     ]
     captions = [f"{kind}: {prompt}" for prompt in prompts for kind in models for _ in range(2)]
     image_files.write_png(
-        out / "prompts.png", image_files.grid(pictures, columns=8, scale=1, captions=captions)
+        out / "prompts.png", sheets.grid(pictures, columns=8, scale=1, captions=captions)
     )
 
 
@@ -236,7 +236,7 @@ def _drawings(
         label = next(noun(c) for c in POOL if noun(c) in prompt)
         pictures += [data.true_image(label) / 255, *images]
         captions += [f"true {label}", *[prompt] * 4]
-    sheet = image_files.grid(pictures, columns=10, scale=2, captions=captions)
+    sheet = sheets.grid(pictures, columns=10, scale=2, captions=captions)
     image_files.write_png(out / f"{kind}.png", sheet)
 
 

@@ -1,8 +1,8 @@
 """The Muse of emoji64: a U-ViT over 16×16 tokens, conditioned on the text tower of the CLIP.
 
-styledrop pretrain --config configs/pretrain_vq.py --workdir pretrain/vq
-styledrop pretrain --config configs/pretrain_clip.py --workdir pretrain/clip
-styledrop pretrain --config configs/pretrain_muse.py --workdir pretrain/muse
+styledrop pretrain --config pretrain_vq --workdir pretrain/vq
+styledrop pretrain --config pretrain_clip --workdir pretrain/clip
+styledrop pretrain --config pretrain_muse --workdir pretrain/muse
 """
 
 from ml_collections import ConfigDict
@@ -12,13 +12,9 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "task": "muse",
-            "corpus": "corpus",
             "codec": "pretrain/vq/export/vqvae",
             "clip": "pretrain/clip/export/clip",
-            "init": "",
-            "trained": "",
             "vocabulary": "starter",
-            "seed": 0,
             "pack": 48000,
             "text_dropout": 0.1,
             "width": 192,
@@ -30,7 +26,6 @@ def get_config() -> ConfigDict:
             "warmup": 100,
             "weight_decay": 0.03,
             "b2": 0.98,
-            "steps_per_call": 1,
             "precision": "bfloat16",
             "checkpoint_every": 250,
         }

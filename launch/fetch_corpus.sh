@@ -27,5 +27,5 @@ folder=$(cd "$folder" && pwd)
 # --prefix keeps npm inside the folder, --ignore-scripts from running anything the packages bring.
 npm install --prefix "$folder/npm" --no-save --ignore-scripts --no-audit --no-fund "${packages[@]}"
 cd "$(dirname "$0")/.."
-"$python" -c 'import sys; from styledrop_jax.emoji.corpus import build; build(*sys.argv[1:])' "$folder/npm/node_modules" "$folder"
+"$python" -c 'import sys; from styledrop_jax.emoji.builder import build; build(*sys.argv[1:])' "$folder/npm/node_modules" "$folder"
 echo "corpus: $folder"

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 class UserError(Exception):
     """A failure the user caused and can mend: a bad file, field, prompt or disk.
 
-    The message is one line that names the field or file, what was found and what was expected. The command line
-    prints it without a traceback and exits with code 2.
+    The message is one line that names the field or file, what was found and what was expected. The
+    command line prints it without a traceback and exits with code 2.
     """
 
 

@@ -1,6 +1,9 @@
-"""Draws images under guidance: which branches of the model are added with which weights, and in which chunks."""
+"""Guidance: which branches of a model are added with which weights, and in which chunks images are
+generated.
+"""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +14,8 @@ import numpy as np
 from flax import nnx
 
 from styledrop_jax import log, trainable
-from styledrop_jax.adapters.base import AdapterParam, identity
+from styledrop_jax.adapters.base import AdapterParam, Trainable, identity
+from styledrop_jax.errors import shown
 from styledrop_jax.io import image_files
 from styledrop_jax.pipelines.base import Edit, Group, Pipeline, SampleSettings
 from styledrop_jax.sampling.attention_control import replacement
@@ -19,46 +23,53 @@ from styledrop_jax.sampling.maskgit import mix, two_scale
 from styledrop_jax.sampling.schedulers import sdedit_start
 from styledrop_jax.training import mesh
 
+_LOG = logging.getLogger(__name__)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Adapted:
-    """A pipeline with what was trained in it, its denoiser taken apart: arrays that did not train are the base's own.
+class Tuned:
+    """A pipeline with what was trained in it, its denoiser taken apart: arrays that did not train
+    are the base's own.
 
     Attributes:
-        base: the pipeline without it. model: with it; encodes prompts.
-        graphdef: how to put the denoiser together. state: its adapter's weights, if any. frozen: all others.
-        off: what the branch with the adapter off has in place of `state`; None if only the base itself will do.
+        base: the pipeline without it. model: with it; encodes prompts. what: trained.
+        graphdef: how to put the denoiser together. state: its adapter's weights, if any. frozen:
+            all others.
+        off: what the branch with the adapter off has in place of `state`; None if only the base
+            itself will do.
     """
 
     base: Pipeline
     model: Pipeline
+    what: Trainable
     graphdef: nnx.GraphDef
-    state: dict
-    frozen: dict
-    off: dict | None
+    state: Any
+    frozen: Any
+    off: Any
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Branch:
-    """One evaluation of the model in every step: of `adapted`, on or off, under `prompts` [n], and the weight [steps]
-    of its output in the guided sum."""
+    """One evaluation of the model in every step: of `tuned`, on or off, under `prompts` [n], and
+    the weight [steps] of its output in the guided sum."""
 
-    adapted: Adapted
+    tuned: Tuned
     on: bool
     prompts: Sequence[str]
     weight: jax.Array
 
 
 class Follow(NamedTuple):
-    """A picture that drawings follow: it is reconstructed beside each, and they take over its cross-attention.
+    """An image that samples follow: it is reconstructed beside each, and they take over its
+    cross-attention.
 
     Attributes:
         own: what `Pipeline.encode_images` makes of it, of a batch of one.
-        prompt: under which it is reconstructed, from its own latents noised by the drawing's noise.
-        tokens: bool [t], where the drawing attends as it does.
+        prompt: under which it is reconstructed, from its own latents noised by the sample's noise.
+        tokens: bool [t], where the sample attends as it does.
         share: in [0, 1], of the steps that are taken.
-        strength: in (0, 1], how far its latents are noised first. A schedule that ends in pure noise leaves nothing of
-            them at 1.
+        strength: in (0, 1], how far its latents are noised first. A schedule that ends in pure
+            noise leaves nothing of them at 1.
     """
 
     own: Any
@@ -68,84 +79,99 @@ class Follow(NamedTuple):
     strength: float
 
 
-def adapted(base: Pipeline, model: Pipeline, plan: trainable.Trainable) -> Adapted:
-    """`model`, which is `base` with a trained `plan` in it, ready to draw."""
-    graphdef, state, frozen = nnx.split(model.denoiser, AdapterParam, ...)
-    state = nnx.as_pure(state)
-    off = identity(state) if plan.switches_off else None
-    frozen = mesh.replicate(nnx.as_pure(frozen))
-    return Adapted(base=base, model=model, graphdef=graphdef, state=state, frozen=frozen, off=off)
+def tuned(base: Pipeline, model: Pipeline, what: Trainable) -> Tuned:
+    """`model`, which is `base` with `what` trained in it, ready to sample."""
+    graphdef, adapter, rest = nnx.split(model.denoiser, AdapterParam, ...)
+    state = nnx.as_pure(adapter)
+    return Tuned(
+        base=base,
+        model=model,
+        what=what,
+        graphdef=graphdef,
+        state=state,
+        frozen=mesh.replicate(nnx.as_pure(rest)),
+        off=identity(state) if trainable.switches_off(what) else None,
+    )
 
 
-def bare(base: Pipeline) -> Adapted:
+def bare(base: Pipeline) -> Tuned:
     """The base model alone."""
-    return adapted(base, base, trainable.Trainable())
+    return tuned(base, base, Trainable())
 
 
-def load(base: Pipeline, path: Path) -> Adapted:
+def load(base: Pipeline, path: Path) -> Tuned:
     """The base model with what was trained at `path`; UserError if that was on another base."""
-    return adapted(base, *trainable.load(base, path))
+    return tuned(base, *trainable.load(base, path))
 
 
-def base_branches(base: Pipeline, prompts: Sequence[str], settings: SampleSettings) -> list[Branch]:
-    """Classifier-free guidance of the base model, of scale 1 + lambda_b."""
-    return _classifier_free(bare(base), prompts, settings)
-
-
-def _classifier_free(
-    style: Adapted, prompts: Sequence[str], settings: SampleSettings
-) -> list[Branch]:
+def classifier_free(model: Tuned, prompts: Sequence[str], settings: SampleSettings) -> list[Branch]:
+    """Classifier-free guidance, of scale 1 + lambda_b."""
     _, lambda_b = settings.scales()
     negative = [settings.negative_prompt] * len(prompts)
     return [
-        Branch(adapted=style, on=True, prompts=prompts, weight=1 + lambda_b),
-        Branch(adapted=style, on=True, prompts=negative, weight=-lambda_b),
+        Branch(tuned=model, on=True, prompts=prompts, weight=1 + lambda_b),
+        Branch(tuned=model, on=True, prompts=negative, weight=-lambda_b),
     ]
 
 
-def style_branches(
-    style: Adapted, prompts: Sequence[str], settings: SampleSettings
-) -> list[Branch]:
-    """The branches of `settings.guidance`; the three of StyleDrop's Eq. 4 make one group if the adapter can be off."""
+def style_branches(style: Tuned, prompts: Sequence[str], settings: SampleSettings) -> list[Branch]:
+    """The branches of `settings.guidance`; the three of StyleDrop's Eq. 4 make one group if the
+    adapter can be off.
+    """
     if settings.guidance == "classifier_free":
-        return _classifier_free(style, prompts, settings)
-    lambda_a, lambda_b = settings.scales()
-    weights = jax.vmap(lambda a, b: two_scale(*jnp.eye(3), lambda_a=a, lambda_b=b))(
-        lambda_a, lambda_b
-    )  # [steps, 3]
+        return classifier_free(style, prompts, settings)
+    _check_negative(style, settings)
+    weights = jax.vmap(_two_scale_weights)(*settings.scales())  # [steps, 3]
     negative = [settings.negative_prompt] * len(prompts)
-    without = (
-        {"adapted": bare(style.base), "on": True}
-        if style.off is None
-        else {"adapted": style, "on": False}
-    )
+    if style.off is None:
+        without = bare(style.base)
+        on = True
+    else:
+        without = style
+        on = False
     return [
-        Branch(adapted=style, on=True, prompts=prompts, weight=weights[:, 0]),
-        Branch(**without, prompts=prompts, weight=weights[:, 1]),
-        Branch(**without, prompts=negative, weight=weights[:, 2]),
+        Branch(tuned=style, on=True, prompts=prompts, weight=weights[:, 0]),
+        Branch(tuned=without, on=on, prompts=prompts, weight=weights[:, 1]),
+        Branch(tuned=without, on=on, prompts=negative, weight=weights[:, 2]),
     ]
+
+
+def _check_negative(style: Tuned, settings: SampleSettings) -> None:
+    """Warns of learnt words in a negative prompt: two-scale guidance has the base model read that."""
+    if style.what.words is None:
+        return
+    for token in style.what.words.tokens:
+        if token.word in settings.negative_prompt:
+            _LOG.warning(
+                f"negative prompt {shown(settings.negative_prompt)}: it is read by the base model, "
+                f"to which {token.word!r} means nothing; guidance classifier_free would know it"
+            )
+
+
+def _two_scale_weights(lambda_a: jax.Array, lambda_b: jax.Array) -> jax.Array:
+    """The weights [3] of the three branches in StyleDrop's Eq. 4."""
+    return two_scale(*jnp.eye(3), lambda_a=lambda_a, lambda_b=lambda_b)
 
 
 def mixed_branches(
-    style: Adapted,
-    subject: Adapted,
+    style: Tuned,
+    subject: Tuned,
     style_prompts: Sequence[str],
     subject_prompts: Sequence[str],
     *,
     gamma: float,
     settings: SampleSettings,
 ) -> list[Branch]:
-    """My object in my style: (1 - gamma) of Eq. 4 with the style's adapter and gamma of it with the subject's."""
-    share = mix(*np.eye(2), gamma=gamma)
-    parts = (
-        style_branches(style, style_prompts, settings),
-        style_branches(subject, subject_prompts, settings),
-    )
-    return [
-        dataclasses.replace(branch, weight=branch.weight * part_share)
-        for part_share, part in zip(share, parts, strict=True)
-        for branch in part
-    ]
+    """My object in my style: (1 - gamma) of Eq. 4 with the style's adapter and gamma of it with the
+    subject's.
+    """
+    of_style, of_subject = mix(*jnp.eye(2), gamma=gamma)
+    branches = []
+    for branch in style_branches(style, style_prompts, settings):
+        branches.append(dataclasses.replace(branch, weight=branch.weight * of_style))
+    for branch in style_branches(subject, subject_prompts, settings):
+        branches.append(dataclasses.replace(branch, weight=branch.weight * of_subject))
+    return branches
 
 
 def generate(
@@ -153,45 +179,53 @@ def generate(
     seeds: Sequence[int],
     *,
     settings: SampleSettings,
-    batch_size: int = 8,
     edit: Edit | None = None,
     follow: Follow | None = None,
 ) -> Iterator[np.ndarray]:
-    """Yields images in chunks [at most batch_size, r, r, 3], or of the edit's size, float32 in [0, 1].
+    """Yields images in chunks [at most batch_size, r, r, 3], or of the edit's size, float32 in [0,
+    1].
 
-    Every chunk is padded to `batch_size` and runs the same program, so an image depends on its prompt and seed alone,
-    not on what it is drawn with.
+    Every chunk is padded to `settings.batch_size` and runs the same program, so an image depends on
+    its prompt and seed alone, not on what it is generated with.
 
     Args:
         branches: prompts of length n each, all of one base.
         seeds: n of them.
-        settings: how to draw.
-        batch_size: images at a time.
-        edit: n pictures to start from.
-        follow: a picture whose composition the drawings keep, of a pipeline that is `controllable`; they start from its
-            noised latents too. Each takes twice the room, and the first branch is of the prompt.
+        settings: how to sample.
+        edit: n images to start from.
+        follow: an image whose composition the samples keep, of a pipeline that is `controllable`;
+            they start from its noised latents too. Each takes twice the room, and the first branch
+            is of the prompt.
     """
     if follow is None:
-        yield from _chunks(branches, seeds, settings, batch_size, edit)
+        yield from _chunks(branches, seeds, settings, settings.batch_size, edit)
         return
     prompts = branches[0].prompts
     followed = [branch.prompts == prompts for branch in branches]
-    pairs = [
-        dataclasses.replace(
-            b, prompts=[p for own in b.prompts for p in (follow.prompt if is_prompt else own, own)]
-        )
-        for b, is_prompt in zip(branches, followed, strict=True)
-    ]
-    taken = {"steps": settings.steps, "start": sdedit_start(settings.steps, follow.strength)}
-    control = replacement(tokens=follow.tokens, branches=followed, share=follow.share, **taken)
-    twice = [seed for seed in seeds for _ in range(2)]
-    start = Edit(
-        jax.tree.map(lambda x: np.repeat(x, len(twice), axis=0), follow.own), None, follow.strength
+    pairs = []
+    for branch, is_prompt in zip(branches, followed, strict=True):
+        pairs.append(_beside(branch, follow.prompt if is_prompt else None))
+    control = replacement(
+        tokens=follow.tokens,
+        branches=followed,
+        share=follow.share,
+        steps=settings.steps,
+        start=sdedit_start(settings.steps, follow.strength),
     )
-    for chunk in _chunks(
-        pairs, twice, settings, 2 * max(1, batch_size // 2), start, control=control
-    ):
+    twice = np.repeat(np.asarray(seeds), 2).tolist()
+    own = jax.tree.map(lambda x: np.repeat(x, len(twice), axis=0), follow.own)
+    start = Edit(own, None, follow.strength)
+    room = 2 * max(1, settings.batch_size // 2)
+    for chunk in _chunks(pairs, twice, settings, room, start, control=control):
         yield chunk[1::2]
+
+
+def _beside(branch: Branch, prompt: str | None) -> Branch:
+    """The branch with `prompt` before each of its own prompts, or each of its own twice."""
+    prompts = []
+    for own in branch.prompts:
+        prompts += [own if prompt is None else prompt, own]
+    return dataclasses.replace(branch, prompts=prompts)
 
 
 def _chunks(
@@ -200,18 +234,33 @@ def _chunks(
     settings: SampleSettings,
     batch_size: int,
     edit: Edit | None,
-    **more: Any,
+    control: Any = None,
 ) -> Iterator[np.ndarray]:
-    """What `generate` yields; `more` is for the pipeline."""
-    n, base = len(seeds), branches[0].adapted.base
-    texts = [(b.adapted.model if b.on else b.adapted.base).encode_text(b.prompts) for b in branches]
-    for start in range(0, n, batch_size):
-        rows = np.minimum(np.arange(start, start + batch_size), n - 1)
-        groups = _groups(branches, texts, rows)
-        own = edit and edit._replace(own=jax.tree.map(lambda x: x[rows], edit.own))  # noqa: B023
-        yield base.generate(
-            groups, [seeds[row] for row in rows], settings=settings, edit=own, **more
-        )[: n - start]
+    """What `generate` yields; `control` is the pipeline's."""
+    count = len(seeds)
+    base = branches[0].tuned.base
+    texts = []
+    for branch in branches:
+        encoder = branch.tuned.model if branch.on else branch.tuned.base
+        texts.append(encoder.encode_text(branch.prompts))
+    more = {} if control is None else {"control": control}
+    for start in range(0, count, batch_size):
+        rows = np.minimum(np.arange(start, start + batch_size), count - 1)
+        part = None
+        if edit is not None:
+            part = edit._replace(own=_rows(edit.own, rows))
+        chunk = base.generate(
+            _groups(branches, texts, rows),
+            [seeds[row] for row in rows],
+            settings=settings,
+            edit=part,
+            **more,
+        )
+        yield chunk[: count - start]
+
+
+def _rows(tree: Any, rows: np.ndarray) -> Any:
+    return jax.tree.map(lambda x: x[rows], tree)
 
 
 def generate_files(
@@ -219,60 +268,63 @@ def generate_files(
     paths: Sequence[Path],
     texts: Sequence[str],
     seeds: Sequence[int],
-    branches: Callable[[Sequence[str], SampleSettings], Sequence[Branch]],
+    branches: Callable[[Sequence[str]], Sequence[Branch]],
     *,
     settings: SampleSettings,
-    batch_size: int,
     follow: Follow | None = None,
 ) -> None:
-    """Draws those of the pictures `paths` that are not there yet, under a progress bar.
+    """Generates those of the images `paths` that are not there yet, under a progress bar.
 
     Args:
         description: of the bar.
-        paths, texts, seeds: of each picture.
-        branches: (prompts, settings) → their branches, such as `base_branches` of a model.
-        settings, batch_size, follow: see `generate`.
+        paths, texts, seeds: of each image.
+        branches: prompts → their branches.
+        settings, follow: see `generate`.
     """
-    missing = [i for i, path in enumerate(paths) if not path.is_file()]
+    missing = []
+    for path, text, seed in zip(paths, texts, seeds, strict=True):
+        if not path.is_file():
+            missing.append((path, text, seed))
     with log.progress(description, len(paths), start=len(paths) - len(missing)) as advance:
         if not missing:
             return
-        todo = iter(missing)
-        chosen = branches([texts[i] for i in missing], settings)
-        remaining = [seeds[i] for i in missing]
-        for chunk in generate(
-            chosen, remaining, settings=settings, batch_size=batch_size, follow=follow
-        ):
-            for image, i in zip(chunk, todo, strict=False):
-                image_files.write_png(paths[i], image)
+        files, prompts, own_seeds = zip(*missing, strict=True)
+        todo = iter(files)
+        for chunk in generate(branches(prompts), own_seeds, settings=settings, follow=follow):
+            for image, path in zip(chunk, todo, strict=False):
+                image_files.write_png(path, image)
             advance(len(chunk))
 
 
 def _groups(branches: Sequence[Branch], texts: Sequence[Any], rows: np.ndarray) -> list[Group]:
     """Branches of one adapter, stacked."""
-    groups = []
-    for owner in dict.fromkeys(id(branch.adapted) for branch in branches):
-        mine = [i for i, branch in enumerate(branches) if id(branch.adapted) == owner]
-        whole = branches[mine[0]].adapted
-        shared = len({branches[i].on for i in mine}) == 1
-        if shared:
-            states = whole.state if branches[mine[0]].on else whole.off
-        else:
-            each = [whole.state if branches[i].on else whole.off for i in mine]
-            states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
-        groups.append(
-            Group(
-                graphdef=whole.graphdef,
-                states=states,
-                frozen=whole.frozen,
-                text=mesh.shard(
-                    jax.tree.map(
-                        lambda *leaves: jnp.stack([leaf[rows] for leaf in leaves]),
-                        *(texts[i] for i in mine),
-                    )
-                ),
-                weights=jnp.stack([branches[i].weight for i in mine], axis=1),
-                shared=shared,
-            )
-        )
-    return groups
+    by_owner: dict[int, list[int]] = {}
+    for i, branch in enumerate(branches):
+        by_owner.setdefault(id(branch.tuned), []).append(i)
+    return [_group(branches, texts, rows, members) for members in by_owner.values()]
+
+
+def _group(
+    branches: Sequence[Branch], texts: Sequence[Any], rows: np.ndarray, members: list[int]
+) -> Group:
+    owner = branches[members[0]].tuned
+    states = []
+    features = []
+    weights = []
+    for i in members:
+        states.append(owner.state if branches[i].on else owner.off)
+        features.append(_rows(texts[i], rows))
+        weights.append(branches[i].weight)
+    shared = len({branches[i].on for i in members}) == 1
+    return Group(
+        graphdef=owner.graphdef,
+        states=states[0] if shared else _stack(states),
+        frozen=owner.frozen,
+        text=mesh.shard(_stack(features)),
+        weights=jnp.stack(weights, axis=1),
+        shared=shared,
+    )
+
+
+def _stack(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

@@ -1,4 +1,6 @@
-"""What a run can be made of, by the names that configs give: one line for each, in the order that `--help` shows."""
+"""What a run can be made of, by the names that configs give: one line for each, in the order that
+`--help` shows.
+"""
 
 from styledrop_jax.adapters import (
     custom_diffusion,
@@ -9,6 +11,29 @@ from styledrop_jax.adapters import (
     textual_inversion,
 )
 from styledrop_jax.adapters.base import AdapterKind
+from styledrop_jax.feedback import scorers, select
+from styledrop_jax.methods import (
+    cut_mix,
+    dreambooth,
+    multi_styleforge,
+    style_word,
+    styleforge,
+    styo,
+)
+from styledrop_jax.methods import styledrop as styledrop_method
+from styledrop_jax.methods.base import Method
+from styledrop_jax.pipelines import load as pipelines
+from styledrop_jax.sampling import schedulers
+
+METHODS: dict[str, Method] = {
+    "styledrop": styledrop_method.METHOD,
+    "dreambooth": dreambooth.METHOD,
+    "styleforge": styleforge.METHOD,
+    "multi_styleforge": multi_styleforge.METHOD,
+    "style_word": style_word.METHOD,
+    "styo": styo.METHOD,
+    "cut_mix": cut_mix.METHOD,
+}
 
 ADAPTERS: dict[str, AdapterKind] = {
     "styledrop": styledrop.KIND,
@@ -18,3 +43,20 @@ ADAPTERS: dict[str, AdapterKind] = {
     "svdiff": svdiff.KIND,
     "full": full.KIND,
 }
+
+SCORERS: dict[str, scorers.Scorer] = {
+    "clip_text": scorers.clip_text,
+    "clip_style": scorers.clip_style,
+    "random": scorers.random,
+}
+
+SELECTORS: dict[str, select.Selector] = {
+    "prompt": select.best_of_each_prompt,
+    "top_k": select.best_of_all,
+    "threshold": select.above_threshold,
+    "human": select.human,
+}
+
+PIPELINES = pipelines.LOADERS
+
+SCHEDULERS = schedulers.SAMPLERS

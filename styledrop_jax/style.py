@@ -1,380 +1,598 @@
-"""Uses a finished run: sample, mix, edit, stylize. Each writes PNGs, a grid and `images.jsonl`."""
+"""What a run learnt, ready to use: sample, mix, edit, stylize, export."""
 
-import argparse
 import dataclasses
 import hashlib
 import itertools
-import math
+import logging
+import os
 import re
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
-from styledrop_jax import __version__, guidance, log
-from styledrop_jax.errors import UserError
-from styledrop_jax.io import image_files
-from styledrop_jax.io.files import JsonLines, Run
-from styledrop_jax.methods.base import Method
-from styledrop_jax.methods.table import METHODS
+from styledrop_jax import __version__, guidance, log, settings
+from styledrop_jax.errors import UserError, did_you_mean, shown
+from styledrop_jax.interchange.export import EXPORTS
+from styledrop_jax.interchange.trained import Trained
+from styledrop_jax.io import captions, image_files, paths, sheets
+from styledrop_jax.io.files import JsonLines
+from styledrop_jax.io.run_folder import Run
+from styledrop_jax.methods.base import Method, Prompt
 from styledrop_jax.pipelines.base import Edit, Pipeline, SampleSettings
 from styledrop_jax.pipelines.load import load as load_pipeline
+from styledrop_jax.registry import METHODS
+from styledrop_jax.spec import RunSpec, from_config
+from styledrop_jax.stages.begin import warn_of_unknown
+
+_LOG = logging.getLogger(__name__)
+
+Picture = Image.Image | np.ndarray | str | Path
+"""An image: PIL's, an array [h, w, 3] (uint8, or float in [0, 1]), or a file."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class _Style:
-    """A run's adapter, or the base model for round 0, and how the run drew with it."""
+class Request:
+    """One image to generate: of the user's prompt, from a seed; `record` is of its line alone."""
 
-    model: Pipeline
-    method: Method
-    config: dict[str, Any]
-    adapted: guidance.Adapted | None
-    descriptor: str
-    settings: SampleSettings
-    batch_size: int
-    origin: dict[str, Any]
-
-
-class _Job(NamedTuple):
-    """One image to draw: of the user's words, from a seed, under the whole prompt; `record` is of its line alone."""
-
-    content: str
+    prompt: Prompt
     seed: int
-    text: str
-    record: dict[str, Any]
+    record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def sample(flags: argparse.Namespace) -> Path:
-    """`styledrop sample`: returns the folder of the images."""
-    contents = _contents(flags)
-    style = _style(flags.run, flags)
-    jobs = _jobs(flags, style, contents)
-    return _finish(flags, style, jobs, _images(style, jobs, _branches(style, jobs)), folder="drawn")
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Style:
+    """What a round of a run learnt, on its base model.
 
+    Attributes:
+        run: its folder. number: of the round; 0 is the base model alone.
+        spec: what the run was told.
+        tuned: the base model with what was trained in it.
+        descriptor: the words of the style, which are added to every prompt.
+        content: what the reference shows. prompts: that the run sampled, for a model card.
+        sampling: how the round sampled.
+        adapter: the file of what was trained; None for the base model.
+    """
 
-def mix(flags: argparse.Namespace) -> Path:
-    """`styledrop mix`: returns the folder of the images."""
-    if not 0 <= flags.gamma <= 1:
-        raise UserError(f"--gamma: found {flags.gamma}, expected a number from 0 to 1")
-    contents = _contents(flags)
-    style = _style(flags.run, flags)
-    subject = _style(flags.subject, flags, model=style.model)
-    if style.adapted is None or subject.adapted is None:
-        raise UserError("--round: 0 is the base model; mix needs an adapter of each run")
-    jobs = _jobs(flags, style, contents, gamma=flags.gamma, subject=subject.origin)
-    branches = guidance.mixed_branches(
-        style.adapted,
-        subject.adapted,
-        [job.text for job in jobs],
-        [subject.method.prompt(subject.config, job.content) for job in jobs],
-        gamma=flags.gamma,
-        settings=style.settings,
-    )
-    return _finish(flags, style, jobs, _images(style, jobs, branches), folder="mixed")
-
-
-def edit(flags: argparse.Namespace) -> Path:
-    """`styledrop edit`: returns the folder of the images."""
-    strength = flags.strength if flags.strength is not None else 1.0 if flags.mask else 0.5
-    _check_strength(strength)
-    contents = _contents(flags)
-    picture = image_files.read_image(flags.image)
-    mask = (
-        image_files.read_mask(flags.mask, picture.shape[:2])
-        if flags.mask
-        else np.ones(picture.shape[:2], bool)
-    )
-    style = _style(flags.run, flags)
-    size = style.model.canvas(*mask.shape)
-    image = image_files.to_size(picture, size)
-    region = (
-        image_files.to_size(np.repeat(np.uint8(mask)[..., None] * 255, 3, axis=-1), size)[..., :1]
-        > 127
-    )
-    if not region.any():
-        raise UserError(
-            f"{flags.mask}: nothing is white in the middle square, which is all that is drawn"
-        )
-    _warn_of_crops([flags.image] if image_files.is_cropped(mask.shape, size) else [])
-    record = {"image": str(flags.image), "mask": str(flags.mask or ""), "strength": strength}
-    jobs = _jobs(flags, style, contents, **record)
-    own = _repeated(style.model.encode_images(image[None]), len(jobs))
-    drawn = _images(style, jobs, _branches(style, jobs), Edit(own, region[..., 0], strength))
-    kept = (np.where(region, image_files.to_uint8(after), image) for after in drawn)
-    out, after = _write(flags, style, jobs, kept, folder="edited")
-    cells = [(drawn, job.content) for drawn, job in zip(after, jobs, strict=True)]
-    _write_rows(
-        out,
-        [[(image, "before"), *cells[i : i + flags.num]] for i in range(0, len(cells), flags.num)],
-    )
-    return out
-
-
-class _Picture(NamedTuple):
-    """A picture to stylize, uint8 [h, w, 3] at the size that the model draws, and what its lines say of it."""
-
-    image: np.ndarray
+    run: Path
+    number: int
+    spec: RunSpec
+    tuned: guidance.Tuned
+    descriptor: str
     content: str
-    record: dict[str, str]
+    prompts: Sequence[str]
+    sampling: SampleSettings
+    adapter: Path | None
 
+    @classmethod
+    def load(
+        cls,
+        run: str | Path,
+        *,
+        round: int | None = None,
+        base: str = "",
+        pipeline: Pipeline | None = None,
+    ) -> Self:
+        """Loads what a run learnt.
 
-def stylize(flags: argparse.Namespace) -> Path:
-    """`styledrop stylize`: returns the folder of the images."""
-    strengths = flags.strength or [0.5]
-    for strength in strengths:
-        _check_strength(strength)
-    _check_seeds(flags)
-    given = flags.image.expanduser()
-    paths = image_files.images_in(given) if given.is_dir() else [given]
-    style = _style(flags.run, flags)
-    pictures = _pictures(flags, style, paths)
-    jobs, drawn, places = [], [], []
-    for strength, size in itertools.product(
-        strengths, dict.fromkeys(p.image.shape for p in pictures)
-    ):
-        mine = [i for i, picture in enumerate(pictures) if picture.image.shape == size]
-        encoded = style.model.encode_images(np.stack([pictures[i].image for i in mine]))
-        some = []
-        for i in mine:
-            some += _jobs(
-                flags, style, [pictures[i].content], **pictures[i].record, strength=strength
+        Args:
+            run: a run folder.
+            round: whose adapter; None is the last one, 0 the base model alone.
+            base: where the base model is now, if it has moved.
+            pipeline: the base model, if it is loaded already.
+
+        Raises:
+            UserError: no such run or round, or the base model is not the one that it was trained
+                on.
+        """
+        opened = Run.load(run)
+        references = opened.manifest.get("references")
+        if not isinstance(references, list) or not references:
+            raise UserError(
+                f"{run}: holds no run of `styledrop personalize`, or one that has not begun"
             )
-        start = Edit(_repeated(encoded, flags.num), None, strength)
-        drawn.append(_images(style, some, _branches(style, some), start))
-        jobs += some
-        places += [i for i in mine for _ in range(flags.num)]
-    out, after = _write(flags, style, jobs, itertools.chain.from_iterable(drawn), folder="stylized")
-    rows = [[(picture.image, picture.content)] for picture in pictures]
-    for j, place in enumerate(places):
-        rows[place].append((after[j], f"strength {jobs[j].record['strength']:g}"))
-    _write_rows(out, rows)
-    return out
+        spec = from_config(opened.config)
+        number = _chosen_round(opened, spec, round)
+        model = pipeline or load_pipeline(base or spec.base, jnp.dtype(spec.dtype))
+        path = opened.path(f"round_{number}", "adapter.safetensors") if number else None
+        return cls(
+            run=opened.workdir,
+            number=number,
+            spec=spec,
+            tuned=guidance.load(model, path) if path else guidance.bare(model),
+            descriptor=str(references[0].get("descriptor", "")),
+            content=str(references[0].get("content", "")),
+            prompts=[str(prompt) for prompt in opened.manifest.get("prompts", [])],
+            sampling=spec.round(number or 1).sample,
+            adapter=path,
+        )
 
+    @property
+    def pipeline(self) -> Pipeline:
+        """The base model."""
+        return self.tuned.base
 
-def _pictures(flags: argparse.Namespace, style: _Style, paths: Sequence[Path]) -> list[_Picture]:
-    """Each at the size that the model draws, as soon as it is read: photos may be many and large."""
-    found, cropped = [], []
-    for path in paths:
-        content = flags.prompt.strip() or image_files.stem_words(path)
+    @property
+    def method(self) -> Method:
+        return METHODS[self.spec.method]
+
+    def sample(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        num: int = 1,
+        seed: int = 0,
+        descriptor: str | None = None,
+        out: str | Path | None = None,
+        **sampling: Any,
+    ) -> list[Image.Image]:
+        """Samples prompts in the style.
+
+        Args:
+            prompts: what to sample, "a cat"; the words of the style are added.
+            num: images of each.
+            seed: of the first image of each; image i has seed + i.
+            descriptor: words of the style in place of the run's own; "" for none.
+            out: a folder to write to as well: a PNG each, grid.png, and a line each in images.jsonl
+                with everything that reproduces it.
+            sampling: fields of `SampleSettings` in place of the run's own, such as steps=50.
+
+        Returns:
+            num images of the first prompt, then those of the next.
+
+        Raises:
+            UserError: a prompt, number or setting that cannot be.
+        """
+        how = settings.changed(self.sampling, sampling)
+        requests = self._requests(_listed(prompts), num, seed, descriptor)
+        images = self._generated(requests, how)
+        kept = _Output(self, how, out).keep(requests, images)
+        if out:
+            contents = [request.prompt.content for request in requests]
+            _write_sheet(Path(out), kept, contents, columns=max(num, 4) if num > 1 else None)
+        return _pillow(kept)
+
+    def mix(
+        self,
+        subject: "Style",
+        prompts: str | Sequence[str],
+        *,
+        gamma: float = 0.6,
+        num: int = 1,
+        seed: int = 0,
+        descriptor: str | None = None,
+        out: str | Path | None = None,
+        **sampling: Any,
+    ) -> list[Image.Image]:
+        """My object in my style: the guided outputs of two runs on one base model, mixed (StyleDrop
+        2306.00983).
+
+        Args:
+            subject: the run that knows the object; load it with this one's `pipeline`.
+            gamma: its share, 0 to 1.
+
+        All else, and what is returned and raised, is that of `sample`. The style sees the prompt
+        with its descriptor, the subject the prompt alone.
+        """
+        if not 0 <= gamma <= 1:
+            raise UserError(f"gamma: found {gamma}, expected a number from 0 to 1")
+        if self.adapter is None or subject.adapter is None:
+            raise UserError("round: 0 is the base model; mix needs an adapter of each run")
+        how = settings.changed(self.sampling, sampling)
+        record = {"gamma": gamma, "subject": subject._origin()}
+        requests = self._requests(_listed(prompts), num, seed, descriptor, record)
+        contents = [request.prompt.content for request in requests]
+        branches = guidance.mixed_branches(
+            self.tuned,
+            subject.tuned,
+            [request.prompt.text for request in requests],
+            [subject.method.say(subject.spec, content, "").text for content in contents],
+            gamma=gamma,
+            settings=how,
+        )
+        seeds = [request.seed for request in requests]
+        chunks = guidance.generate(branches, seeds, settings=how)
+        images = itertools.chain.from_iterable(chunks)
+        kept = _Output(self, how, out).keep(requests, images)
+        if out:
+            _write_sheet(Path(out), kept, contents, columns=max(num, 4) if num > 1 else None)
+        return _pillow(kept)
+
+    def edit(
+        self,
+        image: Picture,
+        prompts: str | Sequence[str],
+        *,
+        mask: Picture | None = None,
+        strength: float | None = None,
+        num: int = 1,
+        seed: int = 0,
+        descriptor: str | None = None,
+        out: str | Path | None = None,
+        **sampling: Any,
+    ) -> list[Image.Image]:
+        """Generates the masked part of an image anew in the style, or all of it in part.
+
+        Args:
+            image: to start from; it is resized to what the model generates.
+            mask: of its size, white where to generate anew; None is everywhere.
+            strength: how much is generated anew, above 0 to 1; None is all of a mask, else 0.5.
+
+        All else, and what is returned and raised, is that of `sample`. Outside the mask the pixels
+        stay as they are.
+        """
+        amount = strength if strength is not None else 0.5 if mask is None else 1.0
+        _check_strength(amount)
+        how = settings.changed(self.sampling, sampling)
+        given = array(image)
+        region = _region(mask, given.shape[:2])
+        size = self.pipeline.canvas(*region.shape)
+        start = image_files.to_size(given, size)
+        part = image_files.to_size(_white(region), size)
+        inside = part[..., :1] > 127
+        if not inside.any():
+            raise UserError(
+                f"{_named(mask)}: nothing is white in the middle square, "
+                "which is all that is generated"
+            )
+        if image_files.is_cropped(region.shape, size):
+            _LOG.warning(image_files.crop_remark([_named(image)]))
+        record = {"image": _named(image), "mask": _named(mask), "strength": amount}
+        requests = self._requests(_listed(prompts), num, seed, descriptor, record)
+        own = _repeated(self.pipeline.encode_images(start[None]), len(requests))
+        generated = self._generated(requests, how, Edit(own, inside[..., 0], amount))
+        whole = (np.where(inside, image_files.to_uint8(after), start) for after in generated)
+        kept = _Output(self, how, out).keep(requests, whole)
+        if out:
+            rows = []
+            for first in range(0, len(kept), num):
+                row = [(start, "before")]
+                for after, request in zip(
+                    kept[first:], requests[first : first + num], strict=False
+                ):
+                    row.append((after, request.prompt.content))
+                rows.append(row)
+            _write_rows(Path(out), rows)
+        return _pillow(kept)
+
+    def stylize(
+        self,
+        images: Picture | Sequence[Picture],
+        *,
+        prompt: str = "",
+        strength: float | Sequence[float] = 0.5,
+        num: int = 1,
+        seed: int = 0,
+        descriptor: str | None = None,
+        out: str | Path | None = None,
+        **sampling: Any,
+    ) -> list[Image.Image]:
+        """Turns whole images into the style (SDEdit 2108.01073; on Muse a share of the image's own
+        tokens is masked).
+
+        Args:
+            images: one or several; a folder is all of its images.
+            prompt: what they show; empty takes the words of each file's name.
+            strength: how much is generated anew, above 0 to 1, or several such numbers.
+
+        All else, and what is raised, is that of `sample`.
+
+        Returns:
+            for each image, for each strength, `num` images.
+        """
+        strengths = [strength] if isinstance(strength, int | float) else list(strength)
+        for amount in strengths:
+            _check_strength(amount)
+        how = settings.changed(self.sampling, sampling)
+        _check_seeds(num, seed)
+        pictures = [self._picture(one, prompt) for one in _pictures(images)]
+        cropped = [picture.name for picture in pictures if picture.cropped]
+        if cropped:
+            _LOG.warning(image_files.crop_remark(cropped))
+        output = _Output(self, how, out)
+        made: dict[tuple[int, float], list[np.ndarray]] = {}
+        for same in _by_size(pictures):
+            encoded = self.pipeline.encode_images(np.stack([pictures[i].image for i in same]))
+            for amount in strengths:
+                requests = []
+                for i in same:
+                    record = {**pictures[i].record, "strength": amount}
+                    contents = [pictures[i].content]
+                    requests += self._requests(contents, num, seed, descriptor, record)
+                start = Edit(_repeated(encoded, num), None, amount)
+                kept = output.keep(requests, self._generated(requests, how, start))
+                for place, i in enumerate(same):
+                    made[i, amount] = kept[place * num : (place + 1) * num]
+        rows = []
+        results = []
+        for i, picture in enumerate(pictures):
+            row = [(picture.image, picture.content)]
+            for amount in strengths:
+                row += [(after, f"strength {amount:g}") for after in made[i, amount]]
+                results += made[i, amount]
+            rows.append(row)
+        if out:
+            _write_rows(Path(out), rows)
+        return _pillow(results)
+
+    def export(
+        self, path: str | Path, *, format: str = "diffusers", dtype: str = "float32"
+    ) -> list[Path]:
+        """Writes what was learnt for another tool, below the folder `path`, and returns the files.
+
+        Args:
+            format: a name in `interchange.export.EXPORTS`: diffusers, peft, kohya, a1111, pipeline,
+                single_file or styledrop.
+            dtype: of the numbers in the files, "float32" or "float16".
+
+        Raises:
+            UserError: there is no such format, or none for what was trained; says which there are.
+        """
+        if format not in EXPORTS:
+            close = did_you_mean(format, EXPORTS)
+            raise UserError(
+                f"format: found {shown(format)}, expected one of {', '.join(EXPORTS)}{close}"
+            )
+        if self.adapter is None:
+            raise UserError("round: 0 is the base model; there is nothing to export")
+        trained = Trained(
+            base=self.pipeline,
+            model=self.tuned.model,
+            what=self.tuned.what,
+            base_name=self.spec.base,
+            info={
+                "name": self.run.name,
+                "prompts": list(self.prompts),
+                "method": self.spec.method,
+                "descriptor": self.descriptor,
+                "content": self.content,
+                "round": self.number,
+                "version": __version__,
+            },
+        )
+        return EXPORTS[format](trained, Path(path).expanduser(), dtype=dtype)
+
+    # ---------------------------------------------------------- what they share
+
+    def _origin(self) -> dict[str, Any]:
+        """What every line of `images.jsonl` says of where the image comes from."""
+        origin = {
+            "run": str(self.run),
+            "round": self.number,
+            "base": self.pipeline.name,
+            "base_hash": self.pipeline.base_hash,
+        }
+        if self.adapter is not None:
+            origin["adapter"] = str(self.adapter)
+        return origin
+
+    def _requests(
+        self,
+        contents: Sequence[str],
+        num: int,
+        seed: int,
+        descriptor: str | None,
+        record: Mapping[str, Any] | None = None,
+    ) -> list[Request]:
+        """Every prompt with each of its seeds, as the run's method says it."""
+        _check_seeds(num, seed)
+        words = self.descriptor if descriptor is None else descriptor
+        requests = []
+        said = []
+        for content in contents:
+            prompt = self.method.say(self.spec, content, words)
+            said.append(prompt)
+            if self.adapter and prompt.remark:
+                _LOG.warning(prompt.remark)
+            for i in range(num):
+                requests.append(Request(prompt=prompt, seed=seed + i, record=record or {}))
+        warn_of_unknown(self.spec.base, said)
+        return requests
+
+    def _generated(
+        self, requests: Sequence[Request], how: SampleSettings, start: Edit | None = None
+    ) -> Iterator[np.ndarray]:
+        """Images [h, w, 3], float32 in [0, 1], one after the other."""
+        texts = [request.prompt.text for request in requests]
+        if self.adapter is None:
+            branches = guidance.classifier_free(self.tuned, texts, how)
+        else:
+            branches = guidance.style_branches(self.tuned, texts, how)
+        seeds = [request.seed for request in requests]
+        chunks = guidance.generate(branches, seeds, settings=how, edit=start)
+        return itertools.chain.from_iterable(chunks)
+
+    def _picture(self, given: Picture, prompt: str) -> "_Picture":
+        """At the size that the model generates, as soon as it is read: photos may be many and
+        large.
+        """
+        named = _named(given)
+        content = prompt.strip() or (paths.stem_words(Path(named)) if named else "")
         if not content:
             raise UserError(
-                f"--prompt: missing, and the name of {path} has no words; say what the picture shows"
+                f"prompt: missing, and the name of {named or 'an image'} has no words; "
+                "say what the image shows"
             )
-        image = image_files.read_image(path)
-        size = style.model.canvas(*image.shape[:2])
-        if image_files.is_cropped(image.shape, size):
-            cropped.append(path)
-        record = {"image": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-        found.append(_Picture(image_files.to_size(image, size), content, record))
-    _warn_of_crops(cropped)
-    return found
-
-
-def _warn_of_crops(paths: Sequence[Path]) -> None:
-    if remark := image_files.crop_remark(paths):
-        warnings.warn(remark, stacklevel=2)
-
-
-def _repeated(encoded: Any, count: int) -> Any:
-    """Every picture `count` times, next to itself."""
-    return jax.tree.map(lambda x: np.repeat(x, count, axis=0), encoded)
-
-
-def _style(workdir: Path, flags: argparse.Namespace, model: Pipeline | None = None) -> _Style:
-    run = Run.load(workdir)
-    references = run.manifest.get("references")
-    if not references:
-        raise UserError(
-            f"{workdir}: holds no run of `styledrop personalize`, or one that has not begun"
+        image = array(given)
+        size = self.pipeline.canvas(*image.shape[:2])
+        record = {"image": named, "sha256": hashlib.sha256(image.tobytes()).hexdigest()}
+        return _Picture(
+            image=image_files.to_size(image, size),
+            name=named,
+            content=content,
+            cropped=image_files.is_cropped(image.shape, size),
+            record=record,
         )
-    rounds = [
-        n for n in range(1, run.config["rounds"] + 1) if run.done(f"round_{n}/adapter.safetensors")
-    ]
-    number = flags.round if flags.round is not None else max(rounds, default=None)
-    if number is None or (number and number not in rounds):
-        found = (
-            ", ".join(map(str, rounds)) or "none yet: let `styledrop personalize` finish a round"
-        )
-        raise UserError(f"--round: found {number}, rounds of {workdir} with an adapter: {found}")
-    model = model or load_pipeline(run.config["base"], jnp.dtype(run.config["dtype"]))
-    last = max(
-        int(key.removeprefix("round_")) for key in run.config if re.fullmatch(r"round_\d+", key)
-    )
-    sampling = dict(run.config[f"round_{min(number or 1, last)}"]["sample"])
-    fields = {field.name for field in dataclasses.fields(SampleSettings)}
-    given = {
-        name: getattr(flags, name) for name in sampling if getattr(flags, name, None) is not None
-    }
-    sampling |= given
-    _check_sampling(sampling)
-    origin: dict[str, Any] = {
-        "run": str(workdir),
-        "round": number,
-        "base": model.name,
-        "base_hash": model.base_hash,
-    }
-    style = None
-    if number:
-        path = run.path(f"round_{number}", "adapter.safetensors")
-        style, origin["adapter"] = guidance.load(model, path), str(path)
-    return _Style(
-        model=model,
-        method=METHODS[run.config["method"]],
-        config=run.config,
-        adapted=style,
-        descriptor=references[0]["descriptor"],
-        settings=SampleSettings(
-            **{name: value for name, value in sampling.items() if name in fields}
-        ),
-        batch_size=sampling["batch_size"],
-        origin=origin,
-    )
 
 
-def _check_sampling(sampling: dict[str, Any]) -> None:
-    for name, low in (
-        ("steps", 1),
-        ("batch_size", 1),
-        ("temperature", 0),
-        ("lambda_a", 0),
-        ("lambda_b", 0),
-    ):
-        if not low <= sampling[name] < math.inf:
-            raise UserError(
-                f"--{name.replace('_', '-')}: found {sampling[name]}, expected a number of at least {low}"
-            )
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Picture:
+    """An image to stylize, uint8 [h, w, 3] at the size that the model generates, and what its lines
+    say of it.
+    """
+
+    image: np.ndarray
+    name: str
+    content: str
+    cropped: bool
+    record: Mapping[str, str]
+
+
+class _Output:
+    """Keeps images as they come, and writes them to a folder if there is one."""
+
+    def __init__(self, style: Style, how: SampleSettings, out: str | Path | None):
+        self.common = {
+            **dataclasses.asdict(how),
+            **style._origin(),
+            "version": __version__,
+            "jax": jax.__version__,
+            "device": jax.devices()[0].device_kind,
+        }
+        self.common.pop("images_per_prompt", None)
+        self.folder = None if out is None else Path(out).expanduser()
+
+    def keep(self, requests: Sequence[Request], images: Iterator[np.ndarray]) -> list[np.ndarray]:
+        """The images as uint8, written one by one."""
+        kept = []
+        with log.progress("sampling", len(requests)) as advance:
+            if self.folder is None:
+                for image in images:
+                    kept.append(image_files.to_uint8(image))
+                    advance(1)
+                return kept
+            with JsonLines(self.folder / "images.jsonl", alone=True) as lines:
+                first = len(lines.rows)
+                for request, image in zip(requests, images, strict=True):
+                    kept.append(image_files.to_uint8(image))
+                    self._write(lines, first + len(kept) - 1, request, kept[-1])
+                    advance(1)
+        return kept
+
+    def _write(self, lines: JsonLines, number: int, request: Request, image: np.ndarray) -> None:
+        assert self.folder is not None
+        name = f"{number:04d}_{_slug(request.prompt.content)}_{request.seed}.png"
+        image_files.write_png(self.folder / name, image)
+        line = {
+            "file": name,
+            "prompt": request.prompt.content,
+            "text": request.prompt.text,
+            "seed": request.seed,
+        }
+        lines.append({**line, **self.common, **request.record})
+
+
+def _chosen_round(run: Run, spec: RunSpec, asked: int | None) -> int:
+    rounds = []
+    for number in range(1, spec.rounds + 1):
+        if run.done(f"round_{number}/adapter.safetensors"):
+            rounds.append(number)
+    if asked == 0 or (asked is not None and asked in rounds):
+        return asked
+    if asked is None and rounds:
+        return rounds[-1]
+    found = ", ".join(map(str, rounds)) or "none yet: let `styledrop personalize` finish a round"
+    raise UserError(f"round: found {asked}, rounds of {run.workdir} with an adapter: {found}")
+
+
+def _listed(prompts: str | Sequence[str]) -> list[str]:
+    contents = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not contents:
+        raise UserError("prompt: missing; say what to sample")
+    for content in contents:
+        if not content.strip():
+            raise UserError('prompt: empty; expected words like "a cat"')
+    return contents
 
 
 def _check_strength(strength: float) -> None:
     if not 0 < strength <= 1:
-        raise UserError(f"--strength: found {strength}, expected a number above 0 and at most 1")
+        raise UserError(f"strength: found {strength}, expected a number above 0 and at most 1")
 
 
-def _check_seeds(flags: argparse.Namespace) -> None:
-    if flags.num < 1:
-        raise UserError(f"--num: found {flags.num}, expected at least 1")
-    if not 0 <= flags.seed <= 2**32 - flags.num:
-        raise UserError(
-            f"--seed: found {flags.seed}, expected a whole number from 0 to {2**32 - flags.num}"
-        )
+def _check_seeds(num: int, seed: int) -> None:
+    if num < 1:
+        raise UserError(f"num: found {num}, expected at least 1")
+    if not 0 <= seed <= 2**32 - num:
+        raise UserError(f"seed: found {seed}, expected a whole number from 0 to {2**32 - num}")
 
 
-def _branches(style: _Style, jobs: Sequence[_Job]) -> list[guidance.Branch]:
-    texts = [job.text for job in jobs]
-    if style.adapted is None:
-        return guidance.base_branches(style.model, texts, style.settings)
-    return guidance.style_branches(style.adapted, texts, style.settings)
+def array(picture: Picture) -> np.ndarray:
+    """uint8 [h, w, 3] over white"""
+    if isinstance(picture, str | Path):
+        return image_files.read_image(picture)
+    if isinstance(picture, Image.Image):
+        return image_files.from_pillow(picture)
+    return image_files.from_pillow(Image.fromarray(image_files.to_uint8(picture)))
 
 
-def _contents(flags: argparse.Namespace) -> list[str]:
-    """The user's prompts."""
-    contents = list(flags.prompt) + (
-        image_files.read_prompts(flags.prompt_file) if flags.prompt_file else []
-    )
-    if not contents:
-        raise UserError("--prompt: missing; say what to draw, or give a --prompt-file")
-    if any(not content.strip() for content in contents):
-        raise UserError('--prompt: empty; expected words like "a cat"')
-    _check_seeds(flags)
-    return contents
+def _named(picture: Picture | None) -> str:
+    """The file that an image is; empty if it is none."""
+    return str(picture) if isinstance(picture, str | Path) else ""
 
 
-def _jobs(
-    flags: argparse.Namespace, style: _Style, contents: Sequence[str], **record: Any
-) -> list[_Job]:
-    """Every prompt with each of its seeds, as the run's method draws it, with the words of the style."""
-    descriptor = style.descriptor if flags.descriptor is None else flags.descriptor
-    jobs = []
-    for content in contents:
-        text = style.method.prompt(style.config, content, descriptor)
-        if style.adapted and (remark := style.method.remark(style.config, content)):
-            warnings.warn(remark, stacklevel=2)
-        jobs += [_Job(content, flags.seed + i, text, record) for i in range(flags.num)]
-    return jobs
+def _region(mask: Picture | None, shape: tuple[int, ...]) -> np.ndarray:
+    """bool [h, w], where to generate anew."""
+    if mask is None:
+        return np.ones(shape, bool)
+    size = (shape[0], shape[1])
+    if isinstance(mask, str | Path):
+        return image_files.read_mask(mask, size)
+    layer = mask if isinstance(mask, Image.Image) else Image.fromarray(image_files.to_uint8(mask))
+    return image_files.as_mask(layer, size)
 
 
-def _images(
-    style: _Style,
-    jobs: Sequence[_Job],
-    branches: Sequence[guidance.Branch],
-    start: Edit | None = None,
-) -> Iterator[np.ndarray]:
-    """Images [h, w, 3], float32 in [0, 1], one after the other."""
-    seeds = [job.seed for job in jobs]
-    chunks = guidance.generate(
-        branches, seeds, settings=style.settings, batch_size=style.batch_size, edit=start
-    )
-    return itertools.chain.from_iterable(chunks)
+def _white(region: np.ndarray) -> np.ndarray:
+    """uint8 [h, w, 3], white where the region [h, w] is."""
+    return np.repeat(region[..., None].astype(np.uint8) * 255, 3, axis=-1)
 
 
-def _finish(
-    flags: argparse.Namespace,
-    style: _Style,
-    jobs: Sequence[_Job],
-    images: Iterable[np.ndarray],
-    *,
-    folder: str,
-) -> Path:
-    """Writes the images and a sheet of them; returns their folder."""
-    out, written = _write(flags, style, jobs, images, folder=folder)
-    columns = max(flags.num, 4) if flags.num > 1 else None
-    _write_sheet(out, written, [job.content for job in jobs], columns=columns)
-    return out
+def _pictures(images: Picture | Sequence[Picture]) -> list[Picture]:
+    if isinstance(images, str | Path) and os.path.isdir(paths.expanded(images)):
+        return list(captions.images_in(paths.expanded(images)))
+    if isinstance(images, str | Path | Image.Image | np.ndarray):
+        return [images]
+    return list(images)
 
 
-def _write(
-    flags: argparse.Namespace,
-    style: _Style,
-    jobs: Sequence[_Job],
-    images: Iterable[np.ndarray],
-    *,
-    folder: str,
-) -> tuple[Path, list[np.ndarray]]:
-    """Writes the image of every job into `folder` of the run, unless the user names another, and returns them."""
-    out = (flags.out or flags.run / folder).expanduser()
-    written: list[np.ndarray] = []
-    with log.progress("drawing", len(jobs)) as advance, JsonLines(out / "images.jsonl") as lines:
-        earlier = len(lines.rows)
-        for job, image in zip(jobs, images, strict=True):
-            name = f"{earlier + len(written):04d}_{_slug(job.content)}_{job.seed}.png"
-            written.append(image_files.to_uint8(image))
-            image_files.write_png(out / name, written[-1])
-            lines.append(
-                {
-                    "file": name,
-                    "prompt": job.content,
-                    "text": job.text,
-                    "seed": job.seed,
-                    **dataclasses.asdict(style.settings),
-                    "batch_size": style.batch_size,
-                    **style.origin,
-                    **job.record,
-                    "version": __version__,
-                    "jax": jax.__version__,
-                    "device": jax.devices()[0].device_kind,
-                }
-            )
-            advance(1)
-    return out, written
+def _by_size(pictures: Sequence[_Picture]) -> list[list[int]]:
+    """The indices of the images of one size each: they are generated together."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, picture in enumerate(pictures):
+        groups.setdefault(picture.image.shape, []).append(i)
+    return list(groups.values())
+
+
+def _repeated(encoded: Any, count: int) -> Any:
+    """Every image `count` times, next to itself."""
+    return jax.tree.map(lambda x: np.repeat(x, count, axis=0), encoded)
+
+
+def _pillow(images: Sequence[np.ndarray]) -> list[Image.Image]:
+    return [Image.fromarray(image) for image in images]
 
 
 def _write_rows(out: Path, rows: Sequence[Sequence[tuple[np.ndarray, str]]]) -> None:
-    """A sheet of pictures with their captions, as many in a row."""
-    images, captions = zip(*itertools.chain.from_iterable(rows), strict=True)
-    _write_sheet(out, images, captions, columns=len(rows[0]))
+    """A sheet of images with their captions, as many in a row."""
+    images = []
+    words = []
+    for row in rows:
+        for image, caption in row:
+            images.append(image)
+            words.append(caption)
+    _write_sheet(out, images, words, columns=len(rows[0]))
 
 
 def _write_sheet(
-    out: Path, images: Sequence[np.ndarray], captions: Sequence[str], *, columns: int | None
+    out: Path, images: Sequence[np.ndarray], words: Sequence[str], *, columns: int | None
 ) -> None:
     scale = max(1, 128 // images[0].shape[0])  # small images are shown enlarged
-    image_files.write_png(
-        out / "grid.png", image_files.grid(images, columns=columns, scale=scale, captions=captions)
-    )
+    sheet = sheets.grid(images, columns=columns, scale=scale, captions=words)
+    image_files.write_png(out.expanduser() / "grid.png", sheet)
 
 
 def _slug(text: str) -> str:

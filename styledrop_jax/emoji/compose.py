@@ -1,7 +1,9 @@
-"""Scenes: what an example of the corpus shows, how its caption says it, and the picture."""
+"""Scenes: what an example of the corpus shows, how its caption says it, and the image."""
 
 import dataclasses
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +11,8 @@ from numpy.typing import NDArray
 from styledrop_jax.emoji.drawings import SIZE, Artist
 from styledrop_jax.emoji.treatments import Treatment
 from styledrop_jax.emoji.words import UNCOUNTED
+
+T = TypeVar("T")
 
 BACKGROUNDS = {
     "white": (255, 255, 255),
@@ -28,6 +32,11 @@ BACKGROUNDS = {
 }
 """Name → RGB. White is never named in a caption."""
 
+_COLOURS = tuple(name for name in BACKGROUNDS if name != "white" and " " not in name)
+_LAYOUTS = {"centred": 0.6, "small": 0.15, "large": 0.03, "paired": 0.11, "several": 0.11}
+"""Layout → the share of scenes that have it."""
+_SIZES = {"centred": SIZE, "small": 32, "large": 84, "paired": 34, "several": SIZE // 2}
+"""Layout → the side of a drawing's square, in pixels."""
 _POSITIONS = {
     "at the top left": (0.0, 0.0),
     "at the top": (0.0, 0.5),
@@ -39,9 +48,7 @@ _POSITIONS = {
     "at the bottom": (1.0, 0.5),
     "at the bottom right": (1.0, 1.0),
 }
-_SMALL, _LARGE, _PAIRED = 32, 84, 34  # side of the drawing's square, in pixels
 _COUNTS = {"two": 2, "three": 3, "four": 4}
-_COLOURS = tuple(name for name in BACKGROUNDS if name != "white" and " " not in name)
 _UNTRAINED = {
     "apple": ("three",),
     "balloon": ("three",),
@@ -56,8 +63,9 @@ _UNTRAINED = {
     "tree": ("two",),
     "umbrella": ("yellow",),
 }
-"""Concept → the colours and counts that no example has of it, to see whether a model composes them."""
+"""Concept → the colours and counts that no example has of it: does a model compose them?"""
 _TEMPLATES = ("{}", "a drawing of {}", "a picture of {}", "an emoji of {}")
+_SYLLABLE = (("b", "br", "c", "d", "dr", "f", "g", "l", "m", "p", "s", "t", "w"), "aeiou", "lmnrst")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,11 +76,11 @@ class Scene:
         drawings: indices into the corpus's drawings, by the same artist; of several alike, each.
         names: the concepts' names used in the caption, in the same order; of several alike, one.
         artist: who drew them.
-        treatment: what was done to the picture.
+        treatment: what is done to the image.
         background: a key of `BACKGROUNDS`.
         layout: `centred`, `small`, `large`, `paired` or `several`.
         position: where a small drawing lies, a phrase; else empty.
-        colour: a key of `BACKGROUNDS` that the thing is tinted with; empty if it has its own colours.
+        colour: a key of `BACKGROUNDS` that the thing is tinted with; empty if it has its own.
     """
 
     drawings: tuple[int, ...]
@@ -85,29 +93,32 @@ class Scene:
     colour: str = ""
 
 
+# -------------------------------------------------------------- words
+
+
 def descriptor(artist: Artist | None, treatment: Treatment | None) -> str:
-    """The style in plain words, such as "in glossy 3d pencil sketch style"; empty when nothing is named."""
+    """The style in words, "in glossy 3d pencil sketch style"; empty when nothing is named."""
     words = [part.words for part in (artist, treatment) if part is not None and part.words]
     return f"in {' '.join(words)} style" if words else ""
 
 
 def noun_phrase(name: str, *, adjective: str = "") -> str:
-    """ "cat" → "a cat", "apple" → "an apple", "scissors" → "scissors"; an adjective goes between."""
-    plural = name.endswith("s") and not name.endswith(("ss", "us"))
+    """ "cat" → "a cat", "scissors" → "scissors"; with an adjective, "an orange cat"."""
     words = f"{adjective} {name}".strip()
-    if name in UNCOUNTED or plural:
+    if name in UNCOUNTED or _is_plural(name):
         return words
-    silent_or_hard = (
-        words.startswith(("hour", "x-ray")),
-        words.startswith(("uni", "one", "euro", "u-")),
-    )
-    vowel = (words[0] in "aeiou" or silent_or_hard[0]) and not silent_or_hard[1]
-    return f"{'an' if vowel else 'a'} {words}"
+    if words.startswith(("uni", "one", "euro", "u-")):
+        return f"a {words}"
+    return f"an {words}" if words.startswith((*"aeiou", "hour", "x-ray")) else f"a {words}"
+
+
+def _is_plural(name: str) -> bool:
+    return name.endswith("s") and not name.endswith(("ss", "us"))
 
 
 def plural(name: str) -> str | None:
-    """ "cat" → "cats", "strawberry" → "strawberries"; None of what is not counted, or is many already."""
-    if name in UNCOUNTED or (name.endswith("s") and not name.endswith(("ss", "us"))):
+    """ "cat" → "cats", "berry" → "berries"; None of what is not counted or is many already."""
+    if name in UNCOUNTED or _is_plural(name):
         return None
     if name.endswith("fish"):
         return name
@@ -118,7 +129,12 @@ def plural(name: str) -> str | None:
     return f"{name}s"
 
 
-def draw_scene(
+def choose(rng: np.random.Generator, options: Sequence[T]) -> T:
+    """One of `options`, each as likely as another."""
+    return options[int(rng.integers(len(options)))]
+
+
+def random_scene(
     rng: np.random.Generator,
     drawings: tuple[int, int],
     names: tuple[str, str],
@@ -127,31 +143,38 @@ def draw_scene(
     *,
     label: str,
 ) -> Scene:
-    """Chooses layout, background and colour at random: mostly one drawing in the middle, on white.
+    """Chooses layout, background and colour: mostly one drawing in the middle, on white.
 
     Args:
         rng: the randomness.
         drawings: two drawings by `artist`; the second is used in a scene of two things.
         names: their names.
         artist: who drew them.
-        treatment: what will be done to the picture; colours are only named where it keeps them.
+        treatment: what will be done to the image; colours are only named where it keeps them.
         label: what the corpus calls the first drawing's concept.
     """
-    shares = {"centred": 0.6, "small": 0.15, "large": 0.03, "paired": 0.11, "several": 0.11}
-    layout = rng.choice(list(shares), p=list(shares.values()))
-    background = (
-        list(BACKGROUNDS)[rng.integers(1, len(BACKGROUNDS))] if rng.random() < 0.3 else "white"
-    )
-    colour = (
-        _COLOURS[rng.integers(len(_COLOURS))] if layout != "paired" and rng.random() < 0.35 else ""
-    )
-    count = list(_COUNTS)[rng.integers(len(_COUNTS))]
+    layout = str(rng.choice(list(_LAYOUTS), p=list(_LAYOUTS.values())))
+    background = "white"
+    if rng.random() < 0.3:
+        background = list(BACKGROUNDS)[rng.integers(1, len(BACKGROUNDS))]
+    colour = ""
+    if layout != "paired" and rng.random() < 0.35:
+        colour = choose(rng, _COLOURS)
+    count = choose(rng, list(_COUNTS))
     untrained = _UNTRAINED.get(label, ())
     if layout == "several" and (plural(names[0]) is None or count in untrained):
         layout = "centred"
     if not treatment.keeps_colour:
-        background, colour = "white", ""
-    shown = {"paired": drawings, "several": drawings[:1] * _COUNTS[count]}.get(layout, drawings[:1])
+        background = "white"
+        colour = ""
+    has_colour = not set(_COLOURS).isdisjoint(names[0].split())
+    if colour == background or colour in untrained or has_colour:
+        colour = ""
+    shown = drawings[:1]
+    if layout == "paired":
+        shown = drawings
+    elif layout == "several":
+        shown = drawings[:1] * _COUNTS[count]
     return Scene(
         drawings=shown,
         names=names if layout == "paired" else names[:1],
@@ -159,64 +182,70 @@ def draw_scene(
         treatment=treatment,
         background=background,
         layout=layout,
-        position=list(_POSITIONS)[rng.integers(len(_POSITIONS))] if layout == "small" else "",
-        colour=""
-        if colour in (background, *untrained) or set(names[0].split()) & set(_COLOURS)
-        else colour,
+        position=choose(rng, list(_POSITIONS)) if layout == "small" else "",
+        colour=colour,
     )
 
 
 def caption(rng: np.random.Generator, scene: Scene) -> str:
-    """Words a scene: contents with colour and count, position, background, style.
+    """A scene in words: contents with colour and count, position, background, style.
 
-    Chance picks the template and leaves words out. An untreated picture often goes without its style, so that a bare
-    prompt means a bare drawing, or names one that does not exist, so that a style the model does not know means one
-    too. A treatment is always named, its artist mostly.
+    Chance picks the template and leaves words out. An untreated image often goes without its style,
+    so that a prompt without a style means an untreated drawing. Or it names a style that does not
+    exist, so that a style which the model does not know means one too. A treatment is always named,
+    its artist mostly.
     """
-    if scene.layout == "paired":
-        left, right = (noun_phrase(name) for name in scene.names)
-        content = (
-            f"{left} and {right}",
-            f"{left} next to {right}",
-            f"{left} on the left and {right} on the right",
-        )[rng.integers(3)]
-    elif scene.layout == "several":
-        number = next(words for words, count in _COUNTS.items() if count == len(scene.drawings))
-        content = " ".join(part for part in (number, scene.colour, plural(scene.names[0])) if part)
-    else:
-        size = {"centred": "", "small": "small", "large": "large"}[scene.layout]
-        content = noun_phrase(scene.names[0], adjective=f"{size} {scene.colour}".strip())
-    roll = rng.random()
-    if roll < 0.3:
-        content = _TEMPLATES[rng.integers(len(_TEMPLATES))].format(content)
-    elif roll < 0.36 and scene.layout == "centred" and not scene.colour:
-        content = scene.names[0]
-    elif (
-        roll < 0.4
-        and scene.layout == "centred"
-        and not scene.colour
-        and content.startswith(("a ", "an "))
-    ):
-        content = f"one {scene.names[0]}"
-    style = descriptor(scene.artist, scene.treatment)
-    roll = rng.random()
-    if roll < (0.3 if scene.treatment.words else 0.4):
-        style = descriptor(None, scene.treatment)
-    elif roll > 0.75 and not scene.treatment.words:
-        style = f"in {' '.join(_invented(rng) for _ in range(rng.integers(1, 4)))} style"
+    content = _content(rng, scene)
+    style = _style(rng, scene)
     ground = "" if scene.background == "white" else f"on {noun_phrase(scene.background)} background"
     return " ".join(part for part in (content, scene.position, ground, style) if part)
 
 
+def _content(rng: np.random.Generator, scene: Scene) -> str:
+    name = scene.names[0]
+    if scene.layout == "paired":
+        left = noun_phrase(name)
+        right = noun_phrase(scene.names[1])
+        side_by_side = f"{left} on the left and {right} on the right"
+        content = choose(rng, (f"{left} and {right}", f"{left} next to {right}", side_by_side))
+    elif scene.layout == "several":
+        number = list(_COUNTS)[len(scene.drawings) - 2]
+        content = " ".join(f"{number} {scene.colour} {plural(name)}".split())
+    else:
+        size = "" if scene.layout == "centred" else scene.layout
+        content = noun_phrase(name, adjective=f"{size} {scene.colour}".strip())
+    bare = scene.layout == "centred" and not scene.colour
+    roll = rng.random()
+    if roll < 0.3:
+        return choose(rng, _TEMPLATES).format(content)
+    if roll < 0.36 and bare:
+        return name
+    if roll < 0.4 and bare and content.startswith(("a ", "an ")):
+        return f"one {name}"
+    return content
+
+
+def _style(rng: np.random.Generator, scene: Scene) -> str:
+    is_treated = bool(scene.treatment.words)
+    roll = rng.random()
+    if roll < (0.3 if is_treated else 0.4):
+        return descriptor(None, scene.treatment)
+    if roll > 0.75 and not is_treated:
+        words = [_invented(rng) for _ in range(rng.integers(1, 4))]
+        return f"in {' '.join(words)} style"
+    return descriptor(scene.artist, scene.treatment)
+
+
 def _invented(rng: np.random.Generator) -> str:
     """A word of one or two syllables that means nothing, such as "drampel"."""
-    onsets, vowels, codas = (
-        ("b", "br", "c", "d", "dr", "f", "g", "l", "m", "p", "s", "t", "w"),
-        "aeiou",
-        "lmnrst",
-    )
-    parts = ((onsets, vowels, codas)[i % 3] for i in range(3 * rng.integers(1, 3)))
-    return "".join(part[rng.integers(len(part))] for part in parts)
+    word = ""
+    for _ in range(rng.integers(1, 3)):
+        for sounds in _SYLLABLE:
+            word += choose(rng, sounds)
+    return word
+
+
+# -------------------------------------------------------------- images
 
 
 @lru_cache(maxsize=16)
@@ -228,30 +257,27 @@ def _resampling(size: int) -> NDArray[np.float32]:
     return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
 
-def _places(scene: Scene) -> list[tuple[int, int, int]]:
-    """(size, top, left) in pixels of each drawing's square; it may reach beyond the picture."""
+def _places(scene: Scene, size: int) -> list[tuple[int, int]]:
+    """The top and the left, in pixels, of each drawing's square; it may reach beyond the image."""
+    free = SIZE - size
+    middle = free // 2
     if scene.layout == "paired":
-        top = (SIZE - _PAIRED) // 2
-        return [(_PAIRED, top, -1), (_PAIRED, top, SIZE - _PAIRED + 1)]
+        return [(middle, -1), (middle, free + 1)]
     if scene.layout == "several":
-        half, ends = SIZE // 2, (0, SIZE - SIZE // 2)
-        middle = half // 2
-        places = {
-            2: [(middle, ends[0]), (middle, ends[1])],
-            3: [(ends[0], middle), (ends[1], ends[0]), (ends[1], ends[1])],
-            4: [(top, left) for top in ends for left in ends],
-        }
-        return [(half, top, left) for top, left in places[len(scene.drawings)]]
+        row = [(middle, 0), (middle, free)]
+        pyramid = [(0, middle), (free, 0), (free, free)]
+        square = [(0, 0), (0, free), (free, 0), (free, free)]
+        return [row, pyramid, square][len(scene.drawings) - 2]
     if scene.layout == "small":
-        free = SIZE - _SMALL
         down, across = _POSITIONS[scene.position]
-        return [(_SMALL, round(down * free), round(across * free))]
-    size = _LARGE if scene.layout == "large" else SIZE
-    return [(size, (SIZE - size) // 2, (SIZE - size) // 2)]
+        return [(round(down * free), round(across * free))]
+    return [(middle, middle)]
 
 
 def _tinted(layer: NDArray[np.float32], colour: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A drawing in the tones of one colour: its median lightness becomes it, darker parts its shade, lighter its tint.
+    """A drawing in the tones of one colour.
+
+    Its median lightness becomes that colour, darker parts a shade of it, lighter parts a tint.
 
     Args:
         layer: RGBA, colours to 255 and alpha to 1, [4, h, w].
@@ -265,20 +291,21 @@ def _tinted(layer: NDArray[np.float32], colour: NDArray[np.float32]) -> NDArray[
     return colour[:, None, None] * shade * (1 - tint) + 255 * tint
 
 
-def picture(scene: Scene, drawings: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Draws a scene.
+def render(scene: Scene, drawings: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The image of a scene.
 
     Args:
-        scene: what to draw.
+        scene: what it shows.
         drawings: RGBA with straight alpha, uint8 [n, SIZE, SIZE, 4].
 
     Returns:
-        The treated picture, uint8 [SIZE, SIZE, 3].
+        The treated image, uint8 [SIZE, SIZE, 3].
     """
-    # Channels come first while drawing: rows of one channel lie together, which halves the time.
+    # Channels come first here: rows of one channel lie together, which halves the time.
     canvas = np.empty((3, SIZE, SIZE), np.float32)
     canvas[:] = np.array(BACKGROUNDS[scene.background], np.float32)[:, None, None]
-    for index, (size, top, left) in zip(scene.drawings, _places(scene), strict=True):
+    size = _SIZES[scene.layout]
+    for index, (top, left) in zip(scene.drawings, _places(scene, size), strict=True):
         layer = np.ascontiguousarray(drawings[index].transpose(2, 0, 1), np.float32)  # [4, h, w]
         layer[3] *= np.float32(1 / 255)
         if scene.colour:
@@ -286,13 +313,10 @@ def picture(scene: Scene, drawings: NDArray[np.uint8]) -> NDArray[np.uint8]:
         layer[:3] *= layer[3]
         if size != SIZE:
             layer = _resampling(size) @ layer @ _resampling(size).T
-        rows, columns = (
-            slice(max(top, 0), min(top + size, SIZE)),
-            slice(max(left, 0), min(left + size, SIZE)),
-        )
-        layer = layer[
-            :, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
-        ]
+        rows = slice(max(top, 0), min(top + size, SIZE))
+        columns = slice(max(left, 0), min(left + size, SIZE))
+        layer = layer[:, rows.start - top : rows.stop - top]
+        layer = layer[:, :, columns.start - left : columns.stop - left]
         canvas[:, rows, columns] *= 1 - layer[3]
         canvas[:, rows, columns] += layer[:3]
     image = np.minimum(canvas + np.float32(0.5), 255).astype(np.uint8)

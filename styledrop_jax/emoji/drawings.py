@@ -1,9 +1,9 @@
-"""Reads the open emoji sets: which artist drew which concept, and one normalised picture of each drawing.
+"""Reads the open emoji sets: which artist drew which concept, and one image of each drawing.
 
-The sets come as npm packages (`launch/fetch_corpus.sh`): `@iconify-json/*` holds SVG bodies under names,
-`emojibase-data` the labels and tags of every emoji. A concept is one emoji; the sets name it differently, so names are
-matched after removing case and punctuation, by code point where a set publishes them, and by the tables of `words` for
-the older sets.
+The sets come as npm packages (`launch/fetch_corpus.sh`). `@iconify-json/*` holds SVG bodies under
+names, `emojibase-data` the labels and tags of every emoji. A concept is one emoji. The sets name it
+differently, so a drawing finds its concept by code point where its set publishes them, and else by
+its name without case and punctuation, with the help of the tables in `words`.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import io
 import json
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,12 @@ ARTISTS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Concept:
-    """What a drawing shows: a label in plain words, other names for it, and emojibase's group and subgroup names."""
+    """What a drawing shows.
+
+    Attributes:
+        label: in plain words. tags: other names for it.
+        group, subgroup: emojibase's names of them.
+    """
 
     label: str
     tags: tuple[str, ...]
@@ -72,18 +78,9 @@ class Concept:
     subgroup: str
 
 
-# Lettering, buttons, and parts that are no pictures of anything.
-_DROPPED_SUBGROUPS = frozenset(
-    {
-        "keycap",
-        "alphanum",
-        "av-symbol",
-        "skin-tone",
-        "hair-style",
-        "flag",
-        "country-flag",
-        "subdivision-flag",
-    }
+# Lettering, and parts that are no images of anything.
+_DROPPED_SUBGROUPS = (
+    "keycap alphanum av-symbol skin-tone hair-style flag country-flag subdivision-flag".split()
 )
 
 
@@ -92,7 +89,7 @@ def _key(name: str) -> str:
 
 
 def _code(hexcode: str) -> str:
-    """A code point sequence without the variation selectors, which the sets write or omit at will."""
+    """A code point sequence without variation selectors, which some sets write and some omit."""
     return "-".join(part for part in hexcode.lower().split("-") if part != "fe0f")
 
 
@@ -105,94 +102,113 @@ def plain(text: str) -> str:
 def _read_json(path: Path) -> dict:
     if not path.is_file():
         raise UserError(
-            f"corpus source {path}: not found; expected the npm packages that launch/fetch_corpus.sh installs"
+            f"corpus source {path}: not found; "
+            "expected the npm packages that launch/fetch_corpus.sh installs"
         )
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def _emoji(npm: Path) -> list[dict]:
+    """What emojibase knows of every emoji."""
+    return list(_read_json(npm / "emojibase-data/en/data.json"))
+
+
 def _is_dropped(emoji: dict, subgroup: str) -> bool:
-    """Whether an emoji is lettering, or one of many near copies of another (gender, direction, hour)."""
+    """Whether an emoji is lettering, or a near copy of another (gender, direction, hour)."""
     label = emoji["label"].replace("’", "'")
-    hour = (
-        subgroup == "time"
-        and (label.endswith("-thirty") or label.endswith("o'clock"))
-        and label != "three o'clock"
-    )
-    joined = "200D" in emoji["hexcode"]
-    near_copy = joined and (
-        "gender" in emoji or emoji["label"].startswith(("family", "couple", "kiss"))
-    )
-    return subgroup in _DROPPED_SUBGROUPS or hour or near_copy or "facing right" in label
+    if subgroup in _DROPPED_SUBGROUPS or "facing right" in label:
+        return True
+    if subgroup == "time" and label.endswith(("-thirty", "o'clock")):
+        return label != "three o'clock"
+    several = label.startswith(("family", "couple", "kiss"))
+    return "200D" in emoji["hexcode"] and ("gender" in emoji or several)
 
 
 def read_concepts(npm: Path) -> dict[str, Concept]:
-    """Returns code point sequence → concept for every emoji that is kept; `npm` is the `node_modules` folder."""
-    data = _read_json(npm / "emojibase-data/en/data.json")
+    """Code point sequence → concept, of every emoji that is kept.
+
+    Args:
+        npm: the `node_modules` folder.
+
+    Raises:
+        UserError: a package is missing.
+    """
     groups = _read_json(npm / "emojibase-data/meta/groups.json")
     concepts = {}
-    for emoji in data:
+    for emoji in _emoji(npm):
         if emoji.get("group") is None:
             continue
         subgroup = groups["subgroups"][str(emoji["subgroup"])]
         if _is_dropped(emoji, subgroup):
             continue
         label = plain(emoji["label"])
-        tags = [plain(tag) for tag in emoji.get("tags", ())]
+        tags = [label] if label in EVERYDAY else []
+        tags += [plain(tag) for tag in emoji.get("tags", ())]
         concepts[_code(emoji["hexcode"])] = Concept(
             label=EVERYDAY.get(label, label),
-            tags=tuple(dict.fromkeys(([label] if label in EVERYDAY else []) + tags)),
+            tags=tuple(dict.fromkeys(tags)),
             group=groups["groups"][str(emoji["group"])],
             subgroup=subgroup,
         )
     return concepts
 
 
-def _name_votes(npm: Path) -> dict[str, str]:
-    """Returns a name without punctuation → the code that most sources give it."""
-    votes: dict[str, Counter] = defaultdict(Counter)
-    for emoji in _read_json(npm / "emojibase-data/en/data.json"):
-        votes[_key(emoji["label"])][_code(emoji["hexcode"])] += (
-            3  # the label beats a shortcode two emoji share
-        )
+def _names(npm: Path) -> Iterator[tuple[str, str, int]]:
+    """Every name that a source gives an emoji: (name, code point sequence, weight)."""
+    for emoji in _emoji(npm):
+        yield emoji["label"], emoji["hexcode"], 3  # above a shortcode that two emoji share
     for path in sorted((npm / "emojibase-data/en/shortcodes").glob("*.json")):
         for hexcode, names in _read_json(path).items():
             for name in [names] if isinstance(names, str) else names:
-                votes[_key(name)][_code(hexcode)] += 1
+                yield name, hexcode, 1
     for hexcode, name in _read_json(npm / "emojibase-data/meta/unicode-names.json").items():
-        votes[_key(name)][_code(hexcode)] += 1
+        yield name, hexcode, 1
     for artist in ARTISTS:
-        for hexcode, name in _read_json(
-            npm / "@iconify-json" / artist.package / "chars.json"
-        ).items():
-            votes[_key(name)][_code(hexcode)] += 1
-    codes = {name: max(sorted(counter), key=counter.__getitem__) for name, counter in votes.items()}
-    return codes | {_key(old): codes[_key(new)] for old, new in RENAMED.items()}
+        for hexcode, name in _read_json(_folder(npm, artist) / "chars.json").items():
+            yield name, hexcode, 1
+
+
+def _codes(npm: Path) -> dict[str, str]:
+    """Name without punctuation → the code point sequence that most sources give it."""
+    votes: dict[str, Counter[str]] = defaultdict(Counter)
+    for name, hexcode, weight in _names(npm):
+        votes[_key(name)][_code(hexcode)] += weight
+    codes = {}
+    for name, counter in votes.items():
+        codes[name] = max(sorted(counter), key=lambda code: counter[code])
+    for old, new in RENAMED.items():
+        codes[_key(old)] = codes[_key(new)]
+    return codes
 
 
 def match_drawings(npm: Path) -> dict[str, dict[str, str]]:
-    """Returns artist name → {code point sequence → icon name} for every drawing that shows a kept concept."""
-    codes = _name_votes(npm)
+    """Artist → {code point sequence → icon name} of every drawing that shows a kept concept.
+
+    Args:
+        npm: the `node_modules` folder.
+
+    Raises:
+        UserError: a package is missing.
+    """
+    codes = _codes(npm)
     concepts = read_concepts(npm)
     matched = {}
     for artist in ARTISTS:
-        folder = npm / "@iconify-json" / artist.package
-        icons = _read_json(folder / "icons.json")
-        aliases = {
-            name: alias["parent"]
-            for name, alias in icons.get("aliases", {}).items()
-            if len(alias) == 1
-        }
+        icons = read_icons(npm, artist)
+        aliases = {}
+        for name, alias in icons.get("aliases", {}).items():
+            if len(alias) == 1:  # else it is turned or mirrored
+                aliases[name] = alias["parent"]
         own = FXEMOJI if artist.package == "fxemoji" else {}
+        pairs = []
+        for hexcode, name in _read_json(_folder(npm, artist) / "chars.json").items():
+            pairs.append((_code(hexcode), name))
+        for name, label in own.items():
+            pairs.append((codes.get(_key(label), ""), name))
+        for name in (*icons["icons"], *aliases):
+            if name not in own:
+                pairs.append((codes.get(_key(name), ""), name))
         found: dict[str, str] = {}
-        pairs = [
-            (_code(hexcode), name) for hexcode, name in _read_json(folder / "chars.json").items()
-        ]
-        pairs += [(codes.get(_key(label), ""), name) for name, label in own.items()]
-        pairs += [
-            (codes.get(_key(name), ""), name)
-            for name in (*icons["icons"], *aliases)
-            if name not in own
-        ]
         for code, name in pairs:
             icon = aliases.get(name, name)
             if code in concepts and icon in icons["icons"]:
@@ -201,35 +217,40 @@ def match_drawings(npm: Path) -> dict[str, dict[str, str]]:
     return matched
 
 
+def _folder(npm: Path, artist: Artist) -> Path:
+    return npm / "@iconify-json" / artist.package
+
+
 def read_icons(npm: Path, artist: Artist) -> dict:
-    """Returns the artist's `icons.json`: `icons` of name → `body`, with the set's `width` and `height`."""
-    return _read_json(npm / "@iconify-json" / artist.package / "icons.json")
+    """The artist's `icons.json`: `icons` of name → `body`, and the set's `width` and `height`."""
+    return _read_json(_folder(npm, artist) / "icons.json")
 
 
 def _side(icons: dict, name: str) -> float:
     icon = icons["icons"][name]
-    return max(icon.get(extent, icons.get(extent, 16)) for extent in ("width", "height"))
+    width = icon.get("width", icons.get("width", 16))
+    return max(width, icon.get("height", icons.get("height", 16)))
 
 
 def _raster(icons: dict, name: str, *, view: tuple[float, float, float], size: int) -> Image.Image:
-    """Draws the square `view` (x, y, side in the icon's own units) of one icon at size x size pixels, RGBA."""
+    """One icon's square `view` (x, y, side in the icon's own units) as RGBA of size x size."""
     side = _side(icons, name)
     x, y, extent = view
     # The inner element clips what a drawing hides outside its own square.
     svg = (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
         f'viewBox="{x:.4f} {y:.4f} {extent:.4f} {extent:.4f}" width="{size}" height="{size}">'
-        f'<svg width="{side}" height="{side}" viewBox="0 0 {side} {side}">{icons["icons"][name]["body"]}</svg></svg>'
+        f'<svg width="{side}" height="{side}" viewBox="0 0 {side} {side}">'
+        f"{icons['icons'][name]['body']}</svg></svg>"
     )
-    return Image.open(
-        io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size)))
-    ).convert("RGBA")
+    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size))
+    return Image.open(io.BytesIO(png)).convert("RGBA")
 
 
 def render(icons: dict, name: str, *, size: int = SIZE) -> Image.Image | None:
     """Renders one drawing, centred, its longer extent filling all but the margin.
 
-    Sets leave different borders; without them the same concept lies in the same place whoever drew it.
+    Sets leave different borders; without them a concept lies in the same place whoever drew it.
 
     Args:
         icons: what `read_icons` returned.
@@ -243,7 +264,8 @@ def render(icons: dict, name: str, *, size: int = SIZE) -> Image.Image | None:
     probe = np.asarray(_raster(icons, name, view=(0, 0, side), size=_PROBE))[..., 3] > 16  # [h, w]
     if not probe.any():
         return None
-    rows, columns = np.flatnonzero(probe.any(1)), np.flatnonzero(probe.any(0))
+    rows = np.flatnonzero(probe.any(1))
+    columns = np.flatnonzero(probe.any(0))
     extent = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
     view_side = extent * SIZE / (SIZE - 2 * MARGIN)
     x = (columns[0] + columns[-1] + 1 - view_side) / 2

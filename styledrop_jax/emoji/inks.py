@@ -1,10 +1,11 @@
-"""Two-colour prints: one ink on one paper, in five ways of putting it there.
+"""Prints in two colours: one ink on one paper, in five ways of putting it there.
 
-The treatments of `treatments.py` are single points; these span directions (what is inked, in which colours), so that a
-base model trained on them is a short way from two-colour styles it has never seen. The pairs of colours keep clear of
-those of the held-out treatments.
+A treatment of `treatments.py` is a single point. These span directions: what is inked, and in which
+colours. So a base model that trained on them is near to styles of two colours that it never saw.
+The pairs of colours are far from those of the held-out treatments.
 """
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -13,7 +14,7 @@ from styledrop_jax.emoji import pixels as px
 from styledrop_jax.emoji.pixels import Float, Image
 from styledrop_jax.emoji.treatments import Treatment
 
-_INKS = {
+_COLOURS = {
     "black": "16161a",
     "white": "ffffff",
     "red": "c62a2a",
@@ -48,7 +49,7 @@ def _lines(x: Float) -> Float:
     return px.edges(x, gain=2.2)
 
 
-def _flat(x: Float) -> Float:
+def _silhouette(x: Float) -> Float:
     return 1.0 * (px.light(x) < 0.96)
 
 
@@ -56,35 +57,42 @@ def _tones(x: Float) -> Float:
     return 1 - px.light(x)
 
 
-def _hatched(x: Float) -> Float:
-    shade = (px.light(x) < 0.95) * (px.hatching(*x.shape[:2], 4, 1) > px.light(x) * 0.8)
+def _hatching(x: Float) -> Float:
+    light = px.light(x)
+    shade = (light < 0.95) * (px.hatching(*light.shape, 4, 1) > light * 0.8)
     return np.maximum(px.edges(x, gain=2.0), shade)
 
 
-def _solid(x: Float) -> Float:
-    """Dark parts and outlines inked, light ones left."""
+def _linocut(x: Float) -> Float:
+    """Ink on dark parts and outlines, none on light parts."""
     return 1.0 * np.maximum(px.light(x) < 0.5, px.edges(x, gain=1.6) > 0.5)
 
 
 _WAYS = {
     "lines": _lines,
-    "silhouette": _flat,
+    "silhouette": _silhouette,
     "tones": _tones,
-    "hatching": _hatched,
-    "linocut": _solid,
+    "hatching": _hatching,
+    "linocut": _linocut,
 }
 
 
-def _print(way: Callable[[Float], Float], ink: str, paper: str) -> Callable[[Image], Image]:
-    return lambda image: px.through(way(px.as_float(image)), paper, ink)
+def _print(inked: Callable[[Float], Float], ink: str, paper: str, image: Image) -> Image:
+    return px.through(inked(px.as_float(image)), _COLOURS[paper], _COLOURS[ink])
 
 
-TWO_COLOUR = tuple(
-    Treatment(
-        name=f"{ink} {name} on {paper}",
-        words=f"{ink} {name} on {paper} paper",
-        apply=_print(way, _INKS[ink], _INKS[paper]),
-    )
-    for name, way in _WAYS.items()
-    for ink, paper in _PAIRS
-)
+def _prints() -> tuple[Treatment, ...]:
+    """Every way in every pair of colours."""
+    prints = []
+    for way, inked in _WAYS.items():
+        for ink, paper in _PAIRS:
+            treatment = Treatment(
+                name=f"{ink} {way} on {paper}",
+                words=f"{ink} {way} on {paper} paper",
+                apply=functools.partial(_print, inked, ink, paper),
+            )
+            prints.append(treatment)
+    return tuple(prints)
+
+
+TWO_COLOUR = _prints()

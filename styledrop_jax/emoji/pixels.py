@@ -1,6 +1,7 @@
-"""What treatments are made of: light, edges, noise, hatching. On float32 in [0, 1] unless said otherwise.
+"""What treatments are made of: light, edges, noise, hatching.
 
-Lengths are in units: the pixels that one pixel of a 64 px image stands for, so that a stroke grows with the image.
+Images are floats in [0, 1] unless a function says otherwise. Lengths are in units: one unit is the
+pixels that one pixel of a 64-pixel image stands for, so that a stroke grows with the image.
 """
 
 from functools import lru_cache
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Image = NDArray[np.uint8]  # [h, w, 3]
-Float = NDArray[np.float32]
+Float = NDArray[np.floating]
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -23,16 +24,23 @@ def as_bytes(x: Float) -> Image:
 
 
 def light(x: Float) -> Float:
-    return x @ _LUMA  # [h, w]
+    """The lightness [h, w] of colours [h, w, 3]."""
+    return x @ _LUMA
+
+
+def unit(height: int, width: int) -> int:
+    """The pixels of one unit in an image of this size."""
+    return max(1, round(min(height, width) / 64))
 
 
 def unit_of(x: NDArray) -> int:
-    """Pixels that one pixel of a 64 px image stands for."""
-    return max(1, round(min(x.shape[:2]) / 64))
+    """The pixels of one unit in the image [h, w, ...]."""
+    return unit(x.shape[0], x.shape[1])
 
 
 def rgb(code: str) -> Float:
-    return np.array([int(code[i : i + 2], 16) for i in (0, 2, 4)], np.float32) / 255
+    """ "ff8000" as a colour [3]."""
+    return np.frombuffer(bytes.fromhex(code), np.uint8).astype(np.float32) / 255
 
 
 @lru_cache
@@ -40,29 +48,36 @@ def ramp(*codes: str) -> Image:
     """A palette of 256 colours [256, 3] that runs through the given ones, dark to light."""
     stops = np.stack([rgb(code) for code in codes])  # [n, 3]
     at = np.linspace(0, len(codes) - 1, 256)
-    return as_bytes(
-        np.stack([np.interp(at, np.arange(len(codes)), stops[:, c]) for c in range(3)], 1)
-    )
+    palette = np.empty((256, 3))
+    for channel in range(3):
+        palette[:, channel] = np.interp(at, np.arange(len(codes)), stops[:, channel])
+    return as_bytes(palette)
 
 
 def through(light: Float, *codes: str) -> Image:
+    """Lightness [h, w] in the colours of a `ramp`, uint8 [h, w, 3]."""
     return ramp(*codes)[(np.clip(light, 0, 1) * 255).astype(np.uint8)]
 
 
 def padded(x: Float, width: int) -> Float:
-    """[h, w, ...] with `width` more pixels on every side, edges repeated (np.pad costs more than the treatments)."""
-    rows, columns = (np.clip(np.arange(-width, side + width), 0, side - 1) for side in x.shape[:2])
+    """[h, w, ...] with `width` more pixels on every side, edges repeated; faster than np.pad."""
+    rows = np.clip(np.arange(-width, x.shape[0] + width), 0, x.shape[0] - 1)
+    columns = np.clip(np.arange(-width, x.shape[1] + width), 0, x.shape[1] - 1)
     return x[rows].take(columns, axis=1)
 
 
 def blur(x: Float, radius: int) -> Float:
     """Box blur of [h, w, ...] over 2 radius + 1 pixels each way, edges repeated."""
     height, width = x.shape[:2]
+    side = 2 * radius + 1
     wide = padded(x, radius)
-    tall = sum(wide[i : i + height] for i in range(2 * radius + 1))
-    return sum(tall[:, i : i + width] for i in range(2 * radius + 1)) * np.float32(
-        (2 * radius + 1) ** -2
-    )
+    tall = np.zeros_like(wide[:height])
+    for i in range(side):
+        tall += wide[i : i + height]
+    total = np.zeros_like(x)
+    for i in range(side):
+        total += tall[:, i : i + width]
+    return total * np.float32(side**-2)
 
 
 def largest(x: Float) -> Float:
@@ -80,29 +95,38 @@ def edges(x: Float, *, gain: float = 2.0) -> Float:
 
 
 def saturate(x: Float, amount: float) -> Float:
-    grey = light(x)[..., None]
-    return np.clip(grey + (x - grey) * np.float32(amount), 0, 1)
+    gray = light(x)[..., None]
+    return np.clip(gray + (x - gray) * np.float32(amount), 0, 1)
 
 
 @lru_cache(maxsize=64)
 def noise(height: int, width: int, cell: int, seed: int) -> Float:
-    """Fixed grain [h, w] in [0, 1]: one value to each cell of `cell` pixels, the same pattern at any image size."""
+    """Fixed grain [h, w] in [0, 1]: one value for each cell of `cell` pixels, whatever the size."""
     grid = np.random.default_rng(seed).random((512, 512), np.float32)
-    rows, columns = np.arange(height) // cell % 512, np.arange(width) // cell % 512
+    rows = np.arange(height) // cell % 512
+    columns = np.arange(width) // cell % 512
     return grid[rows[:, None], columns]
+
+
+def grain(x: NDArray, seed: int = 0) -> Float:
+    """Noise for the image [h, w, ...], one value a unit."""
+    return noise(x.shape[0], x.shape[1], unit_of(x), seed)
+
+
+@lru_cache(maxsize=64)
+def smooth_noise(height: int, width: int, seed: int) -> Float:
+    """Fixed noise [h, w] around 0 that varies slowly, over several units."""
+    length = unit(height, width)
+    return blur(blur(noise(height, width, length, seed), 3 * length), 2 * length) - 0.5
 
 
 @lru_cache(maxsize=64)
 def positions(height: int, width: int) -> tuple[Float, Float]:
-    """Coordinates in units of a 64 px image: rows [h, 1] and columns [1, w]."""
-    unit = min(height, width) / 64
-    return (np.arange(height, dtype=np.float32) / unit)[:, None], (
-        np.arange(width, dtype=np.float32) / unit
-    )[None]
-
-
-def grain(x: NDArray, seed: int = 0) -> Float:
-    return noise(x.shape[0], x.shape[1], unit_of(x), seed)
+    """Coordinates in units: rows [h, 1] and columns [1, w]."""
+    scale = min(height, width) / 64
+    rows = np.arange(height, dtype=np.float32) / scale
+    columns = np.arange(width, dtype=np.float32) / scale
+    return rows[:, None], columns[None]
 
 
 @lru_cache(maxsize=64)
@@ -114,17 +138,20 @@ def hatching(height: int, width: int, period: int, slope: int) -> Float:
 
 
 def cells(x: Float, side: int) -> tuple[Float, NDArray, NDArray]:
-    """Mean colour over square cells of `side` units, back at full size, and each pixel's place in its cell."""
+    """Cuts an image into square cells of `side` units.
+
+    Returns:
+        The mean colour of each pixel's cell [h, w, 3], and where in its cell each row [h] and each
+        column [w] lies, in units.
+    """
     height, width = x.shape[:2]
-    step = side * unit_of(x)
-    rows, columns = np.arange(height), np.arange(width)
-    sums = np.add.reduceat(np.add.reduceat(x, rows[::step], axis=0), columns[::step], axis=1)
-    tall = np.diff(np.append(rows[::step], height))[:, None, None]
-    wide = np.diff(np.append(columns[::step], width))[None, :, None]
-    means = (sums / (tall * wide)).astype(np.float32)
     unit = unit_of(x)
-    return (
-        means[rows[:, None] // step, columns // step],
-        rows % step // unit,
-        columns % step // unit,
-    )
+    step = side * unit
+    rows = np.arange(height)
+    columns = np.arange(width)
+    sums = np.add.reduceat(np.add.reduceat(x, rows[::step], axis=0), columns[::step], axis=1)
+    tall = np.minimum(step, height - rows[::step])[:, None, None]
+    wide = np.minimum(step, width - columns[::step])[None, :, None]
+    means = (sums / (tall * wide)).astype(np.float32)
+    of_pixels = means[rows[:, None] // step, columns // step]
+    return of_pixels, rows % step // unit, columns % step // unit

@@ -1,7 +1,8 @@
-"""Treatments: deterministic image functions that multiply artists into styles.
+"""Treatments: image functions that multiply artists into styles. A style is artist x treatment.
 
-Each maps uint8 [h, w, 3] to uint8 [h, w, 3], needs nothing but NumPy and takes under a millisecond at 64 px. Strokes,
-dots and cells grow with the image, so a treatment looks alike at any size. A style is artist x treatment.
+Each maps uint8 [h, w, 3] to uint8 [h, w, 3], the same input always to the same output. It needs
+NumPy alone and takes under a millisecond at 64 pixels. Strokes, dots and cells grow with the image,
+so a treatment looks alike at any size.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from styledrop_jax.emoji import pixels as px
-from styledrop_jax.emoji.pixels import Float, Image
+from styledrop_jax.emoji.pixels import Image
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class Treatment:
     held_out: bool = False
 
 
-# The treatments, those of training first.
+# -------------------------------------------------------------- treatments of training
 
 
 def _plain(image: Image) -> Image:
@@ -73,7 +74,8 @@ def _chalk(image: Image) -> Image:
     x = px.as_float(image)
     dusty = px.edges(x, gain=1.8) * (0.55 + 0.45 * px.grain(x, 1))
     fill = (px.light(x) < 0.95) * (0.25 + 0.35 * (px.hatching(*dusty.shape, 3, -1) > 0.5))
-    board = px.rgb("22392f") + 0.05 * (px.blur(px.grain(x, 2), 2 * px.unit_of(x)) - 0.5)[..., None]
+    dust = px.blur(px.grain(x, 2), 2 * px.unit_of(x)) - 0.5
+    board = px.rgb("22392f") + 0.05 * dust[..., None]
     coloured = board + (0.35 + 0.65 * x - board) * fill[..., None]
     return px.as_bytes(coloured + (np.float32(0.97) - coloured) * dusty[..., None])
 
@@ -81,10 +83,10 @@ def _chalk(image: Image) -> Image:
 def _neon(image: Image) -> Image:
     x = px.as_float(image)
     lines = px.edges(x, gain=2.2)
-    largest, smallest = px.largest(x), -px.largest(-x)
+    contrast = px.largest(x) + px.largest(-x)  # of the strongest and the weakest channel
     coloured = px.saturate(x, 2.5)
     tube = coloured / np.maximum(px.largest(coloured), 0.2)[..., None]
-    tube[largest - smallest < 0.12] = px.rgb("3fe0ff")
+    tube[contrast < 0.12] = px.rgb("3fe0ff")
     lit = lines[..., None] * tube
     glow = px.blur(lit, 2 * px.unit_of(x)) * np.float32(1.5)
     core = (lines * lines * lines * np.float32(0.35))[..., None]
@@ -101,46 +103,31 @@ def _handheld(image: Image) -> Image:
 
 def _watercolor(image: Image) -> Image:
     x = px.as_float(image)
-    unit = px.unit_of(x)
     moved = x.reshape(-1, 3)[_wobble(*x.shape[:2])]
-    wet = (px.blur(moved, unit) + moved) / 2
+    wet = (px.blur(moved, px.unit_of(x)) + moved) / 2
     rim = px.edges(wet, gain=1.0)[..., None] * (1.1 - wet)  # pigment gathers where the wash ends
     wash = 0.28 + 0.72 * px.saturate(wet, 1.35) - 0.5 * rim
-    bloom = _clouds(*x.shape[:2])[..., None] * (1 - px.light(wet)[..., None])
+    pigment = px.smooth_noise(*x.shape[:2], 7) * np.float32(2.6)  # the paper takes more or less
+    bloom = pigment[..., None] * (1 - px.light(wet)[..., None])
     return px.as_bytes((wash + bloom) * px.rgb("fcf8ec"))
 
 
 @lru_cache(maxsize=16)
 def _wobble(height: int, width: int) -> NDArray:
-    """Flat indices [h, w] of pixels displaced by a smooth field of about one unit: no hand draws a straight line."""
-    unit = max(1, round(min(height, width) / 64))
-    shift = [
-        np.round(
-            (px.blur(px.blur(px.noise(height, width, unit, seed), 3 * unit), 2 * unit) - 0.5)
-            * 22
-            * unit
-        ).astype(int)
-        for seed in (5, 6)
-    ]
-    rows = np.clip(np.arange(height)[:, None] + shift[0], 0, height - 1)
-    return rows * width + np.clip(np.arange(width) + shift[1], 0, width - 1)
-
-
-@lru_cache(maxsize=16)
-def _clouds(height: int, width: int) -> Float:
-    """Slow variation [h, w] around 0 of how much pigment the paper took."""
-    unit = max(1, round(min(height, width) / 64))
-    field = px.blur(px.blur(px.noise(height, width, unit, 7), 3 * unit), 2 * unit) - 0.5
-    return field * np.float32(2.6)
+    """Flat indices [h, w] of pixels that are moved by about a unit, as by an unsteady hand."""
+    reach = 22 * px.unit(height, width)
+    down = np.round(px.smooth_noise(height, width, 5) * reach).astype(int)
+    across = np.round(px.smooth_noise(height, width, 6) * reach).astype(int)
+    rows = np.clip(np.arange(height)[:, None] + down, 0, height - 1)
+    return rows * width + np.clip(np.arange(width) + across, 0, width - 1)
 
 
 def _risograph(image: Image) -> Image:
     x = px.as_float(image)
     grain = 0.8 + 0.4 * (px.grain(x, 3) - 0.5)[..., None]
-    pink, blue = (1 - x[..., 1:2]) * grain, (1 - x[..., :1]) * grain
-    return px.as_bytes(
-        px.rgb("faf3e0") * (1 - pink * (1 - px.rgb("ff4f9a"))) * (1 - blue * (1 - px.rgb("1f6fd0")))
-    )
+    pink = (1 - x[..., 1:2]) * grain * (1 - px.rgb("ff4f9a"))
+    blue = (1 - x[..., :1]) * grain * (1 - px.rgb("1f6fd0"))
+    return px.as_bytes(px.rgb("faf3e0") * (1 - pink) * (1 - blue))
 
 
 def _sunset(image: Image) -> Image:
@@ -161,23 +148,22 @@ def _thermal(image: Image) -> Image:
     return px.through(1 - light, "14104a", "7a1fa2", "e8482e", "ffb300", "fffbd0")
 
 
+_POP_ART = np.array([[38, 20, 110], [255, 45, 135], [255, 215, 0], [70, 215, 225]], np.uint8)
+
+
 def _pop_art(image: Image) -> Image:
     x = px.as_float(image)
     step = np.floor(np.clip(px.light(px.saturate(x, 1.3)), 0, 0.999) * 4).astype(int)
     return _POP_ART[step]
 
 
-_POP_ART = np.array([[38, 20, 110], [255, 45, 135], [255, 215, 0], [70, 215, 225]], np.uint8)
-
-
 def _stained_glass(image: Image) -> Image:
     x = px.as_float(image)
     owner, border = _panes(*x.shape[:2])
     counts = np.bincount(owner.ravel()).astype(np.float32)
-    means = (
-        np.stack([np.bincount(owner.ravel(), x[..., c].ravel()) for c in range(3)], 1)
-        / counts[:, None]
-    )
+    means = np.empty((len(counts), 3))
+    for channel in range(3):
+        means[:, channel] = np.bincount(owner.ravel(), x[..., channel].ravel()) / counts
     clear = means.min(1, keepdims=True) > 0.9
     panes = np.where(clear, px.rgb("bfe6ff"), means).astype(np.float32)[owner]
     glass = px.saturate(np.float32(0.6) * panes + np.float32(0.4) * x, 1.8)
@@ -187,16 +173,14 @@ def _stained_glass(image: Image) -> Image:
 
 @lru_cache(maxsize=16)
 def _panes(height: int, width: int) -> tuple[NDArray, NDArray]:
-    """A fixed pattern of glass panes: each pixel's pane [h, w] and whether it lies on a border [h, w]."""
+    """A fixed pattern of glass panes: each pixel's pane [h, w], and whether it is a border [h, w].
+
+    A pane is what is nearest to one seed. There is a seed in every square of nine units.
+    """
     rng = np.random.default_rng(11)
     rows, columns = px.positions(height, width)
     across = int(np.ceil(max(height, width) / min(height, width) * 64 / 9)) + 1
-    corners = (
-        np.stack(np.meshgrid(np.arange(across), np.arange(across), indexing="ij"), -1).reshape(
-            -1, 2
-        )
-        * 9.0
-    )
+    corners = np.mgrid[:across, :across].reshape(2, -1).T * 9.0  # [n, 2]
     seeds = corners + rng.uniform(0, 9, corners.shape)
     first = np.full((height, width), np.inf, np.float32)
     second = first.copy()
@@ -219,15 +203,10 @@ def _embossed(image: Image) -> Image:
     return px.through(0.55 + 0.75 * relief + 0.1 * (light - 1), "20242c", "8d95a3", "f2f6fb")
 
 
-def _paper_cut(image: Image) -> Image:
-    cut = 1.0 * (px.light(px.as_float(image)) < 0.96)
-    return px.through(1 - cut, "5b2a86", "ffd9a0")
-
-
 def _stamp(image: Image) -> Image:
     x = px.as_float(image)
     light = px.light(x)
-    ink = np.maximum((light < 0.55), (px.edges(x, gain=1.5) > 0.45)) * 1.0
+    ink = 1.0 * np.maximum(light < 0.55, px.edges(x, gain=1.5) > 0.45)
     ink = np.maximum(ink, 0.35 * ((light < 0.9) & (px.hatching(*light.shape, 3, 1) > 0.5)))
     worn = ink * (px.blur(px.grain(x, 4), px.unit_of(x)) > 0.36)
     return px.through(1 - worn, "b3162c", "f7f1e3")
@@ -236,30 +215,26 @@ def _stamp(image: Image) -> Image:
 def _pastel(image: Image) -> Image:
     x = px.as_float(image)
     soft = 0.5 + 0.5 * px.saturate(x, 1.1)
-    return px.as_bytes(
-        soft * np.where(px.light(x)[..., None] > 0.96, px.rgb("ffe3ec"), np.float32(1))
-    )
+    paper = np.where(px.light(x)[..., None] > 0.96, px.rgb("ffe3ec"), np.float32(1))
+    return px.as_bytes(soft * paper)
 
 
 def _comic(image: Image) -> Image:
     x = px.as_float(image)
     flat = np.floor(px.saturate(x, 1.8) * 3.99) / 3
     flat = np.where(px.light(x)[..., None] > 0.96, px.rgb("ffd93b"), flat)
-    return px.as_bytes(
-        flat * (1 - (px.blur(px.edges(x, gain=2.6), px.unit_of(x) // 2) > 0.5))[..., None]
-    )
+    lines = px.blur(px.edges(x, gain=2.6), px.unit_of(x) // 2) > 0.5
+    return px.as_bytes(flat * (1.0 - lines)[..., None])
 
 
 def _xray(image: Image) -> Image:
     x = px.as_float(image)
     body = 0.75 * (1 - px.light(x)) + 0.18 * (px.light(x) < 0.96)
-    return px.through(
-        np.maximum(px.blur(body, px.unit_of(x)), 0.9 * px.edges(x)),
-        "04080f",
-        "1f5c80",
-        "b9ecff",
-        "ffffff",
-    )
+    lit = np.maximum(px.blur(body, px.unit_of(x)), 0.9 * px.edges(x))
+    return px.through(lit, "04080f", "1f5c80", "b9ecff", "ffffff")
+
+
+# -------------------------------------------------------------- held-out treatments
 
 
 def _blueprint(image: Image) -> Image:
@@ -267,16 +242,16 @@ def _blueprint(image: Image) -> Image:
     rows, columns = px.positions(*x.shape[:2])
     grid = 0.14 * np.maximum(rows % 8 < 1, columns % 8 < 1)
     shade = 0.22 * (px.light(x) < 0.93) * (px.hatching(*x.shape[:2], 4, 1) > 0.5)
-    return px.through(
-        np.maximum(np.maximum(grid, shade), px.edges(x, gain=2.2)), "12409c", "ffffff"
-    )
+    lines = px.edges(x, gain=2.2)
+    return px.through(np.maximum(np.maximum(grid, shade), lines), "12409c", "ffffff")
 
 
 def _halftone(image: Image) -> Image:
     x = px.as_float(image)
     rows, columns = px.positions(*x.shape[:2])
-    turned, across = (rows + columns) * 0.7071, (rows - columns) * 0.7071
-    dot = np.hypot(turned % 4 - 2, across % 4 - 2) / 2.83
+    down = (rows + columns) * 0.7071  # the dots stand in diagonal rows
+    across = (rows - columns) * 0.7071
+    dot = np.hypot(down % 4 - 2, across % 4 - 2) / 2.83
     darkness = 1 - px.blur(px.light(x), px.unit_of(x))
     ink = np.clip((np.sqrt(np.clip(darkness, 0, 1)) * 1.02 - dot) * 4 * px.unit_of(x), 0, 1)
     return px.through(1 - ink, "15151a", "fffdf5")
@@ -284,10 +259,9 @@ def _halftone(image: Image) -> Image:
 
 def _mosaic(image: Image) -> Image:
     tiles, row, column = px.cells(px.as_float(image), 4)
-    grout = ((row == 0)[:, None] | (column == 0))[..., None]
-    return px.as_bytes(
-        np.where(grout, np.float32(0.78) * tiles + np.float32(0.02), px.saturate(tiles, 1.3))
-    )
+    is_grout = ((row == 0)[:, None] | (column == 0))[..., None]
+    grout = np.float32(0.78) * tiles + np.float32(0.02)
+    return px.as_bytes(np.where(is_grout, grout, px.saturate(tiles, 1.3)))
 
 
 def _woodcut(image: Image) -> Image:
@@ -301,25 +275,22 @@ def _woodcut(image: Image) -> Image:
 def _cross_stitch(image: Image) -> Image:
     cells, row, column = px.cells(px.as_float(image), 5)
     row = row[:, None]
-    thread = ((row == column) | (row + column == 4))[..., None]
-    hole = ((row % 4 == 0) & (column % 4 == 0))[..., None]
-    cloth = np.where(hole, px.rgb("c9b48c"), px.rgb("e9dcc0"))
-    sewn = px.light(cells)[..., None] < 0.93
-    return px.as_bytes(
-        np.where(
-            sewn & thread, px.saturate(cells, 1.5), np.where(sewn, 0.4 * cells + 0.3 * cloth, cloth)
-        )
-    )
+    is_thread = ((row == column) | (row + column == 4))[..., None]
+    is_hole = ((row % 4 == 0) & (column % 4 == 0))[..., None]
+    is_sewn = px.light(cells)[..., None] < 0.93
+    cloth = np.where(is_hole, px.rgb("c9b48c"), px.rgb("e9dcc0"))
+    below = np.where(is_sewn, 0.4 * cells + 0.3 * cloth, cloth)
+    return px.as_bytes(np.where(is_sewn & is_thread, px.saturate(cells, 1.5), below))
 
 
 def _gold_foil(image: Image) -> Image:
     x = px.as_float(image)
     rows, columns = px.positions(*x.shape[:2])
     sheen = 0.62 + 0.3 * np.sin((rows + columns) / 6) + 0.16 * (px.grain(x, 9) - 0.5)
-    inside = 0.34 * (px.light(x) < 0.94) * (1 - px.light(x)) + 0.16 * (px.light(x) < 0.94)
-    return px.through(
-        np.maximum(px.edges(x, gain=2.2), inside) * sheen, "0c0a09", "7a5312", "e3b341", "fff3b8"
-    )
+    light = px.light(x)
+    inside = 0.34 * (light < 0.94) * (1 - light) + 0.16 * (light < 0.94)
+    gold = np.maximum(px.edges(x, gain=2.2), inside) * sheen
+    return px.through(gold, "0c0a09", "7a5312", "e3b341", "fff3b8")
 
 
 def _old_screen(image: Image) -> Image:
@@ -328,11 +299,8 @@ def _old_screen(image: Image) -> Image:
     split = np.stack([np.roll(x[..., 0], shift, 1), x[..., 1], np.roll(x[..., 2], -shift, 1)], -1)
     rows, columns = px.positions(*x.shape[:2])
     line = np.where(rows.astype(int) % 3 == 0, np.float32(0.45), np.float32(1))[..., None]
-    corner = (
-        1
-        - 0.55
-        * (((rows / rows[-1] - 0.5) ** 2 + (columns / columns[0, -1] - 0.5) ** 2) * 2)[..., None]
-    )
+    far = ((rows / rows[-1] - 0.5) ** 2 + (columns / columns[0, -1] - 0.5) ** 2) * 2
+    corner = 1 - 0.55 * far[..., None]
     return px.as_bytes(split * line * corner * px.rgb("c8ffe6") + px.rgb("06120e"))
 
 
@@ -344,6 +312,11 @@ def _comic_dots(image: Image) -> Image:
     tone = np.where(dot < np.sqrt(np.clip(1 - light, 0, 1)), np.float32(0.5), np.float32(1))
     tone = np.where((light < 0.3) | (px.edges(x, gain=2.0) > 0.6), np.float32(0), tone)
     return px.through(tone, "1d1b4c", "ff7a1a", "bff3ea")
+
+
+def _paper_cut(image: Image) -> Image:
+    cut = 1.0 * (px.light(px.as_float(image)) < 0.96)
+    return px.through(1 - cut, "5b2a86", "ffd9a0")
 
 
 TREATMENTS = (

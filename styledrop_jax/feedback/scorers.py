@@ -8,7 +8,7 @@ import numpy as np
 from styledrop_jax.metrics.clip_scores import ClipScorer
 
 
-class Samples(NamedTuple):
+class Scored(NamedTuple):
     """What a scorer sees.
 
     Attributes:
@@ -17,7 +17,7 @@ class Samples(NamedTuple):
         ids: (prompt index, image index) of each.
         references: float32 [m, h, w, 3] in [0, 1].
         clip: the scoring model.
-        seed: for scorers that draw.
+        seed: for scorers that need chance.
     """
 
     images: np.ndarray
@@ -28,29 +28,32 @@ class Samples(NamedTuple):
     seed: int
 
 
-def _clip_text(samples: Samples) -> np.ndarray:
+Scorer = Callable[[Scored], np.ndarray]
+"""The score [n] of every sample; higher is better."""
+
+
+def clip_text(samples: Scored) -> np.ndarray:
+    """Cosine of image and prompt: StyleDrop's Text score (2306.00983 section 4.2)."""
     return samples.clip.text_score(samples.images, samples.prompts)
 
 
-def _clip_style(samples: Samples) -> np.ndarray:
+def clip_style(samples: Scored) -> np.ndarray:
+    """Cosine of image and references: StyleDrop's Style score."""
     return samples.clip.style_score(samples.images, samples.references)
 
 
-def _random(samples: Samples) -> np.ndarray:
-    return np.array([np.random.default_rng((samples.seed, *pair)).random() for pair in samples.ids])
-
-
-SCORERS: Mapping[str, Callable[[Samples], np.ndarray]] = {
-    "clip_text": _clip_text,
-    "clip_style": _clip_style,
-    "random": _random,
-}
-"""clip_text: cosine of image and prompt (Text). clip_style: cosine of image and references (Style). random: uniform."""
+def random(samples: Scored) -> np.ndarray:
+    """Uniform in [0, 1), of the seed and the sample's place: StyleDrop's random feedback."""
+    values = [np.random.default_rng((samples.seed, *pair)).random() for pair in samples.ids]
+    return np.array(values)
 
 
 def score(
-    samples: Samples, weights: Mapping[str, float]
+    samples: Scored, scorers: Mapping[str, Scorer], weights: Mapping[str, float]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Every scorer's score [n] by name, and the weighted sum [n] that selection goes by."""
-    scores = {name: scorer(samples) for name, scorer in SCORERS.items()}
-    return scores, sum(weight * scores[name] for name, weight in weights.items())
+    scores = {name: scorer(samples) for name, scorer in scorers.items()}
+    total = np.zeros(len(samples.images))
+    for name, weight in weights.items():
+        total = total + weight * scores[name]
+    return scores, total

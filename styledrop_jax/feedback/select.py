@@ -1,108 +1,140 @@
 """Which samples train the next round: by their scores, or by a person who fills in a file."""
 
 import dataclasses
+import io
 import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from styledrop_jax.errors import UserError
+from styledrop_jax.io.files import read_json, write_bytes, write_json
 
 SHEET = "contact_sheet.png"
 ANSWER = "selected.json"
-_COLUMNS, _MARGIN, _LINE = 16, 4, 16  # cells a row, pixels around a cell, pixels of a line of text
+_COLUMNS = 16  # cells a row
+_MARGIN = 4  # pixels around a cell
+_LINE = 16  # pixels of a line of text
+_CELL = 96  # longest side of an image on the sheet, pixels
+
+
+class Paused(Exception):
+    """The run waits for a person; the message says for what."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Record:
+class Candidate:
     """One scored sample.
 
     Attributes:
         prompt: index of the prompt in the pool. image: index among that prompt's images.
         score: higher is better.
+        file: the image. text: its prompt.
     """
 
     prompt: int
     image: int
     score: float
+    file: Path = Path()
+    text: str = ""
 
 
-def select(
-    records: Sequence[Record],
-    *,
-    by: Literal["prompt", "top_k", "threshold"],
-    k: int = 1,
-    threshold: float = 0.0,
-) -> tuple[Record, ...]:
-    """The records to train on, ordered by prompt and image.
+class Pool(NamedTuple):
+    """What a selector chooses from, and how.
 
-    The order of `records` does not matter; of equal scores the lower prompt, then the lower image wins. Random feedback
-    is the same selection on random scores (StyleDrop 2306.00983: CLIP and random feedback take one image per prompt).
+    Attributes:
+        candidates: ordered by prompt and image.
+        k, threshold: `config.round_N.select`'s.
+        folder: of the round, for a selector that needs files.
+    """
 
-    Args:
-        records: the scored samples.
-        by: `prompt`, the best k of each prompt; `top_k`, the best k of all; `threshold`, all that score at least that.
-        k: at least 1. Used by `prompt` and `top_k`.
-        threshold: used by `threshold`.
+    candidates: Sequence[Candidate]
+    k: int = 1
+    threshold: float = 0.0
+    folder: Path = Path()
+
+
+Selector = Callable[[Pool], list[int]]
+"""The indices of the candidates to train on, in ascending order; UserError if it cannot choose."""
+
+
+def best_of_each_prompt(pool: Pool) -> list[int]:
+    """The best k of each prompt (StyleDrop 2306.00983 takes one, by CLIP's score or by chance)."""
+    by_prompt: dict[int, list[int]] = {}
+    for index, candidate in enumerate(pool.candidates):
+        by_prompt.setdefault(candidate.prompt, []).append(index)
+    chosen = []
+    for group in by_prompt.values():
+        chosen += _best(pool, group, " per prompt")
+    return sorted(chosen)
+
+
+def best_of_all(pool: Pool) -> list[int]:
+    """The best k of all."""
+    return sorted(_best(pool, range(len(pool.candidates)), ""))
+
+
+def above_threshold(pool: Pool) -> list[int]:
+    """All that score at least the threshold."""
+    scores = _scores(pool)
+    chosen = [index for index, score in enumerate(scores) if score >= pool.threshold]
+    if not chosen:
+        best = max(scores, default=None)
+        raise UserError(
+            f"select.threshold: {pool.threshold}, but the best of {len(scores)} scores is {best}"
+        )
+    return chosen
+
+
+def human(pool: Pool) -> list[int]:
+    """Those that a person writes into a file beside a numbered sheet of all.
+
+    StyleDrop's people chose at most 10, in about three minutes.
 
     Raises:
-        UserError: an unknown `by`, a score that is not a number, fewer than k to choose from, or none selected.
+        Paused: the person has not answered yet.
     """
-    if nan := [r for r in records if r.score != r.score]:
-        raise UserError(
-            f"feedback: the score of prompt {nan[0].prompt}, image {nan[0].image} is not a number"
+    folder = pool.folder / "feedback"
+    answer = folder / ANSWER
+    if not answer.exists():
+        write_request(pool.candidates, folder)
+    if _is_open(answer):
+        raise Paused(
+            f"{pool.folder.name}: look at {folder / SHEET}, write the numbers you choose into "
+            f"{answer}, and run the same command again"
         )
-    if by == "threshold":
-        chosen = [r for r in records if r.score >= threshold]
-        best = max((r.score for r in records), default=None)
-        if not chosen:
+    return read_answer(answer, num_images=len(pool.candidates))
+
+
+def _scores(pool: Pool) -> list[float]:
+    for candidate in pool.candidates:
+        if candidate.score != candidate.score:
             raise UserError(
-                f"feedback.threshold: {threshold}, but the best of {len(records)} scores is {best}"
+                f"select: the score of prompt {candidate.prompt}, image {candidate.image} "
+                "is not a number"
             )
-        return _in_order(chosen)
-    if by == "top_k":
-        groups = [list(records)]
-    elif by == "prompt":
-        groups = [
-            [r for r in records if r.prompt == prompt]
-            for prompt in sorted({r.prompt for r in records})
-        ]
-    else:
-        raise UserError(f"feedback.by: {by!r}, expected 'prompt', 'top_k' or 'threshold'")
-    fewest = min((len(group) for group in groups), default=0)
-    if not 1 <= k <= fewest:
+    return [candidate.score for candidate in pool.candidates]
+
+
+def _best(pool: Pool, group: Iterable[int], what: str) -> list[int]:
+    """The best k of a group; of equal scores the first ones."""
+    scores = _scores(pool)
+    ordered = sorted(group, key=lambda index: (-scores[index], index))
+    if not 1 <= pool.k <= len(ordered):
         raise UserError(
-            f"feedback.k: {k}, expected 1 to {fewest}, the images there are{' per prompt' * (by == 'prompt')}"
+            f"select.k: {pool.k}, expected 1 to {len(ordered)}, the images there are{what}"
         )
-    return _in_order(
-        [
-            r
-            for group in groups
-            for r in sorted(group, key=lambda r: (-r.score, r.prompt, r.image))[:k]
-        ]
-    )
+    return ordered[: pool.k]
 
 
-def _in_order(records: Sequence[Record]) -> tuple[Record, ...]:
-    return tuple(sorted(records, key=lambda r: (r.prompt, r.image)))
+def write_request(candidates: Sequence[Candidate], folder: Path) -> Path:
+    """Writes what a person needs to choose: a numbered contact sheet, and a `selected.json` to fill
+    in.
 
-
-def write_request(
-    folder: Path | str, images: Sequence[Path], *, prompts: Sequence[str], cell: int = 96
-) -> Path:
-    """Writes what a person needs to choose: a numbered contact sheet, and a `selected.json` to fill in.
-
-    A `selected.json` that is already there is left as it is: it may hold the answer. StyleDrop's people chose at most
-    10, in about three minutes.
-
-    Args:
-        folder: exists; gets `contact_sheet.png` and `selected.json`.
-        images: image files; the number of an image is its place here, from 1. At least one.
-        prompts: the prompt of each image; images of one prompt that follow each other share a heading.
-        cell: the longest side that every image is scaled to, in pixels.
+    A `selected.json` that is already there is left as it is: it may hold the answer. The number of
+    an image is its place, from 1.
 
     Returns:
         the path of `selected.json`, for `read_answer`.
@@ -110,104 +142,83 @@ def write_request(
     Raises:
         UserError: the folder cannot be written.
     """
-    folder = Path(folder)
+    buffer = io.BytesIO()
+    _sheet(candidates).save(buffer, format="PNG")
+    write_bytes(folder / SHEET, buffer.getvalue())
     answer = folder / ANSWER
-    template = {
-        "how": f"put the numbers of the images you choose, as in {SHEET}, between the brackets; then run again",
-        "selected": [],
-    }
-    try:
-        _replace(
-            folder / SHEET, lambda path: _sheet(images, prompts, cell).save(path, format="PNG")
+    if not answer.exists():
+        how = (
+            f"put the numbers of the images you choose, as in {SHEET}, between the brackets; "
+            "then run again"
         )
-        if not answer.exists():
-            _replace(
-                answer,
-                lambda path: path.write_text(
-                    json.dumps(template, indent=2) + "\n", encoding="utf-8"
-                ),
-            )
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot write the feedback request ({error.strerror or error})"
-        ) from None
+        write_json(answer, {"how": how, "selected": []})
     return answer
 
 
-def read_answer(path: Path | str, *, num_images: int) -> tuple[int, ...]:
+def _is_open(answer: Path) -> bool:
+    content = read_json(answer)
+    return isinstance(content, dict) and content.get("selected") == []
+
+
+def read_answer(path: Path, *, num_images: int) -> list[int]:
     """The chosen images of a filled-in `selected.json`, as indices from 0 in ascending order.
 
     Raises:
-        UserError: no such file, not JSON, no list of whole numbers, nothing chosen, a number that is not on the sheet
-            or is there twice.
+        UserError: no such file, not JSON, no list of whole numbers, nothing chosen, a number that
+            is not on the sheet or is there twice.
     """
-    path = Path(path)
     expected = f"expected numbers from 1 to {num_images}, as in {SHEET}"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}: not valid JSON, line {error.lineno} column {error.colno}: {error.msg}"
-        ) from None
+    content = read_json(path)
     numbers = content.get("selected") if isinstance(content, dict) else None
     if not isinstance(numbers, list):
         raise UserError(f'{path}: has no list "selected"; {expected}')
     if not numbers:
         raise UserError(f'{path}: "selected" is empty; {expected}')
-    if wrong := [
-        number for number in numbers if type(number) is not int or not 1 <= number <= num_images
-    ]:
-        raise UserError(
-            f"{path}: {', '.join(json.dumps(n) for n in wrong)} not on the sheet; {expected}"
-        )
-    if twice := sorted({number for number in numbers if numbers.count(number) > 1}):
-        raise UserError(
-            f"{path}: chosen more than once: {', '.join(map(str, twice))}; {expected}, each once"
-        )
-    return tuple(sorted(number - 1 for number in numbers))
+    seen: set[int] = set()
+    for number in numbers:
+        if type(number) is not int or not 1 <= number <= num_images:
+            raise UserError(f"{path}: {json.dumps(number)[:40]} is not on the sheet; {expected}")
+        if number in seen:
+            raise UserError(f"{path}: {number} is chosen more than once; {expected}, each once")
+        seen.add(number)
+    return [number - 1 for number in sorted(seen)]
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes under a temporary name and renames: a killed run leaves no half-written file."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sheet(images: Sequence[Path], prompts: Sequence[str], cell: int) -> Image.Image:
-    """Numbered thumbnails in rows, under a line with their prompt."""
-    rows: list[
-        tuple[str, list[int]]
-    ] = []  # heading, or "" for a row that continues, and image indices
-    for index, prompt in enumerate(prompts):
-        new = index == 0 or prompt != prompts[index - 1]
+def _rows(candidates: Sequence[Candidate]) -> list[tuple[str, list[int]]]:
+    """Rows of the sheet: a heading, empty for a row that goes on, and the indices of the images in
+    it.
+    """
+    rows: list[tuple[str, list[int]]] = []
+    for index, candidate in enumerate(candidates):
+        new = index == 0 or candidate.text != candidates[index - 1].text
         if new or len(rows[-1][1]) == _COLUMNS:
-            rows.append((prompt if new else "", []))
+            rows.append((candidate.text if new else "", []))
         rows[-1][1].append(index)
-    step = cell + 2 * _MARGIN
+    return rows
+
+
+def _sheet(candidates: Sequence[Candidate]) -> Image.Image:
+    """Numbered thumbnails in rows, under a line with their prompt."""
+    rows = _rows(candidates)
+    step = _CELL + 2 * _MARGIN
     font = ImageFont.load_default(12)
-    width = max(
-        max(step * len(indices), 2 * _MARGIN + int(font.getlength(heading)))
-        for heading, indices in rows
-    )
-    height = sum(step + _LINE + _LINE * bool(heading) for heading, _ in rows)
+    width = 0
+    height = 0
+    for heading, indices in rows:
+        width = max(width, step * len(indices), 2 * _MARGIN + int(font.getlength(heading)))
+        height += step + _LINE + (_LINE if heading else 0)
     sheet = Image.new("RGB", (width, height), "white")
-    draw, top = ImageDraw.Draw(sheet), 0
+    pen = ImageDraw.Draw(sheet)
+    top = 0
     for heading, indices in rows:
         if heading:
-            draw.text((_MARGIN, top), heading, fill="black", font=font)
+            pen.text((_MARGIN, top), heading, fill="black", font=font)
             top += _LINE
         for column, index in enumerate(indices):
             left = column * step + _MARGIN
-            with Image.open(images[index]) as image:
-                sheet.paste(
-                    ImageOps.contain(image.convert("RGB"), (cell, cell)), (left, top + _MARGIN)
-                )
-            draw.text((left, top + step - _MARGIN), str(index + 1), fill="black", font=font)
+            with Image.open(candidates[index].file, formats=["PNG"]) as image:
+                small = ImageOps.contain(image.convert("RGB"), (_CELL, _CELL))
+            sheet.paste(small, (left, top + _MARGIN))
+            pen.text((left, top + step - _MARGIN), str(index + 1), fill="black", font=font)
         top += step + _LINE
     return sheet

@@ -1,43 +1,199 @@
-"""What a method is: which images it trains on under which prompts, and how a prompt of the user's is drawn.
+"""What a method is: a function from its settings and the user's images to the program that a run
+carries out.
 
-What trains (`config.round_N.adapter`), on which pipeline (`config.base`), and in how many rounds are choices of their
-own: any of them goes with any method.
-
-Templates are over fields of the config: `{identifier}` is `config.words.identifier`, `{source.style}` is
-`config.source.style`. `(…)×{contrast.style_repeats}` says the words in brackets so often; `[…]` says them unless a
-field in them is empty. A template or a section with `component_*` in it stands for those of component_1, component_2,
-… that the config has.
+What trains (`config.round_N.adapter`), on which pipeline (`config.base`), and in how many rounds
+are choices of their own: any of them goes with any method.
 """
 
 import dataclasses
-import itertools
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from styledrop_jax.errors import UserError
-from styledrop_jax.methods.prompts import POOL
+import numpy as np
 
-_MANY = "component_*"
-_OPTIONAL = re.compile(r"\[([^\[\]]*)\]")
-_REPEATED = re.compile(r"\(([^()]*)\)×\{(\w+)\.(\w+)\}")
+from styledrop_jax.errors import UserError
+from styledrop_jax.io.captions import Reference
+from styledrop_jax.io.image_files import to_square
+from styledrop_jax.methods.halves import halves
+from styledrop_jax.methods.prompts import POOL
+from styledrop_jax.settings import section, setting
+
+SUBJECT = "{subject}"
+"""Stands for what a run learnt in the prompts of a user."""
+
+
+# -------------------------------------------------------------- sections of a config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Stream:
-    """Images that are trained on under one prompt template.
+class Images:
+    """A section that names images of the user's."""
+
+    image: str = setting(
+        "", "images of this part: a file, folder, JSONL or bundled:NAME", path="file"
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Captioned(Images):
+    """Images with the words for what they show and how."""
+
+    content: str = setting("", 'what it shows, "a house"')
+    descriptor: str = setting("", 'how it is drawn, "in watercolor painting style"')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prior(Images):
+    """Images that keep what the model knows."""
+
+    image: str = setting(
+        "",
+        "images that keep what the model knows, a file or folder; empty: the frozen model's own",
+        path="file",
+    )
+    weight: float = setting(1.0, "of the loss of these images beside that of what is taught", low=0)
+    generate: int = setting(
+        0, "how many there are to be: the frozen model makes what the given ones lack", low=0
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Words:
+    """Words that methods put into prompts."""
+
+    identifier: str = setting("", "the word that stands for what is learnt")
+    noun: str = setting("", "the class of a subject, such as dog")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Worded:
+    """The settings of every method."""
+
+    words: Words = section(Words)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Referenced(Worded):
+    """The settings of a method that learns from one set of images."""
+
+    reference: Captioned = section(Captioned)
+
+
+# -------------------------------------------------------------- what a run carries out
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A prompt of the user's, in the words of a method.
 
     Attributes:
-        section: of the config, dotted, names the images.
-        prompt: template over the words of an image, and fields of the config. The words are `{content}` and
-            `{descriptor}`; of a mixed image `{left}` and `{right}`, two contents.
-        generated: template of what the frozen model draws where the user gives no images; such a stream keeps what the
-            model knows. Empty for images that teach something, which are always the user's.
+        content: as the user wrote it.
+        text: as the model is given it.
+        judged: as a scorer is given it, without words that a scorer cannot know.
+        unsaid: what training teaches and the prompt does not say; empty if nothing.
+    """
+
+    content: str
+    text: str
+    judged: str
+    unsaid: str = ""
+
+    @property
+    def remark(self) -> str:
+        """What is wrong with it, one line; empty if nothing is."""
+        if not self.unsaid:
+            return ""
+        return (
+            f"prompt {self.content!r} does not say {self.unsaid!r}, which training teaches; "
+            f"{SUBJECT} stands for it"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Example:
+    """One image that trains, and its prompt.
+
+    Attributes:
+        image: uint8 [h, w, 3], any size. prompt: that it trains under.
+        content: what it shows.
+        right: an image of another content; then the halves of both train side by side.
+    """
+
+    image: np.ndarray
+    prompt: str
+    content: str = ""
+    right: "Example | None" = None
+
+    def at(self, resolution: int, crop: tuple[float, float, float] | None = None) -> np.ndarray:
+        """uint8 [resolution, resolution, 3]; see `to_square` for `crop`, which is for whole
+        images.
+        """
+        if self.right is not None:
+            return halves(self.at(resolution), self.right.at(resolution))
+        return to_square(self.image, resolution, crop=crop)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Stream:
+    """Images that train together, and whose loss has one weight.
+
+    Attributes:
+        section: of the config that names them, dotted.
+        examples: the images, each under its prompt.
+        caption: (content, descriptor) → the prompt of an image of this stream.
+        weight: of its loss.
+        teaches: whether it teaches something new; else it keeps what the model knows.
+        judges: whether samples are compared with its images, and take their place in later rounds.
+        generated: the prompt and the number of images of the frozen model's that are to be added.
+        unmix: weight of the attention of each half's words to the other half.
+    """
+
+    section: str
+    examples: Sequence[Example]
+    caption: Callable[[str, str], str]
+    weight: float = 1.0
+    teaches: bool = True
+    judges: bool = False
+    generated: tuple[str, int] | None = None
+    unmix: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Redrawn:
+    """A stream whose images are generated anew, each beside its own reconstruction.
+
+    Attributes:
+        section: of the stream. prompt: of the reconstruction.
+        kept: the words at which the source's cross-attention is kept.
+        share: of the steps that take it over. strength: how much of the image is noise first.
     """
 
     section: str
     prompt: str
-    generated: str = ""
+    kept: str
+    share: float
+    strength: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Program:
+    """What a run carries out.
+
+    Attributes:
+        streams: what trains; at least one teaches and judges.
+        contents: prompts to sample between rounds, unless the user has others.
+        identifiers: {field of the config: word that stands for something new}.
+        redrawn: None if samples come from prompts alone.
+    """
+
+    streams: Sequence[Stream]
+    contents: Sequence[str] = POOL
+    identifiers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    redrawn: Redrawn | None = None
+
+
+Given = Mapping[str, Sequence[Reference]]
+"""The user's images by the section of the config that names them, dotted."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,160 +201,98 @@ class Method:
     """One published method.
 
     Attributes:
-        streams: the first teaches what drawings are judged by; in later rounds those that are selected take the place
-            of its images.
-        draws: template of what is drawn, over the same fields; `{content}` is the user's prompt, `{subject}`, also in
-            the user's prompt, is `subject`.
-        subject: what the streams teach, over the same fields; that of several components is joined by "and".
-        pool: the prompts that are drawn between rounds unless the user has others; empty for the built-in pool. In
-            them `{left}` and `{right}` stand for every two contents of the user's images.
-        judged: template of what a drawing is scored against, without words that a scorer cannot know; there
-            `{subject}` stands for the noun.
-        learns: the fields of the words that stand for something new.
-        redraws: the stream each of whose images is drawn anew, beside its own reconstruction under its own prompt, for
-            `control` of its section of the steps; None draws from prompts alone.
-        keeps: the words of both prompts at which a redrawn image's cross-attention is kept.
-        mixed: the stream of every two images of different contents, cut and put side by side; None if there is none.
+        settings: the dataclass of its own sections of a config.
+        program: (settings, images of the user's) → what the run carries out.
+        say: (settings, content, descriptor) → the prompt as training taught to say it.
+        needs: the words that every image that teaches must have, of "content" and "descriptor".
     """
 
-    streams: tuple[Stream, ...]
-    draws: str
-    judged: str = "{content} {descriptor}"
-    subject: str = ""
-    pool: tuple[str, ...] = ()
-    learns: tuple[str, ...] = ("identifier",)
-    redraws: Stream | None = None
-    keeps: str = ""
-    mixed: Stream | None = None
+    settings: type
+    program: Callable[[Any, Given], Program]
+    say: Callable[[Any, str, str], Prompt]
+    needs: tuple[str, ...] = ()
 
-    def caption(self, stream: Stream, config: Mapping[str, Any], **words: str) -> str:
-        """The training prompt of one image of a stream, by its words; UserError if one that it needs is empty."""
-        return _fill(stream.prompt, config, "repeat_training", **words)
 
-    def prompt(self, config: Mapping[str, Any], content: str, descriptor: str = "") -> str:
-        """The user's prompt `content` as the model is given it; UserError if a word that it needs is empty, or there is
-        no subject that it could name."""
-        if "{subject}" in content and not self.subject:
-            raise UserError(
-                f"prompt {content!r}: {{subject}} stands for nothing here; say what to draw"
-            )
-        return self._drawn(self.draws, config, self._subject(config), content, descriptor)
+# -------------------------------------------------------------- what methods are made of
 
-    def judgement(self, config: Mapping[str, Any], content: str, descriptor: str = "") -> str:
-        """The same prompt as a scorer is given it."""
-        return self._drawn(self.judged, config, "{noun}", content, descriptor)
 
-    def prompts(self, contents: Iterable[str]) -> list[str]:
-        """What is drawn between rounds, from the contents of the user's images."""
-        two = list(itertools.permutations(dict.fromkeys(contents), 2)) or [("", "")]
-        filled = (
-            text.replace("{left}", a).replace("{right}", b)
-            for text in self.pool or POOL
-            for a, b in two
+def word(value: str, field: str, prompt: str) -> str:
+    """`value`; UserError if it is empty, which `prompt` cannot do without."""
+    if value:
+        return value
+    advice = ", such as `styledrop rare-tokens` finds" if field.endswith("identifier") else ""
+    raise UserError(f'config.{field}: empty; expected a word for the prompt "{prompt}"{advice}')
+
+
+def identifier(words: Words, prompt: str) -> str:
+    """`config.words.identifier`, which `prompt` cannot do without."""
+    return word(words.identifier, "words.identifier", prompt)
+
+
+def noun(words: Words, prompt: str) -> str:
+    """`config.words.noun`, which `prompt` cannot do without."""
+    return word(words.noun, "words.noun", prompt)
+
+
+def joined(*parts: str) -> str:
+    """The words of all parts with single spaces between them."""
+    return " ".join(" ".join(parts).split())
+
+
+def described(content: str, descriptor: str) -> str:
+    """A content with the words of its style, once."""
+    return joined(content) if descriptor in content else joined(content, descriptor)
+
+
+def no_subject(content: str) -> str:
+    """`content`; UserError if it says `{subject}`, of which the method knows none."""
+    if SUBJECT in content:
+        raise UserError(
+            f"prompt {content!r}: {SUBJECT} stands for nothing here; say what to sample"
         )
-        return list(dict.fromkeys(filled))
-
-    def remark(self, config: Mapping[str, Any], content: str) -> str:
-        """What is wrong with a prompt of the user's, one line; empty if nothing is."""
-        subject = self._drawn(self._subject(config), config, "", "", "")
-        if subject in self.prompt(config, content):
-            return ""
-        return f"prompt {content!r} does not say {subject!r}, which training teaches; {{subject}} stands for it"
-
-    def _subject(self, config: Mapping[str, Any]) -> str:
-        return " and ".join(_shortened(template, config) for template in each(self.subject, config))
-
-    def _drawn(
-        self, template: str, config: Mapping[str, Any], subject: str, content: str, descriptor: str
-    ) -> str:
-        words = {
-            "content": content,
-            "subject": subject,
-            "descriptor": "" if descriptor in content else descriptor,
-        }
-        return _fill(template, config, "repeat_drawing", **words)
-
-    def kept(self, config: Mapping[str, Any]) -> str:
-        """`keeps` as the model is given it."""
-        return _fill(self.keeps, config, "repeat_drawing")
-
-    def identifiers(self, config: Mapping[str, Any]) -> list[str]:
-        """The words that stand for something new, without those that are empty; UserError if two are the same."""
-        known, found = _words(config), {}
-        for name in (name for template in self.learns for name in each(template, config)):
-            word = known[name]
-            if word and (other := found.setdefault(word.lower(), name)) != name:
-                raise UserError(
-                    f"{_field(name)}: {word!r}, as {_field(other)}; expected a word of its own"
-                )
-        return [known[name] for name in found.values()]
+    return content
 
 
-def spread(streams: Sequence[Stream], config: Mapping[str, Any]) -> list[Stream]:
-    """The streams, those with `component_*` once for every component."""
-    return [
-        dataclasses.replace(
-            stream, section=section, prompt=stream.prompt.replace(_MANY, section.partition(".")[0])
+def teaching(
+    section: str,
+    images: Given,
+    caption: Callable[[str, str], str],
+    *,
+    judges: bool = False,
+) -> Stream:
+    """The stream of a section's images, each under its caption."""
+    examples = []
+    for image in images[section]:
+        prompt = caption(image.content, image.descriptor)
+        examples.append(Example(image=image.image, prompt=prompt, content=image.content))
+    return Stream(section=section, examples=examples, caption=caption, judges=judges)
+
+
+def keeping(section: str, prior: Prior, images: Given, prompt: str, generated: str = "") -> Stream:
+    """The stream of images that keep what the model knows: the user's, and the frozen model's where
+    those are too few.
+
+    Args:
+        section: of the config. prior: its settings.
+        images: of the user's; none in that section if the frozen model is to make them.
+        prompt: that they train under.
+        generated: the prompt that the frozen model is given; empty for the same.
+
+    Raises:
+        UserError: there are no images, and none are to be generated.
+    """
+    given = images[section]
+    lacking = max(0, prior.generate - len(given))
+    if not given and not lacking:
+        raise UserError(
+            f"config.{section}.image: empty; expected images of {prompt!r}, a file or folder, or "
+            f"config.{section}.generate above 0 for the frozen model to make them"
         )
-        for stream in streams
-        for section in each(stream.section, config)
-    ]
-
-
-def each(template: str, config: Mapping[str, Any]) -> list[str]:
-    """The template, or if it is over `component_*`, that of every component of the config; at least the first's."""
-    if _MANY not in template:
-        return [template]
-    numbers = sorted(
-        int(match[1]) for key in config if (match := re.fullmatch(r"component_(\d+)", key))
+    return Stream(
+        section=section,
+        examples=[Example(image=image.image, prompt=prompt) for image in given],
+        caption=lambda content, descriptor: prompt,
+        weight=prior.weight,
+        teaches=False,
+        generated=(generated or prompt, lacking) if lacking else None,
     )
-    return [template.replace(_MANY, f"component_{number}") for number in numbers or [1]]
-
-
-def _fill(template: str, config: Mapping[str, Any], switch: str, **words: str) -> str:
-    """The template with its words; what it repeats is said once if `switch` of the section of the number is off."""
-
-    def repeat(match: re.Match) -> str:
-        section = config[match[2]]
-        return " ".join([match[1]] * (section[match[3]] if section[switch] else 1))
-
-    whole = _shortened(template, config)
-    for name, word in words.items():
-        whole = whole.replace(f"{{{name}}}", word)
-    whole = _REPEATED.sub(repeat, whole)
-    for name, word in _words(config).items():
-        if f"{{{name}}}" in whole and not word:
-            advice = (
-                ", such as `styledrop rare-tokens` finds" if name.endswith("identifier") else ""
-            )
-            raise UserError(
-                f'{_field(name)}: empty; expected a word for the prompt "{whole}"{advice}'
-            )
-        whole = whole.replace(f"{{{name}}}", word)
-    return " ".join(whole.split())
-
-
-def _shortened(template: str, config: Mapping[str, Any]) -> str:
-    """The template without its `[…]` in which a field is empty."""
-    known = _words(config)
-
-    def said(match: re.Match) -> str:
-        return match[1] if all(known[name] for name in re.findall(r"{([\w.]+)}", match[1])) else ""
-
-    return _OPTIONAL.sub(said, template)
-
-
-def _words(config: Mapping[str, Any]) -> dict[str, str]:
-    """Every text of a section by its name in templates."""
-    texts = {
-        f"{name}.{field}": value
-        for name, section in config.items()
-        if isinstance(section, Mapping)
-        for field, value in section.items()
-        if isinstance(value, str)
-    }
-    return {name.removeprefix("words."): text for name, text in texts.items()}
-
-
-def _field(name: str) -> str:
-    return f"config.{name}" if "." in name else f"config.words.{name}"

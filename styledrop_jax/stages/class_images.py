@@ -1,46 +1,58 @@
-"""Images of a class, drawn by the frozen model to keep what it knew (DreamBooth's prior, 2208.12242 §3.2).
+"""Images of a class, made by the frozen model to keep what it knew (DreamBooth's prior, 2208.12242
+section 3.2).
 
-They are kept between runs, by everything that they depend on, and topped up when a run asks for more.
+They are kept between runs, by everything that they depend on, and topped up when a run asks for
+more.
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
-import os
 from pathlib import Path
-
-import numpy as np
 
 from styledrop_jax import guidance, log
 from styledrop_jax.io import image_files
+from styledrop_jax.io.files import cache_folder
+from styledrop_jax.methods.base import Example, Stream
 from styledrop_jax.pipelines.base import Pipeline, SampleSettings
 
 
-def class_images(
-    base: Pipeline, prompt: str, count: int, *, settings: SampleSettings, batch_size: int, seed: int
-) -> list[np.ndarray]:
-    """`count` images uint8 [r, r, 3] of `prompt`, the i-th with seed `seed` + i, from the cache or drawn now."""
-    folder = _folder(base, prompt, settings, batch_size, seed)
+def filled(
+    stream: Stream, base: Pipeline, settings: SampleSettings, *, dtype: str, seed: int
+) -> Stream:
+    """The stream with the images of the frozen model's that it lacks."""
+    if stream.generated is None:
+        return stream
+    asked, count = stream.generated
+    prompt = stream.caption("", "")
+    examples = list(stream.examples)
+    if examples:
+        log.say(f"config.{stream.section}: {len(examples)} images given, {count} more are made")
+    for path in _generated(base, asked, count, settings, dtype=dtype, seed=seed):
+        examples.append(Example(image=image_files.read_image(path), prompt=prompt))
+    return dataclasses.replace(stream, examples=examples)
+
+
+def _generated(
+    base: Pipeline, prompt: str, count: int, settings: SampleSettings, *, dtype: str, seed: int
+) -> list[Path]:
+    """`count` image files of `prompt`, the i-th with seed `seed` + i, from the cache or made
+    now.
+    """
+    depends = [base.base_hash, prompt, dataclasses.asdict(settings), dtype, seed]
+    name = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]
+    folder = cache_folder() / "class_images" / name
     paths = [folder / f"{i:05d}.png" for i in range(count)]
     if all(path.is_file() for path in paths):
-        log.say(f"images of {prompt!r} by the frozen model: {count} drawn before, in {folder}")
-    else:
-        guidance.generate_files(
-            f"drawing {prompt!r} with the frozen model",
-            paths,
-            [prompt] * count,
-            range(seed, seed + count),
-            functools.partial(guidance.base_branches, base),
-            settings=settings,
-            batch_size=batch_size,
-        )
-    return [image_files.read_image(path) for path in paths]
-
-
-def _folder(
-    base: Pipeline, prompt: str, settings: SampleSettings, batch_size: int, seed: int
-) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    key = json.dumps([base.base_hash, prompt, dataclasses.asdict(settings), batch_size, seed])
-    return cache / "styledrop_jax" / "class_images" / hashlib.sha256(key.encode()).hexdigest()[:16]
+        log.say(f"images of {prompt!r} by the frozen model: {count} made before, in {folder}")
+        return paths
+    model = guidance.bare(base)
+    guidance.generate_files(
+        f"sampling {prompt!r} with the frozen model",
+        paths,
+        [prompt] * count,
+        range(seed, seed + count),
+        lambda texts: guidance.classifier_free(model, texts, settings),
+        settings=settings,
+    )
+    return paths

@@ -1,7 +1,10 @@
-"""One round of training: streams of images under their prompts, everything frozen computed once, and the loss."""
+"""What a round trains on: streams of images under their prompts, everything frozen computed once,
+and the loss.
+"""
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +12,20 @@ import numpy as np
 from flax import nnx
 
 from styledrop_jax import trainable
+from styledrop_jax.adapters.base import Trainable
+from styledrop_jax.errors import UserError
+from styledrop_jax.methods.base import Example, Stream
 from styledrop_jax.pipelines.base import Pipeline, TrainSettings
 from styledrop_jax.training import order
 from styledrop_jax.training.loop import Loss
 
+_CROPS = 8  # cached variants of each image when crops are random
+_SHOWN = ("accuracy", "error", "unmix")
 
-class Stream(NamedTuple):
-    """Images that train together.
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """The images of a stream as they train.
 
     Attributes:
         images: uint8 [n, r, r, 3]. prompts: n, one an image. weight: of its loss.
@@ -28,13 +38,77 @@ class Stream(NamedTuple):
     apart: np.ndarray | None = None
 
 
+def batch(stream: Stream, pipeline: Pipeline, settings: TrainSettings, *, seed: int) -> Batch:
+    """The images of a stream at the pipeline's resolution, each once, or in several crops.
+
+    Raises:
+        UserError: `unmix` on a pipeline whose attention cannot be seen.
+    """
+    crops: list[tuple[float, float, float] | None] = [None]
+    if settings.random_crop and stream.teaches:
+        rng = np.random.default_rng(seed)
+        crops = [(rng.random(), rng.random(), rng.uniform(0.8, 1.0)) for _ in range(_CROPS)]
+    images = []
+    prompts = []
+    for example in stream.examples:
+        for crop in crops:
+            images.append(example.at(pipeline.resolution, crop))
+            prompts.append(example.prompt)
+    apart = None
+    if stream.unmix:
+        check_attention(stream, pipeline, settings)
+        shares = [_apart(pipeline, example) for example in stream.examples for _ in crops]
+        apart = stream.unmix * np.stack(shares)
+    return Batch(images=np.stack(images), prompts=prompts, weight=stream.weight, apart=apart)
+
+
+def check_attention(stream: Stream, pipeline: Pipeline, settings: TrainSettings) -> None:
+    """UserError if the stream needs to see attention where it cannot be seen."""
+    wrong = f"config.{stream.section}.unmix: found {stream.unmix}, expected 0"
+    if not pipeline.controllable:
+        raise UserError(
+            f"{wrong}: the attention of {pipeline.name!r}, which is no Stable Diffusion, "
+            "cannot be seen"
+        )
+    if settings.remat:
+        raise UserError(f"{wrong} beside train.remat, which hides the attention")
+
+
+def _apart(pipeline: Pipeline, example: Example) -> np.ndarray:
+    """float32 [t, 2]: an equal share for each token of the right's words in the left half, and the
+    reverse.
+
+    Tokens that both have, such as an article, belong nowhere.
+    """
+
+    def count(text: str) -> int:
+        ids = pipeline.text_ids([text])[0]
+        return int(np.argmax(ids == pipeline.tokenizer.eos_token_id)) - 1
+
+    def tokens(start: int, words: str) -> slice:
+        first = 1 + count(example.prompt[:start])
+        return slice(first, first + count(words))
+
+    assert example.right is not None
+    left = " ".join(example.content.split())  # as in the prompt
+    right = " ".join(example.right.content.split())
+    ids = pipeline.text_ids([example.prompt])[0]
+    of_left = tokens(example.prompt.index(left), left)
+    of_right = tokens(example.prompt.rindex(right), right)
+    apart = np.zeros((len(ids), 2), np.float32)
+    apart[of_right, 0] = ~np.isin(ids[of_right], ids[of_left])
+    apart[of_left, 1] = ~np.isin(ids[of_left], ids[of_right])
+    return apart / max(apart.sum(), 1)
+
+
 class Tuning(nnx.Module):
     """The modules that train, and everything frozen that a step reads, on the device.
 
     Attributes:
         parts: see `trainable.parts`.
-        targets: what the images of all streams are to the loss. words: features of their prompts, or token ids if the
-            text tower trains, and `Stream.apart` if any stream has it; the last row is the empty prompt.
+        targets: what the images of all streams are to the loss. words: features of their prompts,
+            or token ids if the text tower trains, and `Batch.apart` if any stream has it; the last
+            row is the empty prompt.
     """
 
     def __init__(self, parts: nnx.Dict, targets: Any, words: Any):
@@ -44,81 +118,80 @@ class Tuning(nnx.Module):
 
 
 def prepare(
-    model: Pipeline, plan: trainable.Trainable, sources: Sequence[Stream], settings: TrainSettings
+    model: Pipeline, what: Trainable, batches: Sequence[Batch], settings: TrainSettings
 ) -> tuple[Tuning, Loss]:
     """What `loop.fit` takes.
 
     Args:
-        model: with the `plan` attached.
-        plan: what trains.
-        sources: at least one stream; each gives a step its own batch, and its loss counts by its weight.
-        hyper: `config.round_N.train`: `text_dropout`, and what the pipeline's own loss takes.
+        model: with `what` attached.
+        what: trains.
+        batches: at least one; each gives a step its own images, and its loss counts by its weight.
+        settings: how to train.
     """
-    images, prompts = (
-        np.concatenate([source.images for source in sources]),
-        [p for s in sources for p in s.prompts],
-    )
-    targets = model.encode_images(images)
-    encode = model.text_ids if plan.trains_text else model.encode_text
-    words = (
-        encode([*prompts, ""]),
-        _stacked([source.apart for source in sources], [len(s.prompts) for s in sources]),
-    )
-    shapes = jax.tree.structure(targets), jax.tree.structure(words)
-    weights, empty = np.array([source.weight for source in sources], np.float32), len(prompts)
+    prompts: list[str] = []
+    for part in batches:
+        prompts += part.prompts
+    targets = model.encode_images(np.concatenate([part.images for part in batches]))
+    encode = model.text_ids if what.trains_text else model.encode_text
+    words = encode([*prompts, ""]), _stacked(batches)
+    shape_of_targets = jax.tree.structure(targets)
+    shape_of_words = jax.tree.structure(words)
+    weights = np.array([part.weight for part in batches], np.float32)
+    empty = len(prompts)
 
     def loss(
-        tuning: Tuning, rows: jax.Array, keys: jax.Array
+        tuning: Any, rows: jax.Array, keys: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Of examples `rows` [b, s] of s streams, the prompt of each dropped with probability `text_dropout`."""
+        """Of examples `rows` [b, s] of s streams, the prompt of each dropped with probability
+        `text_dropout`.
+        """
         flat = rows.reshape(-1)
         split = jax.vmap(lambda key: jax.random.split(key, (len(weights), 2)))(keys)  # [b, s, 2]
         drop_keys, loss_keys = split.reshape(-1, 2).T
         dropped = jax.vmap(lambda key: jax.random.bernoulli(key, settings.text_dropout))(drop_keys)
         chosen = jnp.where(dropped, empty, flat)
-        target = jax.tree.unflatten(shapes[0], [x[...][flat] for x in tuning.targets])
-        text, apart = jax.tree.unflatten(shapes[1], [x[...][chosen] for x in tuning.words])
-        if plan.trains_text:
+        target = jax.tree.unflatten(shape_of_targets, [x[...][flat] for x in tuning.targets])
+        text, apart = jax.tree.unflatten(shape_of_words, [x[...][chosen] for x in tuning.words])
+        if what.trains_text:
             text = model.text_features(tuning.parts.text, text)
         if apart is not None:
             text = text._replace(apart=apart)
         each, metrics = model.loss(tuning.parts.denoiser, target, text, loss_keys, settings)
         per_stream = each.reshape(rows.shape).mean(0)
-        named = (
-            {f"loss_{s}": value for s, value in enumerate(per_stream)} if len(weights) > 1 else {}
-        )
-        shown = {
-            name: metrics[name].mean() for name in ("accuracy", "error", "unmix") if name in metrics
-        }
-        return per_stream @ weights, shown | named
+        shown = {name: metrics[name].mean() for name in _SHOWN if name in metrics}
+        if len(weights) > 1:
+            shown |= {f"loss_{s}": value for s, value in enumerate(per_stream)}
+        return per_stream @ weights, shown
 
-    return Tuning(trainable.parts(model, plan), targets, words), loss
+    return Tuning(trainable.parts(model, what), targets, words), loss
 
 
-def _stacked(apart: Sequence[np.ndarray | None], counts: Sequence[int]) -> np.ndarray | None:
-    """`Stream.apart` of all streams with a row for the empty prompt; None if none has it."""
-    shape = next((x.shape[1:] for x in apart if x is not None), None)
-    if shape is None:
+def _stacked(batches: Sequence[Batch]) -> np.ndarray | None:
+    """`Batch.apart` of all streams with a row for the empty prompt; None if none has it."""
+    shapes = [part.apart.shape[1:] for part in batches if part.apart is not None]
+    if not shapes:
         return None
-    rows = [
-        np.zeros((n, *shape), np.float32) if x is None else x
-        for x, n in zip(apart, counts, strict=True)
-    ]
-    return np.concatenate([*rows, np.zeros((1, *shape), np.float32)])
+    rows = []
+    for part in batches:
+        none = np.zeros((len(part.prompts), *shapes[0]), np.float32)
+        rows.append(none if part.apart is None else part.apart)
+    return np.concatenate([*rows, np.zeros((1, *shapes[0]), np.float32)])
 
 
-def batches(
-    sources: Sequence[Stream], *, batch_size: int, seed: int
+def rows(
+    batches: Sequence[Batch], *, batch_size: int, seeds: Sequence[int]
 ) -> Callable[[int, int], np.ndarray]:
-    """`batches(start, count)` → the rows [count, b, s] of steps [start, start + count); each has its own order."""
-    counts = [len(source.prompts) for source in sources]
+    """`rows(start, count)` → the rows [count, b, s] of steps [start, start + count); each stream
+    has its own order.
+    """
+    counts = [len(part.prompts) for part in batches]
     first = np.cumsum([0, *counts[:-1]])
 
-    def rows(step: int) -> np.ndarray:
-        each = [
-            offset + order.indices(step, batch_size=batch_size, count=count, seed=seed + s)
-            for s, (offset, count) in enumerate(zip(first, counts, strict=True))
-        ]
+    def of_step(step: int) -> np.ndarray:
+        each = []
+        for offset, count, seed in zip(first, counts, seeds, strict=True):
+            own = order.indices(step, batch_size=batch_size, count=count, seed=seed)
+            each.append(offset + own)
         return np.stack(each, axis=1)
 
-    return lambda start, count: np.stack([rows(step) for step in range(start, start + count)])
+    return lambda start, count: np.stack([of_step(step) for step in range(start, start + count)])

@@ -26,6 +26,12 @@ class Checkpoints:
         with guard(folder):
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
+    @staticmethod
+    def remove(folder: Path) -> None:
+        import shutil
+
+        shutil.rmtree(folder, ignore_errors=True)
+
     def latest(self) -> int | None:
         """The step of the last whole checkpoint, or None."""
         return self._manager.latest_step()

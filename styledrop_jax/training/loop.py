@@ -107,6 +107,7 @@ def fit(
     steps_per_call: int = 1,
     checkpoint_every: int = 0,
     meta: dict[str, Any] | None = None,
+    start_from: dict | None = None,
     after: Callable[[int, dict, nnx.GraphDef, dict], dict] | None = None,
 ) -> dict:
     """Trains to `steps` from the last checkpoint in `folder`, and returns the trained parameters (a pure tree).
@@ -134,6 +135,7 @@ def fit(
         UserError: the loss or the weights are not finite, or the checkpoint is damaged or belongs to another setting.
     """
     graphdef, params, frozen = split(model, trainable)
+    params = start_from or params
     _, _, weights, _ = nnx.split(model, trainable, nnx.Param, ...)
     log.say(f"{stage}: {tree.count(params):,} parameters train, {tree.count(weights):,} are frozen")
     state = init_state(params, optimizer)

@@ -11,7 +11,7 @@ from flax import nnx
 
 from styledrop_jax.io import hub, pretrained
 from styledrop_jax.models.clip import RULES, ClipText, TextConfig
-from styledrop_jax.pipelines import stable_diffusion
+from styledrop_jax.pipelines import stable_diffusion_files
 
 PUBLIC = {  # text_encoder/config.json
     "1.5": {
@@ -144,4 +144,4 @@ def test_the_text_tower_of_2_is_the_public_one():
     }
     ends = {"bos_token_id": 0, "eos_token_id": 2, "projection_dim": 768}
     public = {"architectures": ["CLIPTextModel"], "hidden_act": "gelu", **sizes, **ends}
-    assert stable_diffusion._PRESETS[2]["text_encoder"] == TextConfig.from_dict(public)
+    assert stable_diffusion_files.PRESETS[2]["text_encoder"] == TextConfig.from_dict(public)

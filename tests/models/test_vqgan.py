@@ -16,7 +16,7 @@ from styledrop_jax.errors import UserError
 from styledrop_jax.io import hub, pretrained
 from styledrop_jax.models import vqgan
 from styledrop_jax.models.vqgan import RULES, Config
-from styledrop_jax.pipelines.muse import load_autoencoder
+from styledrop_jax.pipelines.muse_files import VQVAE
 
 PUBLIC = {  # vqvae/config.json of amused/amused-256 and -512
     "_class_name": "VQModel",
@@ -159,7 +159,7 @@ def test_emoji64_has_the_reference_names_and_shapes():
 def test_agrees_with_the_reference_and_returns_to_it(name, tmp_path):
     reference, images = _reference(name), _images(name)
     reference.save_pretrained(tmp_path / "in")
-    model = load_autoencoder(tmp_path / "in")
+    model = VQVAE.load(tmp_path / "in")
     features, tokens, decoded = _run_reference(reference, images)
     our_features, our_tokens, our_decoded, pixels, encoded = _run(model, jnp.asarray(images))
     _close(our_features, features)
@@ -178,13 +178,13 @@ def test_agrees_with_the_reference_and_returns_to_it(name, tmp_path):
         _run_reference(again, images), (features, tokens, decoded), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
-    assert load_autoencoder(tmp_path / "out").config == model.config
+    assert VQVAE.load(tmp_path / "out").config == model.config
 
 
 def test_blocks_agree(tmp_path):
     reference = _reference("attention, wide picture")
     reference.save_pretrained(tmp_path)
-    model = load_autoencoder(tmp_path)
+    model = VQVAE.load(tmp_path)
     run = nnx.jit(lambda block, x: block(x))
     rng = np.random.default_rng(1)
     for path, channels in [
@@ -206,7 +206,7 @@ def test_blocks_agree(tmp_path):
 def test_old_attention_names_are_read(tmp_path):
     reference, images = _reference("attention, wide picture"), _images("attention, wide picture")
     reference.save_pretrained(tmp_path)
-    before = _run(load_autoencoder(tmp_path), jnp.asarray(images))
+    before = _run(VQVAE.load(tmp_path), jnp.asarray(images))
     file = tmp_path / "diffusion_pytorch_model.safetensors"
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     tensors = {}
@@ -216,9 +216,7 @@ def test_old_attention_names_are_read(tmp_path):
         tensors[name] = tensor
     assert sum("proj_attn" in name for name in tensors) == 4
     save_file(tensors, file)
-    for ours, theirs in zip(
-        _run(load_autoencoder(tmp_path), jnp.asarray(images)), before, strict=True
-    ):
+    for ours, theirs in zip(_run(VQVAE.load(tmp_path), jnp.asarray(images)), before, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -251,7 +249,7 @@ def test_a_model_that_asks_for_float32_computes_in_it(force_upcast, tmp_path):
     hub.save_component(
         tmp_path, config.to_dict(), {name: np.ones(shape, "f2") for name, shape in shapes.items()}
     )
-    model = load_autoencoder(tmp_path, jnp.bfloat16)
+    model = VQVAE.load(tmp_path, jnp.bfloat16)
     images = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
     features = nnx.eval_shape(lambda m, x: m.features(x), model, images)
     assert features.dtype == (jnp.float32 if force_upcast else jnp.bfloat16)

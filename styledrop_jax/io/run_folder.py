@@ -1,0 +1,197 @@
+"""The run folder: what a run leaves on disk. A stage is done when its final file exists; nothing
+else keeps track.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from styledrop_jax.errors import UserError, did_you_mean, shown
+from styledrop_jax.io.files import guard, locked, plain, read_json, write_json
+
+_MOST_SHOWN = 4  # differences in one error
+
+
+@dataclasses.dataclass(kw_only=True)
+class Run:
+    """One run folder. `open` makes or continues it, `load` only looks at it."""
+
+    workdir: Path
+    config: dict[str, Any]
+    _lock: IO[bytes] | None = None
+
+    @classmethod
+    def open(
+        cls,
+        workdir: str | os.PathLike[str],
+        config: Mapping[str, Any],
+        *,
+        completed: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
+    ) -> "Run":
+        """Makes the run folder of `config` (plain nested data), or continues it, and locks it for
+        this process.
+
+        Args:
+            workdir: new, or a run folder.
+            config: what it is to do.
+            completed: fills in what a run folder of an older version does not say.
+
+        Raises:
+            UserError: another process works in the folder; the folder holds a run of another config
+                (the message names each field that differs, with both values); the folder cannot be
+                written.
+        """
+        workdir = Path(workdir).expanduser()
+        with guard(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
+        run = cls(workdir=workdir, config=plain(config), _lock=_take_lock(workdir))
+        try:
+            if run.done("config.json"):
+                _check_same(run.path("config.json"), run.config, completed)
+            else:
+                write_json(run.path("config.json"), run.config)
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    @classmethod
+    def load(cls, workdir: str | os.PathLike[str]) -> "Run":
+        """Looks at an existing run folder, without locking it: for `sample`, `mix`, `edit`,
+        `report`.
+
+        Raises:
+            UserError: the folder is missing or holds no run.
+        """
+        workdir = Path(workdir).expanduser()
+        if not workdir.is_dir():
+            siblings = [p.name for p in workdir.parent.iterdir()] if workdir.parent.is_dir() else []
+            raise UserError(f"{workdir}: no such run folder{did_you_mean(workdir.name, siblings)}")
+        if not (workdir / "config.json").exists():
+            raise UserError(
+                f"{workdir}: not a run folder: expected config.json in it, as `personalize` leaves"
+            )
+        return cls(workdir=workdir, config=_read_object(workdir / "config.json"))
+
+    def path(self, *parts: str) -> Path:
+        return self.workdir.joinpath(*parts)
+
+    def done(self, name: str) -> bool:
+        """Whether the stage whose final file is `name` ("round_1/adapter.safetensors") is done."""
+        return self.path(name).exists()
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What `manifest.json` holds now; UserError if that is no object."""
+        return _read_object(self.path("manifest.json")) if self.done("manifest.json") else {}
+
+    def extend(self, config: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
+        """Makes a finished run an unfinished one of another config, and records the changes in the
+        manifest.
+        """
+        self.path("report.html").unlink(missing_ok=True)
+        self.update_manifest({"changes": changes})
+        write_json(self.path("config.json"), config)
+        self.config = plain(config)
+
+    def update_manifest(self, entries: Mapping[str, Any]) -> None:
+        """Merges `entries` into `manifest.json`, nested mappings key by key."""
+        old = self.manifest
+        new = _merge(old, plain(entries))
+        if new != old:
+            write_json(self.path("manifest.json"), new)
+
+    def discard(self) -> None:
+        """Takes back what `open` made, the folder too if it holds nothing else: for a run that
+        never began.
+        """
+        for name in ("config.json", ".lock"):
+            self.path(name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.workdir.rmdir()
+
+    def close(self) -> None:
+        """Gives the lock back; death gives it back too."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _take_lock(workdir: Path) -> IO[bytes]:
+    path = workdir / ".lock"
+    with guard(path):
+        file = path.open("a+b")
+    if not locked(file):
+        file.seek(0)
+        owner = file.read(20).decode(errors="replace").strip()
+        file.close()
+        raise UserError(
+            f"{workdir}: another process ({owner or 'unknown'}) works in this run folder"
+        )
+    with guard(path):
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n".encode())
+        file.flush()
+    return file
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object, found {shown(content)}")
+    return content
+
+
+def _check_same(
+    path: Path,
+    config: dict[str, Any],
+    completed: Callable[[Mapping[str, Any]], dict[str, Any]],
+) -> None:
+    old = _flat(completed(_read_object(path)))
+    new = _flat(config)
+    changed = []
+    for name in dict.fromkeys([*old, *new]):
+        if name not in old or name not in new or old[name] != new[name]:
+            changed.append(f"{name} was {_show(old, name)}, now {_show(new, name)}")
+    if changed:
+        more = len(changed) - _MOST_SHOWN
+        if more > 0:
+            changed = [*changed[:_MOST_SHOWN], f"and {more} more"]
+        raise UserError(
+            f"{path.parent}: holds a run of another config: {'; '.join(changed)}; "
+            "expected the same values, or another --workdir"
+        )
+
+
+def _show(values: Mapping[str, Any], name: str) -> str:
+    if name not in values:
+        return "not there"
+    text = json.dumps(values[name], ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not (isinstance(tree, dict) and tree):
+        return {prefix: tree}
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(old)
+    for key, value in new.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged

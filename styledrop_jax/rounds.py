@@ -1,0 +1,189 @@
+"""The main job: in each round train an adapter, sample the prompts with it, score the samples,
+select some.
+
+Every stage is done when its last file exists, and everything before it is a function of the
+settings, so the same command continues a run wherever it was stopped.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from styledrop_jax import log
+from styledrop_jax.errors import UserError
+from styledrop_jax.io import captions, image_files
+from styledrop_jax.io.run_folder import Run
+from styledrop_jax.methods.base import Example, Prompt, Stream
+from styledrop_jax.registry import METHODS
+from styledrop_jax.spec import RunSpec, check_rounds, from_config, normal, to_config
+from styledrop_jax.stages import begin
+from styledrop_jax.stages.job import Job, Taught
+from styledrop_jax.stages.report import write_report
+from styledrop_jax.stages.sample import sample_base, sample_round
+from styledrop_jax.stages.samples import Sample
+from styledrop_jax.stages.score import score_base, score_round, score_truth
+from styledrop_jax.stages.select import select_round
+from styledrop_jax.stages.train import train_round
+
+
+def personalize(spec: RunSpec, workdir: Path, *, command: str, base: str = "") -> Path:
+    """Runs or continues a run, and returns the path of its report.
+
+    Args:
+        spec: what the run is told.
+        workdir: the run folder.
+        command: what the user typed, for the report.
+        base: where the base model is now, if it has moved since the run began.
+
+    Raises:
+        UserError: anything in the settings, the images or the folder that is not right.
+        Paused: a person has to choose images first.
+    """
+    images = begin.read_images(spec)
+    program = METHODS[spec.method].program(spec, images)
+    begin.check_words(program)
+    given = begin.taught(program, images)
+    descriptor = given[0].reference.descriptor
+    contents = _contents(spec.prompts) or list(program.contents)
+    said = _said(spec, contents, descriptor)
+    by_round = _said_by_round(spec, descriptor)
+    check_rounds(spec, len(said) * _sources(program.redrawn, given))
+    with (
+        Run.open(workdir, to_config(spec), completed=normal) as run,
+        log.Logger(run.workdir) as logger,
+    ):
+        begin.check_inputs(run, given, contents)
+        if run.done("report.html"):
+            log.say(f"{workdir}: this run is finished; see {run.path('report.html')}")
+            return run.path("report.html")
+        try:
+            job = begin.begin(spec, run, logger, program, said, given, by_round, base=base)
+        except UserError:
+            if (
+                not run.manifest
+            ):  # it never began: the folder shall not hold the user to a mistaken config
+                run.discard()
+            raise
+        return carry_out(job, command=command)
+
+
+def carry_out(job: Job, *, command: str) -> Path:
+    """The base model's samples, then every round, then the report."""
+    score_base(job, sample_base(job))
+    score_truth(job)
+    streams = job.program.streams
+    for number in range(1, job.spec.rounds + 1):
+        train_round(job, number, streams)
+        samples = sample_round(job, number)
+        scored = score_round(job, number, samples)
+        chosen = select_round(job, number, scored)
+        streams = _next_streams(job, number, streams, chosen)
+    return write_report(job.run, job.spec, command=command)
+
+
+def _next_streams(
+    job: Job, number: int, streams: Sequence[Stream], chosen: Sequence[Sample]
+) -> Sequence[Stream]:
+    """What the round after `number` trains on: the chosen samples in place of the images that
+    judge.
+    """
+    if job.spec.round(number + 1).images == "same":
+        return streams
+    pictures = []
+    for sample in chosen:
+        pictures.append(image_files.read_image(job.run.path(f"round_{number}", sample.file)))
+    following = []
+    for stream in streams:
+        if stream.judges:
+            examples = []
+            for sample, image in zip(chosen, pictures, strict=True):
+                prompt = stream.caption(sample.content, job.descriptor)
+                examples.append(Example(image=image, prompt=prompt, content=sample.content))
+            stream = dataclasses.replace(stream, examples=examples)
+        following.append(stream)
+    return following
+
+
+def _contents(file: str) -> list[str]:
+    return captions.read_prompts(file) if file else []
+
+
+def _said(spec: RunSpec, contents: Sequence[str], descriptor: str) -> list[Prompt]:
+    """The contents as the method says them."""
+    say = METHODS[spec.method].say
+    return [say(spec, content, descriptor) for content in contents]
+
+
+def _said_by_round(spec: RunSpec, descriptor: str) -> dict[int, list[Prompt]]:
+    """The prompts of the rounds that have their own."""
+    found = {}
+    for number in range(1, spec.rounds + 1):
+        if contents := _contents(spec.round(number).prompts):
+            found[number] = _said(spec, contents, descriptor)
+    return found
+
+
+def _sources(redrawn: Any, given: Sequence[Taught]) -> int:
+    """How many images every prompt is sampled for: those that are generated anew, or none, which is
+    once.
+    """
+    if redrawn is None:
+        return 1
+    return sum(item.section == redrawn.section for item in given)
+
+
+# -------------------------------------------------------------- going on with a finished run
+
+
+def extend(
+    workdir: Path,
+    *,
+    rounds: int = 0,
+    steps: int = 0,
+    prompts: str = "",
+    base: str = "",
+    command: str,
+) -> Path:
+    """Goes on with a finished run, and returns the path of its report.
+
+    Args:
+        workdir: the run folder.
+        rounds: rounds to add, each like the last one, on what was chosen before it.
+        steps: training steps to add: a round that goes on with the last adapter, on the same
+            images.
+        prompts: text file of other prompts to sample: in the rounds that are added, or else by the
+            last adapter.
+        base: where the base model is now, if it has moved.
+        command: what the user typed, for the report.
+
+    Raises:
+        UserError: the run is not finished, or nothing is to be added.
+        Paused: a person has to choose images first.
+    """
+    if not (rounds or steps or prompts):
+        raise UserError("extend: nothing to add; expected --rounds, --steps or --prompts")
+    run = Run.load(workdir)
+    old = from_config(run.config)
+    if not run.done("report.html"):
+        if run.manifest.get("changes", {}).get(f"{old.rounds} rounds") != command:
+            raise UserError(
+                f"{workdir}: this run is not finished; the command that began it continues it"
+            )
+        return personalize(old, workdir, command=command, base=base)  # this one was stopped
+    spec = _extended(old, rounds, steps, prompts)
+    with Run.open(workdir, run.config) as opened:
+        opened.extend(to_config(spec), {f"{spec.rounds} rounds": command})
+    return personalize(spec, workdir, command=command, base=base)
+
+
+def _extended(spec: RunSpec, rounds: int, steps: int, prompts: str) -> RunSpec:
+    """The settings with the rounds that are added."""
+    stages = [spec.round(number) for number in range(1, spec.rounds + 1)]
+    last = dataclasses.replace(stages[-1], prompts=prompts or stages[-1].prompts)
+    if steps or not rounds:
+        train = dataclasses.replace(last.train, steps=steps)
+        stages.append(dataclasses.replace(last, train=train, start="last", images="same"))
+    for _ in range(rounds):
+        stages.append(dataclasses.replace(last, start="fresh", images="chosen"))
+    return dataclasses.replace(spec, rounds=len(stages), round_settings=tuple(stages))

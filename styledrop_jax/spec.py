@@ -1,0 +1,241 @@
+"""The settings of a run as one value, resolved from nested plain data once."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from styledrop_jax import settings
+from styledrop_jax.errors import UserError
+from styledrop_jax.io import hub
+from styledrop_jax.pipelines.base import SampleSettings, TrainSettings
+from styledrop_jax.registry import ADAPTERS, METHODS, SCORERS, SELECTORS
+from styledrop_jax.settings import numbered, section, setting, variant, weights
+
+_SHIPPED_IMAGE = "bundled:"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RoundSample(SampleSettings):
+    """How a round samples its pool of prompts."""
+
+    images_per_prompt: int = setting(64, "images sampled for each prompt", low=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SelectSettings:
+    """What the next round trains on."""
+
+    scorers: Mapping[str, float] = weights(
+        SCORERS,
+        {"clip_text": 1.0, "clip_style": 0.0, "random": 0.0},
+        "weight of each scorer in the sum",
+    )
+    by: str = setting("prompt", "how images are chosen for the next round", choices=SELECTORS)
+    k: int = setting(1, "images chosen per prompt (by prompt) or in all (by top_k)", low=1)
+    threshold: float = setting(0.0, "lowest score that is chosen (by threshold)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RoundSettings:
+    """One round of train, sample, score, select."""
+
+    start: str = setting(
+        "fresh",
+        "the adapter that it starts from: a fresh one, or the last round's",
+        choices=("fresh", "last"),
+    )
+    images: str = setting(
+        "chosen",
+        "what it trains on: what was chosen in the last round, or the same as the last round",
+        choices=("chosen", "same"),
+    )
+    prompts: str = setting(
+        "", "its own text file of prompts to sample; empty for those of the run", path="file"
+    )
+    adapter: Any = variant(ADAPTERS, "styledrop", "what trains")
+    train: TrainSettings = section(TrainSettings)
+    sample: RoundSample = section(RoundSample)
+    select: SelectSettings = section(SelectSettings)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """What every run is told; the settings of its method are fields of the same value: see
+    `from_config`.
+    """
+
+    base: str = setting(
+        "emoji64/sd", "base model: a name or a local diffusers folder", empty=False, path="model"
+    )
+    clip: str = setting(
+        "emoji64/clip",
+        "CLIP that scores the samples: a name or a local transformers folder",
+        empty=False,
+        path="model",
+    )
+    method: str = setting("styledrop", "which images train under which prompts", choices=METHODS)
+    dtype: str = setting("float32", "precision of the computation", choices=("float32", "bfloat16"))
+    seed: int = setting(0, "the one source of randomness", low=0, high=2**31 - 1)
+    init: str = setting(
+        "",
+        "a LoRA or an embedding that round 1 starts from, of this or another tool; empty for none",
+        path="file",
+    )
+    prompts: str = setting(
+        "",
+        "text file of prompts to sample, one a line; empty for the built-in pool",
+        path="file",
+    )
+    truth: str = setting(
+        "",
+        "folder of true images, CONTENT.png, to compare with in the report; empty for none",
+        path="file",
+    )
+    rounds: int = setting(
+        1,
+        "rounds of train, sample, score, select; those beyond the last round_N reuse it",
+        low=1,
+        high=100,
+    )
+    round_settings: tuple[RoundSettings, ...] = numbered(
+        RoundSettings, "round_", lambda: (RoundSettings(),)
+    )
+
+    def round(self, number: int) -> RoundSettings:
+        """The settings of round `number`, from 1: `round_<number>`, or the last one that there
+        is.
+        """
+        return self.round_settings[min(number, len(self.round_settings)) - 1]
+
+
+@functools.cache
+def _joined(method: str) -> type[RunSpec]:
+    """A `RunSpec` that has the settings of a method too."""
+    kind = dataclasses.make_dataclass(
+        "RunSpec", [], bases=(RunSpec, METHODS[method].settings), frozen=True, kw_only=True
+    )
+    kind.__module__ = __name__
+    return kind
+
+
+def _kind(data: Mapping[str, Any]) -> type[RunSpec]:
+    method = data.get("method", "styledrop")
+    known = isinstance(method, str) and method in METHODS
+    return _joined(method) if known else RunSpec  # `parse` says what is wrong with it
+
+
+def from_config(data: Mapping[str, Any]) -> RunSpec:
+    """Checks and resolves nested plain data, such as a config file's, once.
+
+    Raises:
+        UserError: unknown fields, wrong types, values out of range: all of them in one line.
+    """
+    kind = _kind(data)
+    if kind is RunSpec:
+        settings.parse(RunSpec, {"method": data["method"]})
+    return settings.parse(kind, data)
+
+
+def to_config(spec: RunSpec) -> dict[str, Any]:
+    """The plain data that `from_config` reads, as `config.json` holds it."""
+    return settings.to_dict(spec)
+
+
+def complete(data: Mapping[str, Any]) -> dict[str, Any]:
+    """`data` with every field that it leaves out at its default; what is wrong with it stays
+    wrong.
+    """
+    return settings.complete(_kind(data), data)
+
+
+def normal(data: Mapping[str, Any]) -> dict[str, Any]:
+    """`data` as `to_config` gives it; what is no config of a run stays as it is, to be compared
+    with one.
+    """
+    try:
+        return to_config(from_config(data))
+    except UserError:
+        return dict(data)
+
+
+def describe(data: Mapping[str, Any]) -> list[str]:
+    """A line for each field of a complete config: "seed 0: the one source of randomness (…)".
+
+    Of a round after the first only what differs from the one before it is shown.
+    """
+    lines: list[str] = []
+    before: dict[str, str] = {}
+    for field in settings.describe(_kind(data), data):
+        value = field.value if field.value != "" else '""'
+        if isinstance(value, bool):
+            value = str(value).lower()
+        line = f"{value}: {field.help} ({field.expected})"
+        first, _, rest = field.name.partition(".")
+        if first.startswith("round_"):
+            if before.get(rest) == line:
+                continue
+            before[rest] = line
+        lines.append(f"{field.name} {line}")
+    return lines
+
+
+def absolute(data: dict[str, Any]) -> dict[str, Any]:
+    """`data`, complete, with the paths of the user's files made absolute: so a run works from any
+    folder.
+
+    A name that is no path of an existing file stays as it is: it may be a model's, or an error to
+        be said later.
+    """
+    for field in settings.describe(_kind(data), data):
+        if field.path and isinstance(field.value, str) and field.value.strip():
+            _put(data, field.name.split("."), _absolute(field.value, field.path))
+    return data
+
+
+def _absolute(value: str, kind: str) -> str:
+    if value.startswith(_SHIPPED_IMAGE) or (kind == "model" and hub.is_shipped(value)):
+        return value
+    try:
+        path = Path(value).expanduser()
+        return str(path.absolute()) if path.exists() else value
+    except (OSError, ValueError, RuntimeError):  # too long, a zero byte, no such user
+        return value
+
+
+def _put(data: Any, keys: list[str], value: str) -> None:
+    for key in keys[:-1]:
+        data = data[key]
+    data[keys[-1]] = value
+
+
+def check_rounds(spec: RunSpec, num_prompts: int) -> None:
+    """What can be known before anything is trained: that there is enough to choose from, and that
+    batches divide.
+
+    Raises:
+        UserError: a round is to choose more images than it samples, or to cut a batch into uneven
+            parts.
+    """
+    for number in range(1, spec.rounds + 1):
+        stage = spec.round(number)
+        where = f"config.round_{number}"
+        if not stage.train.steps and (number == 1 or stage.start == "fresh"):
+            raise UserError(
+                f"{where}.train.steps: found 0, expected a whole number of at least 1; "
+                f"0 is for a round that starts from the last one's adapter"
+            )
+        if stage.train.batch_size % stage.train.accumulate:
+            raise UserError(
+                f"{where}.train.accumulate: found {stage.train.accumulate}, "
+                f"expected a divisor of batch_size {stage.train.batch_size}"
+            )
+        sampled = stage.sample.images_per_prompt
+        most = {"prompt": sampled, "top_k": sampled * num_prompts}.get(stage.select.by)
+        if most is not None and stage.select.k > most:
+            each = " for a prompt" if stage.select.by == "prompt" else ""
+            raise UserError(
+                f"{where}.select.k: found {stage.select.k}, expected at most {most}, "
+                f"the images sampled{each}"
+            )

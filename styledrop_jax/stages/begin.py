@@ -1,0 +1,333 @@
+"""What comes before the first stage: everything is read and checked, then loaded, then the manifest
+is written.
+"""
+
+import dataclasses
+import hashlib
+import logging
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from styledrop_jax import log, settings, trainable, tree
+from styledrop_jax.adapters.base import Trainable
+from styledrop_jax.errors import UserError
+from styledrop_jax.interchange.read import Initial, read_init
+from styledrop_jax.io import hub, image_files
+from styledrop_jax.io.captions import Reference, read_references
+from styledrop_jax.io.run_folder import Run
+from styledrop_jax.methods import identifiers, prompts
+from styledrop_jax.methods.base import Captioned, Given, Images, Prior, Program, Prompt, Stream
+from styledrop_jax.pipelines.base import Pipeline
+from styledrop_jax.pipelines.load import load as load_pipeline
+from styledrop_jax.registry import ADAPTERS, METHODS
+from styledrop_jax.spec import RunSpec
+from styledrop_jax.stages import class_images, objective
+from styledrop_jax.stages.job import Job, Taught
+from styledrop_jax.stages.sample import follow, round_pool
+
+_LOG = logging.getLogger(__name__)
+
+
+# -------------------------------------------------------------- read and check
+
+
+def read_images(spec: RunSpec) -> dict[str, list[Reference]]:
+    """The user's images by the section that names them; an empty list of a prior that names none.
+
+    Raises:
+        UserError: images are missing, cannot be read, or lack words that the method needs.
+    """
+    found = {}
+    for name, section in settings.sections(spec):
+        if not isinstance(section, Images):
+            continue
+        if isinstance(section, Prior) and not section.image:
+            found[name] = []
+            continue
+        content = ""
+        descriptor = ""
+        needs: tuple[str, ...] = ()
+        if isinstance(section, Captioned):
+            content = section.content
+            descriptor = section.descriptor
+            needs = METHODS[spec.method].needs
+        found[name] = read_references(
+            section.image, content, descriptor, needs=needs, field=f"config.{name}"
+        )
+    return found
+
+
+def taught(program: Program, images: Given) -> list[Taught]:
+    """The user's images that teach something, in the order of the streams."""
+    found = []
+    for stream in program.streams:
+        if not stream.teaches or stream.section not in images:
+            continue
+        for reference in images[stream.section]:
+            found.append(
+                Taught(
+                    section=stream.section,
+                    reference=reference,
+                    caption=stream.caption(reference.content, reference.descriptor),
+                    file=f"references/{len(found):03d}.png",
+                )
+            )
+    return found
+
+
+def check_words(program: Program) -> None:
+    """UserError if an identifier stands for two things, or two streams that differ train under one
+    prompt.
+    """
+    known: dict[str, str] = {}
+    for field, word in program.identifiers.items():
+        other = known.setdefault(word.lower(), field)
+        if word and other != field:
+            raise UserError(
+                f"config.{field}: {word!r}, as config.{other}; expected a word of its own"
+            )
+    first: dict[str, Stream] = {}
+    for stream in sorted(program.streams, key=lambda stream: stream.section):
+        for prompt in _prompts(stream):
+            other = first.setdefault(prompt, stream)
+            if other is not stream and (other.teaches or stream.teaches):
+                raise UserError(
+                    f"config.{stream.section}: trains under {prompt!r}, as config.{other.section} "
+                    "does; expected an identifier of its own"
+                )
+
+
+def _prompts(stream: Stream) -> set[str]:
+    if not stream.teaches:
+        return {stream.caption("", "")}
+    return {example.prompt for example in stream.examples}
+
+
+def check_inputs(run: Run, given: Sequence[Taught], contents: Sequence[str]) -> None:
+    """UserError if images, words or prompts are not those that the run began with: a file may
+    change under its path.
+    """
+    began = run.manifest
+    if not began:
+        return
+    found: dict[str, list] = {"prompts": list(contents)}
+    before: dict[str, list] = {"prompts": began["prompts"]}
+    for item in given:
+        reference = item.reference
+        words = [reference.sha256, reference.content, reference.descriptor]
+        found.setdefault(item.section, []).append(words)
+    for entry in began["references"]:
+        words = [entry["sha256"], entry["content"], entry["descriptor"]]
+        before.setdefault(entry["section"], []).append(words)
+    changed = [f"config.{name}" for name in found if found[name] != before.get(name)]
+    if changed:
+        raise UserError(
+            f"{run.workdir}: what {' and '.join(changed)} names has changed since this run began; "
+            "expected the same files, or another --workdir"
+        )
+
+
+# -------------------------------------------------------------- load
+
+
+def begin(
+    spec: RunSpec,
+    run: Run,
+    logger: log.Logger,
+    program: Program,
+    said: Sequence[Prompt],
+    given: Sequence[Taught],
+    by_round: Mapping[int, Sequence[Prompt]],
+    *,
+    base: str = "",
+) -> Job:
+    """Loads the base model, and checks what only it can tell, before anything is trained or
+    sampled.
+
+    Raises:
+        UserError: a model is missing or does not fit, or the run cannot be carried out on it.
+    """
+    clip_folder = hub.resolve(spec.clip, field="config.clip")
+    pipeline = load_pipeline(base or spec.base, jnp.dtype(spec.dtype))
+    _check_base(run, pipeline)
+    initial = read_init(spec.init, pipeline) if spec.init else None
+    job = Job(
+        spec=spec,
+        run=run,
+        logger=logger,
+        program=program,
+        prompts=said,
+        given=given,
+        pipeline=pipeline,
+        clip_folder=clip_folder,
+        by_round=by_round,
+        trainables=_trainables(spec, program, initial),
+        start=initial and initial.state,
+    )
+    _check_on_pipeline(job)
+    _warn(job)
+    how = spec.round(1).sample
+    streams = []
+    for stream in program.streams:
+        streams.append(class_images.filled(stream, pipeline, how, dtype=spec.dtype, seed=spec.seed))
+    job = dataclasses.replace(job, program=dataclasses.replace(program, streams=streams))
+    _write_manifest(job)
+    return job
+
+
+def _check_base(run: Run, pipeline: Pipeline) -> None:
+    began_on = run.manifest.get("base", {}).get("hash", pipeline.base_hash)
+    if began_on != pipeline.base_hash:
+        raise UserError(
+            f"{run.workdir}: {pipeline.name} is not the base model that this run began on "
+            "(config.base: its weights, text tower, autoencoder, tokenizer or schedule changed)"
+        )
+
+
+def _trainables(spec: RunSpec, program: Program, initial: Initial | None) -> list[Trainable]:
+    """What trains in each round; in the first what `config.init` holds, if that names a file."""
+    words = [word for word in program.identifiers.values() if word]
+    found = []
+    for number in range(1, spec.rounds + 1):
+        adapter = spec.round(number).adapter
+        kind = next(kind for kind in ADAPTERS.values() if kind.settings is type(adapter))
+        found.append(kind.trains(adapter, words))
+    if initial is not None:
+        found[0] = _started(found[0], initial, spec.init)
+    return found
+
+
+def _started(what: Trainable, initial: Initial, path: str) -> Trainable:
+    """What the file holds; UserError if that is another kind than round 1 trains."""
+    for part in ("denoiser", "text", "words"):
+        asked = getattr(what, part)
+        held = getattr(initial.what, part)
+        if type(asked) is not type(held):
+            expected = "nothing" if asked is None else asked.kind
+            found = "nothing" if held is None else held.kind
+            raise UserError(
+                f"config.init: {path} holds {found} for the {part}, and "
+                f"config.round_1.adapter trains {expected}; expected the same"
+            )
+    if what.words is not None and _words(what) != _words(initial.what):
+        raise UserError(
+            f"config.init: {path} holds the words {_words(initial.what)}, and the run learns "
+            f"{_words(what)}; expected config.words.identifier to be the same"
+        )
+    return initial.what
+
+
+def _words(what: Trainable) -> str:
+    return ", ".join(token.word for token in what.words.tokens)
+
+
+def _check_on_pipeline(job: Job) -> None:
+    """Everything that could fail in the middle of a run is tried once, in small."""
+    for what in job.trainables:
+        words_alone = Trainable(words=what.words)
+        trainable.attach(job.pipeline, words_alone, rngs=nnx.Rngs(0))
+    for sample in round_pool(job, 0):
+        if sample.source:
+            follow(job, sample.source, sample.text)
+    for stream in job.program.streams:
+        for number in range(1, job.spec.rounds + 1):
+            if stream.unmix:
+                objective.check_attention(stream, job.pipeline, job.spec.round(number).train)
+
+
+def _warn(job: Job) -> None:
+    """What may be a mistake, a line each."""
+    cropped = []
+    for item in job.given:
+        if image_files.is_cropped(item.reference.image.shape, (1, 1)):
+            cropped.append(item.reference.path)
+    remarks = [image_files.crop_remark(cropped), *_identifier_remarks(job)]
+    for prompt in job.prompts:
+        remarks.append(prompt.remark)
+    for remark in remarks:
+        if remark:
+            _LOG.warning(remark)
+    warn_of_unknown(job.spec.base, job.prompts)
+
+
+def warn_of_unknown(base: str, said: Sequence[Prompt]) -> None:
+    """Warns of prompts that name nothing that a shipped base model was taught."""
+    texts = [prompt.judged for prompt in said]
+    for text in prompts.unknown(texts, hub.shipped_vocabulary(base)):
+        _LOG.warning(
+            f"{text!r} names nothing that {base} was taught; its samples may show anything"
+        )
+
+
+def _identifier_remarks(job: Job) -> list[str]:
+    """Of identifiers that are words already; where new words are learnt they are not."""
+    if any(what.words for what in job.trainables):
+        return []
+    words = [word for word in job.program.identifiers.values() if word]
+    remarks = []
+    for word in words:
+        remark = identifiers.remark(job.pipeline.tokenizer, word)
+        remarks.append(remark and f"identifier {remark}")
+    for word in prompts.known(words, hub.shipped_vocabulary(job.spec.base)):
+        remarks.append(
+            f"identifier {word!r} already names something to {job.spec.base}, which must forget it"
+        )
+    return remarks
+
+
+# -------------------------------------------------------------- the manifest
+
+
+def _write_manifest(job: Job) -> None:
+    streams = [_described(stream) for stream in job.program.streams if not stream.teaches]
+    if job.run.manifest.get("streams", streams) != streams:
+        raise UserError(
+            f"{job.run.workdir}: the images of a further stream have changed since this run began"
+        )
+    libraries = {}
+    for name in ("styledrop_jax", "jax", "flax", "optax"):
+        libraries[name] = version(name)
+    job.run.update_manifest(
+        {
+            "references": [_reference(job, item) for item in job.given],
+            "streams": streams,
+            "prompts": [prompt.content for prompt in job.prompts],
+            "base": {
+                "name": job.pipeline.name,
+                "hash": job.pipeline.base_hash,
+                "parameters": tree.count(nnx.state(job.pipeline.denoiser)),
+            },
+            "versions": {**libraries, "python": platform.python_version()},
+            "device": jax.devices()[0].device_kind,
+        }
+    )
+
+
+def _described(stream: Stream) -> dict[str, Any]:
+    hashes = []
+    for example in stream.examples:
+        hashes.append(hashlib.sha256(example.image.tobytes()).hexdigest())
+    return {"prompt": stream.caption("", ""), "weight": stream.weight, "sha256": hashes}
+
+
+def _reference(job: Job, item: Taught) -> Mapping[str, str]:
+    """The record of an image of the user's, which the run folder keeps as it trains."""
+    reference = item.reference
+    if not job.run.done(item.file):
+        square = image_files.to_square(reference.image, job.pipeline.resolution)
+        image_files.write_png(job.run.path(item.file), square)
+    return {
+        "section": item.section,
+        "path": reference.path,
+        "file": item.file,
+        "content": reference.content,
+        "descriptor": reference.descriptor,
+        "sha256": reference.sha256,
+        "caption": item.caption,
+    }

@@ -1,0 +1,95 @@
+"""Third stage: every scorer's view of every sample."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from styledrop_jax import log
+from styledrop_jax.errors import UserError
+from styledrop_jax.feedback import scorers
+from styledrop_jax.io import captions, image_files
+from styledrop_jax.methods.prompts import noun
+from styledrop_jax.registry import SCORERS
+from styledrop_jax.stages.job import Job
+from styledrop_jax.stages.sample import round_pool
+from styledrop_jax.stages.samples import Sample, read_samples, write_samples
+
+_BY_TEXT = {"clip_text": 1.0}
+
+
+def score_base(job: Job, samples: Sequence[Sample]) -> list[Sample]:
+    """The base model's samples with their scores."""
+    return _score(job, "base", samples, _BY_TEXT)
+
+
+def score_round(job: Job, number: int, samples: Sequence[Sample]) -> list[Sample]:
+    """A round's samples with their scores, and the sum that selection goes by."""
+    return _score(job, f"round_{number}", samples, job.spec.round(number).select.scorers)
+
+
+def score_truth(job: Job) -> None:
+    """The same scores for the true images of the prompts, where the user has them: the ceiling."""
+    folder = _truth(job)
+    if folder is None or job.run.done("truth/scores.jsonl"):
+        return
+    samples = []
+    for sample in round_pool(job, 0):
+        name = f"{noun(sample.content)}.png"
+        if (folder / name).is_file():
+            image = image_files.read_image(folder / name)
+            square = image_files.to_square(image, job.pipeline.resolution)
+            image_files.write_png(job.run.path("truth", name), square)
+            samples.append(dataclasses.replace(sample, file=name))
+    if samples:
+        _score(job, "truth", samples, _BY_TEXT)
+    elif job.spec.truth:
+        raise UserError(
+            f"config.truth: no image of a prompt in {folder}; expected files such as cat.png"
+        )
+
+
+def _truth(job: Job) -> Path | None:
+    """The user's folder of true images, or the one that comes with a bundled reference."""
+    if job.spec.truth:
+        return Path(job.spec.truth).expanduser()
+    reference = Path(job.given[0].reference.path)
+    beside = reference.with_suffix("")
+    bundled = reference.parent == captions.BUNDLED.parent
+    return beside if bundled and beside.is_dir() else None
+
+
+def _score(
+    job: Job, stage: str, samples: Sequence[Sample], weights: Mapping[str, float]
+) -> list[Sample]:
+    path = job.run.path(stage, "scores.jsonl")
+    if path.exists():
+        return read_samples(path)
+    images = []
+    prompts = []
+    places = []
+    for sample in samples:
+        images.append(image_files.read_image(job.run.path(stage, sample.file)))
+        prompts.append(sample.judged)
+        places.append(sample.place)
+    seen = scorers.Scored(
+        images=np.stack(images).astype(np.float32) / 255,
+        prompts=prompts,
+        ids=places,
+        references=job.judged_by,
+        clip=job.clip,
+        seed=job.spec.seed,
+    )
+    scores, total = scorers.score(seen, SCORERS, weights)
+    scored = []
+    for i, sample in enumerate(samples):
+        own = {name: float(values[i]) for name, values in scores.items()}
+        scored.append(dataclasses.replace(sample, scores=own, score=float(total[i])))
+    text = np.mean(scores["clip_text"])
+    style = np.mean(scores["clip_style"])
+    log.say(
+        f"{stage}: text score {text:.3f}, style score {style:.3f}, mean of {len(scored)} samples"
+    )
+    write_samples(path, scored)
+    return scored
