@@ -8,6 +8,7 @@ import logging
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -166,7 +167,7 @@ def begin(
     clip_folder = hub.resolve(spec.clip, field="config.clip")
     pipeline = load_pipeline(base or spec.base, jnp.dtype(spec.dtype))
     _check_base(run, pipeline)
-    initial = read_init(spec.init, pipeline) if spec.init else None
+    initial = read_init(Path(spec.init), pipeline) if spec.init else None
     job = Job(
         spec=spec,
         run=run,
