@@ -28,7 +28,7 @@ from styledrop_jax.emoji.tasks.base import Task
 from styledrop_jax.io import hub
 from styledrop_jax.methods.prompts import POOL
 from styledrop_jax.metrics.clip_scores import ClipScorer, recall
-from styledrop_jax.pipelines import muse, stable_diffusion
+from styledrop_jax.pipelines import muse_files, stable_diffusion_files
 from styledrop_jax.pipelines.base import SampleSettings
 from styledrop_jax.pipelines.load import load
 from styledrop_jax.training import loop
@@ -155,10 +155,10 @@ def _judge(name: str, folder: Path, data: corpus.Corpus) -> tuple[str, str]:
     images = data.held_out_images(376)
     inputs = np.float32(images / 255)
     if name == "vq":
-        codec = muse.load_autoencoder(export / "vqvae")
+        codec = muse_files.VQVAE.load(export / "vqvae")
         again = nnx.jit(lambda model, x: model.decode(model.encode(x)))(codec, inputs)
     else:
-        codec = stable_diffusion.load_component(export / "vae", "vae")
+        codec = stable_diffusion_files.VAE.load(export / "vae")
         again = nnx.jit(lambda model, x: model.decode(model.encode(x).mode()))(codec, inputs)
     return f"error {np.abs(np.clip(again, 0, 1) - inputs).mean():.4f}", "–"
 

@@ -1,4 +1,5 @@
-"""The smallest whole run: two rounds of StyleDrop in seconds, to see that everything works; the pictures are poor.
+"""The smallest whole run: two rounds of StyleDrop in seconds, to see that everything works; the
+pictures are poor.
 
     styledrop personalize --config debug --workdir runs/debug
 

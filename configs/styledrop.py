@@ -1,26 +1,30 @@
-"""StyleDrop (arXiv 2306.00983): a style from one image, two rounds of adapters, CLIP feedback between them.
+"""StyleDrop (arXiv 2306.00983): a style from one image, two rounds of adapters, CLIP feedback
+between them.
 
     styledrop personalize --config styledrop --workdir runs/first
     styledrop personalize --config styledrop --config.reference.image my.png \\
-        --config.reference.content "a house" --config.reference.descriptor "in watercolor painting style" \\
-        --workdir runs/mine
+        --config.reference.content "a house" \\
+        --config.reference.descriptor "in watercolor painting style" --workdir runs/mine
 
 Presets, as `--config styledrop:PRESET`:
-    emoji64 (default)       the shipped 64-pixel Stable Diffusion, two minutes and 1.4 GB on a two-core CPU; chooses by
-                            text and style together, since so small a model drifts back to the drawings it knows
+    emoji64 (default)       the shipped 64-pixel Stable Diffusion: two minutes, 1.4 GB, two cores;
+                            chooses by text and style together, since so small a model drifts back
+                            to the drawings it knows
     emoji64-muse            the shipped Muse of the same drawings: coarser things; as long, 1.3 GB
-    amused-256, amused-512  the public aMUSEd checkpoints, from the Hugging Face cache, the hub or a local diffusers
-                            folder (`--config.base FOLDER`); for a GPU
-    sd15, sd21              Stable Diffusion 1.5 and 2.1, likewise, or a single .safetensors file; for a GPU
+    amused-256, amused-512  the public aMUSEd checkpoints, from the Hugging Face cache, the hub or a
+                            local diffusers folder (`--config.base FOLDER`); for a GPU
+    sd15, sd21              Stable Diffusion 1.5 and 2.1, likewise, or a single .safetensors file;
+                            for a GPU
 
-Any field is overridden by `--config.FIELD VALUE`, a scorer's weight too (`--config.round_1.select.scorers.clip_style
-0.5`). A field that is not here has its default, which `styledrop personalize --config styledrop --help` shows. Round N
-takes `round_N`; rounds beyond the last one reuse it. The result is `report.html` in the run folder.
+Any field is overridden by `--config.FIELD VALUE`, a scorer's weight too
+(`--config.round_1.select.scorers.clip_style 0.5`). A field that is not here has its default, which
+`styledrop personalize --config styledrop --help` shows. Round N takes `round_N`; rounds beyond the
+last one reuse it. The result is `report.html` in the run folder.
 
-The defaults, and with them the aMUSEd presets, are the paper's values for its 3B Muse: adapters of rank 4, shared, then
-32, unshared; Adam 3e-5, batch 8, 1000 steps; 36 decoding steps, temperature 4.5, lambda 2 and 5; 30 prompts x 64
-images, the best one of each. The paper does not state the share of dropped prompts (Muse's 10% is taken) nor whether
-lambda ramps (it does not here).
+The defaults, and with them the aMUSEd presets, are the paper's values for its 3B Muse: adapters of
+rank 4, shared, then 32, unshared; Adam 3e-5, batch 8, 1000 steps; 36 decoding steps, temperature
+4.5, lambda 2 and 5; 30 prompts x 64 images, the best one of each. The paper does not state the
+share of dropped prompts (Muse's 10% is taken) nor whether lambda ramps (it does not here).
 """
 
 from ml_collections import ConfigDict
@@ -69,7 +73,7 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
 
 
 def _paper() -> ConfigDict:
-    """What differs from the defaults in no field, with the sections that presets and other configs change."""
+    """The defaults, with the sections that presets and other configs change."""
     adapter = {"kind": "styledrop", "rank": 4, "shared": True, "alpha": 16.0, "targets": "all"}
     return ConfigDict({"adapter": adapter, "train": {}, "sample": {}, "select": {}})
 

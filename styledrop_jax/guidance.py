@@ -4,6 +4,7 @@ generated.
 
 import dataclasses
 import itertools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,12 +16,15 @@ from flax import nnx
 
 from styledrop_jax import log, trainable
 from styledrop_jax.adapters.base import AdapterParam, Trainable, identity
+from styledrop_jax.errors import shown
 from styledrop_jax.io import image_files
 from styledrop_jax.pipelines.base import Edit, Group, Pipeline, SampleSettings
 from styledrop_jax.sampling.attention_control import replacement
 from styledrop_jax.sampling.maskgit import mix, two_scale
 from styledrop_jax.sampling.schedulers import sdedit_start
 from styledrop_jax.training import mesh
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -117,6 +121,7 @@ def style_branches(style: Tuned, prompts: Sequence[str], settings: SampleSetting
     """
     if settings.guidance == "classifier_free":
         return classifier_free(style, prompts, settings)
+    _check_negative(style, settings)
     weights = jax.vmap(_two_scale_weights)(*settings.scales())  # [steps, 3]
     negative = [settings.negative_prompt] * len(prompts)
     if style.off is None:
@@ -130,6 +135,18 @@ def style_branches(style: Tuned, prompts: Sequence[str], settings: SampleSetting
         Branch(tuned=without, on=on, prompts=prompts, weight=weights[:, 1]),
         Branch(tuned=without, on=on, prompts=negative, weight=weights[:, 2]),
     ]
+
+
+def _check_negative(style: Tuned, settings: SampleSettings) -> None:
+    """Warns of learnt words in a negative prompt: two-scale guidance has the base model read that."""
+    if style.what.words is None:
+        return
+    for token in style.what.words.tokens:
+        if token.word in settings.negative_prompt:
+            _LOG.warning(
+                f"negative prompt {shown(settings.negative_prompt)}: it is read by the base model, "
+                f"to which {token.word!r} means nothing; guidance classifier_free would know it"
+            )
 
 
 def _two_scale_weights(lambda_a: jax.Array, lambda_b: jax.Array) -> jax.Array:

@@ -2,8 +2,6 @@
 `--help` shows.
 """
 
-from collections.abc import Callable
-
 from styledrop_jax.adapters import (
     custom_diffusion,
     full,
@@ -59,7 +57,6 @@ SELECTORS: dict[str, select.Selector] = {
     "human": select.human,
 }
 
-PIPELINES: dict[str, Callable] = pipelines.LOADERS
-"""Loaders by the folder of a model that each recognises it by."""
+PIPELINES = pipelines.LOADERS
 
 SCHEDULERS = schedulers.SAMPLERS

@@ -179,6 +179,19 @@ def to_dict(value: Any) -> dict[str, Any]:
     return plain
 
 
+def sections(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every section in `value`, those inside others too."""
+    for field, rule, _ in _fields(_kind(value)):
+        found = getattr(value, field.name)
+        if isinstance(rule, _Section):
+            yield f"{where}{field.name}", found
+            yield from sections(found, f"{where}{field.name}.")
+        elif isinstance(rule, _Numbered):
+            for number, part in enumerate(found, 1):
+                yield f"{where}{rule.prefix}{number}", part
+                yield from sections(part, f"{where}{rule.prefix}{number}.")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Described:
     """One field of a config: its dotted name, its value there, its help, and in words what it may

@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image
 
 from styledrop_jax import __version__, guidance, log, settings
-from styledrop_jax.errors import UserError, shown
-from styledrop_jax.interchange.export import EXPORTS, Trained
+from styledrop_jax.errors import UserError, did_you_mean, shown
+from styledrop_jax.interchange.export import EXPORTS
+from styledrop_jax.interchange.trained import Trained
 from styledrop_jax.io import captions, image_files, paths, sheets
 from styledrop_jax.io.files import JsonLines
 from styledrop_jax.io.run_folder import Run
@@ -52,6 +53,7 @@ class Style:
         spec: what the run was told.
         tuned: the base model with what was trained in it.
         descriptor: the words of the style, which are added to every prompt.
+        content: what the reference shows. prompts: that the run sampled, for a model card.
         sampling: how the round sampled.
         adapter: the file of what was trained; None for the base model.
     """
@@ -62,6 +64,7 @@ class Style:
     tuned: guidance.Tuned
     descriptor: str
     content: str
+    prompts: Sequence[str]
     sampling: SampleSettings
     adapter: Path | None
 
@@ -103,6 +106,7 @@ class Style:
             tuned=guidance.load(model, path) if path else guidance.bare(model),
             descriptor=str(references[0].get("descriptor", "")),
             content=str(references[0].get("content", "")),
+            prompts=[str(prompt) for prompt in opened.manifest.get("prompts", [])],
             sampling=spec.round(number or 1).sample,
             adapter=path,
         )
@@ -228,7 +232,7 @@ class Style:
         region = _region(mask, given.shape[:2])
         size = self.pipeline.canvas(*region.shape)
         start = image_files.to_size(given, size)
-        part = image_files.to_size(np.repeat(np.uint8(region)[..., None] * 255, 3, -1), size)
+        part = image_files.to_size(_white(region), size)
         inside = part[..., :1] > 127
         if not inside.any():
             raise UserError(
@@ -329,7 +333,10 @@ class Style:
             UserError: there is no such format, or none for what was trained; says which there are.
         """
         if format not in EXPORTS:
-            raise UserError(f"format: found {shown(format)}, expected one of {', '.join(EXPORTS)}")
+            close = did_you_mean(format, EXPORTS)
+            raise UserError(
+                f"format: found {shown(format)}, expected one of {', '.join(EXPORTS)}{close}"
+            )
         if self.adapter is None:
             raise UserError("round: 0 is the base model; there is nothing to export")
         trained = Trained(
@@ -337,17 +344,17 @@ class Style:
             model=self.tuned.model,
             what=self.tuned.what,
             base_name=self.spec.base,
-            adapter=self.adapter,
             info={
+                "name": self.run.name,
+                "prompts": list(self.prompts),
                 "method": self.spec.method,
                 "descriptor": self.descriptor,
                 "content": self.content,
                 "round": self.number,
                 "version": __version__,
             },
-            dtype=dtype,
         )
-        return EXPORTS[format](trained, Path(path).expanduser())
+        return EXPORTS[format](trained, Path(path).expanduser(), dtype=dtype)
 
     # ---------------------------------------------------------- what they share
 
@@ -537,6 +544,11 @@ def _region(mask: Picture | None, shape: tuple[int, ...]) -> np.ndarray:
         return image_files.read_mask(mask, size)
     layer = mask if isinstance(mask, Image.Image) else Image.fromarray(image_files.to_uint8(mask))
     return image_files.as_mask(layer, size)
+
+
+def _white(region: np.ndarray) -> np.ndarray:
+    """uint8 [h, w, 3], white where the region [h, w] is."""
+    return np.repeat(region[..., None].astype(np.uint8) * 255, 3, axis=-1)
 
 
 def _pictures(images: Picture | Sequence[Picture]) -> list[Picture]:

@@ -36,7 +36,7 @@ def _counting(patch, owner, name, left, counts=_always):
 
 
 def _dies_after(patch, workdir, count):
-    """The process dies when `count` files have been renamed, lines appended or checkpoints saved."""
+    """The process dies after `count` files were renamed, lines appended or checkpoints saved."""
     left = [count]
 
     def in_run(_, path):  # a checkpoint's own files are one event: its save

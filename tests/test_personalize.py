@@ -353,7 +353,7 @@ def test_every_reference_of_a_jsonl_counts(tmp_path):
 
 
 def test_a_folder_of_every_kind_of_image(tmp_path, caplog):
-    """CMYK, 16 bits, a palette and a rotated photo: each upright and in its colours, by its name."""
+    """CMYK, 16 bits, a palette, a rotated photo: each upright, in its colours, by its name."""
     upright = np.asarray(Image.open(tiny.picture(tmp_path / "upright.png", size=(16, 32))))
     folder = tmp_path / "references"
     folder.mkdir()

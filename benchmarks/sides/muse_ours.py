@@ -11,8 +11,8 @@ from sides import jax_loops
 from sides.job import RANK, Job
 from styledrop_jax import trainable, tree
 from styledrop_jax.adapters import styledrop
-from styledrop_jax.pipelines import muse
 from styledrop_jax.pipelines.base import SampleSettings
+from styledrop_jax.pipelines.load import load
 from styledrop_jax.stages import objective
 from styledrop_jax.training import loop, losses
 
@@ -23,7 +23,7 @@ _ADAPTER = trainable.Trainable(
 
 def prepare(job: Job, task: str, *, guidance: float) -> Callable[[], int]:
     """Loads the model; each call of the result does one turn's work, to the end, and returns its units."""
-    model = muse.load(str(job.folder), jnp.bfloat16 if job.device == "gpu" else jnp.float32)
+    model = load(str(job.folder), jnp.bfloat16 if job.device == "gpu" else jnp.float32)
     if task in ("adapter", "full"):
         plan = trainable.Trainable(denoiser=trainable.Full()) if task == "full" else _ADAPTER
         sources, hyper = (
@@ -45,7 +45,7 @@ def prepare(job: Job, task: str, *, guidance: float) -> Callable[[], int]:
 def check(job: Job) -> dict[str, np.ndarray]:
     """What both sides must agree on, in float32; writes the adapter that both use, `adapter.npz`."""
     jax.config.update("jax_default_matmul_precision", "highest")
-    model, inputs = muse.load(str(job.folder)), np.load(job.work / "check.npz")
+    model, inputs = load(str(job.folder)), np.load(job.work / "check.npz")
     tuned = trainable.attach(model, _ADAPTER, rngs=nnx.Rngs(0))
     graphdef, params, frozen = loop.split(tuned.denoiser, _ADAPTER.filter())
     rng = np.random.default_rng(0)

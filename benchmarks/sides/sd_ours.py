@@ -14,8 +14,8 @@ from styledrop_jax import trainable, tree
 from styledrop_jax.adapters import lora
 from styledrop_jax.io import hub
 from styledrop_jax.models import unet
-from styledrop_jax.pipelines import stable_diffusion
 from styledrop_jax.pipelines.base import SampleSettings
+from styledrop_jax.pipelines.load import load
 from styledrop_jax.stages import objective
 from styledrop_jax.training import loop, losses
 
@@ -30,9 +30,7 @@ def prepare(
     job: Job, task: str, *, guidance: float, captions: tuple[str, str]
 ) -> Callable[[], int]:
     """Loads the model; each call of the result does one turn's work, to the end, and returns its units."""
-    model = stable_diffusion.load(
-        str(job.folder), jnp.bfloat16 if job.device == "gpu" else jnp.float32
-    )
+    model = load(str(job.folder), jnp.bfloat16 if job.device == "gpu" else jnp.float32)
     if task in _PLANS:
         both = np.split(job.images(), 2)
         sources = [
@@ -51,7 +49,7 @@ def _settings(job: Job, guidance: float) -> SampleSettings:
 def check(job: Job, *, guidance: float, captions: tuple[str, str]) -> dict[str, np.ndarray]:
     """What both sides must agree on, in float32; writes `adapter.npz` and `first.npy`, which both use."""
     jax.config.update("jax_default_matmul_precision", "highest")
-    model, inputs = stable_diffusion.load(str(job.folder)), np.load(job.work / "check.npz")
+    model, inputs = load(str(job.folder)), np.load(job.work / "check.npz")
     plan, t, noise = _PLANS["lora"], inputs["timesteps"], inputs["noise"]
     k = len(t) // 2  # images of a stream
     denoiser = trainable.attach(model, plan, rngs=nnx.Rngs(0)).denoiser

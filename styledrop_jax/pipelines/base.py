@@ -237,13 +237,6 @@ def distinct_rows(prompts: Sequence[str], encode: Callable[[list[str]], Any]) ->
     return jax.tree.map(lambda x: x[rows], found)
 
 
-def chunks(array: np.ndarray, size: int) -> list[np.ndarray]:
-    """Pieces of one fixed length, the last padded with its own last row: one compiled program for
-    any count.
-    """
-    pieces = []
-    for start in range(0, len(array), size):
-        piece = array[start : start + size]
-        padding = np.repeat(piece[-1:], size - len(piece), axis=0)
-        pieces.append(np.concatenate([piece, padding]))
-    return pieces
+def to_floats(images: np.ndarray) -> np.ndarray:
+    """Images in uint8, or in [0, 1] already, as float32 in [0, 1]."""
+    return np.asarray(images, np.float32) / (255 if images.dtype == np.uint8 else 1)

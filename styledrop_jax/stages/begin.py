@@ -6,15 +6,16 @@ import dataclasses
 import hashlib
 import logging
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from styledrop_jax import log, trainable, tree
+from styledrop_jax import log, settings, trainable, tree
 from styledrop_jax.adapters.base import Trainable
 from styledrop_jax.errors import UserError
 from styledrop_jax.interchange.read import Initial, read_init
@@ -53,7 +54,9 @@ def read_images(spec: RunSpec) -> dict[str, list[Reference]]:
         UserError: images are missing, cannot be read, or lack words that the method needs.
     """
     found = {}
-    for name, section in _image_sections(spec):
+    for name, section in settings.sections(spec):
+        if not isinstance(section, Images):
+            continue
         if isinstance(section, Prior) and not section.image:
             found[name] = []
             continue
@@ -68,20 +71,6 @@ def read_images(spec: RunSpec) -> dict[str, list[Reference]]:
             section.image, content, descriptor, needs=needs, field=f"config.{name}"
         )
     return found
-
-
-def _image_sections(value: Any, name: str = "") -> Iterator[tuple[str, Images]]:
-    """(dotted name, section) of every section that names images."""
-    if isinstance(value, Images):
-        yield name, value
-    for field in dataclasses.fields(value):
-        part: Any = getattr(value, field.name)
-        inner = f"{name}.{field.name}".removeprefix(".")
-        if dataclasses.is_dataclass(part) and not isinstance(part, type):
-            yield from _image_sections(part, inner)
-        if field.name == "components":
-            for number, component in enumerate(part, 1):
-                yield from _image_sections(component, f"component_{number}")
 
 
 def taught(program: Program, images: Given) -> list[Taught]:
@@ -178,7 +167,7 @@ def begin(
     clip_folder = hub.resolve(spec.clip, field="config.clip")
     pipeline = load_pipeline(base or spec.base, jnp.dtype(spec.dtype))
     _check_base(run, pipeline)
-    initial = read_init(spec.init, pipeline) if spec.init else None
+    initial = read_init(Path(spec.init), pipeline) if spec.init else None
     job = Job(
         spec=spec,
         run=run,
@@ -194,12 +183,10 @@ def begin(
     )
     _check_on_pipeline(job)
     _warn(job)
-    settings = spec.round(1).sample
+    how = spec.round(1).sample
     streams = []
     for stream in program.streams:
-        streams.append(
-            class_images.filled(stream, pipeline, settings, dtype=spec.dtype, seed=spec.seed)
-        )
+        streams.append(class_images.filled(stream, pipeline, how, dtype=spec.dtype, seed=spec.seed))
     job = dataclasses.replace(job, program=dataclasses.replace(program, streams=streams))
     _write_manifest(job)
     return job
