@@ -557,6 +557,8 @@ def _pictures(images: Picture | Sequence[Picture]) -> list[Picture]:
         return list(captions.images_in(paths.expanded(images)))
     if isinstance(images, str | Path | Image.Image | np.ndarray):
         return [images]
+    if not images:
+        raise UserError("images: none; expected one or several")
     return list(images)
 
 
