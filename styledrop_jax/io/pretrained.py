@@ -12,9 +12,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from numpy.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -245,7 +247,7 @@ def load(
     rules: Rules,
     *,
     source: str,
-    dtype=jnp.float32,
+    dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> _Module:
     """Builds a module without initialising it and fills every parameter from `tensors`.
 
@@ -294,7 +296,9 @@ def _holds_the_same(shape: tuple[int, ...], slot: _Slot) -> bool:
     return is_linear and shape[:2] == slot.shape[:2] and set(shape[2:]) <= {1}
 
 
-def export(module: nnx.Module, rules: Rules, *, dtype=np.float32) -> dict[str, np.ndarray]:
+def export(
+    module: nnx.Module, rules: Rules, *, dtype: DTypeLike = np.float32
+) -> dict[str, np.ndarray]:
     """{tensor name: array in the file's layout}: what the reference library loads."""
     params = dict(nnx.to_flat_state(nnx.state(module, nnx.Param)))
     tensors = {}
