@@ -30,38 +30,6 @@ _TRAINING = tuple(treatment for treatment in TREATMENTS if not treatment.held_ou
 _PLAIN = _TRAINING[0]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Style:
-    """How an image is drawn: an artist and a treatment."""
-
-    artist: Artist
-    treatment: Treatment
-
-    @property
-    def name(self) -> str:
-        return f"{self.artist.name} / {self.treatment.name}"
-
-    @property
-    def descriptor(self) -> str:
-        """The style in plain words, such as "in glossy 3d pencil sketch style"."""
-        return compose.descriptor(self.artist, self.treatment)
-
-    @property
-    def held_out(self) -> bool:
-        return self.artist.held_out or self.treatment.held_out
-
-
-def styles(*, held_out: bool) -> tuple[Style, ...]:
-    """All pairs of artist and treatment that base models saw, or those they did not."""
-    found = []
-    for artist in ARTISTS:
-        for treatment in TREATMENTS:
-            style = Style(artist=artist, treatment=treatment)
-            if style.held_out == held_out:
-                found.append(style)
-    return tuple(found)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Corpus:
     """Every drawing, decoded, with the names that index it.
@@ -279,7 +247,7 @@ class Corpus:
 
 
 def _random_treatment(rng: np.random.Generator) -> Treatment:
-    """Plain, as a bare prompt asks for, another treatment, or a print in two colours: a third each."""
+    """Plain, as a bare prompt asks for, or another, or a print in two colours: a third each."""
     roll = rng.random()
     if roll < 0.35:
         return _PLAIN
