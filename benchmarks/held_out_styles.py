@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from styledrop_jax import configs, log
+from styledrop_jax import config_files, log
 from styledrop_jax.emoji import corpus
 from styledrop_jax.emoji.compose import descriptor, noun_phrase
 from styledrop_jax.emoji.drawings import ARTISTS_BY_NAME
@@ -139,7 +139,7 @@ def _run_style(
             overrides |= _AT_RANDOM
             if not run.exists():
                 shutil.copytree(runs["clip"], run, ignore=_ITS_OWN)
-        spec = configs.read(f"styledrop:{flags.preset}", overrides)
+        spec = config_files.read(f"styledrop:{flags.preset}", overrides)
         log.say(f"{style.artist}, {style.treatment}, seed {seed}, {selection}")
         personalize(spec, run, command="benchmarks/held_out_styles.py")
         runs[selection] = run

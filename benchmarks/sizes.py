@@ -23,7 +23,7 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file
 
-from styledrop_jax import configs, guidance, log
+from styledrop_jax import config_files, guidance, log
 from styledrop_jax.emoji import corpus, settings
 from styledrop_jax.emoji.pretrain import TASKS, pretrain
 from styledrop_jax.emoji.settings import CommonSettings
@@ -107,7 +107,7 @@ def _row(
     """The cells of one size after its name."""
     folder = flags.workdir / "-".join([name, *map(str, size.values())])
     folder.mkdir(parents=True, exist_ok=True)
-    config = configs.load(f"pretrain_{name}", settings.complete).to_dict()
+    config = config_files.load(f"pretrain_{name}", settings.complete).to_dict()
     value = settings.from_config(config | FIXED[name] | size | {"corpus": str(flags.corpus)})
     # The examples that a denoiser learns from are encoded once for all its sizes.
     own = folder / "pack.safetensors"

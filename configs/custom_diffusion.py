@@ -1,12 +1,13 @@
-"""Custom Diffusion (2212.04488): the keys and values of cross-attention and a new word learn the style.
+"""Custom Diffusion (2212.04488): the keys and values of cross-attention and a new word learn the
+style.
 
-    styledrop personalize --config configs/custom_diffusion.py --workdir runs/custom
+    styledrop personalize --config custom_diffusion --workdir runs/custom
 
-Takes the fields of configs/styledrop.py, and its presets: `emoji64` (default) is the shipped Stable Diffusion,
-`emoji64-muse` the Muse.
+Takes the fields of `styledrop`, and its presets: `emoji64` (default) is the shipped Stable
+Diffusion, `emoji64-muse` the Muse.
 
-`emoji64` on two CPU cores: 70 seconds, 1.4 GB. A tint of the style, and things that can be told; a higher learning rate
-washes them out.
+`emoji64` on two CPU cores: 70 seconds, 1.4 GB. A tint of the style, and things that can be told; a
+higher learning rate washes them out.
 """
 
 import runpy

@@ -1,8 +1,9 @@
-"""The smallest whole run: two rounds of StyleDrop in seconds, to see that everything works; the pictures are poor.
+"""The smallest whole run: two rounds of StyleDrop in seconds, to see that everything works; the
+pictures are poor.
 
-    styledrop personalize --config configs/debug.py --workdir runs/debug
+    styledrop personalize --config debug --workdir runs/debug
 
-Takes the presets of configs/styledrop.py, and a two-core CPU for emoji64.
+Takes the presets of `styledrop`, and a two-core CPU for emoji64.
 """
 
 import runpy

@@ -1,16 +1,17 @@
-"""DreamBooth (2208.12242): every weight learns a subject under a rare word and its class, beside images of the class.
+"""DreamBooth (2208.12242): every weight learns a subject under a rare word and its class, beside
+images of the class.
 
-    styledrop personalize --config configs/dreambooth.py --config.reference.image photos/ \\
+    styledrop personalize --config dreambooth --config.reference.image photos/ \\
         --config.words.identifier sks --config.words.noun dog --workdir runs/dog
     styledrop sample --run runs/dog --prompt "a {subject} on a blue background"
 
-Takes the presets of configs/styledrop.py: `emoji64` (default) is the shipped Stable Diffusion, `emoji64-muse` the
-Muse. In prompts `{subject}` stands for identifier and noun. The frozen model draws `--config.prior.generate` images of
-the class, kept for other runs, unless `--config.prior.image` names some. Guidance is classifier-free, of scale 1 +
-lambda_b.
+Takes the presets of `styledrop`: `emoji64` (default) is the shipped Stable Diffusion,
+`emoji64-muse` the Muse. In prompts `{subject}` stands for identifier and noun. The frozen model
+makes `--config.prior.generate` images of the class, kept for other runs, unless
+`--config.prior.image` names some. Guidance is classifier-free, of scale 1 + lambda_b.
 
-`emoji64` on two CPU cores: a minute, 1.7 GB, more when the class images are drawn for the first time. The subject in
-the middle, on backgrounds and in known styles; small ones and pairs fail.
+`emoji64` on two CPU cores: a minute, 1.7 GB, more when the class images are made for the first
+time. The subject in the middle, on backgrounds and in known styles; small ones and pairs fail.
 """
 
 import runpy

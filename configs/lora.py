@@ -1,13 +1,16 @@
-"""LoRA (2106.09685): low-rank additions to the attention of the same backbone, on StyleDrop's prompts, in one round.
+"""LoRA (2106.09685): low-rank additions to the attention of the same pipeline, on StyleDrop's
+prompts, in one round.
 
-    styledrop personalize --config configs/lora.py --workdir runs/lora
+    styledrop personalize --config lora --workdir runs/lora
 
-Takes the fields of configs/styledrop.py, and its presets: `emoji64` (default) is the shipped Stable Diffusion,
-`emoji64-muse` the Muse. `--config.round_1.adapter.targets all` adapts every linear layer and convolution, `text_encoder
-true` the text tower too. aMUSEd's published style tuning: rank 16, alpha 32, 4e-4.
+Takes the fields of `styledrop`, and its presets: `emoji64` (default) is the shipped Stable
+Diffusion, `emoji64-muse` the Muse. `--config.round_1.adapter.targets all` adapts every linear layer
+and convolution, `text_encoder true` the text tower too. aMUSEd's published style tuning: rank 16,
+alpha 32, 4e-4.
 
-`emoji64` on two CPU cores: 75 seconds, 1.4 GB. The style comes whole, and with it some of the reference's shape: cats
-with a roof; after the line drawing of a house eight of 30 things were houses. A lower learning rate has less of both.
+`emoji64` on two CPU cores: 75 seconds, 1.4 GB. The style comes whole, and with it some of the
+reference's shape: cats with a roof; after the line drawing of a house eight of 30 things were
+houses. A lower learning rate has less of both.
 """
 
 import runpy

@@ -1,16 +1,18 @@
-"""Multi-StyleForge (2404.05256): every weight learns the components of a style, each under a word of its own.
+"""Multi-StyleForge (2404.05256): every weight learns the components of a style, each under a word
+of its own.
 
-    styledrop personalize --config configs/multi_styleforge.py \\
+    styledrop personalize --config multi_styleforge \\
         --config.component_1.image people/ --config.component_1.aux.image portraits/ \\
-        --config.component_2.image backgrounds/ --config.component_2.aux.image landscapes/ --workdir runs/multi
+        --config.component_2.image backgrounds/ --config.component_2.aux.image landscapes/ \\
+        --workdir runs/multi
 
-Takes the presets of configs/styledrop.py: `emoji64` (default) is the shipped Stable Diffusion, `emoji64-muse` the
-Muse. The components train together, each with images of "[identifier] style" and of "style". Drawings say all of them,
-"a cat in sks style and aug style"; a third is a `component_3` in a config file of your own. Settings beside these are
-those of configs/styleforge.py.
+Takes the presets of `styledrop`: `emoji64` (default) is the shipped Stable Diffusion,
+`emoji64-muse` the Muse. The components train together, each with images of "[identifier] style" and
+of "style". Prompts say all of them, "a cat in sks style and aug style"; a third is a `component_3`
+in a config file of your own. Settings beside these are those of `styleforge`.
 
-`emoji64` on two CPU cores, two components of 7 and 8 images: 80 seconds, 1.8 GB. More of the style than StyleForge,
-and more lumps.
+`emoji64` on two CPU cores, two components of 7 and 8 images: 80 seconds, 1.8 GB. More of the style
+than StyleForge, and more lumps.
 """
 
 import runpy

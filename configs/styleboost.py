@@ -1,9 +1,9 @@
 """StyleBoost (ICTC 2023): StyleForge's first form, of the same streams, loss and settings.
 
-    styledrop personalize --config configs/styleboost.py --config.reference.image style/ \\
+    styledrop personalize --config styleboost --config.reference.image style/ \\
         --config.aux.image paintings/ --config.words.identifier sks --workdir runs/boost
 
-The fields and presets are those of configs/styleforge.py, where they are described.
+The fields and presets are those of `styleforge`, where they are described.
 """
 
 import runpy

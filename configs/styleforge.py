@@ -1,15 +1,17 @@
-"""StyleForge (2404.05256), and StyleBoost before it: every weight learns "[identifier] style" from 15 to 20 images of a
-style, beside given images of "style".
+"""StyleForge (2404.05256), and StyleBoost before it: every weight learns "[identifier] style" from
+15 to 20 images of a style, beside given images of "style".
 
-    styledrop personalize --config configs/styleforge.py --config.reference.image style/ \\
+    styledrop personalize --config styleforge --config.reference.image style/ \\
         --config.aux.image paintings/ --config.words.identifier sks --workdir runs/forge
 
-Takes the presets of configs/styledrop.py: `emoji64` (default) is the shipped Stable Diffusion, `emoji64-muse` the
-Muse. Aux images are yours: a poor Aux can be worse than none, so the model draws none itself unless told how many
-(`--config.aux.generate 20`). The authors train the text encoder too (`--config.round_1.adapter.text_encoder true`).
+Takes the presets of `styledrop`: `emoji64` (default) is the shipped Stable Diffusion,
+`emoji64-muse` the Muse. Aux images are yours: a poor Aux can be worse than none, so the model makes
+none itself unless told how many (`--config.aux.generate 20`). The authors train the text encoder
+too (`--config.round_1.adapter.text_encoder true`).
 
-`emoji64` on two CPU cores, 15 images and 30 Aux: a minute, 1.6 GB. Paper and ink come, simple shapes stay, others
-become lumps: nothing says what the images show. At 1e-4 and 400 steps things last better, with half of the style.
+`emoji64` on two CPU cores, 15 images and 30 Aux: a minute, 1.6 GB. Paper and ink come, simple
+shapes stay, others become lumps: nothing says what the images show. At 1e-4 and 400 steps things
+last better, with half of the style.
 """
 
 import runpy

@@ -1,24 +1,27 @@
 """StyO (2303.03231): draws a source picture in the style of a target, from one image of each.
 
-    styledrop personalize --config configs/styo.py --config.source.image face.png --config.target.image art.png \\
-        --workdir runs/styo
+    styledrop personalize --config styo --config.source.image face.png \\
+        --config.target.image art.png --workdir runs/styo
 
-Takes the presets of configs/styledrop.py: `emoji64` (default) is the shipped Stable Diffusion, `emoji64-muse` the
-Muse. Leaves the source, or every picture of a folder of sources, in the target's style among the run's drawings and in
-report.html. The auxiliary images are drawn by the frozen model from "a portrait" unless `--config.aux.image` names
-some, such as the paper's 200 faces; the word is `--config.words.noun`, which both pictures should show.
-`--config.source.control` is the share of the steps that keep the source's cross-attention; 0 draws from the words
-alone, which is also all that Muse can do, and what `styledrop sample --prompt "{subject}"` does.
+Takes the presets of `styledrop`: `emoji64` (default) is the shipped Stable Diffusion,
+`emoji64-muse` the Muse. Leaves the source, or every image of a folder of sources, in the target's
+style among the run's samples and in report.html. The auxiliary images are made by the frozen
+model from "a portrait" unless `--config.aux.image` names some, such as the paper's 200 faces; the
+word is `--config.words.noun`, which both images should show. `--config.source.control` is the
+share of the steps that keep the source's cross-attention; 0 samples by the words alone, which is
+also all that Muse can do, and what `styledrop sample --prompt "{subject}"` does.
 
-`--config.source.strength` is how much of the source is noise when its drawing begins: less keeps more of it. At 1 a
-schedule that ends in pure noise, as the shipped model's, forgets the source, and draws the target again; at 0.8 some
-seeds keep the source, some draw the target, and some the source's shape in the target's ink, more of them without the
-negator (`--config.contrast.negator=`): draw several (`--config.round_1.sample.images_per_prompt 8`) and choose. On two
-CPU cores: 70 seconds, 1.8 GB.
+`--config.source.strength` is how much of the source is noise when its sampling begins: less keeps
+more of it. At 1 a schedule that ends in pure noise, as the shipped model's, forgets the source, and
+makes the target again; at 0.8 some seeds keep the source, some draw the target, and some the
+source's shape in the target's ink, more of them without the negator (`--config.contrast.negator=`):
+draw several (`--config.round_1.sample.images_per_prompt 8`) and choose. On two CPU cores: 70
+seconds, 1.8 GB.
 
-From the paper: Adam 1e-6, 400 steps, the style said 3 times, the content once. It does not state the batch size, nor
-the steps of the control, and sources differ on whether the repeats hold in training, in drawing or in both, as here;
-with different ones the prompts do not align, and the control must be 0.
+From the paper: Adam 1e-6, 400 steps, the style said 3 times, the content once. It does not state
+the batch size, nor the steps of the control, and sources differ on whether the repeats hold in
+training, in drawing or in both, as here; with different ones the prompts do not align, and the
+control must be 0.
 """
 
 import runpy

@@ -1,11 +1,13 @@
-"""SVDiff (2303.11305): shifts of the singular values of all weights, one number a value, on StyleDrop's prompts.
+"""SVDiff (2303.11305): shifts of the singular values of all weights, one number a value, on
+StyleDrop's prompts.
 
-    styledrop personalize --config configs/svdiff.py --workdir runs/svdiff
+    styledrop personalize --config svdiff --workdir runs/svdiff
 
-Takes the fields of configs/styledrop.py, and its presets: `emoji64` (default) is the shipped Stable Diffusion,
-`emoji64-muse` the Muse. The paper's learning rate is 1e-3.
+Takes the fields of `styledrop`, and its presets: `emoji64` (default) is the shipped Stable
+Diffusion, `emoji64-muse` the Muse. The paper's learning rate is 1e-3.
 
-`emoji64` on two CPU cores: 2 minutes, 1.5 GB. Less of the style than LoRA, and the lines inside things last.
+`emoji64` on two CPU cores: 2 minutes, 1.5 GB. Less of the style than LoRA, and the lines inside
+things last.
 """
 
 import runpy

@@ -1,13 +1,13 @@
 """Textual Inversion (2208.01618): a new word of the text tower, and nothing else, learns the style.
 
-    styledrop personalize --config configs/textual_inversion.py --workdir runs/word
+    styledrop personalize --config textual_inversion --workdir runs/word
 
-Takes the fields of configs/styledrop.py, and its presets: `emoji64` (default) is the shipped Stable Diffusion,
-`emoji64-muse` the Muse. `--config.round_1.adapter.vectors` sets how many tokens the word has, `initializer` what they
-start as, `norm true` keeps their length.
+Takes the fields of `styledrop`, and its presets: `emoji64` (default) is the shipped Stable
+Diffusion, `emoji64-muse` the Muse. `--config.round_1.adapter.vectors` sets how many tokens the word
+has, `initializer` what they start as, `norm true` keeps their length.
 
-`emoji64` on two CPU cores: a minute, 1.4 GB. 768 numbers turn colours towards the reference's and leave things as they
-were.
+`emoji64` on two CPU cores: a minute, 1.4 GB. 768 numbers turn colours towards the reference's and
+leave things as they were.
 """
 
 import runpy

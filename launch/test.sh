@@ -5,4 +5,5 @@ cd "$(dirname "$0")/.."
 source launch/environment.sh dev
 ruff check .
 ruff format --check .
+basedpyright
 exec python -m pytest -q --numprocesses 2 --dist loadfile "$@"

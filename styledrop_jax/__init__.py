@@ -1,4 +1,5 @@
-"""styledrop_jax: teach a text-to-image model your style or your subject from 1 to 20 images, on JAX.
+"""styledrop_jax: teach a text-to-image model your style or your subject from 1 to 20 images, on
+JAX.
 
     import styledrop_jax
     from PIL import Image

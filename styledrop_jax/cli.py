@@ -23,10 +23,13 @@ commands:
 """
 _START = """styledrop personalize learns from your images; say which, and where the run goes:
 
-    styledrop personalize --config styledrop --workdir runs/mine --config.reference.image my.png \\
-        --config.reference.content "a house" --config.reference.descriptor "in watercolor painting style"
+    styledrop personalize --config styledrop --workdir runs/mine \\
+        --config.reference.image my.png --config.reference.content "a house" \\
+        --config.reference.descriptor "in watercolor painting style"
 
-To see it work first, on an image that comes with it: styledrop personalize --config styledrop --workdir runs/first
+To see it work first, on an image that comes with it:
+    styledrop personalize --config styledrop --workdir runs/first
+
 Configs: {configs}. `styledrop configs DIR` copies them out to be edited.
 `styledrop personalize --config NAME --help` shows every field."""
 
@@ -75,22 +78,22 @@ def personalize(argv: Sequence[str]) -> None:
 
     styledrop personalize --config styledrop --workdir runs/first
     styledrop personalize --config styledrop --config.reference.image my.png \\
-        --config.reference.content "a house" --config.reference.descriptor "in watercolor painting style" \\
-        --workdir runs/mine
+        --config.reference.content "a house" \\
+        --config.reference.descriptor "in watercolor painting style" --workdir runs/mine
 
-    Leaves adapters, samples, scores and report.html in the run folder. The same command continues a run that was
-    stopped. `--config styledrop:amused-256` takes another base model; `--config.FIELD VALUE` overrides a field.
-    The fields, with the values that this command gives them:
+    Leaves adapters, samples, scores and report.html in the run folder. The same command continues a
+    run that was stopped. `--config styledrop:amused-256` takes another base model; `--config.FIELD
+    VALUE` overrides a field. The fields, with the values that this command gives them:
     """
-    from styledrop_jax import configs, spec
+    from styledrop_jax import config_files, spec
 
     parser = _personalize_parser()
     if asked := {"-h", "--help"} & set(argv):
         _help_of_config(parser, [word for word in argv if word not in asked])
         return
     if not any(word.lstrip("-").split("=")[0] == "config" for word in argv):
-        raise UserError(_START.format(configs=", ".join(configs.names())))
-    config, rest = configs.from_arguments(argv)
+        raise UserError(_START.format(configs=", ".join(config_files.names())))
+    config, rest = config_files.from_arguments(argv)
     flags = parser.read(rest)
     from styledrop_jax.feedback.select import Paused
     from styledrop_jax.rounds import personalize as run
@@ -107,14 +110,14 @@ def personalize(argv: Sequence[str]) -> None:
 
 def _help_of_config(parser: _Parser, argv: Sequence[str]) -> None:
     """The help of the command, with what the config says of itself and all of its fields."""
-    from styledrop_jax import configs, spec
+    from styledrop_jax import config_files, spec
 
     named = [word for word in argv if word.lstrip("-").split("=")[0] == "config"]
     words = argv if named else ["--config", "styledrop", *argv]
     try:
-        config, _ = configs.from_arguments(words)
+        config, _ = config_files.from_arguments(words)
         name = parser.parse_known_args(["--workdir", "", *words])[0].config
-        file, _ = configs.find(name)
+        file, _ = config_files.find(name)
         about = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
         if about:  # in place of the examples, before what holds of every config
             parser.description = "\n\n".join([about, str(parser.description).rpartition("\n\n")[2]])
@@ -145,9 +148,10 @@ def extend(argv: Sequence[str]) -> None:
     styledrop extend --run runs/mine --steps 200
     styledrop extend --run runs/mine --prompts other.txt
 
-    --rounds adds rounds like the last one, on what was chosen before. --steps adds a round that goes on training the
-    last adapter on the images that it trained on. --prompts alone samples other prompts with the last adapter. What was
-    there stays, and manifest.json records what was added.
+    --rounds adds rounds like the last one, on what was chosen before. --steps adds a round that
+    goes on training the last adapter on the images that it trained on. --prompts alone samples
+    other prompts with the last adapter. What was there stays, and manifest.json records what was
+    added.
     """
     flags = _extend_parser().read(argv)
     for name in ("rounds", "steps"):
@@ -207,8 +211,9 @@ def sample(argv: Sequence[str]) -> None:
 
     styledrop sample --run runs/mine --prompt "a cat" --prompt "a red car" --num 8 --seed 0
 
-    Writes a PNG for each image, grid.png, and a line in images.jsonl with everything that reproduces it bit for bit.
-    Image i of a prompt has seed SEED + i. The run's style descriptor is added to every prompt.
+    Writes a PNG for each image, grid.png, and a line in images.jsonl with everything that
+    reproduces it bit for bit. Image i of a prompt has seed SEED + i. The run's style descriptor is
+    added to every prompt.
     """
     flags = _sample_parser().read(argv)
     prompts = _prompts(flags)
@@ -239,9 +244,10 @@ def _mix_parser() -> _Parser:
 def mix(argv: Sequence[str]) -> None:
     """Sample my object in my style: the guided outputs of two runs on one base model, mixed.
 
-    styledrop mix --style runs/watercolor --subject runs/my_dog --gamma 0.6 --prompt "a dog on a beach"
+    styledrop mix --style runs/watercolor --subject runs/my_dog --gamma 0.6 --prompt "a dog"
 
-    The style's run sees the prompt with its descriptor, the subject's run the prompt alone (StyleDrop 2306.00983).
+    The style's run sees the prompt with its descriptor, the subject's run the prompt alone
+    (StyleDrop 2306.00983).
     """
     flags = _mix_parser().read(argv)
     if not 0 <= flags.gamma <= 1:
@@ -279,9 +285,10 @@ def edit(argv: Sequence[str]) -> None:
     styledrop edit --run runs/mine --image in.png --mask mask.png --prompt "a cat"
     styledrop edit --run runs/mine --image in.png --strength 0.5 --prompt "a cat"
 
-    White in the mask is generated anew, all else keeps its pixels. Without a mask the whole image is the start, as in
-    `styledrop stylize`, which is for folders and for images beside what they were. Stable Diffusion keeps the image's
-    aspect, Muse takes its middle square; the image is resized to what the model generates.
+    White in the mask is generated anew, all else keeps its pixels. Without a mask the whole image
+    is the start, as in `styledrop stylize`, which is for folders and for images beside what they
+    were. Stable Diffusion keeps the image's aspect, Muse takes its middle square; the image is
+    resized to what the model generates.
     """
     flags = _edit_parser().read(argv)
     if flags.strength is not None:
@@ -322,13 +329,15 @@ def stylize(argv: Sequence[str]) -> None:
     styledrop stylize --run runs/mine --image photo.jpg --prompt "a house" --strength 0.5
     styledrop stylize --run runs/mine --image photos/ --strength 0.3 --strength 0.5 --strength 0.7
 
-    Say what an image shows, or let the name of its file say it (red_house-2.jpg is "red house"). The strength is how
-    much is generated anew: near 0 the image comes back, at 1 nothing of it is left; 0.3 to 0.7 is usual. Stable
-    Diffusion starts from the noised image (SDEdit, 2108.01073), Muse masks that share of the image's own tokens.
+    Say what an image shows, or let the name of its file say it (red_house-2.jpg is "red house").
+    The strength is how much is generated anew: near 0 the image comes back, at 1 nothing of it is
+    left; 0.3 to 0.7 is usual. Stable Diffusion starts from the noised image (SDEdit, 2108.01073),
+    Muse masks that share of the image's own tokens.
 
-    Stable Diffusion keeps the aspect of an image, sides rounded to what its autoencoder divides; Muse takes its middle
-    square. Writes a PNG for each image, strength and seed; grid.png, a row for each image with it as it was before
-    what it became; and a line each in images.jsonl with everything that reproduces it.
+    Stable Diffusion keeps the aspect of an image, sides rounded to what its autoencoder divides;
+    Muse takes its middle square. Writes a PNG for each image, strength and seed; grid.png, a row
+    for each image with it as it was before what it became; and a line each in images.jsonl with
+    everything that reproduces it.
     """
     flags = _stylize_parser().read(argv)
     strengths = flags.strength or [0.5]
@@ -353,7 +362,7 @@ def _export_parser() -> _Parser:
     parser.add_argument(
         "--format",
         default="diffusers",
-        help="diffusers, peft, kohya, a1111, pipeline, single_file or styledrop (default diffusers)",
+        help="diffusers, peft, kohya, a1111, pipeline, single_file or styledrop",
     )
     parser.add_argument(
         "--out", type=Path, help="a folder (default: export/FORMAT in the run folder)"
@@ -370,9 +379,9 @@ def export(argv: Sequence[str]) -> None:
     styledrop export --run runs/mine --format diffusers
     styledrop export --run runs/mine --format kohya --out loras/
 
-    diffusers, peft, kohya and a1111 are files that those tools load beside the base model; pipeline and single_file are
-    the whole model with everything merged in; styledrop is the run's own file. What a format cannot hold is said in
-    one line, with the formats that can.
+    diffusers, peft, kohya and a1111 are files that those tools load beside the base model; pipeline
+    and single_file are the whole model with everything merged in; styledrop is the run's own file.
+    What a format cannot hold is said in one line, with the formats that can.
     """
     flags = _export_parser().read(argv)
     style = _style(flags)
@@ -391,12 +400,12 @@ def configs(argv: Sequence[str]) -> None:
     styledrop personalize --config my_configs/styledrop.py --workdir runs/mine
     """
     flags = _configs_parser().read(argv)
-    from styledrop_jax import configs as door
+    from styledrop_jax import config_files
 
     if flags.folder is None:
-        print("\n".join(door.names()))
+        print("\n".join(config_files.names()))
         return
-    print(f"configs: {door.copy(flags.folder.expanduser())}")
+    print(f"configs: {config_files.copy(flags.folder.expanduser())}")
 
 
 def _configs_parser() -> _Parser:
@@ -425,8 +434,10 @@ def rare_tokens(argv: Sequence[str]) -> None:
 
     styledrop rare-tokens --base emoji64/sd --num 5
 
-    Chosen as DreamBooth does (2208.12242): short words that the model's tokenizer knows but has seldom seen. Take one as
-    --config.words.identifier. The small vocabulary of emoji64 has real words among them: pass over those.
+    Chosen as DreamBooth does (2208.12242): short words that the model's tokenizer knows but has
+    seldom seen. Take one as
+    --config.words.identifier. The small vocabulary of emoji64 has real words among them: pass over
+    those.
     """
     flags = _rare_tokens_parser().read(argv)
     if flags.num < 1:
@@ -435,7 +446,7 @@ def rare_tokens(argv: Sequence[str]) -> None:
     from styledrop_jax.methods.identifiers import rare_words
     from styledrop_jax.models.tokenizer import load_tokenizer
 
-    folder = hub.resolve_pipeline(flags.base, "muse", field="--base")
+    folder = hub.resolve(flags.base, [hub.PIPELINE_TOKENIZER], field="base")
     tokenizer = load_tokenizer(folder / "tokenizer")
     print("\n".join(rare_words(tokenizer, flags.num, seed=flags.seed, tokens=flags.tokens)))
 
@@ -456,17 +467,18 @@ def pretrain(argv: Sequence[str]) -> None:
     styledrop pretrain --config pretrain_clip --workdir pretrain/clip
     styledrop pretrain --config pretrain_muse --workdir pretrain/muse
 
-    Resumable by the same command. Leaves the model in WORKDIR/export and images of its progress in WORKDIR/pictures.
+    Resumable by the same command. Leaves the model in WORKDIR/export and images of its progress in
+    WORKDIR/pictures.
     """
     parser = _pretrain_parser()
     if {"-h", "--help"} & set(argv):
         parser.print_help()
         return
-    from styledrop_jax import configs as door
+    from styledrop_jax import config_files
     from styledrop_jax.emoji import settings
     from styledrop_jax.emoji.pretrain import pretrain as run
 
-    config, rest = door.from_arguments(argv, settings.complete)
+    config, rest = config_files.from_arguments(argv, settings.complete)
     flags = parser.read(rest)
     run(settings.from_config(config), flags.workdir)
 
@@ -626,7 +638,9 @@ def _prompts(flags: argparse.Namespace) -> list[str]:
 
 
 def _common(flags: argparse.Namespace, folder: str) -> dict[str, Any]:
-    """What every command that samples hands to the library, checked under the names of the flags."""
+    """What every command that samples hands to the library, checked under the names of the
+    flags.
+    """
     from styledrop_jax.pipelines.base import SampleSettings
     from styledrop_jax.settings import changed
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 class UserError(Exception):
     """A failure the user caused and can mend: a bad file, field, prompt or disk.
 
-    The message is one line that names the field or file, what was found and what was expected. The command line
-    prints it without a traceback and exits with code 2.
+    The message is one line that names the field or file, what was found and what was expected. The
+    command line prints it without a traceback and exits with code 2.
     """
 
 
@@ -24,5 +24,8 @@ def did_you_mean(name: str, options: Iterable[str], *, part: Callable[[str], str
 
 def shown(value: object, longest: int = 60) -> str:
     """`value` as an error shows it: one line, not much longer than `longest` letters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a {type(value).__name__} of very many levels"
     return text if len(text) <= longest else f"{text[:longest]}…"

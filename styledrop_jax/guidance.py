@@ -1,6 +1,10 @@
-"""Guidance: which branches of a model are added with which weights, and in which chunks images are generated."""
+"""Guidance: which branches of a model are added with which weights, and in which chunks images are
+generated.
+"""
 
 import dataclasses
+import itertools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +16,7 @@ from flax import nnx
 
 from styledrop_jax import log, trainable
 from styledrop_jax.adapters.base import AdapterParam, Trainable, identity
+from styledrop_jax.errors import shown
 from styledrop_jax.io import image_files
 from styledrop_jax.pipelines.base import Edit, Group, Pipeline, SampleSettings
 from styledrop_jax.sampling.attention_control import replacement
@@ -19,15 +24,20 @@ from styledrop_jax.sampling.maskgit import mix, two_scale
 from styledrop_jax.sampling.schedulers import sdedit_start
 from styledrop_jax.training import mesh
 
+_LOG = logging.getLogger(__name__)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Tuned:
-    """A pipeline with what was trained in it, its denoiser taken apart: arrays that did not train are the base's own.
+    """A pipeline with what was trained in it, its denoiser taken apart: arrays that did not train
+    are the base's own.
 
     Attributes:
         base: the pipeline without it. model: with it; encodes prompts. what: trained.
-        graphdef: how to put the denoiser together. state: its adapter's weights, if any. frozen: all others.
-        off: what the branch with the adapter off has in place of `state`; None if only the base itself will do.
+        graphdef: how to put the denoiser together. state: its adapter's weights, if any. frozen:
+            all others.
+        off: what the branch with the adapter off has in place of `state`; None if only the base
+            itself will do.
     """
 
     base: Pipeline
@@ -41,8 +51,8 @@ class Tuned:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Branch:
-    """One evaluation of the model in every step: of `tuned`, on or off, under `prompts` [n], and the weight [steps]
-    of its output in the guided sum."""
+    """One evaluation of the model in every step: of `tuned`, on or off, under `prompts` [n], and
+    the weight [steps] of its output in the guided sum."""
 
     tuned: Tuned
     on: bool
@@ -51,15 +61,16 @@ class Branch:
 
 
 class Follow(NamedTuple):
-    """An image that samples follow: it is reconstructed beside each, and they take over its cross-attention.
+    """An image that samples follow: it is reconstructed beside each, and they take over its
+    cross-attention.
 
     Attributes:
         own: what `Pipeline.encode_images` makes of it, of a batch of one.
         prompt: under which it is reconstructed, from its own latents noised by the sample's noise.
         tokens: bool [t], where the sample attends as it does.
         share: in [0, 1], of the steps that are taken.
-        strength: in (0, 1], how far its latents are noised first. A schedule that ends in pure noise leaves nothing of
-            them at 1.
+        strength: in (0, 1], how far its latents are noised first. A schedule that ends in pure
+            noise leaves nothing of them at 1.
     """
 
     own: Any
@@ -105,9 +116,12 @@ def classifier_free(model: Tuned, prompts: Sequence[str], settings: SampleSettin
 
 
 def style_branches(style: Tuned, prompts: Sequence[str], settings: SampleSettings) -> list[Branch]:
-    """The branches of `settings.guidance`; the three of StyleDrop's Eq. 4 make one group if the adapter can be off."""
+    """The branches of `settings.guidance`; the three of StyleDrop's Eq. 4 make one group if the
+    adapter can be off.
+    """
     if settings.guidance == "classifier_free":
         return classifier_free(style, prompts, settings)
+    _check_negative(style, settings)
     weights = jax.vmap(_two_scale_weights)(*settings.scales())  # [steps, 3]
     negative = [settings.negative_prompt] * len(prompts)
     if style.off is None:
@@ -121,6 +135,18 @@ def style_branches(style: Tuned, prompts: Sequence[str], settings: SampleSetting
         Branch(tuned=without, on=on, prompts=prompts, weight=weights[:, 1]),
         Branch(tuned=without, on=on, prompts=negative, weight=weights[:, 2]),
     ]
+
+
+def _check_negative(style: Tuned, settings: SampleSettings) -> None:
+    """Warns of learnt words in a negative prompt: two-scale guidance has the base model read that."""
+    if style.what.words is None:
+        return
+    for token in style.what.words.tokens:
+        if token.word in settings.negative_prompt:
+            _LOG.warning(
+                f"negative prompt {shown(settings.negative_prompt)}: it is read by the base model, "
+                f"to which {token.word!r} means nothing; guidance classifier_free would know it"
+            )
 
 
 def _two_scale_weights(lambda_a: jax.Array, lambda_b: jax.Array) -> jax.Array:
@@ -137,7 +163,9 @@ def mixed_branches(
     gamma: float,
     settings: SampleSettings,
 ) -> list[Branch]:
-    """My object in my style: (1 - gamma) of Eq. 4 with the style's adapter and gamma of it with the subject's."""
+    """My object in my style: (1 - gamma) of Eq. 4 with the style's adapter and gamma of it with the
+    subject's.
+    """
     of_style, of_subject = mix(*jnp.eye(2), gamma=gamma)
     branches = []
     for branch in style_branches(style, style_prompts, settings):
@@ -155,18 +183,20 @@ def generate(
     edit: Edit | None = None,
     follow: Follow | None = None,
 ) -> Iterator[np.ndarray]:
-    """Yields images in chunks [at most batch_size, r, r, 3], or of the edit's size, float32 in [0, 1].
+    """Yields images in chunks [at most batch_size, r, r, 3], or of the edit's size, float32 in [0,
+    1].
 
-    Every chunk is padded to `settings.batch_size` and runs the same program, so an image depends on its prompt and seed
-    alone, not on what it is generated with.
+    Every chunk is padded to `settings.batch_size` and runs the same program, so an image depends on
+    its prompt and seed alone, not on what it is generated with.
 
     Args:
         branches: prompts of length n each, all of one base.
         seeds: n of them.
         settings: how to sample.
         edit: n images to start from.
-        follow: an image whose composition the samples keep, of a pipeline that is `controllable`; they start from its
-            noised latents too. Each takes twice the room, and the first branch is of the prompt.
+        follow: an image whose composition the samples keep, of a pipeline that is `controllable`;
+            they start from its noised latents too. Each takes twice the room, and the first branch
+            is of the prompt.
     """
     if follow is None:
         yield from _chunks(branches, seeds, settings, settings.batch_size, edit)
@@ -183,7 +213,7 @@ def generate(
         steps=settings.steps,
         start=sdedit_start(settings.steps, follow.strength),
     )
-    twice = [seed for seed in seeds for _ in range(2)]
+    twice = np.repeat(np.asarray(seeds), 2).tolist()
     own = jax.tree.map(lambda x: np.repeat(x, len(twice), axis=0), follow.own)
     start = Edit(own, None, follow.strength)
     room = 2 * max(1, settings.batch_size // 2)
@@ -246,23 +276,32 @@ def generate_files(
 ) -> None:
     """Generates those of the images `paths` that are not there yet, under a progress bar.
 
+    Their chunks are those of all images, so that an image is the same to the last bit whenever it
+    is generated: its place in a chunk decides how sums in it are rounded.
+
     Args:
         description: of the bar.
         paths, texts, seeds: of each image.
         branches: prompts → their branches.
         settings, follow: see `generate`.
     """
-    missing = [i for i, path in enumerate(paths) if not path.is_file()]
-    with log.progress(description, len(paths), start=len(paths) - len(missing)) as advance:
-        if not missing:
+    room = settings.batch_size if follow is None else max(1, settings.batch_size // 2)
+    todo: list[int] = []
+    for start in range(0, len(paths), room):
+        chunk = range(start, min(start + room, len(paths)))
+        if not all(paths[i].is_file() for i in chunk):
+            todo += chunk
+    made = sum(path.is_file() for path in paths)
+    with log.progress(description, len(paths), start=made) as advance:
+        if not todo:
             return
-        chosen = branches([texts[i] for i in missing])
-        remaining = [seeds[i] for i in missing]
-        todo = iter(missing)
-        for chunk in generate(chosen, remaining, settings=settings, follow=follow):
-            for image, i in zip(chunk, todo, strict=False):
+        chosen = branches([texts[i] for i in todo])
+        own_seeds = [seeds[i] for i in todo]
+        images = generate(chosen, own_seeds, settings=settings, follow=follow)
+        for i, image in zip(todo, itertools.chain.from_iterable(images), strict=True):
+            if not paths[i].is_file():
                 image_files.write_png(paths[i], image)
-            advance(len(chunk))
+                advance(1)
 
 
 def _groups(branches: Sequence[Branch], texts: Sequence[Any], rows: np.ndarray) -> list[Group]:
@@ -277,15 +316,20 @@ def _group(
     branches: Sequence[Branch], texts: Sequence[Any], rows: np.ndarray, members: list[int]
 ) -> Group:
     owner = branches[members[0]].tuned
-    states = [owner.state if branches[i].on else owner.off for i in members]
+    states = []
+    features = []
+    weights = []
+    for i in members:
+        states.append(owner.state if branches[i].on else owner.off)
+        features.append(_rows(texts[i], rows))
+        weights.append(branches[i].weight)
     shared = len({branches[i].on for i in members}) == 1
-    text = _stack([_rows(texts[i], rows) for i in members])
     return Group(
         graphdef=owner.graphdef,
         states=states[0] if shared else _stack(states),
         frozen=owner.frozen,
-        text=mesh.shard(text),
-        weights=jnp.stack([branches[i].weight for i in members], axis=1),
+        text=mesh.shard(_stack(features)),
+        weights=jnp.stack(weights, axis=1),
         shared=shared,
     )
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from styledrop_jax import configs
+from styledrop_jax import config_files
 from styledrop_jax.errors import UserError
 from styledrop_jax.io import image_files
 from styledrop_jax.io.files import write_jsonl
@@ -20,14 +20,15 @@ from styledrop_jax.style import Picture, Style, array
 
 def config_names() -> list[str]:
     """The configs that `personalize` knows by name: one a method."""
-    return configs.names()
+    return config_files.names()
 
 
 def load(base: str = "emoji64/sd", *, dtype: str = "float32") -> Pipeline:
     """Loads a base model.
 
     Args:
-        base: a name that ships or is on the Hugging Face hub, a folder, or a single `.safetensors` file.
+        base: a name that ships or is on the Hugging Face hub, a folder, or a single `.safetensors`
+            file.
         dtype: precision of the computation, "float32" or "bfloat16".
 
     Raises:
@@ -45,7 +46,8 @@ def personalize(
     config: str = "styledrop",
     overrides: Mapping[str, Any] | None = None,
 ) -> Style:
-    """Teaches a style or a subject, and returns what was learnt; called again it continues or finds the same run.
+    """Teaches a style or a subject, and returns what was learnt; called again it continues or finds
+    the same run.
 
     Args:
         images: one or several: PIL images, arrays [h, w, 3], files, or a folder.
@@ -63,22 +65,25 @@ def personalize(
     given = {"reference.image": _kept(images, content, folder), "reference.descriptor": descriptor}
     if isinstance(content, str):
         given["reference.content"] = content
-    spec = configs.read(config, {**given, **(overrides or {})})
+    spec = config_files.read(config, {**given, **(overrides or {})})
     carry_out(spec, folder, command="styledrop_jax.personalize(...)")
     return Style.load(folder)
 
 
 def _kept(images: Picture | Sequence[Picture], content: str | Sequence[str], folder: Path) -> str:
-    """The file or folder of the images; those that are in memory are written into the run folder."""
+    """The file or folder of the images; those that are in memory are written into the run
+    folder.
+    """
     if isinstance(images, str | Path):
         return str(images)
     several = [images] if isinstance(images, Image.Image | np.ndarray) else list(images)
     contents = [content] * len(several) if isinstance(content, str) else list(content)
     if len(contents) != len(several):
         raise UserError(
-            f"content: found {len(contents)} for {len(several)} images, expected one each, or one for all"
+            f"content: found {len(contents)} for {len(several)} images, "
+            "expected one each, or one for all"
         )
-    lines = []
+    lines: list[dict[str, str]] = []
     for number, (image, words) in enumerate(zip(several, contents, strict=True)):
         if isinstance(image, str | Path):
             file = Path(image).expanduser().absolute()

@@ -1,6 +1,6 @@
-"""What a run can be made of, by the names that configs give: one line for each, in the order that `--help` shows."""
-
-from collections.abc import Callable
+"""What a run can be made of, by the names that configs give: one line for each, in the order that
+`--help` shows.
+"""
 
 from styledrop_jax.adapters import (
     custom_diffusion,
@@ -57,7 +57,6 @@ SELECTORS: dict[str, select.Selector] = {
     "human": select.human,
 }
 
-PIPELINES: dict[str, Callable] = pipelines.LOADERS
-"""Loaders by the folder of a model that each recognises it by."""
+PIPELINES = pipelines.LOADERS
 
 SCHEDULERS = schedulers.SAMPLERS

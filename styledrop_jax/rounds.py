@@ -1,7 +1,8 @@
-"""The main job: in each round train an adapter, sample the prompts with it, score the samples, select some.
+"""The main job: in each round train an adapter, sample the prompts with it, score the samples,
+select some.
 
-Every stage is done when its last file exists, and everything before it is a function of the settings, so the same
-command continues a run wherever it was stopped.
+Every stage is done when its last file exists, and everything before it is a function of the
+settings, so the same command continues a run wherever it was stopped.
 """
 
 import dataclasses
@@ -39,6 +40,8 @@ def personalize(spec: RunSpec, workdir: Path, *, command: str, base: str = "") -
         UserError: anything in the settings, the images or the folder that is not right.
         Paused: a person has to choose images first.
     """
+    if base:
+        spec = _began_on(workdir, spec)
     images = begin.read_images(spec)
     program = METHODS[spec.method].program(spec, images)
     begin.check_words(program)
@@ -67,6 +70,14 @@ def personalize(spec: RunSpec, workdir: Path, *, command: str, base: str = "") -
         return carry_out(job, command=command)
 
 
+def _began_on(workdir: Path, spec: RunSpec) -> RunSpec:
+    """The settings with the base model under the name that it had when the run began."""
+    if not (workdir.expanduser() / "config.json").exists():
+        return spec
+    name = Run.load(workdir).config.get("base")
+    return dataclasses.replace(spec, base=name) if isinstance(name, str) else spec
+
+
 def carry_out(job: Job, *, command: str) -> Path:
     """The base model's samples, then every round, then the report."""
     score_base(job, sample_base(job))
@@ -84,7 +95,9 @@ def carry_out(job: Job, *, command: str) -> Path:
 def _next_streams(
     job: Job, number: int, streams: Sequence[Stream], chosen: Sequence[Sample]
 ) -> Sequence[Stream]:
-    """What the round after `number` trains on: the chosen samples in place of the images that judge."""
+    """What the round after `number` trains on: the chosen samples in place of the images that
+    judge.
+    """
     if job.spec.round(number + 1).images == "same":
         return streams
     pictures = []
@@ -122,7 +135,9 @@ def _said_by_round(spec: RunSpec, descriptor: str) -> dict[int, list[Prompt]]:
 
 
 def _sources(redrawn: Any, given: Sequence[Taught]) -> int:
-    """How many images every prompt is sampled for: those that are generated anew, or none, which is once."""
+    """How many images every prompt is sampled for: those that are generated anew, or none, which is
+    once.
+    """
     if redrawn is None:
         return 1
     return sum(item.section == redrawn.section for item in given)
@@ -145,8 +160,10 @@ def extend(
     Args:
         workdir: the run folder.
         rounds: rounds to add, each like the last one, on what was chosen before it.
-        steps: training steps to add: a round that goes on with the last adapter, on the same images.
-        prompts: text file of other prompts to sample: in the rounds that are added, or else by the last adapter.
+        steps: training steps to add: a round that goes on with the last adapter, on the same
+            images.
+        prompts: text file of other prompts to sample: in the rounds that are added, or else by the
+            last adapter.
         base: where the base model is now, if it has moved.
         command: what the user typed, for the report.
 

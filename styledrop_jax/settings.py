@@ -1,15 +1,17 @@
 """Settings as values: frozen dataclasses whose fields carry their own help, range and default.
 
-A field made by `setting` holds one value, by `section` another such dataclass, by `numbered` a tuple of them under the
-keys `round_1`, `round_2`, …, by `variant` one of several, and by `weights` a number for each name of a registry.
-`parse` turns nested plain data into such a value once, and says everything that is wrong with it in one error.
+A field made by `setting` holds one value, by `section` another such dataclass, by `numbered` a
+tuple of them under the keys `round_1`, `round_2`, …, by `variant` one of several, and by `weights`
+a number for each name of a registry. `parse` turns nested plain data into such a value once, and
+says everything that is wrong with it in one error.
 """
 
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, TypeVar, get_type_hints
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, TypeVar, cast, get_type_hints
 
 from styledrop_jax.errors import UserError, did_you_mean, shown
 
@@ -53,13 +55,13 @@ class Rule:
         """Whether `value` is of `kind` and in range; a whole number is a number too."""
         if kind is bool or isinstance(value, bool):
             return kind is bool and isinstance(value, bool)
-        if kind is str:
+        if kind is str and isinstance(value, str):
             chosen = not self.choices or value in self.choices
-            return isinstance(value, str) and chosen and (self.empty or bool(value.strip()))
-        if not isinstance(value, int if kind is int else int | float):
+            return chosen and (self.empty or bool(value.strip()))
+        if kind is str or not isinstance(value, int if kind is int else int | float):
             return False
         inside = self.low <= value <= self.high and not (self.above and value == self.low)
-        return math.isfinite(value) and inside
+        return inside and abs(value) <= sys.float_info.max
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +109,8 @@ def numbered(kind: type[T], prefix: str, default: Callable[[], tuple[T, ...]]) -
 def variant(kinds: Mapping[str, Any], default: str, help: str, key: str = "kind") -> Any:
     """A field that holds the `settings` dataclass of one of `kinds`, which `key` names.
 
-    The fields of the others may stand beside it, so that a change of the name alone is a whole change.
+    The fields of the others may stand beside it, so that a change of the name alone is a whole
+    change.
     """
     return dataclasses.field(
         default_factory=lambda: kinds[default].settings(),
@@ -123,10 +126,12 @@ def weights(names: Collection[str], default: Mapping[str, float], help: str) -> 
 
 
 def parse(kind: type[T], data: Mapping[str, Any], where: str = "config") -> T:
-    """The value of `kind` that `data`, nested plain data, describes; a field that is left out has its default.
+    """The value of `kind` that `data`, nested plain data, describes; a field that is left out has
+    its default.
 
     Raises:
-        UserError: unknown fields, and values of a wrong type or out of range: one line with all of them.
+        UserError: unknown fields, and values of a wrong type or out of range: one line with all of
+            them.
     """
     problems: list[str] = []
     value = _read(kind, data, where, problems)
@@ -136,7 +141,9 @@ def parse(kind: type[T], data: Mapping[str, Any], where: str = "config") -> T:
 
 
 def complete(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
-    """`data` with the default of every field that it leaves out; what `kind` does not know stays as it is."""
+    """`data` with the default of every field that it leaves out; what `kind` does not know stays as
+    it is.
+    """
     whole = dict(data)
     for field, rule, _ in _fields(kind):
         if isinstance(rule, _Numbered):
@@ -147,7 +154,7 @@ def complete(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
             whole[field.name] = _completed(rule.kind, data.get(field.name, {}), defaults)
         elif isinstance(rule, _Variant):
             given = data.get(field.name, {})
-            name = given.get(rule.key, rule.default) if isinstance(given, Mapping) else ""
+            name = (_mapping(given) or {}).get(rule.key, rule.default)
             whole[field.name] = _completed_variant(rule, name, given)
         else:
             whole.setdefault(field.name, _plain(_default(field)))
@@ -157,7 +164,7 @@ def complete(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
 def to_dict(value: Any) -> dict[str, Any]:
     """The plain data that `parse` reads a value from."""
     plain: dict[str, Any] = {}
-    for field, rule, _ in _fields(type(value)):
+    for field, rule, _ in _fields(_kind(value)):
         found = getattr(value, field.name)
         if isinstance(rule, _Numbered):
             for number, part in enumerate(found, 1):
@@ -172,9 +179,24 @@ def to_dict(value: Any) -> dict[str, Any]:
     return plain
 
 
+def sections(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every section in `value`, those inside others too."""
+    for field, rule, _ in _fields(_kind(value)):
+        found = getattr(value, field.name)
+        if isinstance(rule, _Section):
+            yield f"{where}{field.name}", found
+            yield from sections(found, f"{where}{field.name}.")
+        elif isinstance(rule, _Numbered):
+            for number, part in enumerate(found, 1):
+                yield f"{where}{rule.prefix}{number}", part
+                yield from sections(part, f"{where}{rule.prefix}{number}.")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Described:
-    """One field of a config: its dotted name, its value there, its help, and in words what it may be."""
+    """One field of a config: its dotted name, its value there, its help, and in words what it may
+    be.
+    """
 
     name: str
     value: Any
@@ -183,23 +205,29 @@ class Described:
     path: str = ""
 
 
-def describe(kind: type, data: Mapping[str, Any], where: str = "") -> Iterator[Described]:
-    """Every field of `data`, which `complete` made, in the order of the fields of `kind`."""
+def describe(kind: type, data: Any, where: str = "") -> Iterator[Described]:
+    """Every field of `data`, which `complete` made, in the order of the fields of `kind`.
+
+    A section that is none, which `parse` complains of, has no fields.
+    """
+    values = _mapping(data)
+    if values is None:
+        return
     for field, rule, hint in _fields(kind):
         name = f"{where}{field.name}"
         if isinstance(rule, _Numbered):
-            for key in _numbers(data, rule.prefix):
-                yield from describe(rule.kind, data[key], f"{where}{key}.")
+            for key in _numbers(values, rule.prefix):
+                yield from describe(rule.kind, values[key], f"{where}{key}.")
         elif isinstance(rule, _Section):
-            yield from describe(rule.kind, data[field.name], f"{name}.")
+            yield from describe(rule.kind, values[field.name], f"{name}.")
         elif isinstance(rule, _Variant):
-            yield from _describe_variant(rule, data[field.name], name)
+            yield from _describe_variant(rule, _mapping(values[field.name]) or {}, name)
         elif isinstance(rule, _Weights):
-            for key, weight in data[field.name].items():
-                words = f"one of {', '.join(rule.names)}"
+            words = f"one of {', '.join(rule.names)}"
+            for key, weight in (_mapping(values[field.name]) or {}).items():
                 yield Described(name=f"{name}.{key}", value=weight, help=rule.help, expected=words)
         else:
-            yield _described(name, data[field.name], rule, hint)
+            yield _described(name, values[field.name], rule, hint)
 
 
 def _described(name: str, value: Any, rule: Rule, kind: type) -> Described:
@@ -210,35 +238,47 @@ def _described(name: str, value: Any, rule: Rule, kind: type) -> Described:
 
 def _describe_variant(rule: _Variant, data: Mapping[str, Any], name: str) -> Iterator[Described]:
     words = f"one of {', '.join(rule.kinds)}"
-    yield Described(name=f"{name}.{rule.key}", value=data[rule.key], help=rule.help, expected=words)
-    for key, (inner, hint, owners) in _variant_rules(rule, data[rule.key]).items():
+    chosen = data.get(rule.key, "")
+    yield Described(name=f"{name}.{rule.key}", value=chosen, help=rule.help, expected=words)
+    for key, (inner, hint, owners) in _variant_rules(rule, chosen).items():
         if key in data:
             line = _described(f"{name}.{key}", data[key], inner, hint)
             yield dataclasses.replace(line, help=f"{line.help} ({', '.join(owners)})")
 
 
-def _fields(kind: type) -> Iterator[tuple[dataclasses.Field, Any, Any]]:
+def _fields(kind: type) -> Iterator[tuple[dataclasses.Field[Any], Any, Any]]:
     """(field, what it is made by, its type) of every field of a dataclass of settings."""
     hints = get_type_hints(kind)
     for field in dataclasses.fields(kind):
         yield field, field.metadata[_KEY], hints[field.name]
 
 
-def _default(field: dataclasses.Field) -> Any:
+def _kind(value: object) -> type:
+    return type(value)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default
 
 
+def _mapping(value: Any) -> Mapping[str, Any] | None:
+    """`value` if it is a section, else None."""
+    return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else None
+
+
 def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else value
+    section = _mapping(value)
+    return value if section is None else dict(section)
 
 
 def _completed(kind: type, given: Any, defaults: Mapping[str, Any] | None = None) -> Any:
     """A section with its defaults; what is no section stays, to be complained of by `parse`."""
-    if not isinstance(given, Mapping):
+    section = _mapping(given)
+    if section is None:
         return given
-    merged = dict(given)
+    merged = dict(section)
     for name, value in (defaults or {}).items():
         if name not in merged:
             merged[name] = value
@@ -246,16 +286,19 @@ def _completed(kind: type, given: Any, defaults: Mapping[str, Any] | None = None
 
 
 def _completed_variant(rule: _Variant, name: str, given: Any) -> Any:
-    if not isinstance(given, Mapping):
+    section = _mapping(given)
+    if section is None:
         return given
-    merged = {rule.key: name, **given}
+    merged = {rule.key: name, **section}
     for key, default in _variant_defaults(rule, name).items():
         merged.setdefault(key, default)
     return merged
 
 
 def _chosen_first(rule: _Variant, name: str) -> list[str]:
-    """The names of the kinds, the chosen one before the others: where two have a field, its own holds."""
+    """The names of the kinds, the chosen one before the others: where two have a field, its own
+    holds.
+    """
     return sorted(rule.kinds, key=lambda other: other != name)
 
 
@@ -284,8 +327,9 @@ def _numbers(data: Mapping[str, Any], prefix: str) -> list[str]:
 
 def _read(kind: Any, data: Any, where: str, problems: list[str]) -> Any:
     """The value, or a default in place of what is wrong, which `problems` then has."""
-    names = [field.name for field in dataclasses.fields(kind)]
-    if not isinstance(data, Mapping):
+    names = _names(kind)
+    given_data = _mapping(data)
+    if given_data is None:
         problems.append(f"{where}: found {shown(data)}, expected the fields {', '.join(names)}")
         return kind()
     values: dict[str, Any] = {}
@@ -293,18 +337,18 @@ def _read(kind: Any, data: Any, where: str, problems: list[str]) -> Any:
     for field, rule, hint in _fields(kind):
         name = f"{where}.{field.name}"
         if isinstance(rule, _Numbered):
-            keys = _numbers(data, rule.prefix)
+            keys = _numbers(given_data, rule.prefix)
             known.update(keys)
             if keys:
-                values[field.name] = _read_numbered(rule, data, keys, where, problems)
+                values[field.name] = _read_numbered(rule, given_data, keys, where, problems)
             continue
         known.add(field.name)
-        if field.name not in data:
+        if field.name not in given_data:
             continue
-        given = data[field.name]
+        given = given_data[field.name]
         if isinstance(rule, _Section):
-            defaults = to_dict(_default(field))
-            whole = {**defaults, **given} if isinstance(given, Mapping) else given
+            inner = _mapping(given)
+            whole = given if inner is None else {**to_dict(_default(field)), **inner}
             values[field.name] = _read(rule.kind, whole, name, problems)
         elif isinstance(rule, _Variant):
             values[field.name] = _read_variant(rule, given, name, problems)
@@ -312,10 +356,28 @@ def _read(kind: Any, data: Any, where: str, problems: list[str]) -> Any:
             values[field.name] = _read_weights(rule, given, name, problems)
         elif _check(given, rule, hint, name, problems):
             values[field.name] = float(given) if hint is float else given
-    for key in data:
+    for key in given_data:
         if key not in known:
-            problems.append(f"{where}.{key}: unknown field{did_you_mean(key, names)}")
+            problems.append(_unknown(where, key, names))
     return kind(**values)
+
+
+def _names(kind: type) -> list[str]:
+    """The keys of a section, of those that are numbered the first."""
+    names: list[str] = []
+    for field, rule, _ in _fields(kind):
+        names.append(f"{rule.prefix}1" if isinstance(rule, _Numbered) else field.name)
+    return names
+
+
+def _unknown(where: str, key: Any, names: Iterable[str]) -> str:
+    return f"{where}.{_short(key)}: unknown field{did_you_mean(key, names)}"
+
+
+def _short(key: Any) -> str:
+    """A key as an error shows it."""
+    words = " ".join(str(key).split())
+    return words if len(words) <= 60 else f"{words[:60]}…"
 
 
 def _check(value: Any, rule: Rule, kind: type, name: str, problems: list[str]) -> bool:
@@ -336,20 +398,21 @@ def _read_numbered(
 
 
 def _read_variant(rule: _Variant, data: Any, where: str, problems: list[str]) -> Any:
-    if not isinstance(data, Mapping):
+    section = _mapping(data)
+    if section is None:
         problems.append(f"{where}: found {shown(data)}, expected a {rule.key} and its fields")
         return rule.kinds[rule.default].settings()
-    name = data.get(rule.key, rule.default)
+    name = section.get(rule.key, rule.default)
     chosen = Rule(help=rule.help, choices=rule.kinds)
     if not _check(name, chosen, str, f"{where}.{rule.key}", problems):
         name = rule.default
     rules = _variant_rules(rule, name)
     values: dict[str, Any] = {}
-    for key, value in data.items():
+    for key, value in section.items():
         if key == rule.key:
             continue
         if key not in rules:
-            problems.append(f"{where}.{key}: unknown field{did_you_mean(key, rules)}")
+            problems.append(_unknown(where, key, rules))
             continue
         inner, hint, owners = rules[key]
         if _check(value, inner, hint, f"{where}.{key}", problems) and name in owners:
@@ -361,15 +424,16 @@ def _read_weights(
     rule: _Weights, data: Any, where: str, problems: list[str]
 ) -> Mapping[str, float]:
     names = ", ".join(rule.names)
-    if not isinstance(data, Mapping):
+    section = _mapping(data)
+    if section is None:
         problems.append(f"{where}: found {shown(data)}, expected numbers for {names}")
         return {}
     number = Rule(help=rule.help)
     kept: dict[str, float] = {}
-    for key, value in data.items():
+    for key, value in section.items():
         if key not in rule.names:
             close = did_you_mean(key, rule.names)
-            problems.append(f"{where}.{key}: unknown{close} (one of {names})")
+            problems.append(f"{where}.{_short(key)}: unknown{close} (one of {names})")
         elif _check(value, number, float, f"{where}.{key}", problems):
             kept[key] = float(value)
     if not any(kept.values()):
@@ -383,11 +447,11 @@ def changed(value: Any, changes: Mapping[str, Any]) -> Any:
     Raises:
         UserError: there is no such field, or a value is of the wrong type or range.
     """
-    known = {field.name: (rule, hint) for field, rule, hint in _fields(type(value))}
-    kept = {}
+    known = {field.name: (rule, hint) for field, rule, hint in _fields(_kind(value))}
+    kept: dict[str, Any] = {}
     for name, given in changes.items():
         if name not in known:
-            raise UserError(f"{name}: unknown{did_you_mean(name, known)}")
+            raise UserError(f"{_short(name)}: unknown{did_you_mean(name, known)}")
         if given is None:
             continue
         rule, hint = known[name]

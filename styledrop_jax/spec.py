@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ _SHIPPED_IMAGE = "bundled:"
 class RoundSample(SampleSettings):
     """How a round samples its pool of prompts."""
 
-    images_per_prompt: int = setting(4, "images sampled for each prompt", low=1)
+    images_per_prompt: int = setting(64, "images sampled for each prompt", low=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,9 @@ class RoundSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """What every run is told; the settings of its method are fields of the same value: see `from_config`."""
+    """What every run is told; the settings of its method are fields of the same value: see
+    `from_config`.
+    """
 
     base: str = setting(
         "emoji64/sd", "base model: a name or a local diffusers folder", empty=False, path="model"
@@ -102,7 +105,9 @@ class RunSpec:
     )
 
     def round(self, number: int) -> RoundSettings:
-        """The settings of round `number`, from 1: `round_<number>`, or the last one that there is."""
+        """The settings of round `number`, from 1: `round_<number>`, or the last one that there
+        is.
+        """
         return self.round_settings[min(number, len(self.round_settings)) - 1]
 
 
@@ -140,12 +145,16 @@ def to_config(spec: RunSpec) -> dict[str, Any]:
 
 
 def complete(data: Mapping[str, Any]) -> dict[str, Any]:
-    """`data` with every field that it leaves out at its default; what is wrong with it stays wrong."""
+    """`data` with every field that it leaves out at its default; what is wrong with it stays
+    wrong.
+    """
     return settings.complete(_kind(data), data)
 
 
 def normal(data: Mapping[str, Any]) -> dict[str, Any]:
-    """`data` as `to_config` gives it; what is no config of a run stays as it is, to be compared with one."""
+    """`data` as `to_config` gives it; what is no config of a run stays as it is, to be compared
+    with one.
+    """
     try:
         return to_config(from_config(data))
     except UserError:
@@ -157,7 +166,7 @@ def describe(data: Mapping[str, Any]) -> list[str]:
 
     Of a round after the first only what differs from the one before it is shown.
     """
-    lines = []
+    lines: list[str] = []
     before: dict[str, str] = {}
     for field in settings.describe(_kind(data), data):
         value = field.value if field.value != "" else '""'
@@ -174,9 +183,11 @@ def describe(data: Mapping[str, Any]) -> list[str]:
 
 
 def absolute(data: dict[str, Any]) -> dict[str, Any]:
-    """`data`, complete, with the paths of the user's files made absolute: so a run works from any folder.
+    """`data`, complete, with the paths of the user's files made absolute: so a run works from any
+    folder.
 
-    A name that is no path of an existing file stays as it is: it may be a model's, or an error to be said later.
+    A name that is no path of an existing file stays as it is: it may be a model's, or an error to
+        be said later.
     """
     for field in settings.describe(_kind(data), data):
         if field.path and isinstance(field.value, str) and field.value.strip():
@@ -189,7 +200,7 @@ def _absolute(value: str, kind: str) -> str:
         return value
     try:
         path = Path(value).expanduser()
-        return str(path.absolute()) if path.exists() else value
+        return os.path.abspath(path) if path.exists() else value
     except (OSError, ValueError, RuntimeError):  # too long, a zero byte, no such user
         return value
 
@@ -201,10 +212,12 @@ def _put(data: Any, keys: list[str], value: str) -> None:
 
 
 def check_rounds(spec: RunSpec, num_prompts: int) -> None:
-    """What can be known before anything is trained: that there is enough to choose from, and that batches divide.
+    """What can be known before anything is trained: that there is enough to choose from, and that
+    batches divide.
 
     Raises:
-        UserError: a round is to choose more images than it samples, or to cut a batch into uneven parts.
+        UserError: a round is to choose more images than it samples, or to cut a batch into uneven
+            parts.
     """
     for number in range(1, spec.rounds + 1):
         stage = spec.round(number)

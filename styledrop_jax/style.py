@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image
 
 from styledrop_jax import __version__, guidance, log, settings
-from styledrop_jax.errors import UserError, shown
-from styledrop_jax.interchange.export import EXPORTS, Trained
+from styledrop_jax.errors import UserError, did_you_mean, shown
+from styledrop_jax.interchange.export import EXPORTS
+from styledrop_jax.interchange.trained import Trained
 from styledrop_jax.io import captions, image_files, paths, sheets
 from styledrop_jax.io.files import JsonLines
 from styledrop_jax.io.run_folder import Run
@@ -52,6 +53,7 @@ class Style:
         spec: what the run was told.
         tuned: the base model with what was trained in it.
         descriptor: the words of the style, which are added to every prompt.
+        content: what the reference shows. prompts: that the run sampled, for a model card.
         sampling: how the round sampled.
         adapter: the file of what was trained; None for the base model.
     """
@@ -62,6 +64,7 @@ class Style:
     tuned: guidance.Tuned
     descriptor: str
     content: str
+    prompts: Sequence[str]
     sampling: SampleSettings
     adapter: Path | None
 
@@ -83,7 +86,8 @@ class Style:
             pipeline: the base model, if it is loaded already.
 
         Raises:
-            UserError: no such run or round, or the base model is not the one that it was trained on.
+            UserError: no such run or round, or the base model is not the one that it was trained
+                on.
         """
         opened = Run.load(run)
         references = opened.manifest.get("references")
@@ -102,6 +106,7 @@ class Style:
             tuned=guidance.load(model, path) if path else guidance.bare(model),
             descriptor=str(references[0].get("descriptor", "")),
             content=str(references[0].get("content", "")),
+            prompts=[str(prompt) for prompt in opened.manifest.get("prompts", [])],
             sampling=spec.round(number or 1).sample,
             adapter=path,
         )
@@ -132,8 +137,8 @@ class Style:
             num: images of each.
             seed: of the first image of each; image i has seed + i.
             descriptor: words of the style in place of the run's own; "" for none.
-            out: a folder to write to as well: a PNG each, grid.png, and a line each in images.jsonl with everything
-                that reproduces it.
+            out: a folder to write to as well: a PNG each, grid.png, and a line each in images.jsonl
+                with everything that reproduces it.
             sampling: fields of `SampleSettings` in place of the run's own, such as steps=50.
 
         Returns:
@@ -163,14 +168,15 @@ class Style:
         out: str | Path | None = None,
         **sampling: Any,
     ) -> list[Image.Image]:
-        """My object in my style: the guided outputs of two runs on one base model, mixed (StyleDrop 2306.00983).
+        """My object in my style: the guided outputs of two runs on one base model, mixed (StyleDrop
+        2306.00983).
 
         Args:
             subject: the run that knows the object; load it with this one's `pipeline`.
             gamma: its share, 0 to 1.
 
-        All else, and what is returned and raised, is that of `sample`. The style sees the prompt with its descriptor,
-        the subject the prompt alone.
+        All else, and what is returned and raised, is that of `sample`. The style sees the prompt
+        with its descriptor, the subject the prompt alone.
         """
         if not 0 <= gamma <= 1:
             raise UserError(f"gamma: found {gamma}, expected a number from 0 to 1")
@@ -216,7 +222,8 @@ class Style:
             mask: of its size, white where to generate anew; None is everywhere.
             strength: how much is generated anew, above 0 to 1; None is all of a mask, else 0.5.
 
-        All else, and what is returned and raised, is that of `sample`. Outside the mask the pixels stay as they are.
+        All else, and what is returned and raised, is that of `sample`. Outside the mask the pixels
+        stay as they are.
         """
         amount = strength if strength is not None else 0.5 if mask is None else 1.0
         _check_strength(amount)
@@ -225,11 +232,12 @@ class Style:
         region = _region(mask, given.shape[:2])
         size = self.pipeline.canvas(*region.shape)
         start = image_files.to_size(given, size)
-        part = image_files.to_size(np.repeat(np.uint8(region)[..., None] * 255, 3, -1), size)
+        part = image_files.to_size(_white(region), size)
         inside = part[..., :1] > 127
         if not inside.any():
             raise UserError(
-                f"{_named(mask)}: nothing is white in the middle square, which is all that is generated"
+                f"{_named(mask)}: nothing is white in the middle square, "
+                "which is all that is generated"
             )
         if image_files.is_cropped(region.shape, size):
             _LOG.warning(image_files.crop_remark([_named(image)]))
@@ -263,7 +271,8 @@ class Style:
         out: str | Path | None = None,
         **sampling: Any,
     ) -> list[Image.Image]:
-        """Turns whole images into the style (SDEdit 2108.01073; on Muse a share of the image's own tokens is masked).
+        """Turns whole images into the style (SDEdit 2108.01073; on Muse a share of the image's own
+        tokens is masked).
 
         Args:
             images: one or several; a folder is all of its images.
@@ -316,15 +325,18 @@ class Style:
         """Writes what was learnt for another tool, below the folder `path`, and returns the files.
 
         Args:
-            format: a name in `interchange.export.EXPORTS`: diffusers, peft, kohya, a1111, pipeline, single_file or
-                styledrop.
+            format: a name in `interchange.export.EXPORTS`: diffusers, peft, kohya, a1111, pipeline,
+                single_file or styledrop.
             dtype: of the numbers in the files, "float32" or "float16".
 
         Raises:
             UserError: there is no such format, or none for what was trained; says which there are.
         """
         if format not in EXPORTS:
-            raise UserError(f"format: found {shown(format)}, expected one of {', '.join(EXPORTS)}")
+            close = did_you_mean(format, EXPORTS)
+            raise UserError(
+                f"format: found {shown(format)}, expected one of {', '.join(EXPORTS)}{close}"
+            )
         if self.adapter is None:
             raise UserError("round: 0 is the base model; there is nothing to export")
         trained = Trained(
@@ -332,17 +344,17 @@ class Style:
             model=self.tuned.model,
             what=self.tuned.what,
             base_name=self.spec.base,
-            adapter=self.adapter,
             info={
+                "name": self.run.name,
+                "prompts": list(self.prompts),
                 "method": self.spec.method,
                 "descriptor": self.descriptor,
                 "content": self.content,
                 "round": self.number,
                 "version": __version__,
             },
-            dtype=dtype,
         )
-        return EXPORTS[format](trained, Path(path).expanduser())
+        return EXPORTS[format](trained, Path(path).expanduser(), dtype=dtype)
 
     # ---------------------------------------------------------- what they share
 
@@ -370,15 +382,15 @@ class Style:
         _check_seeds(num, seed)
         words = self.descriptor if descriptor is None else descriptor
         requests = []
-        judged = []
+        said = []
         for content in contents:
             prompt = self.method.say(self.spec, content, words)
-            judged.append(prompt.judged)
+            said.append(prompt)
             if self.adapter and prompt.remark:
                 _LOG.warning(prompt.remark)
             for i in range(num):
                 requests.append(Request(prompt=prompt, seed=seed + i, record=record or {}))
-        warn_of_unknown(self.spec.base, judged)
+        warn_of_unknown(self.spec.base, said)
         return requests
 
     def _generated(
@@ -395,7 +407,9 @@ class Style:
         return itertools.chain.from_iterable(chunks)
 
     def _picture(self, given: Picture, prompt: str) -> "_Picture":
-        """At the size that the model generates, as soon as it is read: photos may be many and large."""
+        """At the size that the model generates, as soon as it is read: photos may be many and
+        large.
+        """
         named = _named(given)
         content = prompt.strip() or (paths.stem_words(Path(named)) if named else "")
         if not content:
@@ -417,7 +431,9 @@ class Style:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _Picture:
-    """An image to stylize, uint8 [h, w, 3] at the size that the model generates, and what its lines say of it."""
+    """An image to stylize, uint8 [h, w, 3] at the size that the model generates, and what its lines
+    say of it.
+    """
 
     image: np.ndarray
     name: str
@@ -528,6 +544,11 @@ def _region(mask: Picture | None, shape: tuple[int, ...]) -> np.ndarray:
         return image_files.read_mask(mask, size)
     layer = mask if isinstance(mask, Image.Image) else Image.fromarray(image_files.to_uint8(mask))
     return image_files.as_mask(layer, size)
+
+
+def _white(region: np.ndarray) -> np.ndarray:
+    """uint8 [h, w, 3], white where the region [h, w] is."""
+    return np.repeat(region[..., None].astype(np.uint8) * 255, 3, axis=-1)
 
 
 def _pictures(images: Picture | Sequence[Picture]) -> list[Picture]:

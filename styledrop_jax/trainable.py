@@ -1,4 +1,6 @@
-"""A pipeline with what trains in it: attached to a copy, taken apart for the optimiser, read back from a file."""
+"""A pipeline with what trains in it: attached to a copy, taken apart for the optimiser, read back
+from a file.
+"""
 
 import dataclasses
 import functools
@@ -49,7 +51,9 @@ def _adapter(fields: Mapping[str, Any] | None) -> AdapterConfig | None:
 
 
 def switches_off(what: Trainable) -> bool:
-    """Whether the denoiser with all that trains set to zero is the base's: not if its own weights train."""
+    """Whether the denoiser with all that trains set to zero is the base's: not if its own weights
+    train.
+    """
     return not isinstance(what.denoiser, full.Config)
 
 
@@ -81,14 +85,17 @@ def attach(base: Pipeline, what: Trainable, *, rngs: nnx.Rngs) -> Pipeline:
     if what.text is not None:
         what.text.attach(changed["text"], rngs=rngs)
     if what.words is not None:
-        textual_inversion.attach(changed["text"], what.words, rngs=rngs, tokenizer=base.tokenizer)
+        tower: Any = changed["text"]
+        textual_inversion.attach(tower, what.words, rngs=rngs, tokenizer=base.tokenizer)
         changed["tokenizer"] = textual_inversion.extend(base.tokenizer, what.words)
         changed["expand"] = functools.partial(textual_inversion.expand, config=what.words)
     return dataclasses.replace(base, **changed)
 
 
 def parts(model: Pipeline, what: Trainable) -> nnx.Dict:
-    """The modules of `attach`'s result in which something trains or could: `denoiser`, and `text` if it trains."""
+    """The modules of `attach`'s result in which something trains or could: `denoiser`, and `text`
+    if it trains.
+    """
     modules = {"denoiser": model.denoiser}
     if what.trains_text:
         modules["text"] = model.text
@@ -96,7 +103,9 @@ def parts(model: Pipeline, what: Trainable) -> nnx.Dict:
 
 
 def load(base: Pipeline, path: Path) -> tuple[Pipeline, Trainable]:
-    """The base with what a file holds in it; UserError if that was trained on another base, or does not fit."""
+    """The base with what a file holds in it; UserError if that was trained on another base, or does
+    not fit.
+    """
     file = load_adapter(path, base_hash=base.base_hash)
     what = from_dict(file.config)
     model = attach(base, what, rngs=nnx.Rngs(0))

@@ -6,7 +6,7 @@ import pytest
 import tiny
 
 from styledrop_jax import guidance
-from styledrop_jax.pipelines import stable_diffusion
+from styledrop_jax.pipelines import load, stable_diffusion
 from styledrop_jax.pipelines.base import Edit, SampleSettings
 
 SETTINGS = SampleSettings(steps=3, guidance="classifier_free", lambda_b=2.0)
@@ -15,7 +15,7 @@ OLD, NEW, SEEDS = "a cat in red", "a house in red", [3, 4]
 
 @pytest.fixture(scope="module")
 def model():
-    return stable_diffusion.load(str(tiny.stable_diffusion()))
+    return load.load(str(tiny.stable_diffusion()))
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,8 @@
 """What every adapter shares: its parameters' type, its identity, and its file."""
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -17,12 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from styledrop_jax import tree
-from styledrop_jax.errors import UserError
+from styledrop_jax.errors import UserError, shown
+from styledrop_jax.io.files import write_bytes
 
 _FORMAT = 1
-# One metadata key with one JSON string: safetensors writes several keys in a random order, so the same adapter would
-# not be the same bytes.
-_METADATA = "styledrop_jax"
+# One metadata key with one JSON string: safetensors writes several keys in a random order, and then
+# the same adapter would not be the same bytes.
+METADATA = "styledrop_jax"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -59,13 +58,16 @@ class AdapterConfig:
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
         """The config of an `AdapterFile`; UserError if it describes another kind of adapter."""
         fields = dict(fields)
-        if (kind := fields.pop("adapter", None)) != cls.kind:
-            raise UserError(f"adapter: {kind!r}, expected {cls.kind!r}")
+        kind = fields.pop("adapter", None)
+        if kind != cls.kind:
+            raise UserError(f"adapter: {shown(kind)}, expected {cls.kind!r}")
         names = [field.name for field in dataclasses.fields(cls)]
-        if unknown := [name for name in fields if name not in names]:
+        unknown = set(fields) - set(names)
+        if unknown:
+            found = few(sorted(unknown))
             expected = ", ".join(names) or "nothing more"
             raise UserError(
-                f"adapter: its config does not fit (found {', '.join(unknown)}, expected {expected})"
+                f"adapter: its config does not fit (found {found}, expected {expected})"
             )
         try:
             return cls(**fields)
@@ -88,8 +90,12 @@ class Trainable:
 
     def to_dict(self) -> dict[str, Any]:
         """What an adapter file records; `trainable.from_dict` reads it."""
-        parts = {"denoiser": self.denoiser, "text": self.text, "words": self.words}
-        return {name: part and part.to_dict() for name, part in parts.items()}
+        found = {"denoiser": None, "text": None, "words": None}
+        for name in found:
+            part = getattr(self, name)
+            if part is not None:
+                found[name] = part.to_dict()
+        return found
 
     @property
     def trains_text(self) -> bool:
@@ -113,7 +119,7 @@ class AdapterKind:
 
 
 def identity(state: Any) -> Any:
-    """The state, of the same structure, that makes the adapter an exact identity: the branch with the adapter off."""
+    """The state of the same structure that makes the adapter an exact identity: adapter off."""
     return jax.tree.map(jnp.zeros_like, state)
 
 
@@ -149,16 +155,17 @@ def save_adapter(
     round: int,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes an adapter's state as safetensors named by dotted NNX path; the same state gives the same bytes.
+    """Writes an adapter's state as safetensors named by dotted NNX path.
 
-    Written under a temporary name and renamed, so that no half-written file is ever found. See `AdapterFile` for the
-    fields; `config` and `extra` hold what JSON can.
+    The same state gives the same bytes. See `AdapterFile` for the fields; `config` and `extra` hold
+    what JSON can.
 
     Raises:
         UserError: the file cannot be written.
     """
-    path = Path(path)
-    tensors = {name: np.ascontiguousarray(leaf) for name, leaf in tree.flatten(state).items()}
+    tensors = {}
+    for name, leaf in tree.flatten(state).items():
+        tensors[name] = np.ascontiguousarray(leaf)
     metadata = {
         "format": _FORMAT,
         "base_name": base_name,
@@ -168,18 +175,7 @@ def save_adapter(
         "extra": dict(extra or {}),
     }
     metadata["digest"] = _digest(metadata, tensors)
-    data = save(tensors, metadata={_METADATA: json.dumps(metadata, sort_keys=True)})
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise UserError(f"{path}: cannot write the adapter ({error.strerror})") from None
+    write_bytes(path, save(tensors, metadata={METADATA: json.dumps(metadata, sort_keys=True)}))
 
 
 def load_adapter(path: Path | str, *, base_hash: str | None = None) -> AdapterFile:
@@ -190,33 +186,62 @@ def load_adapter(path: Path | str, *, base_hash: str | None = None) -> AdapterFi
         base_hash: the hash of the base model it will be used on; None skips that check.
 
     Raises:
-        UserError: no such file, a pickle, not an adapter of this package, a corrupted or truncated file, or an adapter
-            of another base model.
+        UserError: no such file, a pickle, not an adapter of this package, a corrupted or truncated
+            file, or an adapter of another base model.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such adapter file")
-    if path.suffix in _PICKLES:
-        raise UserError(
-            f"{path}: a {path.suffix} file may be a pickle, which is never opened; expected .safetensors"
-        )
-    try:
-        with safe_open(path, framework="numpy") as file:
-            text = (file.metadata() or {}).get(_METADATA)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path}: not a readable safetensors file, or cut short ({error}); pickles are never opened"
-        ) from None
+    tensors, metadata = read_safetensors(path)
+    text = metadata.get(METADATA)
     if text is None:
         raise UserError(f"{path}: a safetensors file, but not an adapter that styledrop_jax wrote")
     adapter = _parse(path, text, tensors)
     if base_hash is not None and adapter.base_hash != base_hash:
         raise UserError(
-            f"{path}: trained on base model {adapter.base_name} ({adapter.base_hash}), "
-            f"but this one has hash {base_hash}"
+            f"{path}: trained on base model {adapter.base_name} ({adapter.base_hash[:12]}), "
+            f"but this one has hash {base_hash[:12]}"
         )
     return adapter
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The tensors of a small safetensors file, by name, and its metadata.
+
+    Raises:
+        UserError: no such file, a pickle, a damaged or truncated file.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    if path.suffix in _PICKLES:
+        raise UserError(
+            f"{path}: a {path.suffix} file may be a pickle, which is never opened; "
+            "expected .safetensors"
+        )
+    tensors = {}
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = dict(file.metadata() or {})
+            for name in file.keys():  # noqa: SIM118  not a mapping
+                tensors[name] = file.get_tensor(name)
+    except (SafetensorError, OSError, TypeError) as error:
+        raise UserError(
+            f"{path}: not a readable safetensors file, or cut short ({shown(str(error))}); "
+            "pickles are never opened"
+        ) from None
+    return tensors, metadata
+
+
+def few(names: Sequence[str], *, room: int = 150) -> str:
+    """The first of `names`, as many as about `room` letters hold, and how many more there are."""
+    text = names[0][:room]
+    for count, name in enumerate(names[1:], 1):
+        if len(text) + len(name) > room:
+            return f"{text}; and {len(names) - count} more"
+        text = f"{text}; {name}"
+    return text
+
+
+def _shapes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def restore(state: Any, adapter: AdapterFile) -> Any:
@@ -227,21 +252,26 @@ def restore(state: Any, adapter: AdapterFile) -> Any:
         adapter: from `load_adapter`.
 
     Raises:
-        UserError: lists every missing, unexpected and misshapen tensor.
+        UserError: a tensor is missing, unexpected or misshapen; names the first and counts them.
     """
-    expected = {name: leaf.shape for name, leaf in tree.flatten(state).items()}
-    found = {name: tensor.shape for name, tensor in adapter.tensors.items()}
-    if problems := tree.differences(found, expected):
+    expected = _shapes(tree.flatten(state))
+    found = _shapes(adapter.tensors)
+    problems = tree.differences(found, expected)
+    if problems:
         raise UserError(
-            f"{adapter.path} does not fit, {len(problems)} tensors differ: " + "; ".join(problems)
+            f"{adapter.path}: does not fit, {len(problems)} tensors differ: {few(problems)}"
         )
+
+    return filled(state, adapter.tensors)
+
+
+def filled(state: Any, tensors: Mapping[str, np.ndarray]) -> Any:
+    """`state` with every array replaced by the tensor of its dotted path, in the state's dtype."""
 
     def fill(path: tuple, leaf: Any) -> jax.Array:
         # A state that still has its variables ends each path with the attribute of the variable.
-        name = tree.path_name(
-            tuple(part.key for part in path if isinstance(part, jax.tree_util.DictKey))
-        )
-        return jnp.asarray(adapter.tensors[name], leaf.dtype)
+        keys = [part.key for part in path if isinstance(part, jax.tree_util.DictKey)]
+        return jnp.asarray(tensors[tree.path_name(tuple(keys))], leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(fill, state)
 
@@ -251,7 +281,8 @@ def _parse(path: Path, text: str, tensors: dict[str, np.ndarray]) -> AdapterFile
         metadata = json.loads(text)
         digest = metadata.pop("digest")
         intact = digest == _digest(metadata, tensors)
-        if (version := metadata.pop("format")) != _FORMAT:
+        version = metadata.pop("format")
+        if version != _FORMAT:
             raise UserError(
                 f"{path}: adapter format {version}, expected {_FORMAT}; update styledrop_jax"
             )

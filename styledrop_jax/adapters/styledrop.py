@@ -1,8 +1,11 @@
-"""The StyleDrop adapter (2306.00983 Fig. S1): two bottlenecks in each transformer layer, written by two generators."""
+"""The StyleDrop adapter (2306.00983 Fig. S1): two bottlenecks in each transformer layer.
+
+Two generators hold the weights of all of them.
+"""
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +21,10 @@ class Config(AdapterConfig):
     """The adapter's size.
 
     Attributes:
-        bottleneck: H, the width inside. The paper: 4 in round 1, 32 in round 2 and for super-resolution.
-        shared: one pair of matrices for all layers, shifted by each layer's own vectors, in place of a pair a layer.
-            The paper: shared in round 1, not in round 2.
+        bottleneck: H, the width inside. The paper: 4 in round 1, 32 in round 2 and for
+            super-resolution.
+        shared: one pair of matrices for all layers, shifted by each layer's own vectors, in place
+            of a pair for each layer. The paper: shared in round 1, not in round 2.
     """
 
     kind: ClassVar[str] = "styledrop"
@@ -42,13 +46,15 @@ class Settings:
 class Generator(nnx.Module):
     """The weights of one adapter in each of L layers: wd [d, H] and wu [H, d] of layer l.
 
-    Shared: wd = down[0] + down_shift[l] on every row, wu = up[0] + up_shift[l] on every row. Unshared: wd = down[l],
-    wu = up[l]. Everything up starts at zero, so the adapter starts as an identity; everything down starts as a normal
-    of standard deviation 0.02, truncated at twice that (the paper does not state it for `down_shift`).
+    Shared: wd = down[0] + down_shift[l] on every row, wu = up[0] + up_shift[l] on every row.
+    Unshared: wd = down[l], wu = up[l]. Everything up starts at zero, so that the adapter starts as
+    an identity. Everything down starts as a normal of standard deviation 0.02, truncated at twice
+    that; the paper does not state it for `down_shift`.
     """
 
     def __init__(self, config: Config, *, layers: int, width: int, rngs: nnx.Rngs):
-        h, tables = config.bottleneck, 1 if config.shared else layers
+        h = config.bottleneck
+        tables = 1 if config.shared else layers
         normal = nnx.initializers.truncated_normal(stddev=0.02)
         self.down = AdapterParam(normal(rngs.params(), (tables, width, h)))  # [1 or L, d, H]
         self.up = AdapterParam(jnp.zeros((tables, h, width)))  # [1 or L, H, d]
@@ -73,17 +79,19 @@ class Adapter(nnx.Module):
 
     def __call__(self, emb: jax.Array) -> jax.Array:
         """emb [..., d] → [..., d], computed in emb's dtype."""
-        wd, wu = (w.astype(emb.dtype) for w in self.generator(self.layer))
+        wd, wu = self.generator(self.layer)
         # The tanh form: the paper's listing is JAX, where gelu means that one.
-        return emb + jax.nn.gelu(emb @ wd, approximate=True) @ wu
+        inner = jax.nn.gelu(emb @ wd.astype(emb.dtype), approximate=True)
+        return emb + inner @ wu.astype(emb.dtype)
 
 
 def attach(denoiser: nnx.Module, config: Config, *, rngs: nnx.Rngs) -> None:
-    """Sets fresh adapters in every transformer layer, in place of any that were there; touches no other weight.
+    """Sets fresh adapters in every transformer layer, in place of any that were there.
 
-    After the cross-attention (`attn_adapter`) and after the MLP (`mlp_adapter`), before their skip connections, each
-    site with one generator that its layers share; layers of another width, as a U-Net has them, share their own.
-    Filter on `AdapterParam` for what is trainable; the state names each generator's weights under its first layer.
+    They come after the cross-attention (`attn_adapter`) and after the MLP (`mlp_adapter`), before
+    their skip connections. The layers share one generator for each of the two places; a U-Net has
+    layers of several widths, and those of one width share theirs. The state names the weights of
+    each generator under its first layer. Touches no other weight.
 
     Args:
         denoiser: has modules with the two slots and their `width`: a U-ViT or a U-Net.
@@ -93,7 +101,8 @@ def attach(denoiser: nnx.Module, config: Config, *, rngs: nnx.Rngs) -> None:
     Raises:
         UserError: the denoiser has no such layers.
     """
-    by_width: dict[int, list[nnx.Module]] = {}
+    by_width: dict[int, list[Any]] = {}
+    module: Any
     for _, module in nnx.iter_modules(denoiser):
         if hasattr(module, "mlp_adapter"):
             by_width.setdefault(module.width, []).append(module)
@@ -102,9 +111,8 @@ def attach(denoiser: nnx.Module, config: Config, *, rngs: nnx.Rngs) -> None:
             f"styledrop adapter: {type(denoiser).__name__} has no transformer layers to put it into"
         )
     for width, layers in sorted(by_width.items()):
-        attention, mlp = (
-            Generator(config, layers=len(layers), width=width, rngs=rngs) for _ in range(2)
-        )
+        attention = Generator(config, layers=len(layers), width=width, rngs=rngs)
+        mlp = Generator(config, layers=len(layers), width=width, rngs=rngs)
         for index, layer in enumerate(layers):
             layer.attn_adapter = Adapter(attention, index)
             layer.mlp_adapter = Adapter(mlp, index)

@@ -1,7 +1,7 @@
-"""SVDiff (arXiv 2303.11305): shifts of the singular values of the frozen weights, one number a value.
+"""SVDiff (arXiv 2303.11305): shifts of the singular values of the frozen weights.
 
-W = U diag(σ) Vᵀ becomes U diag(relu(σ + δ)) Vᵀ (Eq. 2 and 3), and only δ trains. The layer's product is not made again:
-its output moves by ((x V) ∘ (relu(σ + δ) − σ)) Uᵀ, so that δ = 0 moves nothing.
+W = U diag(σ) Vᵀ becomes U diag(relu(σ + δ)) Vᵀ (Eq. 2 and 3), and only δ trains. The layer's own
+product stays: its output moves by ((x V) ∘ (relu(σ + δ) − σ)) Uᵀ, so that δ = 0 moves nothing.
 """
 
 import dataclasses
@@ -13,8 +13,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from styledrop_jax.adapters.base import AdapterConfig, AdapterKind, AdapterParam, Trainable
-from styledrop_jax.adapters.lora import TARGETS, Projection, Targets, fill
-from styledrop_jax.errors import UserError
+from styledrop_jax.adapters.slots import (
+    TARGETS,
+    LayerAdapter,
+    Projection,
+    check_targets,
+    fill,
+)
 from styledrop_jax.models.layers import Conv, Linear
 from styledrop_jax.settings import setting
 
@@ -24,18 +29,16 @@ class Config(AdapterConfig):
     """Which weights shift.
 
     Attributes:
-        targets: "all" linear layers and convolutions that have a slot, as in the paper, or those of "attention" alone,
-            which take less memory: U and V of a square weight are as large as two of it.
+        targets: "all" linear layers and convolutions that have a slot, as in the paper, or those of
+            "attention" alone, which take less memory: U and V of a square weight are as large as
+            two of it.
     """
 
     kind: ClassVar[str] = "svdiff"
-    targets: Targets = "all"
+    targets: str = "all"
 
     def __post_init__(self) -> None:
-        if self.targets not in TARGETS:
-            raise UserError(
-                f"svdiff targets: found {self.targets!r}, expected one of {', '.join(TARGETS)}"
-            )
+        check_targets(self.targets, kind=self.kind)
 
     def attach(self, module: nnx.Module, *, rngs: nnx.Rngs) -> None:
         attach(module, self, rngs=rngs)
@@ -49,11 +52,12 @@ class Settings:
     text_encoder: bool = setting(False, "the text tower trains too")
 
 
-class Adapter(nnx.Module):
+class Adapter(LayerAdapter):
     """y + ((x V) ∘ (relu(σ + δ) − σ)) Uᵀ.
 
-    A convolution's kernel counts as the matrix of its [k·k·c_in, c_out]: V is then a convolution of r filters, U a 1×1
-    one. The factors are frozen variables, no parameters: the base's weights determine them.
+    A convolution's kernel counts as the matrix of its [k·k·c_in, c_out]: V is then a convolution of
+    r filters, U a 1×1 one. The factors are frozen variables, not parameters: the base's weights
+    determine them.
     """
 
     def __init__(self, layer: Linear | Conv):
@@ -67,22 +71,29 @@ class Adapter(nnx.Module):
         self.projection = Projection(layer)
 
     def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
-        """x: the layer's input. y: its output [..., c_out]. Returns the new output, computed in y's dtype."""
-        sigma = self.sigma[...]
-        shift = (jax.nn.relu(sigma + self.delta[...]) - sigma).astype(y.dtype)
         inner = self.projection(x.astype(y.dtype), self.v[...].astype(y.dtype))
-        return y + (inner * shift) @ self.ut[...].astype(y.dtype)
+        return y + (inner * self.shift().astype(y.dtype)) @ self.ut[...].astype(y.dtype)
+
+    def change(self) -> jax.Array:
+        left = self.v[...] * self.shift()
+        return jnp.matmul(left, self.ut[...], precision=jax.lax.Precision.HIGHEST)
+
+    def shift(self) -> jax.Array:
+        """relu(σ + δ) − σ, float32 [r]."""
+        sigma = self.sigma[...]
+        return jax.nn.relu(sigma + self.delta[...]) - sigma
 
 
 def attach(module: nnx.Module, config: Config, *, rngs: nnx.Rngs) -> None:
-    """Sets adapters into the layers of `config.targets`, in place of any in any layer; touches no weight.
+    """Sets adapters into the layers of `config.targets`, in place of any in any layer.
 
-    Takes the singular values of every such weight, once: the module must hold the base's weights by now.
+    Touches no weight. It decomposes every such weight once, so the module must hold the base's
+    weights by now.
 
     Args:
         module: a U-ViT, a U-Net, a CLIP tower, or anything made of `models.layers`.
         config: which layers.
-        rngs: not drawn from: every shift starts at zero.
+        rngs: not used: every shift starts at zero.
 
     Raises:
         UserError: the module has no such layers.

@@ -130,10 +130,11 @@ def _best(pool: Pool, group: Iterable[int], what: str) -> list[int]:
 
 
 def write_request(candidates: Sequence[Candidate], folder: Path) -> Path:
-    """Writes what a person needs to choose: a numbered contact sheet, and a `selected.json` to fill in.
+    """Writes what a person needs to choose: a numbered contact sheet, and a `selected.json` to fill
+    in.
 
-    A `selected.json` that is already there is left as it is: it may hold the answer. The number of an image is its
-    place, from 1.
+    A `selected.json` that is already there is left as it is: it may hold the answer. The number of
+    an image is its place, from 1.
 
     Returns:
         the path of `selected.json`, for `read_answer`.
@@ -163,8 +164,8 @@ def read_answer(path: Path, *, num_images: int) -> list[int]:
     """The chosen images of a filled-in `selected.json`, as indices from 0 in ascending order.
 
     Raises:
-        UserError: no such file, not JSON, no list of whole numbers, nothing chosen, a number that is not on the sheet
-            or is there twice.
+        UserError: no such file, not JSON, no list of whole numbers, nothing chosen, a number that
+            is not on the sheet or is there twice.
     """
     expected = f"expected numbers from 1 to {num_images}, as in {SHEET}"
     content = read_json(path)
@@ -184,7 +185,9 @@ def read_answer(path: Path, *, num_images: int) -> list[int]:
 
 
 def _rows(candidates: Sequence[Candidate]) -> list[tuple[str, list[int]]]:
-    """Rows of the sheet: a heading, empty for a row that goes on, and the indices of the images in it."""
+    """Rows of the sheet: a heading, empty for a row that goes on, and the indices of the images in
+    it.
+    """
     rows: list[tuple[str, list[int]]] = []
     for index, candidate in enumerate(candidates):
         new = index == 0 or candidate.text != candidates[index - 1].text

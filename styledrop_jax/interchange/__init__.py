@@ -1,1 +1,1 @@
-"""Files of other tools: what a run learnt written for them, and theirs read to start from."""
+"""Files of other tools: what was trained goes out to them, and theirs come in."""

@@ -111,7 +111,7 @@ def read_references(
     return references
 
 
-def read_prompts(path: str | os.PathLike) -> list[str]:
+def read_prompts(path: str | os.PathLike[str]) -> list[str]:
     """Reads prompts from a UTF-8 text file, one a line; empty lines are skipped.
 
     Raises:

@@ -1,4 +1,5 @@
-"""Files that survive any kind of death: written under a temporary name and renamed, so one that exists is whole.
+"""Files that survive any kind of death: written under a temporary name and renamed, so one that
+exists is whole.
 
 JSON-lines files are appended, and a torn last line is dropped.
 """
@@ -35,8 +36,10 @@ _REASONS = {
 
 
 @contextlib.contextmanager
-def guard(path: str | os.PathLike) -> Iterator[None]:
-    """Turns the failures of a disk (full, read-only, forbidden, …) into one-line `UserError`s that name `path`."""
+def guard(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns the failures of a disk (full, read-only, forbidden, …) into one-line `UserError`s that
+    name `path`.
+    """
     try:
         yield
     except OSError as error:
@@ -45,7 +48,7 @@ def guard(path: str | os.PathLike) -> Iterator[None]:
         raise UserError(f"{path}: cannot be written: {_REASONS[error.errno]}") from error
 
 
-def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Writes a whole file or nothing, making its folders: temporary name, fsync, rename.
 
     Raises:
@@ -66,13 +69,15 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
             raise
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes `value` as indented JSON, atomically; numpy and jax scalars and arrays and paths are allowed in it."""
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes `value` as indented JSON, atomically; numpy and jax scalars and arrays and paths are
+    allowed in it.
+    """
     text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
     write_bytes(path, (text + "\n").encode())
 
 
-def write_jsonl(path: str | os.PathLike, rows: Iterable[Any]) -> None:
+def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Any]) -> None:
     """Writes a line of JSON for each row, all of them or none."""
     lines = [_line(row) for row in rows]
     write_bytes(path, b"".join(lines))
@@ -82,7 +87,7 @@ def _line(row: Any) -> bytes:
     return (json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def read_json(path: str | os.PathLike) -> Any:
+def read_json(path: str | os.PathLike[str]) -> Any:
     """Reads one JSON file.
 
     Raises:
@@ -95,12 +100,13 @@ def read_json(path: str | os.PathLike) -> Any:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: expected JSON, found something else: {error}") from error
 
 
-def read_jsonl(path: str | os.PathLike) -> list[Any]:
-    """Reads the records of a JSON-lines file, without a last line that death tore; a missing file has none.
+def read_jsonl(path: str | os.PathLike[str]) -> list[Any]:
+    """Reads the records of a JSON-lines file, without a last line that death tore; a missing file
+    has none.
 
     Raises:
         UserError: a line before the last is not JSON.
@@ -109,7 +115,8 @@ def read_jsonl(path: str | os.PathLike) -> list[Any]:
 
 
 class JsonLines:
-    """A JSON-lines file open for appending: what was appended before a death is there after it, whole.
+    """A JSON-lines file open for appending: what was appended before a death is there after it,
+    whole.
 
     Opening drops a torn last line. `rows` are the records read then.
 
@@ -121,7 +128,7 @@ class JsonLines:
         UserError: another process has it, a line before the last is not JSON, or the disk fails.
     """
 
-    def __init__(self, path: str | os.PathLike, *, alone: bool = False):
+    def __init__(self, path: str | os.PathLike[str], *, alone: bool = False):
         self.path = Path(path)
         with guard(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,11 +136,16 @@ class JsonLines:
         if alone and not locked(self._file):
             self._file.close()
             raise UserError(
-                f"{self.path.parent}: another command writes into this folder; wait for it, or pass another --out"
+                f"{self.path.parent}: another command writes into this folder; "
+                "wait for it, or pass another --out"
             )
-        self.rows, size = _whole_lines(self.path)
-        with guard(self.path):
-            self._file.truncate(size)
+        try:
+            self.rows, size = _whole_lines(self.path)
+            with guard(self.path):
+                self._file.truncate(size)
+        except BaseException:
+            self._file.close()
+            raise
 
     def append(self, row: Any) -> None:
         """Appends one record and waits until it is on the disk."""
@@ -154,7 +166,9 @@ class JsonLines:
 
 
 def plain(value: Any) -> Any:
-    """The same value as JSON can hold it; what is not a number becomes null, since JSON has no word for it."""
+    """The same value as JSON can hold it; what is not a number becomes null, since JSON has no word
+    for it.
+    """
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -171,16 +185,20 @@ def plain(value: Any) -> Any:
 
 def _whole_lines(path: Path) -> tuple[list[Any], int]:
     """The records of a JSON-lines file and the bytes that they take, without a torn last line."""
-    if not path.exists():
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
         return [], 0
-    rows, size = [], 0
-    lines = path.read_bytes().splitlines(keepends=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    rows = []
+    size = 0
     for number, line in enumerate(lines, 1):
         try:
             if not line.endswith(b"\n"):
                 raise ValueError("cut short")
             rows.append(json.loads(line))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number < len(lines):
                 raise UserError(f"{path}: line {number} is not JSON: {error}") from error
             break
@@ -189,7 +207,9 @@ def _whole_lines(path: Path) -> tuple[list[Any], int]:
 
 
 def locked(file: IO[bytes]) -> bool:
-    """Takes the lock of an open file for this process, until it is closed; False if another process has it."""
+    """Takes the lock of an open file for this process, until it is closed; False if another process
+    has it.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

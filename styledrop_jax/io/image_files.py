@@ -42,7 +42,7 @@ _BLACK = 64  # a layer's pixel is black if no channel reaches this
 _FEW_COLOURS = 8  # a layer of strokes has no more, counted at 4 bits a channel
 
 
-def read_image(path: str | os.PathLike) -> np.ndarray:
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """Reads one still image: PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, PSD, AVIF or JPEG 2000.
 
     The EXIF rotation is applied, colours with a profile are converted to sRGB, transparency is laid
@@ -83,7 +83,7 @@ def readable_suffixes() -> set[str]:
     return suffixes
 
 
-def read_mask(path: str | os.PathLike, image_shape: tuple[int, int]) -> np.ndarray:
+def read_mask(path: str | os.PathLike[str], image_shape: tuple[int, int]) -> np.ndarray:
     """Reads a mask for editing: white is generated anew, black is kept.
 
     A mask with a transparent part is a layer: what is painted on it in any colour but black is
@@ -197,7 +197,7 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
     return np.rint(image.clip(0, 1) * 255).astype(np.uint8)
 
 
-def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
+def write_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
     """Writes float [0, 1] or uint8 [h, w, 3] as a PNG, whole or not at all."""
     buffer = io.BytesIO()
     Image.fromarray(to_uint8(image)).save(buffer, format="PNG")

@@ -38,7 +38,7 @@ _NO_WORDS = frozenset(
 )
 
 
-def expanded(path: str | os.PathLike) -> Path:
+def expanded(path: str | os.PathLike[str]) -> Path:
     """`path` with its `~` or `~user` replaced; UserError if there is no such user."""
     path = Path(path)
     try:
@@ -47,7 +47,7 @@ def expanded(path: str | os.PathLike) -> Path:
         raise UserError(f"{shown_path(path)}: no such user; expected a path or ~/…") from None
 
 
-def shown_path(path: str | os.PathLike, longest: int = 100) -> str:
+def shown_path(path: str | os.PathLike[str], longest: int = 100) -> str:
     """A path as a message shows it: one line, and the middle left out of a long one."""
     text = str(path)
     if not text.isprintable():

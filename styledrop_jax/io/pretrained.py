@@ -1,21 +1,22 @@
 """The one rule engine between safetensors names and NNX paths, in both directions.
 
-A checkpoint either fits a model exactly, or one error lists every tensor that is missing, unexpected or misshapen.
-Only safetensors are read: nothing in a weight file is ever executed.
+A checkpoint either fits a model exactly, or one error says which tensors are missing, unexpected
+or misshapen. Only safetensors are read: nothing in a weight file is ever executed.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from numpy.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -24,18 +25,17 @@ from styledrop_jax.errors import UserError
 from styledrop_jax.io import single_file
 from styledrop_jax.models.rules import Layout, Rules
 
+_Module = TypeVar("_Module", bound=nnx.Module)
 _PERMUTATIONS: dict[Layout, tuple[int, ...]] = {
     "same": (),
     "linear": (1, 0),
     "conv": (3, 2, 0, 1),
     "conv_transpose": (2, 3, 0, 1),
 }
-_FLOATS = (
-    "F16",
-    "BF16",
-    "F32",
-    "F64",
-)  # quantised weights (I8, F8_E4M3) mean nothing without their scales
+_FLOATS = ("F16", "BF16", "F32", "F64")  # quantised weights mean nothing without their scales
+_VARIANTS = ("", ".fp16", ".bf16")  # of a weight file's name, the preferred first
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+_SHOWN = 4  # of the tensors that do not fit
 
 
 def _to_file(array: np.ndarray, layout: Layout) -> np.ndarray:
@@ -56,26 +56,39 @@ def _from_file(array: np.ndarray, layout: Layout) -> np.ndarray:
     return array.transpose(np.argsort(permutation)) if permutation else array
 
 
-def _file_shape(shape: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
-    return _to_file(np.broadcast_to(np.int8(0), shape), layout).shape
+class _Slot(NamedTuple):
+    """Where a tensor goes: the NNX path of its parameter, how the file lays it out, its shape
+    there."""
+
+    path: tuple
+    layout: Layout
+    shape: tuple[int, ...]
 
 
-def _names(module: nnx.Module, rules: Rules) -> dict[str, tuple[tuple, Layout, tuple[int, ...]]]:
-    """{tensor name: (NNX path, layout, shape in the file)} for every parameter of `module`."""
-    names = {}
+def _slots(module: nnx.Module, rules: Rules) -> dict[str, _Slot]:
+    """{tensor name: slot} for every parameter of `module`."""
+    slots = {}
     for path, param in nnx.to_flat_state(nnx.state(module, nnx.Param)):
         name, layout = rules.name_of(tree.path_name(path))
-        names[name] = (path, layout, _file_shape(param.shape, layout))
-    return names
+        stand_in = np.broadcast_to(np.int8(0), param.shape)  # takes no memory
+        slots[name] = _Slot(path, layout, _to_file(stand_in, layout).shape)
+    return slots
 
 
 def shapes(module: nnx.Module, rules: Rules) -> dict[str, tuple[int, ...]]:
     """{tensor name: shape} of the checkpoint that `module` (abstract is fine) reads and writes."""
-    return {name: shape for name, (_, _, shape) in _names(module, rules).items()}
+    return {name: slot.shape for name, slot in _slots(module, rules).items()}
 
 
-class _Place(NamedTuple):
-    """Of a tensor: its file, its name there, its shape, and which third of the stored rows it is, None for all."""
+class Place(NamedTuple):
+    """Where a tensor lies.
+
+    Attributes:
+        file: a safetensors file.
+        stored: its name there.
+        shape: of the tensor.
+        third: which third of the stored rows it is; None for all.
+    """
 
     file: Path
     stored: str
@@ -91,29 +104,34 @@ class Tensors(Mapping[str, np.ndarray]):
         rules: whose renames and ignored names are applied to the files' own names.
 
     Raises:
-        UserError: a file is missing, is not safetensors, is cut short, or holds weights that are not plain floats.
+        UserError: a file is missing, is not safetensors, is cut short, or holds weights that are
+            not plain floats.
     """
 
-    def __init__(self, files: list[Path], rules: Rules):
-        self._where: dict[str, _Place] = {}
+    def __init__(self, files: Collection[Path], rules: Rules):
+        self.places: dict[str, Place] = {}
         for file in files:
-            with open_safetensors(file) as handle:
-                for stored in handle.keys():  # noqa: SIM118  a safetensors handle is not a mapping
-                    name = stored
-                    for pattern, replacement in rules.renames:
-                        name = re.sub(pattern, replacement, name)
-                    if re.fullmatch(rules.ignored, name):
-                        continue
-                    part = handle.get_slice(stored)
-                    if (dtype := part.get_dtype()) not in _FLOATS:
-                        raise UserError(
-                            f"{file}: {stored} is {dtype}, expected one of {', '.join(_FLOATS)}"
-                        )
-                    self._where[name] = _Place(file, stored, tuple(part.get_shape()))
+            self._add(file, rules)
+
+    def _add(self, file: Path, rules: Rules) -> None:
+        with open_safetensors(file) as handle:
+            for stored in handle.keys():  # noqa: SIM118  a safetensors handle is not a mapping
+                name = stored
+                for pattern, replacement in rules.renames:
+                    name = re.sub(pattern, replacement, name)
+                if re.fullmatch(rules.ignored, name):
+                    continue
+                part = handle.get_slice(stored)
+                dtype = part.get_dtype()
+                if dtype not in _FLOATS:
+                    expected = ", ".join(_FLOATS)
+                    raise UserError(f"{file}: {stored} is {dtype}, expected one of {expected}")
+                self.places[name] = Place(file, stored, tuple(part.get_shape()))
 
     @classmethod
     def of_single_file(cls, file: Path) -> dict[str, Self]:
-        """The components of a Stable Diffusion checkpoint in one file, by the names of the diffusers layout.
+        """The components of a Stable Diffusion checkpoint in one file, by the names of the
+        diffusers layout.
 
         Returns:
             {"unet" | "vae" | "text_encoder": its tensors}
@@ -121,32 +139,30 @@ class Tensors(Mapping[str, np.ndarray]):
         Raises:
             UserError: it is not such a file, or not readable.
         """
-        whole = cls([file], Rules(rules=(), ignored=single_file.IGNORED))._where
+        whole = cls([file], Rules(rules=(), ignored=single_file.IGNORED)).places
         components = {}
-        for component, sources in single_file.split(list(whole), source=str(file)).items():
-            components[component] = tensors = cls([], Rules(rules=()))
+        for part, sources in single_file.split(list(whole), source=str(file)).items():
+            tensors = cls([], Rules(rules=()))
             for name, (stored, third) in sources.items():
                 shape = whole[stored].shape
-                shape = shape if third is None else (shape[0] // 3, *shape[1:])
-                tensors._where[name] = _Place(file, stored, shape, third)
+                if third is not None:
+                    shape = (shape[0] // 3, *shape[1:])
+                tensors.places[name] = Place(file, stored, shape, third)
+            components[part] = tensors
         return components
 
     def __getitem__(self, name: str) -> np.ndarray:
-        file, stored, shape, third = self._where[name]
+        file, stored, shape, third = self.places[name]
         with open_safetensors(file) as handle:
             if third is None:
                 return handle.get_tensor(stored)
             return handle.get_slice(stored)[third * shape[0] : (third + 1) * shape[0]]
 
-    def __iter__(self):
-        return iter(self._where)
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
 
     def __len__(self) -> int:
-        return len(self._where)
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """{name: shape} without reading any data."""
-        return {name: place.shape for name, place in self._where.items()}
+        return len(self.places)
 
 
 def open_safetensors(file: Path):
@@ -166,53 +182,76 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
 
     Args:
         folder: e.g. `<model>/transformer`.
-        stem: `diffusion_pytorch_model` (diffusers) or `model` (transformers). A `.fp16` variant is taken when there is
-            no other.
+        stem: `diffusion_pytorch_model` (diffusers) or `model` (transformers). A variant, `.fp16` or
+            `.bf16`, is taken when there is no file without one.
 
     Raises:
-        UserError: no safetensors there (a pickle alone is named and refused), or a shard is missing.
+        UserError: no safetensors there (a pickle alone is named and refused), or a shard is
+            missing.
     """
-    for variant in ("", ".fp16"):
-        index = folder / f"{stem}.safetensors.index{variant}.json"
-        if index.is_file():
-            try:
-                shards = sorted(
-                    set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-                )
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise UserError(
-                    f"{index}: not an index of shards, expected JSON with a weight_map"
-                ) from None
-            missing = [shard for shard in shards if not (folder / shard).is_file()]
-            if missing:
-                raise UserError(
-                    f"{index}: shards not found: {', '.join(missing)}; finish the download"
-                )
-            return [folder / shard for shard in shards]
-        if (single := folder / f"{stem}{variant}.safetensors").is_file():
+    names = set()
+    if folder.is_dir():
+        names = {path.name for path in folder.iterdir() if path.is_file()}
+    chosen = choose_weights(names, stem, lambda index: folder / index, source=str(folder))
+    return [folder / name for name in chosen if name.endswith(".safetensors")]
+
+
+def choose_weights(
+    names: Collection[str], stem: str, fetch: Callable[[str], Path], *, source: str
+) -> list[str]:
+    """Chooses the weight files of one variant among the names in a folder.
+
+    Args:
+        names: of the folder's files, here or elsewhere.
+        stem: see `weight_files`.
+        fetch: the name of an index of shards → that file on this machine.
+        source: the folder, for errors.
+
+    Returns:
+        One file; or the index of shards and after it the shards.
+
+    Raises:
+        UserError: see `weight_files`.
+    """
+    incomplete = ""
+    for variant in _VARIANTS:
+        index = f"{stem}.safetensors.index{variant}.json"
+        if index in names:
+            shards = _shards(fetch(index))
+            missing = sorted(set(shards).difference(names))
+            if not missing:
+                return [index, *shards]
+            incomplete = f"{source}/{index}: shards not found: {', '.join(missing)}"
+        single = f"{stem}{variant}.safetensors"
+        if single in names:
             return [single]
-    pickles = sorted(p.name for p in folder.glob("*.bin")) if folder.is_dir() else []
+    if incomplete:
+        raise UserError(f"{incomplete}; finish the download")
+    pickles = sorted(name for name in names if name.endswith(_PICKLES))
     hint = f"; {pickles[0]} is a pickle and is never opened" if pickles else ""
-    raise UserError(f"{folder}: expected {stem}.safetensors{hint}")
+    raise UserError(f"{source}: expected {stem}.safetensors{hint}")
 
 
-def _viewed(shape: tuple[int, ...], layout: Layout, expected: tuple[int, ...]) -> tuple[int, ...]:
-    """`expected` for a linear layer stored as a 1×1 convolution or the reverse, which hold the same numbers."""
-    same = layout in ("linear", "1x1") and shape[:2] == expected[:2] and set(shape[2:]) <= {1}
-    return expected if same else shape
+def _shards(index: Path) -> list[str]:
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return sorted(shards)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        expected = "expected JSON with a weight_map"
+        raise UserError(f"{index}: not an index of shards, {expected}") from None
 
 
 def load(
-    build: Callable[[], nnx.Module],
+    build: Callable[[], _Module],
     tensors: Mapping[str, np.ndarray],
     rules: Rules,
     *,
     source: str,
-    dtype=jnp.float32,
-) -> nnx.Module:
-    """Builds a module without initialising it and fills every parameter from `tensors`, one tensor at a time.
+    dtype: jax.typing.DTypeLike = jnp.float32,
+) -> _Module:
+    """Builds a module without initialising it and fills every parameter from `tensors`.
 
-    A linear layer may be stored as a 1×1 convolution and the reverse.
+    One tensor is read at a time. A linear layer may be stored as a 1×1 convolution and the reverse.
 
     Args:
         build: constructs the module; run abstractly, so no memory is spent on random weights.
@@ -222,40 +261,51 @@ def load(
         dtype: what the parameters are stored as in memory.
 
     Raises:
-        UserError: lists every missing, unexpected and misshapen tensor.
+        UserError: tensors are missing, unexpected or misshapen; counts them and names the first.
     """
     module = nnx.eval_shape(build)
-    names = _names(module, rules)
-    found = (
-        tensors.shapes()
-        if isinstance(tensors, Tensors)
-        else {name: a.shape for name, a in tensors.items()}
-    )
-    found = {
-        name: _viewed(shape, *names[name][1:]) if name in names else shape
-        for name, shape in found.items()
-    }
-    if problems := tree.differences(found, {name: shape for name, (_, _, shape) in names.items()}):
-        raise UserError(
-            f"{source} does not fit the model, {len(problems)} tensors differ: "
-            + "; ".join(problems)
-        )
+    slots = _slots(module, rules)
+    _check_fit(tensors, slots, source)
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
-    filled = {
-        path: jnp.asarray(_from_file(tensors[name].reshape(shape), layout), dtype)
-        for name, (path, layout, shape) in names.items()
-    }
+    filled = {}
+    for name, (path, layout, shape) in slots.items():
+        filled[path] = jnp.asarray(_from_file(tensors[name].reshape(shape), layout), dtype)
     flat = [(path, param.replace(filled[path])) for path, param in nnx.to_flat_state(params)]
     return nnx.merge(graphdef, nnx.from_flat_state(flat), rest)
 
 
-def export(module: nnx.Module, rules: Rules, *, dtype=np.float32) -> dict[str, np.ndarray]:
+def _check_fit(tensors: Mapping[str, np.ndarray], slots: Mapping[str, _Slot], source: str) -> None:
+    found = {}
+    for name in tensors:
+        # The shapes of a `Tensors` are known without reading any data.
+        shape = tensors.places[name].shape if isinstance(tensors, Tensors) else tensors[name].shape
+        if name in slots and _holds_the_same(shape, slots[name]):
+            shape = slots[name].shape
+        found[name] = shape
+    expected = {name: slot.shape for name, slot in slots.items()}
+    if problems := tree.differences(found, expected):
+        count = f"{len(problems)} tensors differ"
+        rest = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        first = "; ".join(problems[:_SHOWN])
+        raise UserError(f"{source} does not fit the model, {count}: {first}{rest}")
+
+
+def _holds_the_same(shape: tuple[int, ...], slot: _Slot) -> bool:
+    """Whether the shapes are of a linear layer and of a 1×1 convolution with the same numbers."""
+    is_linear = slot.layout in ("linear", "1x1")
+    return is_linear and shape[:2] == slot.shape[:2] and set(shape[2:]) <= {1}
+
+
+def export(
+    module: nnx.Module, rules: Rules, *, dtype: DTypeLike = np.float32
+) -> dict[str, np.ndarray]:
     """{tensor name: array in the file's layout}: what the reference library loads."""
     params = dict(nnx.to_flat_state(nnx.state(module, nnx.Param)))
-    return {
-        name: _to_file(np.asarray(params[path][...]), layout).astype(dtype, order="C")
-        for name, (path, layout, _) in _names(module, rules).items()
-    }
+    tensors = {}
+    for name, (path, layout, _) in _slots(module, rules).items():
+        array = _to_file(np.asarray(params[path][...]), layout)
+        tensors[name] = array.astype(dtype, order="C")
+    return tensors
 
 
 def save(
@@ -270,20 +320,10 @@ def save(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(dict(tensors), temporary, metadata={"format": "pt", **(metadata or {})})
-        temporary.chmod(
-            path.parent.stat().st_mode & 0o666
-        )  # safetensors leaves it to its owner alone
+        # safetensors leaves the file to its owner alone
+        temporary.chmod(path.parent.stat().st_mode & 0o666)
         os.replace(temporary, path)
     except (SafetensorError, OSError) as error:  # safetensors wraps what the disk says
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error})") from None
-
-
-def hash_files(files: Sequence[Path]) -> str:
-    """SHA-256 over the files' bytes, one after the other."""
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as handle:
-            hashlib.file_digest(handle, lambda: digest)
-    return digest.hexdigest()

@@ -1,4 +1,6 @@
-"""The run folder: what a run leaves on disk. A stage is done when its final file exists; nothing else keeps track."""
+"""The run folder: what a run leaves on disk. A stage is done when its final file exists; nothing
+else keeps track.
+"""
 
 import contextlib
 import dataclasses
@@ -25,12 +27,13 @@ class Run:
     @classmethod
     def open(
         cls,
-        workdir: str | os.PathLike,
+        workdir: str | os.PathLike[str],
         config: Mapping[str, Any],
         *,
         completed: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
     ) -> "Run":
-        """Makes the run folder of `config` (plain nested data), or continues it, and locks it for this process.
+        """Makes the run folder of `config` (plain nested data), or continues it, and locks it for
+        this process.
 
         Args:
             workdir: new, or a run folder.
@@ -38,8 +41,9 @@ class Run:
             completed: fills in what a run folder of an older version does not say.
 
         Raises:
-            UserError: another process works in the folder; the folder holds a run of another config (the message
-                names each field that differs, with both values); the folder cannot be written.
+            UserError: another process works in the folder; the folder holds a run of another config
+                (the message names each field that differs, with both values); the folder cannot be
+                written.
         """
         workdir = Path(workdir).expanduser()
         with guard(workdir):
@@ -56,8 +60,9 @@ class Run:
         return run
 
     @classmethod
-    def load(cls, workdir: str | os.PathLike) -> "Run":
-        """Looks at an existing run folder, without locking it: for `sample`, `mix`, `edit`, `report`.
+    def load(cls, workdir: str | os.PathLike[str]) -> "Run":
+        """Looks at an existing run folder, without locking it: for `sample`, `mix`, `edit`,
+        `report`.
 
         Raises:
             UserError: the folder is missing or holds no run.
@@ -85,7 +90,9 @@ class Run:
         return _read_object(self.path("manifest.json")) if self.done("manifest.json") else {}
 
     def extend(self, config: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
-        """Makes a finished run an unfinished one of another config, and records the changes in the manifest."""
+        """Makes a finished run an unfinished one of another config, and records the changes in the
+        manifest.
+        """
         self.path("report.html").unlink(missing_ok=True)
         self.update_manifest({"changes": changes})
         write_json(self.path("config.json"), config)
@@ -99,7 +106,9 @@ class Run:
             write_json(self.path("manifest.json"), new)
 
     def discard(self) -> None:
-        """Takes back what `open` made, the folder too if it holds nothing else: for a run that never began."""
+        """Takes back what `open` made, the folder too if it holds nothing else: for a run that
+        never began.
+        """
         for name in ("config.json", ".lock"):
             self.path(name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
@@ -159,8 +168,8 @@ def _check_same(
         if more > 0:
             changed = [*changed[:_MOST_SHOWN], f"and {more} more"]
         raise UserError(
-            f"{path.parent}: holds a run of another config: {'; '.join(changed)}; expected the same values, "
-            "or another --workdir"
+            f"{path.parent}: holds a run of another config: {'; '.join(changed)}; "
+            "expected the same values, or another --workdir"
         )
 
 

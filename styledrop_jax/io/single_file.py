@@ -1,11 +1,12 @@
-"""Stable Diffusion 1.x and 2.x in a single file: where in it each parameter of the diffusers layout lies.
+"""Stable Diffusion 1.x and 2.x in a single file: where in it each parameter of the diffusers layout
+lies.
 
-Fine-tunes are mostly shared as one file in the naming of the latent-diffusion code. Only names are looked at here, so
-that a reader can fetch what it needs, when it needs it.
+Fine-tunes are mostly shared as one file in the naming of the latent-diffusion code. Only names are
+looked at here, so that a reader can fetch what it needs, when it needs it.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from styledrop_jax.errors import UserError
@@ -17,20 +18,22 @@ _PREFIXES = {
 }
 IGNORED = (
     r"[^.]+|model_ema\..+|first_stage_model\.loss\..+|cond_stage_model\..*position_ids"
-    r"|cond_stage_model\.(?:model\.|transformer\.)?(?:logit_scale|attn_mask|text_projection(?:\.weight)?)"
+    r"|cond_stage_model\.(?:model\.|transformer\.)?"
+    r"(?:logit_scale|attn_mask|text_projection(?:\.weight)?)"
     r"|cond_stage_model\.model\.transformer\.resblocks\.23\..+"
 )
 """Regex of tensors that are no parameters of the three components.
 
-They are the noise schedule (the names without a dot), the moving average of the weights, buffers, the projection that
-serves contrastive training, and OpenCLIP's last layer: Stable Diffusion 2.x conditions on the one before it.
+They are the noise schedule and marks (the names without a dot), the moving average of the weights,
+buffers, the projection that serves contrastive training, and OpenCLIP's last layer: Stable
+Diffusion 2.x conditions on the one before it.
 """
 _OTHERS = {
     r"conditioner\.": "Stable Diffusion XL",
     r"(?:model\.diffusion_model\.)?(?:joint|double)_blocks\.": "Stable Diffusion 3 or Flux",
     r"lora_|.+[._]lora[._]|.+\.lora_": "a LoRA",
     r"control_model\.": "a ControlNet",
-    r"(?:down_blocks|mid_block|up_blocks)\.": "the UNet of a diffusers folder",
+    r"(?:down_blocks|mid_block|up_blocks)\.": "the U-Net of a diffusers folder",
     r"(?:encoder|decoder|quant_conv)\.": "an autoencoder alone",
 }
 """What else a file may be: regex of the start of a name in it → what to call it."""
@@ -41,7 +44,8 @@ class Source(NamedTuple):
 
     Attributes:
         name: the stored tensor.
-        third: which third of its rows: 0 the query, 1 the key, 2 the value of a fused projection; None for all rows.
+        third: which third of its rows: 0 the query, 1 the key, 2 the value of a fused projection;
+            None for all rows.
     """
 
     name: str
@@ -49,10 +53,12 @@ class Source(NamedTuple):
 
 
 def split(names: Sequence[str], *, source: str) -> dict[str, dict[str, Source]]:
-    """Sorts the tensors of a single-file checkpoint by component, under their diffusers and transformers names.
+    """Sorts the tensors of a single-file checkpoint by component, under their diffusers and
+    transformers names.
 
-    Shapes are those of the file: the attention of the autoencoder keeps its 1×1 convolutions, [out, in, 1, 1]. A name
-    that is not understood inside a component is kept, to be reported by whoever loads that component.
+    Shapes are those of the file: the attention of the autoencoder keeps its 1×1 convolutions,
+    [out, in, 1, 1]. A name that is not understood inside a component is kept, to be reported by
+    whoever loads that component.
 
     Args:
         names: of all tensors in the file.
@@ -62,45 +68,51 @@ def split(names: Sequence[str], *, source: str) -> dict[str, dict[str, Source]]:
         {"unet" | "vae" | "text_encoder": {name in that component: where it lies}}
 
     Raises:
-        UserError: a component is missing or there is more than the three: not such a checkpoint. Says what was found.
+        UserError: a component is missing or there is more than the three: not such a checkpoint.
+            Says what was found.
     """
-    kept = [name for name in names if not re.fullmatch(IGNORED, name)]
-    parts = {
-        part: [name for name in kept if name.startswith(prefix)]
-        for part, prefix in _PREFIXES.items()
-    }
-    strangers = sorted(set(kept).difference(*parts.values()))
-    if strangers or not all(parts.values()):
-        found = f"{len(names)} tensors" + "".join(
-            f", such as {name}" for name in (strangers or sorted(names))[:1]
-        )
-        known = next(
-            (
-                words
-                for start, words in _OTHERS.items()
-                if any(re.match(start, name) for name in names)
-            ),
-            "",
-        )
+    inner: dict[str, list[str]] = {part: [] for part in _PREFIXES}
+    strangers = []
+    for name in names:
+        if re.fullmatch(IGNORED, name):
+            continue
+        for part, prefix in _PREFIXES.items():
+            if name.startswith(prefix):
+                inner[part].append(name.removeprefix(prefix))
+                break
+        else:
+            strangers.append(name)
+    if strangers or not all(inner.values()):
+        example = min(strangers or names, default="")
+        found = f"{len(names)} tensors" + (f", such as {example}" if example else "")
+        prefixes = "*, ".join(_PREFIXES.values())
         raise UserError(
-            f"{source}: found {found}{known and f' ({known})'}; expected a whole Stable Diffusion 1.x or 2.x "
-            f"checkpoint: {', '.join(f'{prefix}*' for prefix in _PREFIXES.values())}"
+            f"{source}: found {found}{_known(names)}; expected a whole Stable Diffusion 1.x or 2.x "
+            f"checkpoint: {prefixes}*"
         )
-    inner = {
-        part: [name.removeprefix(_PREFIXES[part]) for name in found]
-        for part, found in parts.items()
-    }
-    renamed = {
-        "unet": _unet(inner["unet"]),
-        "vae": _vae(inner["vae"]),
-        "text_encoder": _text(inner["text_encoder"]),
-    }
-    return {
-        part: {
-            name: Source(_PREFIXES[part] + stored, third) for name, (stored, third) in found.items()
-        }
-        for part, found in renamed.items()
-    }
+    components = {}
+    for part, rename in (("unet", _unet), ("vae", _vae), ("text_encoder", _text)):
+        components[part] = {}
+        for name, (stored, third) in rename(inner[part]).items():
+            components[part][name] = Source(_PREFIXES[part] + stored, third)
+    return components
+
+
+def _known(names: Sequence[str]) -> str:
+    """What a file of these names is, in brackets, if it is one of the others."""
+    for start, words in _OTHERS.items():
+        if any(re.match(start, name) for name in names):
+            return f" ({words})"
+    return ""
+
+
+def _numbers(names: Iterable[str], pattern: str) -> list[int]:
+    """What the group of `pattern` matches at the start of the names that it matches."""
+    found = []
+    for name in names:
+        if match := re.match(pattern, name):
+            found.append(int(match[1]))
+    return found
 
 
 _UNET_ENDS = {
@@ -122,33 +134,33 @@ _UNET_RESNET = {
 
 
 def _unet(names: list[str]) -> dict[str, Source]:
-    """Input and output blocks are counted through; the first that halves the resolution says how many make a block."""
-    halving = [
-        int(match[1])
-        for name in names
-        if (match := re.match(r"input_blocks\.(\d+)\.0\.op\.", name))
-    ]
-    period = min(halving, default=len(names))
+    """Input and output blocks are counted through; the first that halves the resolution says how
+    many make a block."""
+    period = min(_numbers(names, r"input_blocks\.(\d+)\.0\.op\."), default=len(names))
+    sources = {}
+    for stored in names:
+        module, _, tensor = stored.rpartition(".")
+        sources[f"{_unet_module(module, period)}.{tensor}"] = Source(stored)
+    return sources
 
-    def rename(module: str) -> str:
-        if match := re.fullmatch(r"middle_block\.([012])\.(.+)", module):
-            return f"mid_block.{_UNET_MIDDLE[match[1]]}.{_UNET_RESNET.get(match[2], match[2])}"
-        if module in _UNET_ENDS or not (
-            match := re.fullmatch(r"(in|out)put_blocks\.(\d+)\.(\d)\.(.+)", module)
-        ):
-            return _UNET_ENDS.get(module, module)
-        side, index, place, layer = match.groups()
-        # the convolution of the image comes before the first block
-        block, position = divmod(int(index) - (side == "in"), period)
-        prefix = f"{'down' if side == 'in' else 'up'}_blocks.{block}"
-        if layer in ("op", "conv"):
-            return f"{prefix}.{'down' if layer == 'op' else 'up'}samplers.0.conv"
-        if place == "0":
-            return f"{prefix}.resnets.{position}.{_UNET_RESNET.get(layer, layer)}"
-        return f"{prefix}.attentions.{position}.{layer}"
 
-    split_names = [(name, *name.rpartition(".")[::2]) for name in names]
-    return {f"{rename(module)}.{tensor}": Source(name) for name, module, tensor in split_names}
+def _unet_module(module: str, period: int) -> str:
+    """The name of one module of the U-Net, of which `period` make a block."""
+    if match := re.fullmatch(r"middle_block\.([012])\.(.+)", module):
+        return f"mid_block.{_UNET_MIDDLE[match[1]]}.{_UNET_RESNET.get(match[2], match[2])}"
+    match = re.fullmatch(r"(in|out)put_blocks\.(\d+)\.(\d)\.(.+)", module)
+    if module in _UNET_ENDS or not match:
+        return _UNET_ENDS.get(module, module)
+    side, index, place, layer = match.groups()
+    is_input = side == "in"
+    # The convolution of the image comes before the first input block.
+    block, position = divmod(int(index) - is_input, period)
+    prefix = f"{'down' if is_input else 'up'}_blocks.{block}"
+    if layer in ("op", "conv"):
+        return f"{prefix}.{'down' if layer == 'op' else 'up'}samplers.0.conv"
+    if place == "0":
+        return f"{prefix}.resnets.{position}.{_UNET_RESNET.get(layer, layer)}"
+    return f"{prefix}.attentions.{position}.{layer}"
 
 
 _VAE = (
@@ -165,20 +177,20 @@ _VAE = (
 
 
 def _vae(names: list[str]) -> dict[str, Source]:
-    """The decoder's blocks are counted from the image inward, in diffusers from the latents outward."""
-    last = max(
-        (int(match[1]) for name in names if (match := re.match(r"decoder\.up\.(\d+)\.", name))),
-        default=0,
-    )
+    """The decoder's blocks are counted from the image inward, in diffusers from the latents
+    outward."""
+    last = max(_numbers(names, r"decoder\.up\.(\d+)\."), default=0)
 
-    def rename(name: str) -> str:
+    def reversed_block(match: re.Match[str]) -> str:
+        return f"up_blocks.{last - int(match[1])}"
+
+    sources = {}
+    for stored in names:
+        name = stored
         for pattern, replacement in _VAE:
             name = re.sub(pattern, replacement, name)
-        return re.sub(
-            r"\bup_blocks\.(\d+)", lambda match: f"up_blocks.{last - int(match[1])}", name
-        )
-
-    return {rename(name): Source(name) for name in names}
+        sources[re.sub(r"\bup_blocks\.(\d+)", reversed_block, name)] = Source(stored)
+    return sources
 
 
 _OPEN_CLIP = (
@@ -201,11 +213,10 @@ def _text(names: list[str]) -> dict[str, Source]:
         if stored.startswith("model."):
             for pattern, replacement in _OPEN_CLIP:
                 name = re.sub(pattern, replacement, name)
-        if match := re.fullmatch(r"(.+\.)in_proj_(weight|bias)", name):
-            sources |= {
-                f"{match[1]}{part}_proj.{match[2]}": Source(stored, i)
-                for i, part in enumerate("qkv")
-            }
-        else:
+        match = re.fullmatch(r"(.+\.)in_proj_(weight|bias)", name)
+        if not match:
             sources[name] = Source(stored)
+            continue
+        for third, part in enumerate("qkv"):
+            sources[f"{match[1]}{part}_proj.{match[2]}"] = Source(stored, third)
     return sources

@@ -1,7 +1,8 @@
-"""What a method is: a function from its settings and the user's images to the program that a run carries out.
+"""What a method is: a function from its settings and the user's images to the program that a run
+carries out.
 
-What trains (`config.round_N.adapter`), on which pipeline (`config.base`), and in how many rounds are choices of their
-own: any of them goes with any method.
+What trains (`config.round_N.adapter`), on which pipeline (`config.base`), and in how many rounds
+are choices of their own: any of them goes with any method.
 """
 
 import dataclasses
@@ -124,9 +125,11 @@ class Example:
     right: "Example | None" = None
 
     def at(self, resolution: int, crop: tuple[float, float, float] | None = None) -> np.ndarray:
-        """uint8 [resolution, resolution, 3]; see `to_square` for `crop`, which is for whole images."""
+        """uint8 [resolution, resolution, 3]; see `to_square` for `crop`, which is for whole
+        images.
+        """
         if self.right is not None:
-            return halves(self.at(resolution), self.right.at(resolution))
+            return halves(to_square(self.image, resolution), self.right.at(resolution))
         return to_square(self.image, resolution, crop=crop)
 
 
@@ -214,9 +217,9 @@ class Method:
 
 
 def word(value: str, field: str, prompt: str) -> str:
-    """`value`; UserError if it is empty, which `prompt` cannot do without."""
-    if value:
-        return value
+    """`value` as prompts say it; UserError if it is empty, which `prompt` cannot do without."""
+    if said := joined(value):
+        return said
     advice = ", such as `styledrop rare-tokens` finds" if field.endswith("identifier") else ""
     raise UserError(f'config.{field}: empty; expected a word for the prompt "{prompt}"{advice}')
 
@@ -266,7 +269,8 @@ def teaching(
 
 
 def keeping(section: str, prior: Prior, images: Given, prompt: str, generated: str = "") -> Stream:
-    """The stream of images that keep what the model knows: the user's, and the frozen model's where those are too few.
+    """The stream of images that keep what the model knows: the user's, and the frozen model's where
+    those are too few.
 
     Args:
         section: of the config. prior: its settings.

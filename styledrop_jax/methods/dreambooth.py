@@ -1,7 +1,8 @@
-"""DreamBooth (2208.12242): a subject under a rare word and its class, and images of the class that keep the prior.
+"""DreamBooth (2208.12242): a subject under a rare word and its class, and images of the class that
+keep the prior.
 
-The paper trains "a [V] [class]" on 3 to 5 images beside about 1000 images of "a [class]" that the frozen model made,
-with the same weight.
+The paper trains "a [V] [class]" on 3 to 5 images beside about 1000 images of "a [class]" that the
+frozen model made, with the same weight.
 """
 
 import dataclasses

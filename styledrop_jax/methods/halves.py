@@ -4,9 +4,11 @@ import numpy as np
 
 
 def halves(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """The middle half of one square image beside that of another: each uint8 [r, r, 3], and so is the result.
+    """The middle half of one square image beside that of another: each uint8 [r, r, 3], and so is
+    the result.
 
-    The paper does not state how the halves are cut. A subject stands in the middle, and is not distorted.
+    The paper does not state how the halves are cut. A subject stands in the middle, and is not
+    distorted.
     """
     r = len(left)
     start = r // 4

@@ -1,7 +1,8 @@
-"""Multi-StyleForge (2404.05256): a style's components, as people and backgrounds, each under a rare word of its own.
+"""Multi-StyleForge (2404.05256): a style's components, as people and backgrounds, each under a rare
+word of its own.
 
-Every component has its StyleRef and its Aux, and all of them train together. The paper's own way of joining the words
-in a prompt is not stated: here they are said one after the other.
+Every component has its StyleRef and its Aux, and all of them train together. The paper's own way of
+joining the words in a prompt is not stated: here they are said one after the other.
 """
 
 import dataclasses

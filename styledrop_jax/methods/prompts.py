@@ -1,4 +1,6 @@
-"""The built-in pool of contents to draw, and the check of a prompt's words against what a model knows."""
+"""The built-in pool of contents to draw, and the check of a prompt's words against what a model
+knows.
+"""
 
 import json
 import re
@@ -37,7 +39,9 @@ POOL = (
     "a key",
     "a star",
 )
-"""30 everyday contents, as many as StyleDrop's pool has (2306.00983 §3.3; the paper's own list is not published)."""
+"""30 everyday contents, as many as StyleDrop's pool has (2306.00983 §3.3; the paper's own list is
+not published).
+"""
 
 
 def noun(content: str) -> str:
@@ -46,7 +50,9 @@ def noun(content: str) -> str:
 
 
 def unknown(prompts: Sequence[str], model: Path) -> list[str]:
-    """The prompts that name nothing in the model's `vocabulary.json`; none if it has no such file."""
+    """The prompts that name nothing in the model's `vocabulary.json`; none if it has no such
+    file.
+    """
     names = _names(model)
     return [prompt for prompt in dict.fromkeys(prompts) if names and not names.search(prompt)]
 

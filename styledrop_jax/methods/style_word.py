@@ -1,4 +1,6 @@
-"""A style under a word that stands for it, as Textual Inversion and Custom Diffusion do (2208.01618, 2212.04488)."""
+"""A style under a word that stands for it, as Textual Inversion and Custom Diffusion do
+(2208.01618, 2212.04488).
+"""
 
 from styledrop_jax.methods.base import (
     Given,

@@ -1,7 +1,8 @@
-"""StyleDrop (2306.00983): a style from one image under its content and a descriptor, in rounds with feedback.
+"""StyleDrop (2306.00983): a style from one image under its content and a descriptor, in rounds with
+feedback.
 
-The paper trains on "{content} in {style descriptor}", samples prompts of the same form, and trains a new adapter on the
-samples that CLIP or a person chose.
+The paper trains on "{content} in {style descriptor}", samples prompts of the same form, and trains
+a new adapter on the samples that CLIP or a person chose.
 """
 
 from styledrop_jax.methods.base import (

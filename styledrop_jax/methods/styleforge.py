@@ -1,7 +1,7 @@
 """StyleBoost (ICTC 2023) and StyleForge (2404.05256): a style under a rare word, beside "style".
 
-StyleRef are 15 to 20 images of the style, people and backgrounds, under "[V] style". Aux are images of "style" that keep
-what the word means; they are better given than made by the model itself.
+StyleRef are 15 to 20 images of the style, people and backgrounds, under "[V] style". Aux are images
+of "style" that keep what the word means; they are better given than made by the model itself.
 """
 
 import dataclasses

@@ -1,4 +1,5 @@
-"""StyO (2303.03231): content and style of a source and a target, told apart by what each prompt says they are not.
+"""StyO (2303.03231): content and style of a source and a target, told apart by what each prompt
+says they are not.
 
 Three streams train with equal weights (the identifier disentanglement learner):
 
@@ -6,8 +7,8 @@ Three streams train with equal weights (the identifier disentanglement learner):
     target     the same with source and target exchanged
     auxiliary  "a drawing with S_src not S_tgt style of portrait", of 200 faces of FFHQ in the paper
 
-The result's prompt recombines the target's style and the source's content. While it is sampled, the source's
-cross-attention is kept at the words of its content (the fine-grained content controller).
+The result's prompt recombines the target's style and the source's content. While it is sampled, the
+source's cross-attention is kept at the words of its content (the fine-grained content controller).
 """
 
 import dataclasses

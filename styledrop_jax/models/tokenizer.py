@@ -1,8 +1,9 @@
-"""Prompts to token ids: the CLIP and T5 tokenizers of a model folder, and the one that is trained for a new model."""
+"""Prompts to token ids: the tokenizers of a model's folder, and the one trained for a new model."""
 
 import json
+import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,63 +13,110 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase, T5Tokenizer
 
-from styledrop_jax.errors import UserError
+from styledrop_jax.errors import UserError, shown
+from styledrop_jax.models.clip import TextConfig
 
-_BOS, _EOS, _WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
+_BOS = "<|startoftext|>"
+_EOS = "<|endoftext|>"
+_WORD_END = "</w>"
 _CLASSES = {"BPE": CLIPTokenizer, "Unigram": T5Tokenizer}
+_FORMS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_COMMANDS = re.compile(r"\([^()]*:\s*[\d.]+\s*\)|<(?:lora|lyco|hypernet):[^<>]*>|\bBREAK\b")
+"""What other tools read as commands: weights, adapters, and where a new group of tokens begins."""
+
+
+def choose_tokenizer(names: Collection[str], *, source: str) -> list[str]:
+    """Of the names of a folder's files, those that `load_tokenizer` opens.
+
+    Raises:
+        UserError: they are no tokenizer; names `source`, the folder.
+    """
+    for form in _FORMS:
+        if set(form).issubset(names):
+            return [*form, *(name for name in _SETTINGS if name in names)]
+    expected = "tokenizer.json, vocab.json with merges.txt, or spiece.model"
+    raise UserError(f"{source}: no tokenizer, expected {expected}")
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The CLIP or T5 tokenizer that `folder` holds, whichever files it is made of; never reaches for the network.
+    """The CLIP or T5 tokenizer that `folder` holds; never reaches for the network.
 
-    CLIP: `tokenizer.json`, or `vocab.json` and `merges.txt`. T5: `tokenizer.json`, or `spiece.model` (which needs the
-    package sentencepiece). `model_max_length` is the file's, or 77 (CLIP) or 512 (T5) when no file says.
+    CLIP: `tokenizer.json`, or `vocab.json` and `merges.txt`. T5: `tokenizer.json`, or
+    `spiece.model`, which needs the package sentencepiece. `model_max_length` is the file's, or 77
+    (CLIP) or 512 (T5) when no file says.
 
     Raises:
         UserError: no such files, or they cannot be read.
     """
-    whole = folder / "tokenizer.json"
-    has_parts = (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
-    if not (whole.is_file() or has_parts or (folder / "spiece.model").is_file()):
-        raise UserError(
-            f"{folder}: no tokenizer, expected tokenizer.json, vocab.json with merges.txt, or spiece.model"
-        )
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    first = choose_tokenizer(names, source=str(folder))[0]
+    kind = "Unigram" if first == "spiece.model" else "BPE"
     try:
-        if whole.is_file():
-            kind = json.loads(whole.read_text(encoding="utf-8"))["model"]["type"]
-        else:
-            kind = "BPE" if has_parts else "Unigram"
+        if first == "tokenizer.json":
+            kind = json.loads((folder / first).read_text(encoding="utf-8"))["model"]["type"]
         tokenizer = _CLASSES[kind].from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the tokenizers library raises bare Exception for a malformed file
+    except Exception as error:  # the library raises bare Exception for a malformed file
+        reason = shown(error, 120)
         raise UserError(
-            f"{folder}: not a readable CLIP (BPE) or T5 (Unigram) tokenizer ({error!r})"
+            f"{folder}: not a readable CLIP (BPE) or T5 (Unigram) tokenizer ({reason})"
         ) from error
     if tokenizer.model_max_length > 1_000_000:  # transformers' mark for "no file says"
         tokenizer.model_max_length = 77 if kind == "BPE" else 512
     return tokenizer
 
 
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, text: TextConfig, *, source: str) -> None:
+    """Finds a tokenizer that was made for another text tower.
+
+    Args:
+        tokenizer: of a model.
+        text: of the model's text tower. With a projection it is read at the end token.
+        source: the tokenizer's folder or file, for errors.
+
+    Raises:
+        UserError: it has ids that the tower's table does not, no padding or end token, or another
+            end token than the tower reads its pooled features at.
+    """
+    last = max(tokenizer.get_vocab().values())
+    if last >= text.vocab_size:
+        raise UserError(
+            f"{source}: the tokenizer has ids up to {last}, expected at most "
+            f"{text.vocab_size - 1}, the last row of the text tower's table"
+        )
+    for kind, found in (("end", tokenizer.eos_token_id), ("padding", tokenizer.pad_token_id)):
+        if found is None:
+            raise UserError(f"{source}: the tokenizer has no {kind} token, expected one")
+    end = last if text.eos_token_id == 2 else text.eos_token_id
+    if text.projection and tokenizer.eos_token_id != end:
+        raise UserError(
+            f"{source}: the tokenizer's end token is {tokenizer.eos_token_id}, expected {end}, "
+            f"where the text tower reads its pooled features"
+        )
+
+
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes `tokenizer.json` and `tokenizer_config.json`, which `load_tokenizer` and transformers read."""
+    """Writes `tokenizer.json` and `tokenizer_config.json`, which transformers reads too."""
     tokenizer.save_pretrained(folder)
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length: int) -> np.ndarray:
-    """Token ids, int32 [b, length]: special tokens included, padded with the tokenizer's own padding token.
+    """Token ids, int32 [b, length], with special tokens, padded with the tokenizer's padding token.
 
-    The empty prompt is a valid one: special tokens and padding, the unconditional text. A longer prompt is cut, keeps
-    its end token, and a warning shows the words that are lost.
+    The empty prompt is a valid one: special tokens and padding, the unconditional text. A longer
+    prompt is cut, keeps its end token, and a warning shows the words that are lost. What other
+    tools read as commands, such as (cat:1.3), is words here, of which a warning tells.
     """
     rows = np.full((len(prompts), length), tokenizer.pad_token_id, np.int32)
     every = tokenizer(list(prompts), verbose=False)["input_ids"] if prompts else []
     for row, prompt, ids in zip(rows, prompts, every, strict=True):
+        _warn_of_commands(prompt)
         if len(ids) > length:
-            offsets = tokenizer(prompt, return_offsets_mapping=True, verbose=False)[
-                "offset_mapping"
-            ]
-            lost = prompt[offsets[length - 1][0] :].strip()
+            whole = tokenizer(prompt, return_offsets_mapping=True, verbose=False)
+            lost = prompt[whole["offset_mapping"][length - 1][0] :].strip()
             warnings.warn(
-                f"prompt {prompt[:40]!r}… is {len(ids)} tokens, the text encoder reads {length}; cut: {lost!r}",
+                f"prompt {prompt[:40]!r}… is {len(ids)} tokens, the text encoder reads {length}; "
+                f"cut: {lost!r}",
                 stacklevel=2,
             )
             ids = [*ids[: length - 1], ids[-1]]
@@ -76,11 +124,22 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length:
     return rows
 
 
+def _warn_of_commands(prompt: str) -> None:
+    found = dict.fromkeys(_COMMANDS.findall(prompt))
+    if found:
+        # From one place in the code, so that each prompt is warned of once, whoever asks.
+        warnings.warn(
+            f"prompt {shown(prompt, 40)}: read as plain words: {shown(', '.join(found), 100)}; "
+            f"weights, adapters and BREAK in a prompt mean nothing here",
+            stacklevel=1,
+        )
+
+
 def train_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int) -> CLIPTokenizer:
     """A byte-level BPE in CLIP's order: 256 bytes, 256 bytes that end a word, merges, BOS, EOS.
 
-    Any script tokenizes without unknowns, byte by byte where the captions taught nothing better. The same captions give
-    the same tokenizer.
+    Any script tokenizes without unknowns, byte by byte where the captions taught nothing better.
+    The same captions give the same tokenizer.
 
     Args:
         captions: the training text.
@@ -90,37 +149,44 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int) -
     letters = sorted(ByteLevel.alphabet())  # by code point, which is CLIP's order
     if vocab_size < 2 * len(letters) + 2:
         raise ValueError(f"vocab_size is {vocab_size}, expected at least {2 * len(letters) + 2}")
-    # The library numbers the word-ending bytes in a random order, and ties between pairs are broken by number. With one
-    # private character for each, they are plain letters of a fixed order.
+    # The library numbers the word-ending bytes in a random order, and ties between pairs are broken
+    # by number. With one private character for each, they are plain letters of a fixed order.
     ends = {letter: chr(0xE000 + i) for i, letter in enumerate(letters)}
-    written = str.maketrans({end: letter + _WORD_END for letter, end in ends.items()})
-    symbols = [*letters, *(letter + _WORD_END for letter in letters)]
-
-    splitter = _clip_tokenizer(symbols, [], max_length).backend_tokenizer
-    words = (
-        word[:-1] + ends[word[-1]]
-        for caption in captions
-        for word, _ in splitter.pre_tokenizer.pre_tokenize_str(
-            splitter.normalizer.normalize_str(caption)
-        )
-    )
     learner = Tokenizer(BPE())
-    alphabet = [*letters, *ends.values()]
-    learner.train_from_iterator(
-        words, BpeTrainer(vocab_size=vocab_size - 2, initial_alphabet=alphabet, show_progress=False)
+    trainer = BpeTrainer(
+        vocab_size=vocab_size - 2,
+        initial_alphabet=[*letters, *ends.values()],
+        show_progress=False,
     )
-    merges = [
-        tuple(part.translate(written) for part in pair)
-        for pair in json.loads(learner.to_str())["model"]["merges"]
-    ]
-    return _clip_tokenizer(symbols, merges, max_length)
+    learner.train_from_iterator(_words(captions, letters, ends), trainer)
+    written = str.maketrans({end: letter + _WORD_END for letter, end in ends.items()})
+    merges = []
+    for left, right in json.loads(learner.to_str())["model"]["merges"]:
+        merges.append((left.translate(written), right.translate(written)))
+    return _clip_tokenizer(letters, merges, max_length)
+
+
+def _words(captions: Iterable[str], letters: list[str], ends: Mapping[str, str]) -> Iterator[str]:
+    """The words of the captions as CLIP splits them, in bytes; the last byte is that of `ends`."""
+    splitter = _clip_tokenizer(letters, [], 0).backend_tokenizer
+    for caption in captions:
+        clean = splitter.normalizer.normalize_str(caption)
+        for word, _ in splitter.pre_tokenizer.pre_tokenize_str(clean):
+            yield word[:-1] + ends[word[-1]]
 
 
 def _clip_tokenizer(
-    symbols: list[str], merges: list[tuple[str, str]], max_length: int
+    letters: list[str], merges: list[tuple[str, str]], max_length: int
 ) -> CLIPTokenizer:
-    tokens = dict.fromkeys([*symbols, *("".join(pair) for pair in merges), _BOS, _EOS])
-    vocab = {token: i for i, token in enumerate(tokens)}
+    vocab: dict[str, int] = {}
+    endings = [letter + _WORD_END for letter in letters]
+    merged = [left + right for left, right in merges]
+    for token in [*letters, *endings, *merged, _BOS, _EOS]:
+        vocab.setdefault(token, len(vocab))
     return CLIPTokenizer(
-        vocab=vocab, merges=merges, bos_token=_BOS, eos_token=_EOS, model_max_length=max_length
+        vocab=vocab,
+        merges=merges,  # pyright: ignore[reportArgumentType]  pairs, whatever its annotation says
+        bos_token=_BOS,
+        eos_token=_EOS,
+        model_max_length=max_length,
     )

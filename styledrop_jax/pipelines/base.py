@@ -1,4 +1,6 @@
-"""What text-to-image pipelines share: their base class, how they are told to sample and to train, guidance groups."""
+"""What text-to-image pipelines share: their base class, how they are told to sample and to train,
+guidance groups.
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -22,15 +24,15 @@ _DIFFUSION = "diffusion"
 class SampleSettings:
     """How to sample.
 
-    "two_scale" is StyleDrop's Eq. 4 (2306.00983): it moves from the base model by `lambda_a` and from its negative
-    prompt by `lambda_b`. "classifier_free" moves the tuned model from its own negative prompt by `lambda_b`, which is
-    the guidance scale less one.
+    "two_scale" is StyleDrop's Eq. 4 (2306.00983): it moves from the base model by `lambda_a` and
+    from its negative prompt by `lambda_b`. "classifier_free" moves the tuned model from its own
+    negative prompt by `lambda_b`, which is the guidance scale less one.
     """
 
     batch_size: int = setting(
         8, "images sampled at once: more is faster and takes more memory", low=1
     )
-    steps: int = setting(12, "decoding or denoising steps", low=1, high=1000)
+    steps: int = setting(36, "decoding or denoising steps", low=1, high=1000)
     guidance: str = setting(
         "two_scale",
         "StyleDrop's Eq. 4, or the tuned model's by lambda_b alone",
@@ -113,7 +115,8 @@ class Group(NamedTuple):
 
     Attributes:
         graphdef: of the denoiser, with whatever adapter it carries.
-        states: trainable state of each branch, stacked on a leading axis [k, …]; with `shared`, the one of all.
+        states: trainable state of each branch, stacked on a leading axis [k, …]; with `shared`, the
+            one of all.
         frozen: the rest of the denoiser's state.
         text: the pipeline's features of each branch's prompts, every array [k, b, …].
         weights: [steps, k]; the guided output is the weighted sum over all branches of all groups.
@@ -140,7 +143,8 @@ class Group(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """A text-to-image model that can be taught: see `muse.Muse` and `stable_diffusion.StableDiffusion`.
+    """A text-to-image model that can be taught: see `muse.Muse` and
+    `stable_diffusion.StableDiffusion`.
 
     Attributes:
         controllable: whether `generate` also takes a `control` of its cross-attention.
@@ -165,7 +169,9 @@ class Pipeline:
 
     @property
     def resolution(self) -> int:
-        """Pixels along one side of the images it was trained on, and generates unless told otherwise."""
+        """Pixels along one side of the images it was trained on, and generates unless told
+        otherwise.
+        """
         raise NotImplementedError
 
     def canvas(self, height: int, width: int) -> tuple[int, int]:
@@ -177,7 +183,9 @@ class Pipeline:
         raise NotImplementedError
 
     def text_features(self, tower: nnx.Module, ids: jax.Array) -> Any:
-        """Token ids [b, t] → what the denoiser sees of them, a tree of arrays [b, …]; pure, to be differentiated."""
+        """Token ids [b, t] → what the denoiser sees of them, a tree of arrays [b, …]; pure, to be
+        differentiated.
+        """
         raise NotImplementedError
 
     def encode_text(self, prompts: Sequence[str]) -> Any:
@@ -185,8 +193,8 @@ class Pipeline:
         raise NotImplementedError
 
     def encode_images(self, images: np.ndarray) -> Any:
-        """Images [b, h, w, 3], uint8 or float in [0, 1], squares or of a size that `canvas` gives → what `loss` learns
-        to generate, a tree of arrays [b, …]."""
+        """Images [b, h, w, 3], uint8 or float in [0, 1], squares or of a size that `canvas` gives →
+        what `loss` learns to generate, a tree of arrays [b, …]."""
         raise NotImplementedError
 
     def loss(
@@ -220,18 +228,15 @@ class Pipeline:
 
 
 def distinct_rows(prompts: Sequence[str], encode: Callable[[list[str]], Any]) -> Any:
-    """What `encode` makes of `prompts`, a tree of arrays [b, …], each distinct prompt computed once."""
+    """What `encode` makes of `prompts`, a tree of arrays [b, …], each distinct prompt computed
+    once.
+    """
     distinct = list(dict.fromkeys(prompts))
     found = encode(distinct)
     rows = np.array([distinct.index(prompt) for prompt in prompts])
     return jax.tree.map(lambda x: x[rows], found)
 
 
-def chunks(array: np.ndarray, size: int) -> list[np.ndarray]:
-    """Pieces of one fixed length, the last padded with its own last row: one compiled program for any count."""
-    pieces = []
-    for start in range(0, len(array), size):
-        piece = array[start : start + size]
-        padding = np.repeat(piece[-1:], size - len(piece), axis=0)
-        pieces.append(np.concatenate([piece, padding]))
-    return pieces
+def to_floats(images: np.ndarray) -> np.ndarray:
+    """Images in uint8, or in [0, 1] already, as float32 in [0, 1]."""
+    return np.asarray(images, np.float32) / (255 if images.dtype == np.uint8 else 1)

@@ -1,21 +1,57 @@
-"""A model's name → the pipeline that its folder holds."""
+"""A model's name → the pipeline that its files hold."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
 
 import jax.numpy as jnp
 
 from styledrop_jax.io import hub
-from styledrop_jax.pipelines import muse, stable_diffusion
+from styledrop_jax.pipelines import muse_files, stable_diffusion_files
 from styledrop_jax.pipelines.base import Pipeline
 
 
-def load(name: str, dtype: jnp.dtype = jnp.float32) -> Pipeline:
-    """Loads a Muse or a Stable Diffusion: see `muse.load` and `stable_diffusion.load`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loader:
+    """One kind of pipeline.
+
+    Attributes:
+        layout: what its folder holds, by which it is known.
+        load: (name as the user gave it, folder, dtype) → the pipeline.
+    """
+
+    layout: hub.Layout
+    load: Callable[[str, Path, jnp.dtype], Pipeline]
+
+
+LOADERS = {
+    "muse": Loader(layout=muse_files.LAYOUT, load=muse_files.load),
+    "stable_diffusion": Loader(
+        layout=stable_diffusion_files.LAYOUT, load=stable_diffusion_files.load_folder
+    ),
+}
+"""The kinds of pipelines, by name."""
+
+
+def load(name: str, dtype: jnp.dtype = jnp.float32, *, field: str = "config.base") -> Pipeline:
+    """Loads a pipeline of any of `LOADERS`, by what its folder holds.
+
+    Args:
+        name: a model that ships with the package, such as "emoji64" (its Muse) or "emoji64/sd"; a
+            diffusers folder; "owner/name" from the Hugging Face cache or hub; or a Stable Diffusion
+            in one `.safetensors` file, see `stable_diffusion_files.load_file`.
+        dtype: what the model computes in.
+        field: the setting that named the model, for errors.
 
     Raises:
         UserError: the model is nowhere, or a file of it is missing, damaged or does not fit.
     """
-    if name.endswith(".safetensors") or (hub.resolve_pipeline(name, "muse") / "unet").is_dir():
-        return stable_diffusion.load(name, dtype)
-    return muse.load(name, dtype)
-
-
-LOADERS = {"unet": stable_diffusion.load, "transformer": muse.load}
+    file = Path(os.path.expanduser(name))
+    if os.path.isfile(file) or file.suffix == ".safetensors":
+        return stable_diffusion_files.load_file(name, file, dtype)
+    layouts = [loader.layout for loader in LOADERS.values()]
+    folder = hub.resolve(name, layouts, field=field)
+    best = hub.best_layout(folder, layouts)
+    loader = next(loader for loader in LOADERS.values() if loader.layout is best)
+    return loader.load(name, folder, dtype)

@@ -1,18 +1,21 @@
-"""What comes before the first stage: everything is read and checked, then loaded, then the manifest is written."""
+"""What comes before the first stage: everything is read and checked, then loaded, then the manifest
+is written.
+"""
 
 import dataclasses
 import hashlib
 import logging
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from styledrop_jax import log, trainable, tree
+from styledrop_jax import log, settings, trainable, tree
 from styledrop_jax.adapters.base import Trainable
 from styledrop_jax.errors import UserError
 from styledrop_jax.interchange.read import Initial, read_init
@@ -20,7 +23,16 @@ from styledrop_jax.io import hub, image_files
 from styledrop_jax.io.captions import Reference, read_references
 from styledrop_jax.io.run_folder import Run
 from styledrop_jax.methods import identifiers, prompts
-from styledrop_jax.methods.base import Captioned, Given, Images, Prior, Program, Prompt, Stream
+from styledrop_jax.methods.base import (
+    Captioned,
+    Given,
+    Images,
+    Prior,
+    Program,
+    Prompt,
+    Stream,
+    joined,
+)
 from styledrop_jax.pipelines.base import Pipeline
 from styledrop_jax.pipelines.load import load as load_pipeline
 from styledrop_jax.registry import ADAPTERS, METHODS
@@ -42,7 +54,9 @@ def read_images(spec: RunSpec) -> dict[str, list[Reference]]:
         UserError: images are missing, cannot be read, or lack words that the method needs.
     """
     found = {}
-    for name, section in _image_sections(spec):
+    for name, section in settings.sections(spec):
+        if not isinstance(section, Images):
+            continue
         if isinstance(section, Prior) and not section.image:
             found[name] = []
             continue
@@ -57,20 +71,6 @@ def read_images(spec: RunSpec) -> dict[str, list[Reference]]:
             section.image, content, descriptor, needs=needs, field=f"config.{name}"
         )
     return found
-
-
-def _image_sections(value: Any, name: str = "") -> Iterator[tuple[str, Images]]:
-    """(dotted name, section) of every section that names images."""
-    if isinstance(value, Images):
-        yield name, value
-    for field in dataclasses.fields(value):
-        part: Any = getattr(value, field.name)
-        inner = f"{name}.{field.name}".removeprefix(".")
-        if dataclasses.is_dataclass(part) and not isinstance(part, type):
-            yield from _image_sections(part, inner)
-        if field.name == "components":
-            for number, component in enumerate(part, 1):
-                yield from _image_sections(component, f"component_{number}")
 
 
 def taught(program: Program, images: Given) -> list[Taught]:
@@ -92,9 +92,12 @@ def taught(program: Program, images: Given) -> list[Taught]:
 
 
 def check_words(program: Program) -> None:
-    """UserError if an identifier stands for two things, or two streams that differ train under one prompt."""
+    """UserError if an identifier stands for two things, or two streams that differ train under one
+    prompt.
+    """
     known: dict[str, str] = {}
-    for field, word in program.identifiers.items():
+    for field, given in program.identifiers.items():
+        word = joined(given)
         other = known.setdefault(word.lower(), field)
         if word and other != field:
             raise UserError(
@@ -118,7 +121,9 @@ def _prompts(stream: Stream) -> set[str]:
 
 
 def check_inputs(run: Run, given: Sequence[Taught], contents: Sequence[str]) -> None:
-    """UserError if images, words or prompts are not those that the run began with: a file may change under its path."""
+    """UserError if images, words or prompts are not those that the run began with: a file may
+    change under its path.
+    """
     began = run.manifest
     if not began:
         return
@@ -153,7 +158,8 @@ def begin(
     *,
     base: str = "",
 ) -> Job:
-    """Loads the base model, and checks what only it can tell, before anything is trained or sampled.
+    """Loads the base model, and checks what only it can tell, before anything is trained or
+    sampled.
 
     Raises:
         UserError: a model is missing or does not fit, or the run cannot be carried out on it.
@@ -161,7 +167,7 @@ def begin(
     clip_folder = hub.resolve(spec.clip, field="config.clip")
     pipeline = load_pipeline(base or spec.base, jnp.dtype(spec.dtype))
     _check_base(run, pipeline)
-    initial = read_init(spec.init, pipeline) if spec.init else None
+    initial = read_init(Path(spec.init), pipeline) if spec.init else None
     job = Job(
         spec=spec,
         run=run,
@@ -177,12 +183,10 @@ def begin(
     )
     _check_on_pipeline(job)
     _warn(job)
-    settings = spec.round(1).sample
+    how = spec.round(1).sample
     streams = []
     for stream in program.streams:
-        streams.append(
-            class_images.filled(stream, pipeline, settings, dtype=spec.dtype, seed=spec.seed)
-        )
+        streams.append(class_images.filled(stream, pipeline, how, dtype=spec.dtype, seed=spec.seed))
     job = dataclasses.replace(job, program=dataclasses.replace(program, streams=streams))
     _write_manifest(job)
     return job
@@ -193,13 +197,13 @@ def _check_base(run: Run, pipeline: Pipeline) -> None:
     if began_on != pipeline.base_hash:
         raise UserError(
             f"{run.workdir}: {pipeline.name} is not the base model that this run began on "
-            "(config.base, its weights, text tower, autoencoder, tokenizer or schedule have changed)"
+            "(config.base: its weights, text tower, autoencoder, tokenizer or schedule changed)"
         )
 
 
 def _trainables(spec: RunSpec, program: Program, initial: Initial | None) -> list[Trainable]:
     """What trains in each round; in the first what `config.init` holds, if that names a file."""
-    words = [word for word in program.identifiers.values() if word]
+    words = _identifiers(program)
     found = []
     for number in range(1, spec.rounds + 1):
         adapter = spec.round(number).adapter
@@ -208,6 +212,12 @@ def _trainables(spec: RunSpec, program: Program, initial: Initial | None) -> lis
     if initial is not None:
         found[0] = _started(found[0], initial, spec.init)
     return found
+
+
+def _identifiers(program: Program) -> list[str]:
+    """The words that stand for something new, as prompts say them."""
+    said = [joined(word) for word in program.identifiers.values()]
+    return [word for word in said if word]
 
 
 def _started(what: Trainable, initial: Initial, path: str) -> Trainable:
@@ -222,15 +232,16 @@ def _started(what: Trainable, initial: Initial, path: str) -> Trainable:
                 f"config.init: {path} holds {found} for the {part}, and "
                 f"config.round_1.adapter trains {expected}; expected the same"
             )
-    if what.words is not None:
-        asked_words = [token.word for token in what.words.tokens]
-        held_words = [token.word for token in initial.what.words.tokens]
-        if asked_words != held_words:
-            raise UserError(
-                f"config.init: {path} holds the words {', '.join(held_words)}, and the run learns "
-                f"{', '.join(asked_words)}; expected config.words.identifier to be the same"
-            )
+    if what.words is not None and _words(what) != _words(initial.what):
+        raise UserError(
+            f"config.init: {path} holds the words {_words(initial.what)}, and the run learns "
+            f"{_words(what)}; expected config.words.identifier to be the same"
+        )
     return initial.what
+
+
+def _words(what: Trainable) -> str:
+    return ", ".join(token.word for token in what.words.tokens)
 
 
 def _check_on_pipeline(job: Job) -> None:
@@ -259,11 +270,12 @@ def _warn(job: Job) -> None:
     for remark in remarks:
         if remark:
             _LOG.warning(remark)
-    warn_of_unknown(job.spec.base, [prompt.judged for prompt in job.prompts])
+    warn_of_unknown(job.spec.base, job.prompts)
 
 
-def warn_of_unknown(base: str, texts: Sequence[str]) -> None:
+def warn_of_unknown(base: str, said: Sequence[Prompt]) -> None:
     """Warns of prompts that name nothing that a shipped base model was taught."""
+    texts = [prompt.judged for prompt in said]
     for text in prompts.unknown(texts, hub.shipped_vocabulary(base)):
         _LOG.warning(
             f"{text!r} names nothing that {base} was taught; its samples may show anything"
@@ -274,7 +286,7 @@ def _identifier_remarks(job: Job) -> list[str]:
     """Of identifiers that are words already; where new words are learnt they are not."""
     if any(what.words for what in job.trainables):
         return []
-    words = [word for word in job.program.identifiers.values() if word]
+    words = _identifiers(job.program)
     remarks = []
     for word in words:
         remark = identifiers.remark(job.pipeline.tokenizer, word)

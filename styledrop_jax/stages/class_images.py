@@ -1,6 +1,8 @@
-"""Images of a class, made by the frozen model to keep what it knew (DreamBooth's prior, 2208.12242 section 3.2).
+"""Images of a class, made by the frozen model to keep what it knew (DreamBooth's prior, 2208.12242
+section 3.2).
 
-They are kept between runs, by everything that they depend on, and topped up when a run asks for more.
+They are kept between runs, by everything that they depend on, and topped up when a run asks for
+more.
 """
 
 import dataclasses
@@ -34,7 +36,9 @@ def filled(
 def _generated(
     base: Pipeline, prompt: str, count: int, settings: SampleSettings, *, dtype: str, seed: int
 ) -> list[Path]:
-    """`count` image files of `prompt`, the i-th with seed `seed` + i, from the cache or made now."""
+    """`count` image files of `prompt`, the i-th with seed `seed` + i, from the cache or made
+    now.
+    """
     depends = [base.base_hash, prompt, dataclasses.asdict(settings), dtype, seed]
     name = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]
     folder = cache_folder() / "class_images" / name

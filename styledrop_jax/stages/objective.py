@@ -1,4 +1,6 @@
-"""What a round trains on: streams of images under their prompts, everything frozen computed once, and the loss."""
+"""What a round trains on: streams of images under their prompts, everything frozen computed once,
+and the loss.
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -65,14 +67,16 @@ def check_attention(stream: Stream, pipeline: Pipeline, settings: TrainSettings)
     wrong = f"config.{stream.section}.unmix: found {stream.unmix}, expected 0"
     if not pipeline.controllable:
         raise UserError(
-            f"{wrong}: the attention of {pipeline.name!r}, which is no Stable Diffusion, cannot be seen"
+            f"{wrong}: the attention of {pipeline.name!r}, which is no Stable Diffusion, "
+            "cannot be seen"
         )
     if settings.remat:
         raise UserError(f"{wrong} beside train.remat, which hides the attention")
 
 
 def _apart(pipeline: Pipeline, example: Example) -> np.ndarray:
-    """float32 [t, 2]: an equal share for each token of the right's words in the left half, and the reverse.
+    """float32 [t, 2]: an equal share for each token of the right's words in the left half, and the
+    reverse.
 
     Tokens that both have, such as an article, belong nowhere.
     """
@@ -102,8 +106,9 @@ class Tuning(nnx.Module):
 
     Attributes:
         parts: see `trainable.parts`.
-        targets: what the images of all streams are to the loss. words: features of their prompts, or token ids if the
-            text tower trains, and `Batch.apart` if any stream has it; the last row is the empty prompt.
+        targets: what the images of all streams are to the loss. words: features of their prompts,
+            or token ids if the text tower trains, and `Batch.apart` if any stream has it; the last
+            row is the empty prompt.
     """
 
     def __init__(self, parts: nnx.Dict, targets: Any, words: Any):
@@ -137,7 +142,9 @@ def prepare(
     def loss(
         tuning: Any, rows: jax.Array, keys: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Of examples `rows` [b, s] of s streams, the prompt of each dropped with probability `text_dropout`."""
+        """Of examples `rows` [b, s] of s streams, the prompt of each dropped with probability
+        `text_dropout`.
+        """
         flat = rows.reshape(-1)
         split = jax.vmap(lambda key: jax.random.split(key, (len(weights), 2)))(keys)  # [b, s, 2]
         drop_keys, loss_keys = split.reshape(-1, 2).T
@@ -174,7 +181,9 @@ def _stacked(batches: Sequence[Batch]) -> np.ndarray | None:
 def rows(
     batches: Sequence[Batch], *, batch_size: int, seeds: Sequence[int]
 ) -> Callable[[int, int], np.ndarray]:
-    """`rows(start, count)` → the rows [count, b, s] of steps [start, start + count); each stream has its own order."""
+    """`rows(start, count)` → the rows [count, b, s] of steps [start, start + count); each stream
+    has its own order.
+    """
     counts = [len(part.prompts) for part in batches]
     first = np.cumsum([0, *counts[:-1]])
 

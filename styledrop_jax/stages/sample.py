@@ -69,7 +69,9 @@ def _sample(
 
 
 def _alike(sample: Sample) -> int:
-    """What is sampled together: all that comes from prompts alone, else the samples of one source and prompt."""
+    """What is sampled together: all that comes from prompts alone, else the samples of one source
+    and prompt.
+    """
     return sample.prompt if sample.source else -1
 
 
@@ -86,13 +88,14 @@ def following(
     """An image uint8 [r, r, 3], as samples under the prompt `text` follow it.
 
     Raises:
-        UserError: the pipeline has no control of its attention, or the two prompts do not align token for token.
+        UserError: the pipeline has no control of its attention, or the two prompts do not align
+            token for token.
     """
     field = f"config.{redrawn.section}.control"
     if not pipeline.controllable:
         raise UserError(
-            f"{field}: found {redrawn.share}, expected 0: control of the attention needs Stable Diffusion, and "
-            f"config.base is {pipeline.name!r}, which samples from words alone"
+            f"{field}: found {redrawn.share}, expected 0: control of the attention needs "
+            f"Stable Diffusion, and config.base is {pipeline.name!r}, which samples from words alone"
         )
     padded = pipeline.text_ids([redrawn.prompt, text, redrawn.kept])
     source, result, kept = _without_padding(padded, pipeline.tokenizer.eos_token_id)
@@ -100,8 +103,9 @@ def following(
     if tokens is None:
         raise UserError(
             f"{field}: the prompts {redrawn.prompt!r} ({len(source) - 2} tokens) and {text!r} "
-            f"({len(result) - 2} tokens) do not align; expected as many, at most {padded.shape[1] - 2}, with "
-            f"the words {redrawn.kept!r} at one place of both: the same repeats in both, or shorter identifiers"
+            f"({len(result) - 2} tokens) do not align; expected as many, at most "
+            f"{padded.shape[1] - 2}, with the words {redrawn.kept!r} at one place of both: "
+            "the same repeats in both, or shorter identifiers"
         )
     return guidance.Follow(
         own=pipeline.encode_images(image[None]),

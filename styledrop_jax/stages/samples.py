@@ -25,7 +25,8 @@ class Sample:
         file: in the folder of the stage.
         content: the user's prompt. text: as the model is given it. judged: as a scorer is.
         seed: of its noise.
-        source: the image that it is generated anew from, in the run folder; empty if it comes from its prompt alone.
+        source: the image that it is generated anew from, in the run folder; empty if it comes from
+            its prompt alone.
         scores: by scorer. score: their weighted sum.
     """
 
@@ -130,7 +131,9 @@ def _to_dict(sample: Sample) -> dict[str, Any]:
 
 
 def _from_dict(row: Any, where: str) -> Sample:
-    """One record; a file outside its folder is refused, since run folders may come from someone else."""
+    """One record; a file outside its folder is refused, since run folders may come from someone
+    else.
+    """
     names = get_type_hints(Sample)
     if not isinstance(row, dict) or not set(row) <= set(names):
         raise UserError(f"{where}: expected a sample with {', '.join(names)}, found {shown(row)}")

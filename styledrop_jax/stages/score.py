@@ -54,10 +54,7 @@ def _truth(job: Job) -> Path | None:
     """The user's folder of true images, or the one that comes with a bundled reference."""
     if job.spec.truth:
         return Path(job.spec.truth).expanduser()
-    judging = [stream.section for stream in job.program.streams if stream.judges]
-    reference = Path(
-        next(given.reference.path for given in job.given if given.section == judging[0])
-    )
+    reference = Path(job.given[0].reference.path)
     beside = reference.with_suffix("")
     bundled = reference.parent == captions.BUNDLED.parent
     return beside if bundled and beside.is_dir() else None
@@ -69,11 +66,17 @@ def _score(
     path = job.run.path(stage, "scores.jsonl")
     if path.exists():
         return read_samples(path)
-    images = [image_files.read_image(job.run.path(stage, sample.file)) for sample in samples]
+    images = []
+    prompts = []
+    places = []
+    for sample in samples:
+        images.append(image_files.read_image(job.run.path(stage, sample.file)))
+        prompts.append(sample.judged)
+        places.append(sample.place)
     seen = scorers.Scored(
         images=np.stack(images).astype(np.float32) / 255,
-        prompts=[sample.judged for sample in samples],
-        ids=[sample.place for sample in samples],
+        prompts=prompts,
+        ids=places,
         references=job.judged_by,
         clip=job.clip,
         seed=job.spec.seed,

@@ -47,17 +47,22 @@ def _choose(job: Job, number: int, samples: Sequence[Sample]) -> list[Sample]:
 
 
 def _write_sheet(job: Job, stage: str, samples: Sequence[Sample], chosen: Sequence[Sample]) -> None:
-    """All samples of a round on one sheet, those of a prompt side by side, the chosen ones framed."""
+    """All samples of a round on one sheet, those of a prompt side by side, the chosen ones
+    framed.
+    """
     if job.run.done(f"{stage}/grid.png"):
         return
     kept = {sample.place for sample in chosen}
-    alike = len(samples) // len({sample.prompt for sample in samples})
-    images = [image_files.read_image(job.run.path(stage, sample.file)) for sample in samples]
-    sheet = sheets.grid(
-        images,
-        columns=alike * max(1, round(len(samples) ** 0.5 / alike)),
-        marked=[i for i, sample in enumerate(samples) if sample.place in kept],
-        captions=[sample.content for sample in samples],
-    )
+    images = []
+    captions = []
+    marked = []
+    for i, sample in enumerate(samples):
+        images.append(image_files.read_image(job.run.path(stage, sample.file)))
+        captions.append(sample.content)
+        if sample.place in kept:
+            marked.append(i)
+    alike = len(samples) // (samples[-1].prompt + 1)
+    columns = alike * max(1, round(len(samples) ** 0.5 / alike))
+    sheet = sheets.grid(images, columns=columns, marked=marked, captions=captions)
     image_files.write_png(job.run.path(stage, "grid.png"), sheet)
     job.logger.image(f"{stage}/samples", 0, sheet)

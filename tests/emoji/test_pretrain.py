@@ -12,7 +12,7 @@ import tiny
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from safetensors.numpy import load_file
 
-from styledrop_jax import configs, guidance
+from styledrop_jax import config_files, guidance
 from styledrop_jax.emoji import corpus, settings
 from styledrop_jax.emoji.pretrain import pretrain
 from styledrop_jax.emoji.settings import CommonSettings
@@ -21,8 +21,10 @@ from styledrop_jax.errors import UserError
 from styledrop_jax.io import hub
 from styledrop_jax.io.files import read_json
 from styledrop_jax.metrics.clip_scores import ClipScorer
-from styledrop_jax.pipelines import load, muse
+from styledrop_jax.pipelines import load
 from styledrop_jax.pipelines.base import SampleSettings
+from styledrop_jax.pipelines.muse import Muse
+from styledrop_jax.pipelines.muse_files import TRANSFORMER
 from styledrop_jax.pipelines.stable_diffusion import StableDiffusion
 from styledrop_jax.training import checkpoint
 
@@ -51,7 +53,7 @@ def _changes(task: str, /, **changed: Any) -> dict[str, Any]:
 
 
 def _settings(task: str, /, **changed: Any) -> CommonSettings:
-    config = configs.load(f"pretrain_{task}", settings.complete).to_dict()
+    config = config_files.load(f"pretrain_{task}", settings.complete).to_dict()
     return settings.from_config(config | _changes(task, **changed))
 
 
@@ -72,13 +74,14 @@ def test_training_leaves_a_model_and_images(task):
 
 @pytest.mark.parametrize("task", SIZES)
 def test_settings_are_read_from_plain_data_and_back(task):
-    config = configs.load(f"pretrain_{task}", settings.complete).to_dict()
+    config = config_files.load(f"pretrain_{task}", settings.complete).to_dict()
     value = settings.from_config(config)
     assert type(value) is settings.SETTINGS[task] and settings.to_config(value) == config
 
 
 def test_the_exported_models_sample_and_score():
-    base = muse.load(str(_trained("muse") / "export/muse"))
+    base = load.load(str(_trained("muse") / "export/muse"))
+    assert isinstance(base, Muse)
     assert base.resolution == 64 and base.denoiser.config.sample_size == 16
     scorer = ClipScorer.load(_trained("clip") / "export/clip")
     assert np.isfinite(scorer.text_features(["a cat"])).all()
@@ -92,8 +95,8 @@ def test_training_goes_on_from_exported_weights(tmp_path):
     pretrain(going_on, tmp_path)
     again = tmp_path / "export/muse"
     assert hub.read_config(init / "transformer") == hub.read_config(again / "transformer")
-    before = muse.load_denoiser(init).transformer_layers[0].attn1.to_q.kernel[...]
-    after = muse.load_denoiser(again).transformer_layers[0].attn1.to_q.kernel[...]
+    before = TRANSFORMER.load(init / "transformer").transformer_layers[0].attn1.to_q.kernel[...]
+    after = TRANSFORMER.load(again / "transformer").transformer_layers[0].attn1.to_q.kernel[...]
     np.testing.assert_allclose(after, before, atol=1e-3)
 
 

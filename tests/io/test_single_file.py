@@ -1,7 +1,5 @@
 """Single-file checkpoints against diffusers' own converters: names, shapes and values."""
 
-import re
-
 import numpy as np
 import pytest
 import torch
@@ -15,6 +13,7 @@ from diffusers.loaders.single_file_utils import (
 )
 from flax import nnx
 from safetensors.torch import save_file
+from single_files import ldm_tensors
 
 from styledrop_jax.errors import UserError
 from styledrop_jax.io import pretrained
@@ -59,7 +58,7 @@ DEEP = {
     "cross_attention_dim": 1024,
     "use_linear_projection": True,
 }
-CONFIGS = {  # of the UNet, the autoencoder and the text tower; only the tiny ones have values
+CONFIGS = {  # of the U-Net, the autoencoder and the text tower; only the tiny ones have values
     "1.5": ({"cross_attention_dim": 768, "attention_head_dim": 8}, VAE, TEXT),
     "2.1": (DEEP, VAE, TEXT_2),
     "tiny 1.x": (
@@ -86,130 +85,6 @@ def _modules(version: str) -> dict[str, torch.nn.Module]:
         }
 
 
-def _sub(name: str, pairs: dict[str, str]) -> str:
-    for old, new in pairs.items():
-        name = re.sub(old, new, name)
-    return name
-
-
-def _ldm_unet(tensors: dict[str, torch.Tensor], layers: int) -> dict[str, torch.Tensor]:
-    """The UNet by the names of the latent-diffusion code, whose blocks are numbered through."""
-
-    def number(side: str, offset: int, place: str):
-        return lambda m: f"{side}_blocks.{int(m[1]) * (layers + 1) + int(m[2]) + offset}.{place}."
-
-    def upsampler(m: re.Match) -> str:
-        place = (
-            2 if any(name.startswith(f"up_blocks.{m[1]}.attentions.") for name in tensors) else 1
-        )
-        return f"output_blocks.{int(m[1]) * (layers + 1) + layers}.{place}.conv."
-
-    pairs = {
-        r"^time_embedding\.linear_1": "time_embed.0",
-        r"^time_embedding\.linear_2": "time_embed.2",
-        r"^conv_in": "input_blocks.0.0",
-        r"^conv_norm_out": "out.0",
-        r"^conv_out": "out.2",
-        r"^mid_block\.resnets\.0": "middle_block.0",
-        r"^mid_block\.attentions\.0": "middle_block.1",
-        r"^mid_block\.resnets\.1": "middle_block.2",
-        r"^down_blocks\.(\d)\.resnets\.(\d)\.": number("input", 1, "0"),
-        r"^down_blocks\.(\d)\.attentions\.(\d)\.": number("input", 1, "1"),
-        r"^down_blocks\.(\d)\.downsamplers\.0\.conv\.": lambda m: (
-            f"input_blocks.{(int(m[1]) + 1) * (layers + 1)}.0.op."
-        ),
-        r"^up_blocks\.(\d)\.resnets\.(\d)\.": number("output", 0, "0"),
-        r"^up_blocks\.(\d)\.attentions\.(\d)\.": number("output", 0, "1"),
-        r"^up_blocks\.(\d)\.upsamplers\.0\.conv\.": upsampler,
-    }
-    resnet = {
-        r"\bnorm1\.": "in_layers.0.",
-        r"\bconv1\.": "in_layers.2.",
-        r"\btime_emb_proj\.": "emb_layers.1.",
-        r"\bnorm2\.": "out_layers.0.",
-        r"\bconv2\.": "out_layers.3.",
-        r"\bconv_shortcut\.": "skip_connection.",
-    }
-    return {
-        f"model.diffusion_model.{_sub(_sub(name, resnet) if '.resnets.' in name else name, pairs)}": tensor
-        for name, tensor in tensors.items()
-    }
-
-
-def _ldm_vae(tensors: dict[str, torch.Tensor], blocks: int) -> dict[str, torch.Tensor]:
-    pairs = {
-        r"conv_norm_out": "norm_out",
-        r"conv_shortcut": "nin_shortcut",
-        r"down_blocks\.(\d)\.resnets": r"down.\1.block",
-        r"down_blocks\.(\d)\.downsamplers\.0": r"down.\1.downsample",
-        r"up_blocks\.(\d)\.resnets": lambda m: f"up.{blocks - 1 - int(m[1])}.block",
-        r"up_blocks\.(\d)\.upsamplers\.0": lambda m: f"up.{blocks - 1 - int(m[1])}.upsample",
-        r"mid_block\.resnets\.(\d)": lambda m: f"mid.block_{int(m[1]) + 1}",
-        r"mid_block\.attentions\.0": "mid.attn_1",
-        r"group_norm": "norm",
-        r"to_([qkv])\.": r"\1.",
-        r"to_out\.0": "proj_out",
-    }
-    attention = re.compile(r".*attentions.*to_.*weight")
-    return {
-        f"first_stage_model.{_sub(name, pairs)}": tensor[:, :, None, None]
-        if attention.match(name)
-        else tensor
-        for name, tensor in tensors.items()
-    }
-
-
-def _open_clip(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The text tower as OpenCLIP has it: fused projections, one layer more, a projection and a logit scale."""
-    pairs = {
-        r"^embeddings\.position_embedding\.weight": "positional_embedding",
-        r"^embeddings\.token_embedding": "token_embedding",
-        r"^final_layer_norm": "ln_final",
-        r"^encoder\.layers\.": "transformer.resblocks.",
-        r"layer_norm(\d)": r"ln_\1",
-        r"mlp\.fc1": "mlp.c_fc",
-        r"mlp\.fc2": "mlp.c_proj",
-        r"self_attn": "attn",
-    }
-    found = {}
-    for name, tensor in tensors.items():
-        if match := re.fullmatch(r"(.+self_attn\.)q_proj\.(weight|bias)", name):
-            thirds = [tensors[f"{match[1]}{part}_proj.{match[2]}"] for part in "qkv"]
-            found[_sub(f"{match[1]}in_proj_{match[2]}", pairs)] = torch.cat(thirds)
-        elif not re.search(r"[kv]_proj", name):
-            found[_sub(name, pairs)] = tensor
-    last = {
-        name.replace(".22.", ".23."): tensor + 1 for name, tensor in found.items() if ".22." in name
-    }
-    width = found["positional_embedding"].shape[1]
-    found |= last | {"text_projection": torch.zeros(width, width), "logit_scale": torch.zeros(())}
-    return {f"cond_stage_model.model.{name}": tensor for name, tensor in found.items()}
-
-
-def _checkpoint(version: str, modules: dict[str, torch.nn.Module]) -> dict[str, torch.Tensor]:
-    unet, vae, text = (modules[part].state_dict() for part in ("unet", "vae", "text_encoder"))
-    if version.startswith(("2", "tiny 2")):
-        tower = _open_clip(text)
-    else:
-        tower = {
-            f"cond_stage_model.transformer.text_model.{name}": tensor
-            for name, tensor in text.items()
-        }
-        tower["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[
-            None
-        ]
-    rest = {
-        "betas": torch.zeros(9),
-        "model_ema.diffusion_modelout0weight": torch.zeros(2),
-        "model_ema.decay": torch.zeros(()),
-    }
-    layers, blocks = (
-        modules["unet"].config.layers_per_block,
-        len(modules["vae"].config.block_out_channels),
-    )
-    return _ldm_unet(unet, layers) | _ldm_vae(vae, blocks) | tower | rest
-
-
 def _converted(
     version: str, modules: dict, checkpoint: dict[str, torch.Tensor]
 ) -> dict[str, dict[str, torch.Tensor]]:
@@ -229,7 +104,7 @@ def _converted(
 @pytest.mark.parametrize("version", CONFIGS)
 def test_agrees_with_the_reference_converters(version):
     modules = _modules(version)
-    checkpoint = _checkpoint(version, modules)
+    checkpoint = ldm_tensors(version, modules)
     theirs = _converted(version, modules, checkpoint)
     ours = split(list(checkpoint), source="file")
     for part, module in modules.items():
@@ -246,7 +121,7 @@ def test_agrees_with_the_reference_converters(version):
 @pytest.mark.parametrize("version", ["tiny 1.x", "tiny 2.x"])
 def test_components_are_loaded_from_one_file(version, tmp_path):
     modules = _modules(version)
-    checkpoint = _checkpoint(version, modules)
+    checkpoint = ldm_tensors(version, modules)
     save_file(
         {name: tensor.clone() for name, tensor in checkpoint.items()},
         tmp_path / "tuned.safetensors",
@@ -264,19 +139,17 @@ def test_components_are_loaded_from_one_file(version, tmp_path):
         ),
     ):
         ours = pretrained.export(pretrained.load(build, found[part], rules, source="file"), rules)
-        theirs = {
-            f"{prefix}{name}": tensor.numpy() for name, tensor in modules[part].state_dict().items()
-        }
-        assert set(ours) == set(theirs)
+        theirs = modules[part].state_dict()
+        assert set(ours) == {prefix + name for name in theirs}
         for name, tensor in theirs.items():
-            np.testing.assert_array_equal(ours[name], tensor)
+            np.testing.assert_array_equal(ours[prefix + name], tensor.numpy())
     for name, tensor in modules["unet"].state_dict().items():
         np.testing.assert_array_equal(found["unet"][name], tensor.numpy())
 
 
 def test_names_are_those_of_the_released_files():
     modules = _modules("1.5")
-    names = set(_checkpoint("1.5", modules))
+    names = set(ldm_tensors("1.5", modules))
     assert {
         "model.diffusion_model.output_blocks.11.0.skip_connection.weight",
         "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight",
@@ -290,15 +163,16 @@ def test_names_are_those_of_the_released_files():
 
 
 def test_a_tower_saved_without_its_prefix_is_read():
-    checkpoint = _checkpoint("tiny 1.x", _modules("tiny 1.x"))
+    checkpoint = ldm_tensors("tiny 1.x", _modules("tiny 1.x"))
     bare = [name.replace(".transformer.text_model.", ".transformer.") for name in checkpoint]
-    usual, found = split(list(checkpoint), source="file"), split(bare, source="file")
+    usual = split(list(checkpoint), source="file")
+    found = split(bare, source="file")
     assert set(found["text_encoder"]) == set(usual["text_encoder"])
 
 
 def test_an_unknown_name_is_kept_for_the_loader_to_report():
     names = [
-        *_checkpoint("tiny 1.x", _modules("tiny 1.x")),
+        *ldm_tensors("tiny 1.x", _modules("tiny 1.x")),
         "model.diffusion_model.label_emb.0.0.weight",
     ]
     assert "label_emb.0.0.weight" in split(names, source="file")["unet"]
@@ -317,7 +191,7 @@ def test_an_unknown_name_is_kept_for_the_loader_to_report():
             ["encoder.conv_in.weight", "decoder.up.0.block.0.conv1.weight"],
             r"\(an autoencoder alone\)",
         ),
-        (["down_blocks.0.resnets.0.conv1.weight"], r"\(the UNet of a diffusers folder\)"),
+        (["down_blocks.0.resnets.0.conv1.weight"], r"\(the U-Net of a diffusers folder\)"),
         (
             ["model.diffusion_model.joint_blocks.0.x", "first_stage_model.x.y"],
             r"\(Stable Diffusion 3 or Flux\)",
@@ -332,6 +206,6 @@ def test_other_files_are_refused(names, words):
 
 
 def test_a_larger_model_is_refused():
-    whole = list(_checkpoint("tiny 1.x", _modules("tiny 1.x")))
+    whole = list(ldm_tensors("tiny 1.x", _modules("tiny 1.x")))
     with pytest.raises(UserError, match=r"conditioner\.embedders\.0\.x \(Stable Diffusion XL\)"):
         split([*whole, "conditioner.embedders.0.x"], source="file")

@@ -1,6 +1,8 @@
 import base64
+import dataclasses
 import io
 import json
+import os
 import re
 from html.parser import HTMLParser
 
@@ -10,14 +12,20 @@ from PIL import Image
 
 from styledrop_jax.errors import UserError
 from styledrop_jax.io import image_files
-from styledrop_jax.io.files import Run, write_json
+from styledrop_jax.io.files import write_json
+from styledrop_jax.io.run_folder import Run
+from styledrop_jax.spec import from_config, to_config
 from styledrop_jax.stages import report
+from styledrop_jax.stages.samples import Sample, read_samples, write_chosen, write_samples
 
 EVIL = 'a <script>alert("x")</script> & cat'
-SETTINGS = {
-    "adapter": {"rank": 4},
-    "train": {"steps": 20},
-    "select": {"scorers": {"clip_text": 1.0}, "by": "prompt"},
+REFERENCE = {
+    "path": "my & house.png",
+    "file": "references/000.png",
+    "content": "a house",
+    "caption": "a house <b>in ink</b>",
+    "descriptor": "<i>in ink</i>",
+    "sha256": "5" * 64,
 }
 
 
@@ -26,15 +34,19 @@ class _Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.open, self.links, self.images = [], [], [], 0
+        self.tags = []
+        self.open = []
+        self.links = []
+        self.images = 0
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.images += tag == "img"
-        self.links += [
-            value for name, value in attrs if name in ("src", "href", "srcset", "action", "data")
-        ]
+        for name, value in attrs:
+            assert not name.startswith("on"), "no handlers of events"
+            if name in ("src", "href", "srcset", "action", "data"):
+                self.links.append(value)
         if tag not in ("img", "meta", "br"):
             self.open.append(tag)
 
@@ -51,130 +63,143 @@ def _png(path, image):
     Image.fromarray(image_files.to_uint8(image)).save(path)
 
 
-def _lines(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def _stage(run, folder, contents, per_prompt, *, chosen=None, size=8):
+def _stage(run, folder, contents, per_prompt, *, chosen=None, size=8, words="in ink", source=""):
     rng = np.random.default_rng(len(folder))
-    rows = []
+    samples = []
     for prompt, content in enumerate(contents):
         for image in range(per_prompt):
             file = f"samples/p{prompt:03d}_i{image:03d}.png"
             _png(run.path(folder, file), rng.random((size, size, 3)))
-            scores = {"clip_text": 0.2 + 0.01 * image, "clip_style": 0.5, "random": 0.1}
-            rows.append(
-                {
-                    "prompt": prompt,
-                    "image": image,
-                    "file": file,
-                    "content": content,
-                    "text": f"{content} in ink",
-                }
-                | {"seed": 1000 + image, "scores": scores, "score": scores["clip_text"]}
+            score = 0.2 + 0.01 * image
+            samples.append(
+                Sample(
+                    prompt=prompt,
+                    image=image,
+                    file=file,
+                    content=content,
+                    text=f"{content} {words}",
+                    judged=content,
+                    seed=1000 + image,
+                    source=source,
+                    scores={"clip_text": score, "clip_style": 0.5, "random": 0.1},
+                    score=score,
+                )
             )
-    _lines(run.path(folder, "scores.jsonl"), rows)
+    write_samples(run.path(folder, "scores.jsonl"), samples)
     if chosen is not None:
-        write_json(
-            run.path(folder, "selected.json"),
-            {"selected": [r for r in rows if r["image"] == chosen]},
-        )
+        kept = [sample for sample in samples if sample.image == chosen]
+        write_chosen(run.path(folder, "selected.json"), kept)
 
 
-def _run(folder, *, rounds=2, contents=(EVIL, "a dog"), full=True, size=8):
-    config = {
-        "base": "tiny",
-        "method": "styledrop",
-        "seed": 0,
-        "rounds": rounds,
-        "round_1": SETTINGS,
-    }
-    run = Run.open(folder, config)
+def _spec(rounds=2):
+    first = {"train": {"steps": 20}}
+    return from_config({"base": "tiny", "rounds": rounds, "round_1": first})
+
+
+def _run(folder, *, rounds=2, contents=(EVIL, "a dog"), size=8):
+    """A run that has nothing but its references and rounds."""
+    run = Run.open(folder, to_config(_spec(rounds)))
     _png(run.path("references/000.png"), np.ones((size, size, 3)))
-    caption = "a house <b>in ink</b>"
-    reference = {
-        "path": "my & house.png",
-        "file": "references/000.png",
-        "content": "a house",
-        "caption": caption,
-    }
+    run.update_manifest({"references": [REFERENCE]})
+    for number in range(1, rounds + 1):
+        _stage(run, f"round_{number}", contents, 3, chosen=1, size=size)
+    return run
+
+
+def _full(folder, **options):
+    """A run that has everything."""
+    run = _run(folder, **options)
+    _stage(run, "base", (EVIL, "a dog"), 1, words="<i>in ink</i>")
+    _stage(run, "truth", (EVIL,), 1)
+    counts = {"trainable": 4321, "frozen": 1234567, "training_seconds": 2.5}
     run.update_manifest(
-        {"references": [reference | {"descriptor": "<i>in ink</i>", "sha256": "5" * 64}]}
+        {
+            "base": {"name": "tiny", "hash": "abc", "parameters": 1234567},
+            "rounds": {"round_1": counts},
+            "versions": {"jax": "1.2.3", "flax": "4.5.6"},
+            "device": "cpu of mine",
+        }
     )
-    for n in range(1, rounds + 1):
-        _stage(run, f"round_{n}", contents, 3, chosen=1, size=size)
-    if full:
-        _stage(run, "base", contents, 1, size=size)
-        _stage(run, "truth", contents[:1], 1, size=size)
-        run.update_manifest(
-            {
-                "base": {"name": "tiny", "hash": "abc", "parameters": 1234567},
-                "rounds": {
-                    "round_1": {"trainable": 4321, "frozen": 1234567, "training_seconds": 2.5}
-                },
-                "versions": {"jax": "1.2.3"},
-                "device": "cpu of mine",
-            }
-        )
-        steps = [(n, step) for n in range(1, rounds + 1) for step in (10, 20, 30)]
-        losses = {10: 0.5, 20: None, 30: 0.2}
-        _lines(
-            run.path("metrics.jsonl"),
-            [
-                {"stage": f"round_{n}", "step": step, "loss": losses[step], "accuracy": 0.5}
-                for n, step in steps
-            ],
-        )
+    lines = []
+    for number in range(1, run.config["rounds"] + 1):
+        for step, loss in ((10, 0.5), (20, None), (30, 0.2)):
+            row = {"stage": f"round_{number}", "step": step, "loss": loss, "accuracy": 0.5}
+            lines.append(json.dumps(row) + "\n")
+    run.path("metrics.jsonl").write_text("".join(lines))
     return run
 
 
 def _text(run, command="styledrop personalize"):
-    return report.write_report(run, command=command).read_text(encoding="utf-8")
+    spec = from_config(run.config)
+    return report.write_report(run, spec, command=command).read_text(encoding="utf-8")
 
 
 def _headings(text):
     return re.findall(r"<h2>(.*?)</h2>", text)
 
 
+def _between(text, start, end):
+    return text[text.index(f"<h2>{start}") : text.index(f"<h2>{end}")]
+
+
+def _sources(text):
+    return re.findall(r'src="(.*?)"', text)
+
+
 def test_a_full_run_has_every_section(tmp_path):
-    text = _text(_run(tmp_path), "styledrop personalize --config.prompts '<a> & b'")
+    text = _text(_full(tmp_path), "styledrop personalize --config.prompts '<a> & b'")
     assert _headings(text) == [
-        *(
-            "Reference",
-            "Scores",
-            "Before and after",
-            "Round 1: all drawings",
-            "Round 2: all drawings",
-        ),
-        *("Training", "SampleSettings", "Reproduce"),
+        "Reference",
+        "Scores",
+        "Before and after",
+        "Round 1: all samples",
+        "Round 2: all samples",
+        "Training",
+        "Settings",
+        "Reproduce",
     ]
-    for shown in (
-        "1,234,567",
-        "4,321",
-        "jax 1.2.3",
-        "cpu of mine",
-        "my &amp; house.png",
-        "5" * 64,
-        "train.steps",
-    ):
+    provenance = ("1,234,567", "4,321", "jax 1.2.3, flax 4.5.6", "cpu of mine", "5" * 64)
+    for shown in (*provenance, "my &amp; house.png", "styledrop · 2 rounds · on tiny"):
         assert shown in text, shown
-    assert "styledrop personalize --config.prompts &#x27;&lt;a&gt; &amp; b&#x27;" in text
+    assert "styledrop personalize --config.prompts &#39;&lt;a&gt; &amp; b&#39;" in text
 
 
 def test_the_page_is_well_formed_escaped_and_needs_no_network(tmp_path):
-    text = _text(_run(tmp_path))
+    text = _text(_full(tmp_path))
     page = _Page(text)
     assert not page.open
     assert not {"script", "i", "link", "iframe"} & set(page.tags)
-    assert page.links and all(link.startswith("data:image/webp;base64,") for link in page.links)
+    for link in page.links:
+        assert link.startswith("data:image/webp;base64,")
     assert "://" not in text and "url(" not in text and "@import" not in text
+    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in text
     assert "<title>&lt;i&gt;in ink&lt;/i&gt;</title>" in text
-    # 1 reference; before and after: base 2, two rounds of 2, truth 1; all drawings: two rounds of 6
+    # 1 reference; before and after: base 2, two rounds of 2, truth 1; all samples: two rounds of 6
     assert page.images == 1 + (2 + 4 + 1) + 12
 
 
+def test_whatever_a_text_of_the_run_folder_holds_it_is_shown_as_text(tmp_path):
+    evil = "\"'><img src=x onerror=alert(1)>{{ 7 * 7 }}"
+    run = _run(tmp_path, rounds=1, contents=(evil,))
+    run.update_manifest(
+        {
+            "references": [dict.fromkeys(REFERENCE, evil) | {"file": "references/000.png"}],
+            "base": {evil: evil},
+            "rounds": {evil: {evil: evil}},
+            "versions": {evil: evil},
+            "device": evil,
+        }
+    )
+    row = {"stage": f"round_1{evil}", "step": 1, evil: 0.5}
+    run.path("metrics.jsonl").write_text(json.dumps(row) + "\n")
+    text = _text(run, evil)
+    page = _Page(text)
+    assert not page.open and not {"x"} & set(page.links)
+    assert "{{ 7 * 7 }}" in text and page.images == 1 + 1 + 3
+
+
 def test_scores_are_means_with_intervals_for_base_rounds_and_truth(tmp_path):
-    text = _text(_run(tmp_path))
+    text = _text(_full(tmp_path))
     rows = re.findall(
         r'<tr><th scope="row">([^<]*)</th><td>(\d+)</td><td>([\d.]+) <small>\[([\d.]+), ', text
     )
@@ -182,68 +207,140 @@ def test_scores_are_means_with_intervals_for_base_rounds_and_truth(tmp_path):
         ("Base model, descriptor only", "2", "0.200", "0.200"),
         ("Round 1", "6", "0.210", "0.210"),
         ("Round 2", "6", "0.210", "0.210"),
-        ("True drawing", "1", "0.200", "0.200"),
+        ("True image", "1", "0.200", "0.200"),
     ]
 
 
-def test_chosen_drawings_are_marked_and_shown_before_better_ones(tmp_path):
+def test_the_base_model_was_given_the_words_of_the_style_if_its_prompts_have_them(tmp_path):
+    run = _full(tmp_path)
+    _stage(run, "base", (EVIL, "a dog"), 1, words="")
+    text = _text(run)
+    assert "Base model, same prompts" in text and "descriptor only" not in text
+
+
+def test_chosen_samples_are_marked_and_shown_before_better_ones(tmp_path):
     run = _run(tmp_path, rounds=1)
     text = _text(run)
     assert text.count('<figure class="chosen">') == text.count("<mark>chosen</mark>") == 2
-    assert "Round 1<br><small>one of 3</small>" in text and "descriptor only</th>" in text
-    chosen = re.findall(r'<figure class="chosen">(<img.*?>)', text)
-    comparison = text[text.index("Before and after") : text.index("Round 1: all drawings")]
-    shown = re.findall(r'src="(.*?)"', comparison)
-    assert all(re.search(r'src="(.*?)"', image)[1] in shown for image in chosen)
+    assert "Round 1<br><small>one of 3</small>" in text
+    chosen = re.findall(r'<figure class="chosen"><img.*?src="(.*?)"', text)
+    assert _sources(_between(text, "Before and after", "Round 1")) == chosen
 
     run.path("round_1/selected.json").unlink()
     text = _text(run)
     assert "<mark>" not in text
     best = re.findall(r'src="([^"]*)"[^>]*><figcaption>0.220', text)
-    comparison = text[text.index("Before and after") : text.index("Round 1: all drawings")]
-    assert len(best) == 2 and all(image in comparison for image in best)
+    assert len(best) == 2
+    assert _sources(_between(text, "Before and after", "Round 1")) == best
+
+
+def test_rounds_with_prompts_of_their_own_have_rows_of_their_own(tmp_path):
+    run = _run(tmp_path, contents=("a cat", "a dog"))
+    _stage(run, "round_2", ("a horse",), 3)
+    table = _between(_text(run), "Before and after", "Round 1")
+    rows = re.findall(r'<th scope="row">(.*?)</th>(.*?)</tr>', table, re.DOTALL)
+    assert [name for name, _ in rows] == ["a cat", "a dog", "a horse"]
+    for name, cells in rows:
+        _, first, second = cells.split("<td>")
+        assert bool(_sources(first)) == (name != "a horse")
+        assert bool(_sources(second)) == (name == "a horse")
+
+
+def test_what_was_generated_anew_stands_beside_its_source(tmp_path):
+    run = _run(tmp_path, rounds=1)
+    _stage(run, "round_1", (EVIL, "a dog"), 1, source="references/000.png")
+    text = _text(run)
+    table = _between(text, "Before and after", "Round 1")
+    assert '<th scope="col">Source</th>' in table
+    reference = _sources(_between(text, "Reference", "Scores"))[0]
+    assert _sources(table)[::2] == [reference, reference] and len(_sources(table)) == 4
 
 
 def test_one_round_without_base_truth_or_curves(tmp_path):
-    text = _text(_run(tmp_path, rounds=1, full=False))
+    text = _text(_run(tmp_path, rounds=1))
     assert _headings(text) == [
-        *(
-            "Reference",
-            "Scores",
-            "Before and after",
-            "Round 1: all drawings",
-            "SampleSettings",
-            "Reproduce",
-        )
+        "Reference",
+        "Scores",
+        "Before and after",
+        "Round 1: all samples",
+        "Settings",
+        "Reproduce",
     ]
-    assert "Base model" not in text and "True drawing" not in text and "<svg" not in text
+    assert "Base model" not in text and "True image" not in text and "<svg" not in text
 
 
-def test_a_run_that_has_not_drawn_yet_and_deleted_drawings(tmp_path):
-    run = Run.open(
-        tmp_path / "new", {"base": "tiny", "method": "styledrop", "rounds": 1, "round_1": SETTINGS}
-    )
-    assert _headings(_text(run)) == ["SampleSettings", "Reproduce"]
+def test_a_run_that_has_not_sampled_yet_and_deleted_samples(tmp_path):
+    text = _text(Run.open(tmp_path / "new", to_config(_spec())))
+    assert _headings(text) == ["Settings", "Reproduce"] and "<title>new</title>" in text
     run = _run(tmp_path / "thinned")
     run.path("round_1/samples/p000_i000.png").unlink()
-    assert "5 drawings, 2 chosen" in _text(run)
+    assert "5 samples, 2 chosen" in _text(run)
+
+
+def test_settings_have_a_column_for_each_round_and_the_whole_run_apart(tmp_path):
+    data = {
+        "rounds": 3,
+        "round_1": {"adapter": {"kind": "styledrop"}, "train": {"steps": 20}},
+        "round_2": {"adapter": {"kind": "lora"}, "train": {"steps": 30}},
+    }
+    run = Run.open(tmp_path, to_config(from_config(data)))
+    text = _text(run)
+    rows = dict(re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', text))
+    assert re.findall(r"<td>(.*?)</td>", rows["train.steps"]) == ["20", "30", "30"]
+    assert re.findall(r"<td>(.*?)</td>", rows["adapter.kind"]) == ["styledrop", "lora", "lora"]
+    assert re.findall(r"<td>(.*?)</td>", rows["rounds"]) == ["3"]
+    assert rows["truth"] == "<td><small>empty</small></td>"
+    assert "round_" not in "".join(rows)
+
+
+def test_no_link_out_of_the_run_folder_is_followed(tmp_path):
+    secret = tmp_path / "secret"
+    run = _full(tmp_path / "run")
+    honest = _Page(_text(run)).images
+    _png(secret / "image.png", np.zeros((8, 8, 3)))
+    sample = run.path("round_1/samples/p000_i000.png")
+    sample.unlink()
+    os.symlink(secret / "image.png", sample)
+    assert _Page(_text(run)).images == honest - 1
+
+    run.update_manifest({"references": [REFERENCE | {"file": "../secret/image.png"}]})
+    assert "Reference" not in _headings(_text(run))
+
+    for name in ("round_1", "metrics.jsonl", "manifest.json"):
+        os.rename(run.path(name), secret / name)
+        os.symlink(secret / name, run.path(name))
+    text = _text(run)
+    assert _headings(text) == [
+        "Scores",
+        "Before and after",
+        "Round 2: all samples",
+        "Settings",
+        "Reproduce",
+    ]
+    assert "cpu of mine" not in text
+
+
+def test_a_run_folder_that_is_itself_a_link_is_read(tmp_path):
+    _run(tmp_path / "there").close()
+    os.symlink(tmp_path / "there", tmp_path / "here")
+    assert _Page(_text(Run.load(tmp_path / "here"))).images == 1 + 4 + 12
 
 
 def test_curves_have_a_line_for_each_round_and_skip_what_is_not_a_number(tmp_path):
-    text = _text(_run(tmp_path))
-    charts = re.findall(r"<svg.*?</svg>", text)
-    assert ["loss" in charts[0], "accuracy" in charts[1], len(charts)] == [True, True, 2]
-    for chart in charts:
-        assert (
-            "round 1" in chart
-            and "round 2" in chart
-            and "training step" in chart
-            and "nan" not in chart
-        )
+    text = _text(_full(tmp_path))
+    charts = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    assert len(charts) == 2 and "loss" in charts[0] and "accuracy" in charts[1]
+    for chart, count in zip(charts, (2, 3), strict=True):
+        assert "round 1" in chart and "round 2" in chart and "training step" in chart
+        assert "nan" not in chart
         lines = re.findall(r'points="(.*?)"', chart)
-        points = [[tuple(map(float, p.split(","))) for p in line.split()] for line in lines]
-        assert [len(line) for line in points] == ([2, 2] if chart is charts[0] else [3, 3])
-        assert all(0 <= x <= 520 and 0 <= y <= 280 for line in points for x, y in line)
+        assert len(lines) == 2
+        for line in lines:
+            points = line.split(" ")
+            assert len(points) == count
+            for point in points:
+                x, y = point.split(",")
+                assert 56 <= float(x) <= 508 and 30 <= float(y) <= 236
 
 
 @pytest.mark.parametrize(
@@ -256,15 +353,18 @@ def test_ticks_enclose_the_values_with_a_few_round_numbers(low, high):
     assert 2 <= len(ticks) <= 8
 
 
-def test_large_images_become_thumbnails_and_small_ones_stay_exact(tmp_path):
-    for size, expected, pixels in ((300, 256, False), (128, 128, True)):
-        _png(tmp_path / "image.png", np.random.default_rng(0).random((size, size, 3)))
-        tag = report._image(tmp_path / "image.png", "x")
-        assert ('class="pixels"' in tag) == pixels
-        image = Image.open(io.BytesIO(base64.b64decode(re.search(r'base64,(.*?)"', tag)[1])))
-        assert image.size == (expected, expected)
-        if pixels:
-            assert np.array_equal(np.asarray(image), image_files.read_image(tmp_path / "image.png"))
+@pytest.mark.parametrize(("size", "expected", "exact"), [(300, 256, False), (128, 128, True)])
+def test_large_images_become_thumbnails_and_small_ones_stay_exact(tmp_path, size, expected, exact):
+    path = tmp_path / "image.png"
+    _png(path, np.random.default_rng(0).random((size, size, 3)))
+    data, found = report.embedded(path)
+    assert found == exact
+    image = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert image.size == (expected, expected)
+    if exact:
+        assert np.array_equal(np.asarray(image), image_files.read_image(path))
+    run = _run(tmp_path / "run", rounds=1, size=size)
+    assert _text(run).count('<img class="pixels"') == (9 if exact else 0)
 
 
 def test_a_failed_report_leaves_the_old_one(tmp_path):
@@ -272,6 +372,36 @@ def test_a_failed_report_leaves_the_old_one(tmp_path):
     old = _text(run)
     run.path("round_1/samples/p000_i000.png").write_bytes(b"not an image")
     with pytest.raises(UserError, match="p000_i000.png"):
-        report.write_report(run, command="again")
+        _text(run, "again")
     assert run.path("report.html").read_text(encoding="utf-8") == old
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("manifest.json", []),
+        ("manifest.json", {"references": [{"caption": "a house"}]}),
+        ("manifest.json", {"references": [REFERENCE | {"file": "a\0b"}]}),
+        ("manifest.json", {"rounds": {"round_1": 3}}),
+        ("metrics.jsonl", ["step"]),
+        ("round_1/scores.jsonl", {"prompt": 0}),
+        ("round_1/selected.json", {"selected": 3}),
+    ],
+)
+def test_a_damaged_file_is_named_in_one_line(tmp_path, name, content):
+    run = _run(tmp_path, rounds=1)
+    write_json(run.path(name), content)
+    if name.endswith(".jsonl"):
+        run.path(name).write_text(json.dumps(content) + "\n")
+    with pytest.raises(UserError, match=re.escape(name)) as error:
+        _text(run)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300 + len(str(tmp_path))
+
+
+def test_a_sample_without_a_score_of_clip_is_left_out_of_the_mean(tmp_path):
+    run = _run(tmp_path, rounds=1)
+    path = run.path("round_1/scores.jsonl")
+    samples = [dataclasses.replace(sample, scores={}) for sample in read_samples(path)]
+    write_samples(path, samples)
+    assert "<td>6</td><td>–</td><td>–</td>" in _text(run)

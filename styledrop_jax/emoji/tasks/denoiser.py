@@ -21,7 +21,7 @@ from styledrop_jax.io import pretrained, sheets
 from styledrop_jax.metrics import clip_scores
 from styledrop_jax.models import clip
 from styledrop_jax.models.tokenizer import load_tokenizer
-from styledrop_jax.pipelines import muse
+from styledrop_jax.pipelines import stable_diffusion_files
 from styledrop_jax.pipelines.base import Pipeline, SampleSettings, TrainSettings
 from styledrop_jax.training import order
 
@@ -169,6 +169,7 @@ def _samples(model: Pipeline, settings: SampleSettings) -> np.ndarray:
 def load_text(folder: Path) -> tuple[clip.ClipText, PreTrainedTokenizerBase]:
     """The text tower and the tokenizer of an exported CLIP, or of a pipeline's folder."""
     if (folder / "text_encoder").is_dir():
-        return muse.load_text(folder / "text_encoder"), load_tokenizer(folder / "tokenizer")
+        text = stable_diffusion_files.TEXT.load(folder / "text_encoder")
+        return text, load_tokenizer(folder / "tokenizer")
     whole = clip_scores.ClipScorer.load(folder)
     return whole.model.text, whole.tokenizer

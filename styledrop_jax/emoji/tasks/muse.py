@@ -13,10 +13,10 @@ from styledrop_jax.emoji.tasks.denoiser import Conditioned, denoiser_task, load_
 from styledrop_jax.io import hub
 from styledrop_jax.io.files import write_json
 from styledrop_jax.models import uvit, vqgan
-from styledrop_jax.pipelines import muse
+from styledrop_jax.pipelines import muse, muse_files
 from styledrop_jax.pipelines.base import SampleSettings, TrainSettings
 
-SAMPLE = SampleSettings(temperature=2.0, lambda_b=1.0, batch_size=16)
+SAMPLE = SampleSettings(steps=12, temperature=2.0, lambda_b=1.0, batch_size=16)
 _SCHEDULER = {"_class_name": "AmusedScheduler", "masking_schedule": "cosine"}
 _PARTS = {
     "transformer": ("diffusers", "UVit2DModel"),
@@ -32,10 +32,10 @@ def task(settings: MuseSettings, data: Corpus, workdir: Path) -> base.Task[Condi
 
     It starts from random weights, or from those in `settings.init`.
     """
-    codec = muse.load_autoencoder(Path(settings.codec))
+    codec = muse_files.VQVAE.load(Path(settings.codec))
     text, tokenizer = load_text(Path(settings.clip))
     if settings.init:
-        denoiser = muse.load_denoiser(Path(settings.init))
+        denoiser = muse_files.TRANSFORMER.load(Path(settings.init) / "transformer")
     else:
         config = uvit.Config.emoji64(
             width=settings.width, layers=settings.layers, text_width=text.config.hidden_size

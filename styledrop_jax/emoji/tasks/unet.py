@@ -13,7 +13,7 @@ from styledrop_jax.emoji.tasks.denoiser import Conditioned, denoiser_task, load_
 from styledrop_jax.io import hub
 from styledrop_jax.io.files import write_json
 from styledrop_jax.models import unet, vae
-from styledrop_jax.pipelines import stable_diffusion
+from styledrop_jax.pipelines import stable_diffusion, stable_diffusion_files
 from styledrop_jax.pipelines.base import SampleSettings, TrainSettings
 from styledrop_jax.sampling.noise_schedule import NoiseSchedule
 
@@ -42,12 +42,10 @@ def task(settings: UnetSettings, data: Corpus, workdir: Path) -> base.Task[Condi
 
     It starts from random weights, or from those in `settings.init`.
     """
-    codec = stable_diffusion.load_component(Path(settings.codec), "vae")
-    assert isinstance(codec, vae.AutoencoderKL)
+    codec = stable_diffusion_files.VAE.load(Path(settings.codec))
     text, tokenizer = load_text(Path(settings.clip))
     if settings.init:
-        denoiser = stable_diffusion.load_component(Path(settings.init), "unet")
-        assert isinstance(denoiser, unet.UNet)
+        denoiser = stable_diffusion_files.UNET.load(Path(settings.init))
     else:
         config = unet.Config.emoji64(width=settings.width, text_width=text.config.hidden_size)
         denoiser = unet.UNet(config, rngs=nnx.Rngs(settings.seed))

@@ -13,7 +13,7 @@ from styledrop_jax.emoji.corpus import Corpus
 from styledrop_jax.emoji.settings import VaeSettings
 from styledrop_jax.emoji.tasks import base
 from styledrop_jax.models import vae
-from styledrop_jax.pipelines import muse
+from styledrop_jax.pipelines import muse_files
 
 _MEASURED = 512  # images over which the deviation of the latents is taken
 
@@ -32,7 +32,7 @@ def _loss(
 
 def _take(model: vae.AutoencoderKL, folder: Path) -> None:
     """Copies those of a tokenizer's weights that have a place of their shape in the autoencoder."""
-    given = dict(nnx.to_flat_state(nnx.state(muse.load_autoencoder(folder), nnx.Param)))
+    given = dict(nnx.to_flat_state(nnx.state(muse_files.VQVAE.load(folder), nnx.Param)))
     own = nnx.state(model, nnx.Param)
     for path, weight in nnx.to_flat_state(own):
         if path in given and given[path].shape == weight.shape:

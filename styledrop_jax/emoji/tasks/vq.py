@@ -11,7 +11,7 @@ from styledrop_jax.emoji.corpus import Corpus
 from styledrop_jax.emoji.settings import VqSettings
 from styledrop_jax.emoji.tasks import base
 from styledrop_jax.models import vqgan
-from styledrop_jax.pipelines import muse
+from styledrop_jax.pipelines import muse_files
 
 
 def _loss(
@@ -61,7 +61,7 @@ def task(settings: VqSettings, data: Corpus, workdir: Path) -> base.Task[vqgan.V
     size = settings.batch_size
     held = data.held_out_images(32)
     if settings.init:
-        model = muse.load_autoencoder(Path(settings.init))
+        model = muse_files.VQVAE.load(Path(settings.init))
     else:
         config = vqgan.Config.emoji64(width=settings.width)
         model = vqgan.VQModel(config, rngs=nnx.Rngs(settings.seed))

@@ -1,7 +1,8 @@
-"""The door for settings: config files by name or path, overrides from the command line, and then one value.
+"""The door for settings: config files by name or path, overrides from the command line, and then
+one value.
 
-A config file is a Python file with `get_config(preset)`, which returns an ml_collections ConfigDict. It may leave out
-any field: the field's own default holds.
+A config file is a Python file with `get_config(preset)`, which returns an ml_collections
+ConfigDict. It may leave out any field: the field's own default holds.
 """
 
 import contextlib
@@ -38,7 +39,9 @@ def names() -> list[str]:
 
 
 def copy(target: Path) -> Path:
-    """Copies the configs that ship into a folder, to be edited; files that are there already stay as they are."""
+    """Copies the configs that ship into a folder, to be edited; files that are there already stay
+    as they are.
+    """
     with guard(target):
         target.mkdir(parents=True, exist_ok=True)
         for path in sorted(folder().glob("*.py")):
@@ -88,7 +91,8 @@ def load(name: str, complete: Complete = spec.complete) -> ConfigDict:
 
 
 def read(name: str, overrides: Mapping[str, Any] | None = None) -> spec.RunSpec:
-    """The settings of a run: those of the config `name`, and `overrides` of dotted fields, such as "round_1.train.steps".
+    """The settings of a run: those of the config `name`, and `overrides` of dotted fields, such as
+    "round_1.train.steps".
 
     Raises:
         UserError: no such config or field, or a value of the wrong type or range.
@@ -98,13 +102,9 @@ def read(name: str, overrides: Mapping[str, Any] | None = None) -> spec.RunSpec:
     with config.ignore_type():  # `from_config` says better what is wrong
         for field, value in (overrides or {}).items():
             if field not in fields:
-                raise UserError(f"config.{field}: unknown field{_closest(field, fields)}")
-            parent, _, key = field.rpartition(".")
-            section: Any = config
-            for part in filter(None, parent.split(".")):
-                section = section[part]
-            section[key] = value
-    return spec.from_config(spec.absolute(config.to_dict()))
+                raise UserError(_unknown(field, fields))
+            config.update_from_flattened_dict({field: value})
+    return spec.from_config(spec.absolute(spec.complete(config.to_dict())))
 
 
 def from_arguments(
@@ -117,7 +117,7 @@ def from_arguments(
         complete: fills in what a config file leaves out.
 
     Returns:
-        the config as nested plain data, and the arguments that are not about it, in their order.
+        the complete config as nested plain data, and the arguments that are not about it, in their order.
 
     Raises:
         UserError: no such config or field, or a value that is not of its field's type.
@@ -133,11 +133,13 @@ def from_arguments(
     with _flag_errors(values):
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=words)
         rest = values(words, known_only=True)[1:]
-    return config.to_dict(), rest
+    return complete(config.to_dict()), rest  # again: a section may be given as a whole
 
 
 def _split_name(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Takes the last `--config NAME` out, and joins `--config.x true` into one word, which absl would not."""
+    """Takes the last `--config NAME` out, and joins `--config.x true` into one word, which absl
+    would not.
+    """
     name = None
     others: list[str] = []
     words = list(argv)
@@ -170,15 +172,13 @@ def _file_errors(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        lines = [part.lineno for part in traceback.extract_tb(error.__traceback__)]
-        own = traceback.extract_tb(error.__traceback__)
-        mine = [part.lineno for part in own if part.filename == str(path)] or lines[-1:]
-        if isinstance(error, SyntaxError):
-            mine = [error.lineno]
+        line = error.lineno if isinstance(error, SyntaxError) else None
+        for part in traceback.extract_tb(error.__traceback__):
+            if part.filename == str(path):
+                line = part.lineno
         said = " ".join(str(error).split())[:150]
-        raise UserError(
-            f"--config: {path} line {mine[-1]} failed: {type(error).__name__}: {said}"
-        ) from error
+        where = f"{path} line {line}" if line else str(path)
+        raise UserError(f"--config: {where} failed: {type(error).__name__}: {said}") from error
 
 
 @contextlib.contextmanager
@@ -197,7 +197,9 @@ def _flag_errors(values: flags.FlagValues) -> Iterator[None]:
 
 
 def _check_overrides(argv: Sequence[str], config: ConfigDict) -> None:
-    """Every `--config.FIELD` must exist: checked before config_flags, which answers with a traceback."""
+    """Every `--config.FIELD` must exist: checked before config_flags, which answers with a
+    traceback.
+    """
     fields = _field_names(config)
     problems = []
     for word in argv:
@@ -205,13 +207,19 @@ def _check_overrides(argv: Sequence[str], config: ConfigDict) -> None:
             break
         match = re.match(r"--?(?:no)?config\.([^=]*)", word)
         if match and match[1] not in fields:
-            problems.append(f"config.{match[1][:80]}: unknown field{_closest(match[1], fields)}")
+            problems.append(_unknown(match[1], fields))
     if problems:
         raise UserError(" | ".join(problems))
 
 
+def _unknown(field: str, fields: Sequence[str]) -> str:
+    return f"config.{field[:80]}: unknown field{_closest(field, fields)}"
+
+
 def _closest(name: str, fields: Sequence[str]) -> str:
-    """The field whose last word is most like the one given, wherever it lives; then the whole name counts."""
+    """The field whose last word is most like the one given, wherever it lives; then the whole name
+    counts.
+    """
 
     def likeness(field: str) -> tuple[float, float]:
         last = difflib.SequenceMatcher(None, name.rpartition(".")[2], field.rpartition(".")[2])

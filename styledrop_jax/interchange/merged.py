@@ -1,0 +1,177 @@
+"""A pipeline with what trained in it as plain weights, and its folder in the diffusers layout."""
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from transformers import PreTrainedTokenizerBase
+
+from styledrop_jax import trainable
+from styledrop_jax.adapters import slots, textual_inversion
+from styledrop_jax.adapters.base import Trainable
+from styledrop_jax.io import hub, pretrained
+from styledrop_jax.io.files import write_json
+from styledrop_jax.models import clip, unet, uvit, vae, vqgan
+from styledrop_jax.models.rules import Rules
+from styledrop_jax.models.tokenizer import save_tokenizer
+from styledrop_jax.pipelines.base import Pipeline
+from styledrop_jax.pipelines.muse import Muse
+from styledrop_jax.pipelines.stable_diffusion import StableDiffusion
+
+_BROKEN_EOS = 2  # old configs hold it in error; it then means the highest id, which a new word has
+
+
+class Layout(NamedTuple):
+    """How a kind of pipeline lies in a diffusers folder.
+
+    Attributes:
+        pipeline: the reference's class.
+        denoiser, autoencoder: the names of their folders. rules: of the denoiser.
+        autoencoder_rules: of the autoencoder.
+        parts: {folder: (library, class)}, the entries of `model_index.json`.
+        projection: whether the text tower has its projection.
+    """
+
+    pipeline: str
+    denoiser: str
+    autoencoder: str
+    rules: Rules
+    autoencoder_rules: Rules
+    parts: dict[str, tuple[str, str]]
+    projection: bool
+
+
+_STABLE_DIFFUSION = Layout(
+    pipeline="StableDiffusionPipeline",
+    denoiser="unet",
+    autoencoder="vae",
+    rules=unet.RULES,
+    autoencoder_rules=vae.RULES,
+    parts={
+        "unet": ("diffusers", "UNet2DConditionModel"),
+        "vae": ("diffusers", "AutoencoderKL"),
+        "text_encoder": ("transformers", "CLIPTextModel"),
+        "tokenizer": ("transformers", "CLIPTokenizer"),
+        "scheduler": ("diffusers", "DDIMScheduler"),
+    },
+    projection=False,
+)
+_MUSE = Layout(
+    pipeline="AmusedPipeline",
+    denoiser="transformer",
+    autoencoder="vqvae",
+    rules=uvit.RULES,
+    autoencoder_rules=vqgan.RULES,
+    parts={
+        "transformer": ("diffusers", "UVit2DModel"),
+        "vqvae": ("diffusers", "VQModel"),
+        "text_encoder": ("transformers", "CLIPTextModelWithProjection"),
+        "tokenizer": ("transformers", "CLIPTokenizer"),
+        "scheduler": ("diffusers", "AmusedScheduler"),
+    },
+    projection=True,
+)
+
+
+def layout(pipeline: Pipeline) -> Layout:
+    """The layout of a Stable Diffusion or a Muse."""
+    return _STABLE_DIFFUSION if isinstance(pipeline, StableDiffusion) else _MUSE
+
+
+def merged(model: Pipeline, what: Trainable, *, words: bool = True) -> Pipeline:
+    """The pipeline with what trained merged into its weights: the same outputs, no adapters.
+
+    New words become rows of the token embedding, under the ids that the model's tokenizer gives
+    them. `model` stays as it is.
+
+    Args:
+        model: carries what trained.
+        what: what trained; its adapters must be `slots.LayerAdapter`s or full training.
+        words: whether to take the new words along.
+    """
+    denoiser = trainable.copy(model.denoiser)
+    slots.merge(denoiser)
+    text: Any = trainable.copy(model.text)
+    slots.merge(text)
+    if what.words is not None:
+        rows = textual_inversion.trained_rows(text, what.words)
+        text.text_model.embeddings.adapter = nnx.data(None)
+        if words:
+            _append(text, np.concatenate(list(rows.values())), model.tokenizer)
+    return dataclasses.replace(model, denoiser=denoiser, text=text)
+
+
+def _append(text: Any, rows: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Puts rows behind the token embedding's."""
+    embedding = text.text_model.embeddings.token_embedding
+    table = embedding.embedding[...]
+    longer = jnp.concatenate([table, jnp.asarray(rows, table.dtype)])
+    embedding.embedding = nnx.Param(longer)
+    embedding.num_embeddings = len(longer)
+    changes: dict[str, Any] = {"vocab_size": embedding.num_embeddings}
+    if text.config.eos_token_id == _BROKEN_EOS:
+        changes["eos_token_id"] = tokenizer.eos_token_id
+    text.config = dataclasses.replace(text.config, **changes)
+
+
+def tensors(module: nnx.Module, rules: Rules, *, dtype: str) -> dict[str, np.ndarray]:
+    """A component's tensors in the reference library's names, float32 or float16."""
+    kind: Any = np.dtype(dtype)
+    return pretrained.export(module, rules, dtype=kind)
+
+
+def text_tensors(pipeline: Pipeline, *, dtype: str) -> dict[str, np.ndarray]:
+    """The text tower's tensors in transformers' names, without a projection that is not used."""
+    found = tensors(pipeline.text, clip.RULES, dtype=dtype)
+    if not layout(pipeline).projection:
+        found.pop("text_projection.weight", None)
+    return found
+
+
+def save(folder: Path, pipeline: Pipeline, *, dtype: str) -> list[Path]:
+    """Writes a pipeline without adapters as a diffusers folder.
+
+    Args:
+        folder: made if it is not there.
+        pipeline: a Stable Diffusion or a Muse.
+        dtype: of the weights, "float32" or "float16".
+
+    Returns:
+        The files.
+    """
+    names = layout(pipeline)
+    modules = (
+        (names.denoiser, pipeline.denoiser, names.rules),
+        (names.autoencoder, pipeline.autoencoder, names.autoencoder_rules),
+    )
+    for name, module, rules in modules:
+        found = tensors(module, rules, dtype=dtype)
+        hub.save_component(folder / name, module.config.to_dict(), found)
+    text_config = dataclasses.replace(pipeline.text.config, projection=names.projection)
+    hub.save_component(
+        folder / "text_encoder", text_config.to_dict(), text_tensors(pipeline, dtype=dtype)
+    )
+    tokenizer = copy.deepcopy(pipeline.tokenizer)
+    tokenizer.model_max_length = pipeline.text.config.max_position_embeddings
+    save_tokenizer(tokenizer, folder / "tokenizer")
+    write_json(folder / "scheduler" / "scheduler_config.json", _scheduler(pipeline))
+    hub.save_index(folder, names.pipeline, names.parts)
+    files = [folder / "model_index.json"]
+    for name in names.parts:
+        files.extend(sorted((folder / name).iterdir()))
+    return files
+
+
+def _scheduler(pipeline: Pipeline) -> dict[str, Any]:
+    if isinstance(pipeline, StableDiffusion):
+        return pipeline.schedule.to_dict()
+    assert isinstance(pipeline, Muse)
+    return {
+        "_class_name": "AmusedScheduler",
+        "masking_schedule": "cosine",
+        "mask_token_id": pipeline.mask_id,
+    }

@@ -1,0 +1,63 @@
+"""How the components of a diffusers folder, such as the U-Net in `unet`, are read."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import jax.numpy as jnp
+from flax import nnx
+
+from styledrop_jax.io import hub, pretrained
+from styledrop_jax.io.identity import Part
+from styledrop_jax.models.rules import Rules
+
+_Module = TypeVar("_Module", bound=nnx.Module)
+DIFFUSERS = "diffusion_pytorch_model"
+TRANSFORMERS = "model"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Component(Generic[_Module]):
+    """One kind of component.
+
+    Attributes:
+        folder: its own in that of a pipeline.
+        config: makes a config of what config.json holds.
+        module: is called with the config, `rngs` and `dtype`, in which it computes.
+        rules: its naming in files.
+        stem: of its weight files, `DIFFUSERS` or `TRANSFORMERS`.
+        upcasts: whether its config may say, by `force_upcast`, that it computes in float32.
+    """
+
+    folder: str
+    config: Callable[[dict[str, Any]], Any]
+    module: Callable[..., _Module]
+    rules: Rules
+    stem: str
+    upcasts: bool = False
+
+    def open(self, folder: Path) -> Part:
+        """Its config and its tensors, of which no data is read yet, in its own folder.
+
+        Raises:
+            UserError: a file is missing, damaged or not supported.
+        """
+        config = self.config(hub.read_config(folder))
+        files = pretrained.weight_files(folder, self.stem)
+        return Part(config, pretrained.Tensors(files, self.rules))
+
+    def build(self, part: Part, dtype: jnp.dtype, *, source: str) -> _Module:
+        """The module of what was opened; UserError that names `source` if the two do not fit."""
+        if self.upcasts and part.config.force_upcast:
+            dtype = jnp.float32
+        return pretrained.load(
+            lambda: self.module(part.config, rngs=nnx.Rngs(0), dtype=dtype),
+            part.tensors,
+            self.rules,
+            source=source,
+        )
+
+    def load(self, folder: Path, dtype: jnp.dtype = jnp.float32) -> _Module:
+        """The module in its own folder; UserError if it is not whole."""
+        return self.build(self.open(folder), dtype, source=str(folder))

@@ -1,0 +1,208 @@
+"""A Stable Diffusion 1.x or 2.x from the files of a diffusers folder, or from a single file."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax.numpy as jnp
+from transformers import PreTrainedTokenizerBase
+
+from styledrop_jax.errors import UserError
+from styledrop_jax.io import hub, identity, prediction_type
+from styledrop_jax.io.files import read_json
+from styledrop_jax.io.identity import Part
+from styledrop_jax.io.pretrained import Tensors
+from styledrop_jax.models import clip, unet, vae
+from styledrop_jax.models.tokenizer import check_tokenizer, load_tokenizer
+from styledrop_jax.pipelines.components import DIFFUSERS, TRANSFORMERS, Component
+from styledrop_jax.pipelines.stable_diffusion import StableDiffusion
+from styledrop_jax.sampling.noise_schedule import NoiseSchedule
+
+UNET = Component(
+    folder="unet",
+    config=unet.Config.from_dict,
+    module=unet.UNet,
+    rules=unet.RULES,
+    stem=DIFFUSERS,
+)
+VAE = Component(
+    folder="vae",
+    config=vae.Config.from_dict,
+    module=vae.AutoencoderKL,
+    rules=vae.RULES,
+    stem=DIFFUSERS,
+    upcasts=True,
+)
+TEXT = Component(
+    folder="text_encoder",
+    config=clip.TextConfig.from_dict,
+    module=clip.ClipText,
+    rules=clip.RULES,
+    stem=TRANSFORMERS,
+)
+_SCHEDULER = "scheduler/scheduler_config.json"
+LAYOUT = hub.Layout(
+    kind="sd",
+    weights={part.folder: part.stem for part in (UNET, VAE, TEXT)},
+    tokenizer="tokenizer",
+    others=(_SCHEDULER,),
+)
+
+_TEXT_1 = clip.TextConfig.vit_l_14(projection=False)
+_TEXT_2 = dataclasses.replace(
+    _TEXT_1,
+    hidden_act="gelu",
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_attention_heads=16,
+    num_hidden_layers=23,
+)
+PRESETS = {
+    1: {"unet": unet.Config.sd15(), "vae": vae.Config.sd(), "text_encoder": _TEXT_1},
+    2: {"unet": unet.Config.sd21(), "vae": vae.Config.sd(), "text_encoder": _TEXT_2},
+}
+"""Configs by major version: a single file has none."""
+_BASE_2_SAMPLE_SIZE = 64  # of the 2.x that predict the noise; those that predict v have 768 pixels
+_SCHEDULE = NoiseSchedule(
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    steps_offset=1,
+    set_alpha_to_one=False,
+)
+_TOKENIZER = "openai/clip-vit-large-patch14"
+_PADDING_2 = "!"  # 2.x was trained on texts padded with the token 0
+
+
+def load_folder(name: str, folder: Path, dtype: jnp.dtype = jnp.float32) -> StableDiffusion:
+    """Loads the Stable Diffusion in `folder`.
+
+    Args:
+        name: as the user gave it.
+        folder: of the diffusers layout.
+        dtype: what it computes in; the autoencoder in float32 if its config says `force_upcast`.
+
+    Raises:
+        UserError: a file is missing or damaged, or does not fit.
+    """
+    parts = {}
+    for component in (UNET, VAE, TEXT):
+        parts[component.folder] = component.open(folder / component.folder)
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    schedule = NoiseSchedule.from_dict(read_json(folder / _SCHEDULER))
+    return _assemble(name, parts, tokenizer, schedule, dtype)
+
+
+def load_file(name: str, file: Path, dtype: jnp.dtype = jnp.float32) -> StableDiffusion:
+    """Loads a Stable Diffusion that is a single safetensors file.
+
+    With such a file `tuned.safetensors` comes no tokenizer: it is taken from `tuned/tokenizer`
+    beside it if that is there, else CLIP's from the Hugging Face cache or hub. What it predicts is
+    that of `tuned/scheduler` and of the marks that `prediction_type.read` knows. Without any, a 1.x
+    predicts the noise, and a 2.x is refused.
+
+    Args:
+        name: as the user gave it.
+        file: the file.
+        dtype: see `load_folder`.
+
+    Raises:
+        UserError: the file or the tokenizer is missing or damaged, or it is no such model.
+    """
+    tensors = Tensors.of_single_file(file)
+    is_2 = "text_model.encoder.layers.12.layer_norm1.weight" in tensors["text_encoder"]
+    version = 2 if is_2 else 1
+    schedule = schedule_of_file(file, version)
+    parts = {}
+    for folder, config in PRESETS[version].items():
+        if folder == "unet" and version == 2 and schedule.prediction_type == "epsilon":
+            config = dataclasses.replace(config, sample_size=_BASE_2_SAMPLE_SIZE)
+        parts[folder] = Part(config, tensors[folder])
+    return _assemble(name, parts, _tokenizer_of_file(file, version), schedule, dtype)
+
+
+def _tokenizer_of_file(file: Path, version: int) -> PreTrainedTokenizerBase:
+    beside = file.with_suffix("") / "tokenizer"
+    if beside.is_dir():
+        return load_tokenizer(beside)
+    try:
+        folder = hub.resolve(_TOKENIZER, (hub.Layout(tokenizer=""),))
+    except UserError as error:
+        raise UserError(f"{beside}: no tokenizer there, and {error}") from None
+    tokenizer = load_tokenizer(folder)
+    if version == 2:
+        tokenizer.pad_token = _PADDING_2
+    return tokenizer
+
+
+def schedule_of_file(file: Path, version: int) -> NoiseSchedule:
+    """The noise schedule of a single file of Stable Diffusion `version`, 1 or 2; see `load_file`.
+
+    Raises:
+        UserError: its marks contradict each other, or it is a 2.x that has none.
+    """
+    marks = prediction_type.read(file, version=version)
+    beside = file.with_suffix("") / _SCHEDULER
+    schedule = None
+    if beside.parent.is_dir():
+        schedule = NoiseSchedule.from_dict(read_json(beside))
+        marks.prediction[str(beside)] = schedule.prediction_type
+        marks.zero_snr[str(beside)] = schedule.rescale_betas_zero_snr
+    prediction, zero_snr = marks.agreed()
+    if schedule is not None:
+        return schedule
+    if prediction is None and version == 2:
+        raise UserError(
+            f"{file}: a 2.x model that does not say whether it predicts the noise or v; expected "
+            f"modelspec.prediction_type in its metadata, or {beside}"
+        )
+    schedule = dataclasses.replace(_SCHEDULE, prediction_type=prediction or "epsilon")
+    if not zero_snr:
+        return schedule
+    # Such a model has to begin at the last timestep, the only one of pure noise (2305.08891 §3.3).
+    return dataclasses.replace(schedule, rescale_betas_zero_snr=True, timestep_spacing="trailing")
+
+
+def _assemble(
+    name: str,
+    parts: Mapping[str, Part],
+    tokenizer: PreTrainedTokenizerBase,
+    schedule: NoiseSchedule,
+    dtype: jnp.dtype,
+) -> StableDiffusion:
+    """Loads the components, once it is known that they fit each other."""
+    denoiser = parts["unet"]
+    autoencoder = parts["vae"]
+    has_projection = "text_projection.weight" in parts["text_encoder"].tensors
+    config = dataclasses.replace(parts["text_encoder"].config, projection=has_projection)
+    text = Part(config, parts["text_encoder"].tensors)
+    _check_sizes(name, denoiser.config, autoencoder.config, config)
+    # Nothing is read at the end token, so that the projection does not matter.
+    unprojected = dataclasses.replace(config, projection=False)
+    check_tokenizer(tokenizer, unprojected, source=f"tokenizer of {name}")
+    roles = {"denoiser": denoiser, "autoencoder": autoencoder, "text": text}
+    return StableDiffusion(
+        name=name,
+        base_hash=identity.of_base(roles, tokenizer, schedule),
+        denoiser=UNET.build(denoiser, dtype, source=f"unet of {name}"),
+        autoencoder=VAE.build(autoencoder, dtype, source=f"vae of {name}"),
+        text=TEXT.build(text, dtype, source=f"text_encoder of {name}"),
+        tokenizer=tokenizer,
+        schedule=schedule,
+    )
+
+
+def _check_sizes(
+    name: str, denoiser: unet.Config, autoencoder: vae.Config, text: clip.TextConfig
+) -> None:
+    if denoiser.cross_attention_dim != text.hidden_size:
+        raise UserError(
+            f"{name}: unet has cross_attention_dim {denoiser.cross_attention_dim}, expected the "
+            f"hidden_size {text.hidden_size} of text_encoder"
+        )
+    channels = autoencoder.latent_channels
+    for field in ("in_channels", "out_channels"):
+        if (found := getattr(denoiser, field)) != channels:
+            raise UserError(
+                f"{name}: unet has {field} {found}, expected the latent_channels {channels} of vae"
+            )
