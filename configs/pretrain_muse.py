@@ -12,13 +12,9 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "task": "muse",
-            "corpus": "corpus",
             "codec": "pretrain/vq/export/vqvae",
             "clip": "pretrain/clip/export/clip",
-            "init": "",
-            "trained": "",
             "vocabulary": "starter",
-            "seed": 0,
             "pack": 48000,
             "text_dropout": 0.1,
             "width": 192,
@@ -30,7 +26,6 @@ def get_config() -> ConfigDict:
             "warmup": 100,
             "weight_decay": 0.03,
             "b2": 0.98,
-            "steps_per_call": 1,
             "precision": "bfloat16",
             "checkpoint_every": 250,
         }

@@ -12,13 +12,9 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "task": "unet",
-            "corpus": "corpus",
             "codec": "pretrain/vae/export/vae",
             "clip": "pretrain/clip/export/clip",
-            "init": "",
-            "trained": "",
             "vocabulary": "starter",
-            "seed": 0,
             "pack": 48000,
             "text_dropout": 0.1,
             "width": 48,
@@ -30,7 +26,6 @@ def get_config() -> ConfigDict:
             "warmup": 200,
             "weight_decay": 0.0,
             "b2": 0.99,
-            "steps_per_call": 1,
             "precision": "bfloat16",
             "checkpoint_every": 250,
         }

@@ -1,4 +1,4 @@
-"""The autoencoder of emoji64's Stable Diffusion: 64-pixel drawings → 16×16 latents of 4 channels.
+"""The autoencoder of emoji64's Stable Diffusion: 64-pixel images → 16×16 latents of 4 channels.
 
 bash launch/fetch_corpus.sh corpus
 styledrop pretrain --config pretrain_vae --workdir pretrain/vae
@@ -11,10 +11,8 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "task": "vae",
-            "corpus": "corpus",
             "init": "styledrop_jax/assets/emoji64/muse/vqvae",
             "vocabulary": "full",
-            "seed": 0,
             "width": 8,
             "kl_weight": 1e-3,
             "batch_size": 16,
@@ -24,7 +22,6 @@ def get_config() -> ConfigDict:
             "warmup": 100,
             "weight_decay": 0.0,
             "b2": 0.99,
-            "steps_per_call": 1,
             "precision": "float32",
             "checkpoint_every": 500,
         }

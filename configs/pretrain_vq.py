@@ -1,4 +1,4 @@
-"""The tokenizer of emoji64: 64-pixel drawings → 16×16 tokens of 512 codes.
+"""The tokenizer of emoji64: 64-pixel images → 16×16 tokens of 512 codes.
 
 bash launch/fetch_corpus.sh corpus
 styledrop pretrain --config pretrain_vq --workdir pretrain/vq
@@ -11,10 +11,7 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "task": "vq",
-            "corpus": "corpus",
-            "init": "",
             "vocabulary": "full",
-            "seed": 0,
             "width": 8,
             "batch_size": 16,
             "steps": 6000,
@@ -23,7 +20,6 @@ def get_config() -> ConfigDict:
             "warmup": 100,
             "weight_decay": 0.0,
             "b2": 0.99,
-            "steps_per_call": 1,
             "precision": "float32",
             "checkpoint_every": 500,
             "revive_every": 50,

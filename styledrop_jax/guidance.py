@@ -3,6 +3,8 @@ generated.
 """
 
 import dataclasses
+import itertools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +16,15 @@ from flax import nnx
 
 from styledrop_jax import log, trainable
 from styledrop_jax.adapters.base import AdapterParam, Trainable, identity
+from styledrop_jax.errors import shown
 from styledrop_jax.io import image_files
 from styledrop_jax.pipelines.base import Edit, Group, Pipeline, SampleSettings
 from styledrop_jax.sampling.attention_control import replacement
 from styledrop_jax.sampling.maskgit import mix, two_scale
 from styledrop_jax.sampling.schedulers import sdedit_start
 from styledrop_jax.training import mesh
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -116,6 +121,7 @@ def style_branches(style: Tuned, prompts: Sequence[str], settings: SampleSetting
     """
     if settings.guidance == "classifier_free":
         return classifier_free(style, prompts, settings)
+    _check_negative(style, settings)
     weights = jax.vmap(_two_scale_weights)(*settings.scales())  # [steps, 3]
     negative = [settings.negative_prompt] * len(prompts)
     if style.off is None:
@@ -129,6 +135,18 @@ def style_branches(style: Tuned, prompts: Sequence[str], settings: SampleSetting
         Branch(tuned=without, on=on, prompts=prompts, weight=weights[:, 1]),
         Branch(tuned=without, on=on, prompts=negative, weight=weights[:, 2]),
     ]
+
+
+def _check_negative(style: Tuned, settings: SampleSettings) -> None:
+    """Warns of learnt words in a negative prompt: two-scale guidance has the base model read that."""
+    if style.what.words is None:
+        return
+    for token in style.what.words.tokens:
+        if token.word in settings.negative_prompt:
+            _LOG.warning(
+                f"negative prompt {shown(settings.negative_prompt)}: it is read by the base model, "
+                f"to which {token.word!r} means nothing; guidance classifier_free would know it"
+            )
 
 
 def _two_scale_weights(lambda_a: jax.Array, lambda_b: jax.Array) -> jax.Array:
@@ -258,25 +276,32 @@ def generate_files(
 ) -> None:
     """Generates those of the images `paths` that are not there yet, under a progress bar.
 
+    Their chunks are those of all images, so that an image is the same to the last bit whenever it
+    is generated: its place in a chunk decides how sums in it are rounded.
+
     Args:
         description: of the bar.
         paths, texts, seeds: of each image.
         branches: prompts → their branches.
         settings, follow: see `generate`.
     """
-    missing = []
-    for path, text, seed in zip(paths, texts, seeds, strict=True):
-        if not path.is_file():
-            missing.append((path, text, seed))
-    with log.progress(description, len(paths), start=len(paths) - len(missing)) as advance:
-        if not missing:
+    room = settings.batch_size if follow is None else max(1, settings.batch_size // 2)
+    todo: list[int] = []
+    for start in range(0, len(paths), room):
+        chunk = range(start, min(start + room, len(paths)))
+        if not all(paths[i].is_file() for i in chunk):
+            todo += chunk
+    made = sum(path.is_file() for path in paths)
+    with log.progress(description, len(paths), start=made) as advance:
+        if not todo:
             return
-        files, prompts, own_seeds = zip(*missing, strict=True)
-        todo = iter(files)
-        for chunk in generate(branches(prompts), own_seeds, settings=settings, follow=follow):
-            for image, path in zip(chunk, todo, strict=False):
-                image_files.write_png(path, image)
-            advance(len(chunk))
+        chosen = branches([texts[i] for i in todo])
+        own_seeds = [seeds[i] for i in todo]
+        images = generate(chosen, own_seeds, settings=settings, follow=follow)
+        for i, image in zip(todo, itertools.chain.from_iterable(images), strict=True):
+            if not paths[i].is_file():
+                image_files.write_png(paths[i], image)
+                advance(1)
 
 
 def _groups(branches: Sequence[Branch], texts: Sequence[Any], rows: np.ndarray) -> list[Group]:

@@ -2,10 +2,11 @@
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import rich.console
@@ -17,6 +18,13 @@ if TYPE_CHECKING:
     import tensorboardX
 
 _CONSOLE = rich.console.Console(highlight=False, markup=False, soft_wrap=True)
+_SILENCE = 30.0  # seconds after which a stage says how far it is, where there is no bar
+
+
+class Advance(Protocol):
+    """Tells that `n` more units are done; `note` ("loss 4.21") is shown until the next one."""
+
+    def __call__(self, n: int = 1, note: str = "") -> None: ...
 
 
 def say(text: str) -> None:
@@ -25,8 +33,11 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def progress(description: str, total: int, *, start: int = 0) -> Iterator[Callable[..., None]]:
-    """A bar on a terminal; elsewhere one line when the stage ends well.
+def progress(description: str, total: int, *, start: int = 0) -> Iterator[Advance]:
+    """Shows how far a stage is.
+
+    On a terminal this is a bar. Elsewhere it is a line every 30 seconds, and one when the stage
+    ends well.
 
     Args:
         description: what is done, "round 1: training".
@@ -34,9 +45,15 @@ def progress(description: str, total: int, *, start: int = 0) -> Iterator[Callab
         start: units that an earlier process did.
 
     Yields:
-        `advance(n=1, note="")`: n more units are done; `note` is shown beside the bar ("loss 4.21").
+        the function to call after each piece of work; see `Advance`.
     """
-    began, last_note = time.monotonic(), ""
+    show = _bar if _CONSOLE.is_terminal else _lines
+    with show(description, total, start) as advance:
+        yield advance
+
+
+@contextlib.contextmanager
+def _bar(description: str, total: int, start: int) -> Iterator[Advance]:
     columns = [
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(),
@@ -45,51 +62,123 @@ def progress(description: str, total: int, *, start: int = 0) -> Iterator[Callab
         rich.progress.TimeRemainingColumn(),
         rich.progress.TextColumn("{task.fields[note]}"),
     ]
-    with rich.progress.Progress(
-        *columns, console=_CONSOLE, disable=not _CONSOLE.is_terminal
-    ) as bar:
+    with rich.progress.Progress(*columns, console=_CONSOLE) as bar:
         task = bar.add_task(description, total=total, completed=start, note="")
 
         def advance(n: int = 1, note: str = "") -> None:
-            nonlocal last_note
-            last_note = note or last_note
-            bar.update(task, advance=n, note=last_note)
+            if note:
+                bar.update(task, note=note)
+            bar.advance(task, n)
 
         yield advance
-    if not _CONSOLE.is_terminal:
-        note = f", {last_note}" if last_note else ""
-        say(f"{description}: {total - start} of {total} in {time.monotonic() - began:.1f} s{note}")
+
+
+@contextlib.contextmanager
+def _lines(description: str, total: int, start: int) -> Iterator[Advance]:
+    lines = Lines(description, total, start)
+    over = threading.Event()
+    # A thread of its own, because one piece of work, or its compilation, may take minutes.
+    speaker = threading.Thread(target=lines.speak, args=(over.wait,), daemon=True)
+    speaker.start()
+    try:
+        yield lines.advance
+    finally:
+        over.set()
+        speaker.join()
+    say(lines.last())
+
+
+class Lines:
+    """The lines that tell how far a stage is; the arguments are those of `progress`."""
+
+    def __init__(
+        self,
+        description: str,
+        total: int,
+        start: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._description = description
+        self._total = total
+        self._start = start
+        self._clock = clock
+        self._began = clock()
+        self._done = start
+        self._note = ""
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        """See `Advance`."""
+        self._done += n
+        self._note = note or self._note
+
+    def speak(self, wait: Callable[[float], bool]) -> None:
+        """Says `now` every 30 seconds until `wait`, which waits so long, returns true."""
+        while not wait(_SILENCE):
+            say(self.now())
+
+    def now(self) -> str:
+        """As "round_1: 120 of 250, 31 s, about 34 s left, loss 0.123"."""
+        passed = self._clock() - self._began
+        parts = [f"{self._description}: {self._done} of {self._total}", _duration(passed)]
+        finished = self._done - self._start
+        if finished:
+            left = passed * (self._total - self._done) / finished
+            parts.append(f"about {_duration(left)} left")
+        if self._note:
+            parts.append(self._note)
+        return ", ".join(parts)
+
+    def last(self) -> str:
+        """As "round_1: 250 of 250 in 65.2 s, loss 0.101"; the units are those of this process."""
+        passed = self._clock() - self._began
+        note = f", {self._note}" if self._note else ""
+        count = f"{self._total - self._start} of {self._total}"
+        return f"{self._description}: {count} in {passed:.1f} s{note}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+class _Stage(NamedTuple):
+    name: str
+    metrics: JsonLines
+    board: "tensorboardX.SummaryWriter"
 
 
 class Logger:
     """Scalars and images of a run, stage by stage ("round_1", "round_2", "train").
 
-    `metrics.jsonl` holds one record per call of `scalars`, `{"stage", "step", name: value, …}`, and nothing that
-    depends on the clock, so an unbroken run and a resumed one leave the same bytes. TensorBoard gets one run per stage.
+    `metrics.jsonl` holds one record for each call of `scalars`, `{"stage", "step", name: value,
+    …}`, and nothing that depends on the clock, so an unbroken run and a resumed one leave the same
+    bytes. TensorBoard gets one run for each stage.
     """
 
     def __init__(self, workdir: str | os.PathLike):
         self._workdir = Path(workdir)
-        self._stage = ""
-        self._metrics: JsonLines | None = None
-        self._board: tensorboardX.SummaryWriter | None = None
+        self._open: _Stage | None = None
 
     def start(self, stage: str, *, step: int = 0) -> None:
-        """Begins `stage`, or resumes it after its step `step`: what was recorded later than that is dropped.
+        """Begins `stage`, or resumes it after its step `step`.
 
-        Records come in the order of the work, so the first one of this stage beyond `step` and all after it go.
+        Records come in the order of the work. So of those there are, the first of this stage beyond
+        `step` and all that follow it are dropped.
         """
         self.close()
         path = self._workdir / "metrics.jsonl"
         with JsonLines(path) as metrics:
             rows = metrics.rows
-        beyond = (i for i, row in enumerate(rows) if row["stage"] == stage and row["step"] > step)
-        keep = next(beyond, len(rows))
-        if keep < len(rows):
-            lines = path.read_bytes().splitlines(keepends=True)
-            write_bytes(path, b"".join(lines[:keep]))
-        self._stage, self._metrics = stage, JsonLines(path)
-        self._board = _open_board(self._workdir / "tensorboard" / stage, step)
+        for index, row in enumerate(rows):
+            if row["stage"] == stage and row["step"] > step:
+                kept = path.read_bytes().splitlines(keepends=True)[:index]
+                write_bytes(path, b"".join(kept))
+                break
+        board = _open_board(self._workdir / "tensorboard" / stage, step)
+        self._open = _Stage(stage, JsonLines(path), board)
 
     def scalars(
         self, step: int, values: Mapping[str, float], *, timing: Mapping[str, float] | None = None
@@ -98,27 +187,32 @@ class Logger:
 
         Args:
             step: counts from 1 within the stage.
-            values: name → number; a value that is not finite becomes null in `metrics.jsonl`.
+            values: name → number; what is not finite becomes null in `metrics.jsonl`.
             timing: numbers that depend on the clock (steps per second): for TensorBoard only.
         """
+        stage = self._started()
         numbers = {name: float(value) for name, value in values.items()}
-        self._metrics.append({"stage": self._stage, "step": int(step), **numbers})
+        stage.metrics.append({"stage": stage.name, "step": int(step), **numbers})
         for name, value in {**numbers, **(timing or {})}.items():
-            self._board.add_scalar(name, float(value), int(step))
+            stage.board.add_scalar(name, float(value), int(step))
 
     def image(self, tag: str, step: int, array: np.ndarray) -> None:
         """Shows one image, float in [0, 1] or uint8, [h, w, 3], in TensorBoard."""
-        self._board.add_image(tag, np.asarray(array), int(step), dataformats="HWC")
+        self._started().board.add_image(tag, np.asarray(array), int(step), dataformats="HWC")
 
     def close(self) -> None:
         """Writes out what is pending; `start` opens again."""
-        board, metrics = self._board, self._metrics
-        self._board = self._metrics = None
-        if metrics is not None:
-            metrics.close()
-        if board is not None:
+        stage = self._open
+        self._open = None
+        if stage is not None:
+            stage.metrics.close()
             with guard(self._workdir / "tensorboard"):
-                board.close()
+                stage.board.close()
+
+    def _started(self) -> _Stage:
+        if self._open is None:
+            raise ValueError("nothing can be recorded before a stage is started")
+        return self._open
 
     def __enter__(self) -> "Logger":
         return self
@@ -128,10 +222,11 @@ class Logger:
 
 
 def _open_board(folder: Path, step: int) -> "tensorboardX.SummaryWriter":
-    # Imported here because, where torch is installed too, it imports that: seconds which most commands need not wait.
+    # Imported here because it imports torch if that is installed: seconds that most commands save.
     import tensorboardX
 
-    # The file's name holds the second, and a resume within it would overwrite; the step tells them apart.
+    # The file's name holds the second. Its suffix keeps a resume within that second from
+    # overwriting it.
     with guard(folder):
         return tensorboardX.SummaryWriter(
             str(folder), purge_step=step + 1 if step else None, filename_suffix=f".{step}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -199,7 +200,7 @@ def _absolute(value: str, kind: str) -> str:
         return value
     try:
         path = Path(value).expanduser()
-        return str(path.absolute()) if path.exists() else value
+        return os.path.abspath(path) if path.exists() else value
     except (OSError, ValueError, RuntimeError):  # too long, a zero byte, no such user
         return value
 

@@ -1,6 +1,7 @@
-"""Trees of arrays by dotted path: the names parameters have in files, errors and counts."""
+"""Trees of arrays by dotted path, the names of parameters in files and errors; arrays in chunks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,29 +13,43 @@ def path_name(path: tuple) -> str:
     return ".".join(str(part) for part in path)
 
 
-def flatten(state: nnx.State) -> dict[str, jax.Array]:
-    """An NNX state (or pure nested dict) as {dotted path: array}, sorted by path."""
+def flatten(state: Mapping[Any, Any]) -> dict[str, Any]:
+    """An NNX state or a nested dict as {dotted path: array}, sorted by path."""
     pure = nnx.to_pure_dict(state) if isinstance(state, nnx.State) else state
-    flat = {path_name(path): leaf for path, leaf in nnx.traversals.flatten_mapping(pure).items()}
+    flat = {}
+    for path, leaf in nnx.traversals.flatten_mapping(pure).items():
+        flat[path_name(path)] = leaf
     return dict(sorted(flat.items()))
 
 
-def count(state) -> int:
+def count(state: Any) -> int:
     """The number of scalars in a tree of arrays or shape structs."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state))
 
 
 def differences(found: Mapping[str, tuple], expected: Mapping[str, tuple]) -> list[str]:
-    """Every way in which two {name: shape} maps differ, one line each; empty when they agree."""
-    lines = [
-        f"missing {name} {tuple(expected[name])}" for name in sorted(set(expected) - set(found))
-    ]
-    lines += [
-        f"unexpected {name} {tuple(found[name])}" for name in sorted(set(found) - set(expected))
-    ]
-    lines += [
-        f"{name} has shape {tuple(found[name])}, expected {tuple(expected[name])}"
-        for name in sorted(set(found) & set(expected))
-        if tuple(found[name]) != tuple(expected[name])
-    ]
+    """Every way in which two {name: shape} maps differ, one line each; empty if they agree."""
+    lines = []
+    for name in sorted(set(expected) - set(found)):
+        lines.append(f"missing {name} {tuple(expected[name])}")
+    for name in sorted(set(found) - set(expected)):
+        lines.append(f"unexpected {name} {tuple(found[name])}")
+    for name in sorted(set(found) & set(expected)):
+        shape = tuple(found[name])
+        if shape != tuple(expected[name]):
+            lines.append(f"{name} has shape {shape}, expected {tuple(expected[name])}")
     return lines
+
+
+def in_chunks(compute: Callable[[Any], Any], rows: np.ndarray, size: int) -> Any:
+    """What `compute` makes of rows [n, …], a tree of NumPy arrays [n, …], `size` of them at a time.
+
+    The last chunk is padded with its own last row: one compiled program for any n.
+    """
+    parts = []
+    for start in range(0, len(rows), size):
+        piece = rows[start : start + size]
+        padding = np.repeat(piece[-1:], size - len(piece), axis=0)
+        part = compute(np.concatenate([piece, padding]))
+        parts.append(jax.tree.map(np.asarray, part))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(rows)], *parts)

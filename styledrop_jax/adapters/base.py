@@ -21,7 +21,7 @@ from styledrop_jax.io.files import write_bytes
 _FORMAT = 1
 # One metadata key with one JSON string: safetensors writes several keys in a random order, and then
 # the same adapter would not be the same bytes.
-_METADATA = "styledrop_jax"
+METADATA = "styledrop_jax"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -175,7 +175,7 @@ def save_adapter(
         "extra": dict(extra or {}),
     }
     metadata["digest"] = _digest(metadata, tensors)
-    write_bytes(path, save(tensors, metadata={_METADATA: json.dumps(metadata, sort_keys=True)}))
+    write_bytes(path, save(tensors, metadata={METADATA: json.dumps(metadata, sort_keys=True)}))
 
 
 def load_adapter(path: Path | str, *, base_hash: str | None = None) -> AdapterFile:
@@ -191,7 +191,7 @@ def load_adapter(path: Path | str, *, base_hash: str | None = None) -> AdapterFi
     """
     path = Path(path)
     tensors, metadata = read_safetensors(path)
-    text = metadata.get(_METADATA)
+    text = metadata.get(METADATA)
     if text is None:
         raise UserError(f"{path}: a safetensors file, but not an adapter that styledrop_jax wrote")
     adapter = _parse(path, text, tensors)
@@ -262,10 +262,16 @@ def restore(state: Any, adapter: AdapterFile) -> Any:
             f"{adapter.path}: does not fit, {len(problems)} tensors differ: {few(problems)}"
         )
 
+    return filled(state, adapter.tensors)
+
+
+def filled(state: Any, tensors: Mapping[str, np.ndarray]) -> Any:
+    """`state` with every array replaced by the tensor of its dotted path, in the state's dtype."""
+
     def fill(path: tuple, leaf: Any) -> jax.Array:
         # A state that still has its variables ends each path with the attribute of the variable.
         keys = [part.key for part in path if isinstance(part, jax.tree_util.DictKey)]
-        return jnp.asarray(adapter.tensors[tree.path_name(tuple(keys))], leaf.dtype)
+        return jnp.asarray(tensors[tree.path_name(tuple(keys))], leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(fill, state)
 

@@ -22,6 +22,16 @@ from styledrop_jax.errors import UserError, shown
 from styledrop_jax.models.clip import ClipText
 from styledrop_jax.settings import setting
 
+_UNSPACED = (
+    "\u0e00-\u109f"  # Thai, Lao, Tibetan, Burmese
+    "\u1780-\u17ff"  # Khmer
+    "\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"  # Japanese
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Chinese
+    "\uac00-\ud7af"  # Korean, whose particles follow a word at once
+)
+_SPACED = rf"[^\W{_UNSPACED}]"
+"""The regular expression of a letter, digit or _ of a script that has spaces between words."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Token:
@@ -144,30 +154,52 @@ class Rows(nnx.Module):
 
 
 def extend(tokenizer: PreTrainedTokenizerBase, config: Config) -> PreTrainedTokenizerBase:
-    """A copy of the tokenizer that knows the new words, where they stand alone and are written just so.
+    """A copy of the tokenizer that knows the new words, where `expand` finds them.
 
     Raises:
         UserError: it knows one of them already.
     """
     names = [name for token in config.tokens for name in token.names]
     vocabulary = tokenizer.get_vocab()
+    added = []
     for name in names:
         if name in vocabulary or len(tokenizer.tokenize(name)) == 1:
-            raise UserError(
-                f"token {name!r}: the tokenizer knows this word; expected a new one, such as '<{name}>'"
-            )
+            expected = f"a new one, such as '<{name}>'"
+            raise UserError(f"token {name!r}: the tokenizer knows this word; expected {expected}")
+        in_letters = bool(re.match(r"\w", name) or re.search(r"\w$", name))
+        added.append(AddedToken(name, single_word=in_letters, normalized=False))
     tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.add_tokens([AddedToken(name, single_word=True, normalized=False) for name in names])
+    tokenizer.add_tokens(added)
     return tokenizer
 
 
 def expand(prompt: str, config: Config) -> str:
-    """The prompt with every word of several vectors followed by the names of the others, ready for the tokenizer."""
-    for token in config.tokens:
-        prompt = re.sub(
-            rf"(?<!\w){re.escape(token.word)}(?!\w)", lambda _, t=token: " ".join(t.names), prompt
-        )
-    return prompt
+    """The prompt with every new word followed by the names of its other vectors, for the tokenizer.
+
+    A word is found where it is written just so and stands alone: not within letters and digits of a
+    script that has spaces between words. Chinese, Japanese or Thai may stand right beside it, and
+    anything beside the brackets of a word such as "<painter>".
+    """
+    tokens = {token.word: token for token in config.tokens}
+    longest_first = sorted(tokens, key=len, reverse=True)
+    alone = "|".join(map(_standing_alone, longest_first))
+
+    def spelt_out(match: re.Match[str]) -> str:
+        before = prompt[: match.start()]
+        after = prompt[match.end() :]
+        # The tokenizer looks for spaces, whatever the script.
+        left = " " if re.search(r"\w$", before) else ""
+        right = " " if re.match(r"\w", after) else ""
+        return left + " ".join(tokens[match[0]].names) + right
+
+    return re.sub(alone, spelt_out, prompt)
+
+
+def _standing_alone(word: str) -> str:
+    """The regular expression of `word` where it is a word of its own."""
+    before = rf"(?<!{_SPACED})" if re.match(_SPACED, word) else ""
+    after = rf"(?!{_SPACED})" if re.search(f"{_SPACED}$", word) else r"(?!_\d)"
+    return before + re.escape(word) + after
 
 
 def attach(

@@ -4,6 +4,7 @@ One command trains one of them and can be resumed. The result is a folder in the
 which the rest of the package loads like any other checkpoint.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,42 +14,22 @@ from flax import nnx
 
 from styledrop_jax import log
 from styledrop_jax.emoji import corpus
-from styledrop_jax.emoji import settings as emoji_settings
-from styledrop_jax.emoji.settings import (
-    ClipSettings,
-    CommonSettings,
-    MuseSettings,
-    UnetSettings,
-    VaeSettings,
-    VqSettings,
-)
+from styledrop_jax.emoji.settings import CommonSettings, complete, to_config
 from styledrop_jax.emoji.tasks import clip, muse, unet, vae, vq
 from styledrop_jax.emoji.tasks.base import Task
 from styledrop_jax.io import image_files
 from styledrop_jax.io.run_folder import Run
 from styledrop_jax.training import loop, optim
 
+TASKS: dict[str, Callable[[Any, corpus.Corpus, Path], Task[Any]]] = {
+    "vq": vq.task,
+    "clip": clip.task,
+    "muse": muse.task,
+    "vae": vae.task,
+    "unet": unet.task,
+}
+"""(settings, corpus, training folder) → what is trained; the settings are those of its name."""
 _PRODUCTS = {"float32": None, "bfloat16": "BF16_BF16_F32"}
-
-
-def make_task(settings: CommonSettings, data: corpus.Corpus, workdir: Path) -> Task[Any]:
-    """The model, loss and batches that `settings` ask for; `workdir` keeps what is prepared once.
-
-    Raises:
-        UserError: a model that this one builds on is missing or does not fit.
-    """
-    match settings:
-        case VqSettings():
-            return vq.task(settings, data)
-        case ClipSettings():
-            return clip.task(settings, data, workdir)
-        case MuseSettings():
-            return muse.task(settings, data, workdir)
-        case VaeSettings():
-            return vae.task(settings, data)
-        case UnetSettings():
-            return unet.task(settings, data, workdir)
-    raise TypeError(f"no task takes {type(settings).__name__}")
 
 
 def pretrain(settings: CommonSettings, workdir: Path) -> None:
@@ -58,7 +39,7 @@ def pretrain(settings: CommonSettings, workdir: Path) -> None:
     at every checkpoint.
 
     Args:
-        settings: one of `emoji.settings.SETTINGS`; its type names the task.
+        settings: of one of the tasks.
         workdir: the training folder, new or one to continue.
 
     Raises:
@@ -67,11 +48,11 @@ def pretrain(settings: CommonSettings, workdir: Path) -> None:
     """
     with (
         jax.default_matmul_precision(_PRODUCTS[settings.precision]),
-        Run.open(workdir, emoji_settings.to_config(settings)) as run,
+        Run.open(workdir, to_config(settings), completed=complete) as run,
         log.Logger(run.workdir) as logger,
     ):
         data = corpus.load(settings.corpus)
-        task = make_task(settings, data, run.workdir)
+        task = TASKS[settings.task](settings, data, run.workdir)
         graphdef, _, frozen = loop.split(task.model, task.trainable)
 
         def after(step: int, state: dict, *parts: Any) -> dict:

@@ -72,10 +72,7 @@ class ClipSettings(CommonSettings):
     text_layers: int = setting(2, "of the text tower", low=1)
     vision_layers: int = setting(6, "of the vision tower", low=1)
     seen: float = setting(
-        1.0,
-        "share of an image's patches that a step looks at: less is faster",
-        low=0.05,
-        high=1,
+        1.0, "share of an image's patches that a step looks at: less is faster", low=0.05, high=1
     )
     init: str = setting(
         "",
@@ -98,7 +95,7 @@ class VaeSettings(CommonSettings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DenoiserSettings(CommonSettings):
-    """What both denoisers are told, which train on examples that the frozen models see once."""
+    """What both denoisers are told. They train on examples that the frozen models see once."""
 
     clip: str = setting(
         "pretrain/clip/export/clip",
@@ -163,7 +160,7 @@ def kind_of(config: Mapping[str, Any]) -> type[CommonSettings]:
         UserError: it names none that there is.
     """
     task = config.get("task", "")
-    if task in SETTINGS:
+    if isinstance(task, str) and task in SETTINGS:
         return SETTINGS[task]
     raise UserError(
         f"config.task: found {shown(task)}, "

@@ -29,7 +29,7 @@ def nameless(word: str, rows: np.ndarray) -> tuple[dict[str, np.ndarray], dict[s
 
 
 def read(
-    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], *, width: int
 ) -> dict[str, np.ndarray]:
     """{word: rows, float32 [n, d]} of an embedding file, of diffusers, A1111 or kohya's scripts.
 
@@ -37,28 +37,27 @@ def read(
 
     Args:
         path: the file. tensors, metadata: what it holds.
+        width: d, of the text tower.
 
     Raises:
-        UserError: the two towers of SDXL, or no table of rows.
+        UserError: the rows of SDXL's two towers or of another width, or no table of rows.
     """
     shapes = []
-    flat = True
+    rows = {}
     for name, tensor in tensors.items():
         shapes.append(f"{name} {tensor.shape}")
-        flat = flat and tensor.ndim in (1, 2)
+        if tensor.ndim in (1, 2) and tensor.shape[-1] == width:
+            word = name
+            if len(tensors) == 1 and name in _NAMELESS:
+                word = metadata.get(_WORD, path.stem)
+            rows[word] = np.atleast_2d(np.asarray(tensor, np.float32))
     if _TWO_TOWERS & set(tensors):
         raise UserError(
             f"{path}: found {few(shapes)}, the rows of SDXL's two text towers, expected one's"
         )
-    if not tensors or not flat:
+    if not rows or len(rows) < len(tensors):
         found = few(shapes) if shapes else "nothing"
         raise UserError(
-            f"{path}: found {found}, expected tensors of one or two axes, one for each word"
+            f"{path}: found {found}, expected a LoRA, or rows of length {width} for each word"
         )
-    rows = {}
-    for name, tensor in tensors.items():
-        word = name
-        if len(tensors) == 1 and name in _NAMELESS:
-            word = metadata.get(_WORD, path.stem)
-        rows[word] = np.atleast_2d(np.asarray(tensor, np.float32))
     return rows

@@ -10,13 +10,12 @@ from flax import nnx
 
 from styledrop_jax import trainable
 from styledrop_jax.adapters import custom_diffusion, full, lora, styledrop, textual_inversion
-from styledrop_jax.adapters.base import AdapterConfig, save_adapter
+from styledrop_jax.adapters.base import save_adapter
 from styledrop_jax.errors import UserError, did_you_mean, shown
 from styledrop_jax.interchange import attention, embeddings, lora_write, merged, single_file
 from styledrop_jax.interchange.trained import Trained, base_version, modelspec, write_card
 from styledrop_jax.io import pretrained
 from styledrop_jax.io.files import write_json
-from styledrop_jax.models import clip
 from styledrop_jax.pipelines.stable_diffusion import StableDiffusion
 
 DTYPES = ("float32", "float16")
@@ -67,34 +66,31 @@ def possible(trained: Trained) -> dict[str, str]:
     return {name: each.refusal(trained) for name, each in EXPORTS.items()}
 
 
-def _kinds(trained: Trained) -> list[AdapterConfig]:
-    """The adapters of the denoiser and the text tower, those that there are."""
-    parts = (trained.what.denoiser, trained.what.text)
-    return [part for part in parts if part is not None]
-
-
-def _only(trained: Trained, *kinds: type[AdapterConfig]) -> bool:
-    """Whether its adapters are all of these kinds."""
-    return all(isinstance(part, kinds) for part in _kinds(trained))
+def _kinds(trained: Trained) -> list[str]:
+    """The different kinds of adapter of the denoiser and the text tower."""
+    kinds = []
+    for part in (trained.what.denoiser, trained.what.text):
+        if part is not None and part.kind not in kinds:
+            kinds.append(part.kind)
+    return kinds
 
 
 def _names(trained: Trained) -> str:
-    names = [part.kind for part in _kinds(trained)]
-    if trained.what.words is not None:
-        names.append(textual_inversion.Config.kind)
-    return " and ".join(dict.fromkeys(names))
+    """Everything that trained, in words."""
+    words = [] if trained.what.words is None else [textual_inversion.Config.kind]
+    return " and ".join(_kinds(trained) + words)
+
+
+def _only_lora(trained: Trained) -> bool:
+    return set(_kinds(trained)) <= {lora.Config.kind}
 
 
 def _stable_diffusion(trained: Trained) -> StableDiffusion | None:
     return trained.base if isinstance(trained.base, StableDiffusion) else None
 
 
-def _trains_whole_model(trained: Trained) -> bool:
-    return any(isinstance(part, full.Config) for part in _kinds(trained))
-
-
 def _refuses_pipeline(trained: Trained) -> str:
-    if any(isinstance(part, styledrop.Config) for part in _kinds(trained)):
+    if styledrop.Config.kind in _kinds(trained):
         return (
             "a StyleDrop adapter has no such format, and its bottlenecks are not linear, "
             "so it cannot be merged into the weights"
@@ -139,8 +135,8 @@ def _write_single_file(trained: Trained, out: Path, dtype: str) -> list[Path]:
 def _refuses_kohya(trained: Trained) -> str:
     if _stable_diffusion(trained) is None:
         return "there is no such convention for a Muse"
-    if not _only(trained, lora.Config):
-        return f"it has no file for {_names(trained)}, only for lora and textual_inversion"
+    if not _only_lora(trained):
+        return f"no such file for {_names(trained)}, only for lora and textual_inversion"
     return ""
 
 
@@ -175,8 +171,8 @@ def _write_nameless(trained: Trained, out: Path, dtype: str) -> list[Path]:
 
 
 def _refuses_peft(trained: Trained) -> str:
-    if trained.what.words is not None or not _only(trained, lora.Config):
-        return f"peft has no file for {_names(trained)}, only for lora"
+    if trained.what.words is not None or not _only_lora(trained):
+        return f"no such file for {_names(trained)}, only for lora"
     return ""
 
 
@@ -201,22 +197,21 @@ def _write_peft(trained: Trained, out: Path, dtype: str) -> list[Path]:
 
 
 def _refuses_diffusers(trained: Trained) -> str:
-    if _trains_whole_model(trained):
+    kinds = _kinds(trained)
+    if full.Config.kind in kinds:
         return _refuses_pipeline(trained)
     if _stable_diffusion(trained) is None:
-        if trained.what.trains_text or not _only(trained, lora.Config):
+        if trained.what.trains_text or not _only_lora(trained):
             return "its Muse pipeline reads no other file than a lora of the transformer"
         return ""
-    what = trained.what
-    denoiser = isinstance(what.denoiser, lora.Config | custom_diffusion.Config | None)
-    if denoiser and isinstance(what.text, lora.Config | None):
+    if set(kinds) <= {lora.Config.kind, custom_diffusion.Config.kind}:
         return ""
-    return f"it has no adapter file for {_names(trained)}"
+    return f"no such file for {' and '.join(kinds)}"
 
 
 def _write_diffusers(trained: Trained, out: Path, dtype: str) -> list[Path]:
     """The files that diffusers' own trainers leave; after full training a whole folder."""
-    if _trains_whole_model(trained):
+    if full.Config.kind in _kinds(trained):
         return _write_pipeline(trained, out, dtype)
     files = []
     tags = ["diffusers"]
@@ -234,7 +229,7 @@ def _write_diffusers(trained: Trained, out: Path, dtype: str) -> list[Path]:
         usage.append(f'{loader}, weight_name="{name}")')
     if isinstance(trained.what.denoiser, custom_diffusion.Config):
         name = "pytorch_custom_diffusion_weights.safetensors"
-        rules = merged.layout(trained.base).rules
+        rules = merged.layout(trained.base).denoiser.rules
         _save(out / name, attention.tensors(trained.model.denoiser, rules), dtype)
         files.append(out / name)
         tags.append("custom-diffusion")
@@ -255,7 +250,10 @@ def _write_styledrop(trained: Trained, out: Path, dtype: str) -> list[Path]:
     """The adapter file of this package, which holds whatever trained."""
     whole = trainable.parts(trained.model, trained.what)
     _, state, _ = nnx.split(whole, trainable.trained(trained.what), ...)
-    info = trained.info
+    extra = {}
+    for name in ("descriptor", "content"):
+        if name in trained.info:
+            extra[name] = trained.info[name]
     path = out / "adapter.safetensors"
     save_adapter(
         path,
@@ -263,8 +261,8 @@ def _write_styledrop(trained: Trained, out: Path, dtype: str) -> list[Path]:
         base_name=trained.base_name,
         base_hash=trained.base.base_hash,
         config=trained.what.to_dict(),
-        round=int(info.get("round", 1)),
-        extra={name: info[name] for name in ("descriptor", "content") if name in info},
+        round=int(trained.info.get("round", 1)),
+        extra=extra,
     )
     return [path]
 
@@ -275,10 +273,9 @@ def _lora_parts(trained: Trained) -> list[lora_write.Part]:
     what = trained.what
     parts = []
     if isinstance(what.denoiser, lora.Config):
-        module = trained.model.denoiser
-        parts.append(lora_write.part(module, what.denoiser, names.rules, names.denoiser))
+        parts.append(lora_write.part(trained.model.denoiser, what.denoiser, names.denoiser))
     if isinstance(what.text, lora.Config):
-        part = lora_write.part(trained.model.text, what.text, clip.RULES, "text_encoder")
+        part = lora_write.part(trained.model.text, what.text, names.text)
         halves = dict(part.halves)
         if not names.projection:
             halves.pop("text_projection", None)

@@ -22,6 +22,7 @@ from styledrop_jax.io.files import guard, write_json
 from styledrop_jax.models.tokenizer import choose_tokenizer
 
 SHIPPED = Path(__file__).parents[1] / "assets"
+_OF_PATHS = (".", "/", "~")  # what the name of a folder on disk may start with
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,17 +110,16 @@ def resolve(name: str, layouts: Sequence[Layout] = (CLIP,), *, field: str = "con
     Raises:
         UserError: it is nowhere to be found, or a file of it; says how to get it.
     """
-    is_path = not name or name.startswith((".", "/", "~"))
-    if not is_path and (SHIPPED / name).is_dir():
+    if is_shipped(name):
         for layout in layouts:
             if layout.kind and (SHIPPED / name / layout.kind).is_dir():
                 return SHIPPED / name / layout.kind
         return SHIPPED / name
-    folder = Path(os.path.expanduser(name))  # which leaves an unknown user's home as it is
-    if name and folder.is_dir():
-        return folder
+    folder = os.path.expanduser(name)  # which leaves an unknown user's home as it is
+    if name and os.path.isdir(folder):
+        return Path(folder)
     model = f"model {shown(name)} (--{field})"
-    if is_path or name.count("/") != 1:
+    if name.startswith(_OF_PATHS) or name.count("/") != 1:
         raise UserError(f"{model}: no such folder and not a shipped model{_meant(name)}")
     return _of_hub(name, layouts, model)
 
@@ -188,8 +188,7 @@ def _fetch(name: str, layouts: Sequence[Layout]) -> None:
 
 def is_shipped(name: str) -> bool:
     """Whether a model of this name comes with the package."""
-    outside = not name or name.startswith((".", "/", "~")) or "\0" in name or len(name) > 200
-    return not outside and (SHIPPED / name).is_dir()
+    return bool(name) and not name.startswith(_OF_PATHS) and os.path.isdir(SHIPPED / name)
 
 
 def shipped_vocabulary(name: str) -> Path:

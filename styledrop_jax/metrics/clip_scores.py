@@ -1,9 +1,10 @@
-"""CLIP's view of pictures: text score, style score, retrieval recall, and the interval of a mean.
+"""CLIP's view of images: text score, style score, retrieval recall, and the interval of a mean.
 
-Text and Style scores as in StyleDrop §4.2 (arXiv:2306.00983): cosines of CLIP features.
+The text and style scores are those of StyleDrop §4.2 (arXiv:2306.00983): cosines of CLIP features.
 """
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -13,8 +14,10 @@ from flax import nnx
 from transformers import PreTrainedTokenizerBase
 
 from styledrop_jax.io import hub, pretrained
-from styledrop_jax.models.clip import RULES, Clip, ClipConfig, unit
+from styledrop_jax.models.clip import RULES, Clip
+from styledrop_jax.models.clip_config import ClipConfig
 from styledrop_jax.models.tokenizer import load_tokenizer, tokenize
+from styledrop_jax.tree import in_chunks
 
 
 def preprocess(images: jax.Array, size: int) -> jax.Array:
@@ -33,15 +36,15 @@ def preprocess(images: jax.Array, size: int) -> jax.Array:
 
 
 class ClipScorer:
-    """Scores pictures against prompts and against other pictures.
+    """Scores images against prompts and against other images.
 
-    Everything runs in chunks of one size, so that a picture's score does not depend on what it is scored with, and one
-    compiled program serves any number of them.
+    Everything runs in chunks of one size. So an image's score does not depend on what it is scored
+    with, and one compiled program serves any number of images.
 
     Args:
         model: both towers.
         tokenizer: the model's.
-        batch_size: pictures, or prompts, in a chunk.
+        batch_size: images, or prompts, in a chunk.
     """
 
     def __init__(self, model: Clip, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 32):
@@ -51,14 +54,23 @@ class ClipScorer:
         self._batch_size = batch_size
         graphdef, self._state = nnx.split(model)
         size = model.config.vision.image_size
-        self._images = jax.jit(
-            lambda state, x: unit(nnx.merge(graphdef, state).vision(preprocess(x, size)))
-        )
-        self._texts = jax.jit(lambda state, ids: unit(nnx.merge(graphdef, state).text(ids).embeds))
+
+        def of_images(state: nnx.State, images: jax.Array) -> jax.Array:
+            return nnx.merge(graphdef, state).image_features(preprocess(images, size))
+
+        def of_texts(state: nnx.State, ids: jax.Array) -> jax.Array:
+            return nnx.merge(graphdef, state).text_features(ids)
+
+        self._of_images = jax.jit(of_images)
+        self._of_texts = jax.jit(of_texts)
 
     @classmethod
     def load(cls, folder: Path, *, batch_size: int = 32) -> Self:
-        """From a folder with a `CLIPModel` and its tokenizer; UserError if it does not hold one that fits."""
+        """From a folder with a `CLIPModel` and its tokenizer.
+
+        Raises:
+            UserError: the folder holds no such model, or its files do not fit together.
+        """
         config = ClipConfig.from_dict(hub.read_config(folder))
         tensors = pretrained.Tensors(pretrained.weight_files(folder, "model"), RULES)
         model = pretrained.load(
@@ -68,16 +80,19 @@ class ClipScorer:
 
     def image_features(self, images: np.ndarray) -> np.ndarray:
         """[n, h, w, 3] in [0, 1], any size → unit features, float32 [n, p]."""
-        return self._in_chunks(self._images, images)
+        compute = functools.partial(self._of_images, self._state)
+        return in_chunks(compute, np.asarray(images), self._batch_size)
 
     def text_features(self, prompts: Sequence[str]) -> np.ndarray:
         """n prompts → unit features, float32 [n, p]. Each distinct prompt is encoded once."""
-        row = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-        features = self._in_chunks(self._texts, tokenize(self.tokenizer, list(row), self.length))
-        return features[[row[prompt] for prompt in prompts]]
+        distinct = list(dict.fromkeys(prompts))
+        ids = tokenize(self.tokenizer, distinct, self.length)
+        compute = functools.partial(self._of_texts, self._state)
+        features = in_chunks(compute, ids, self._batch_size)
+        return features[[distinct.index(prompt) for prompt in prompts]]
 
     def text_score(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        """The cosine of every picture [n, h, w, 3] and its own prompt, float32 [n]."""
+        """The cosine of every image [n, h, w, 3] and its own prompt, float32 [n]."""
         if len(images) != len(prompts):
             raise ValueError(
                 f"{len(images)} images and {len(prompts)} prompts, expected one prompt an image"
@@ -85,23 +100,20 @@ class ClipScorer:
         return np.sum(self.image_features(images) * self.text_features(prompts), axis=1)
 
     def style_score(self, images: np.ndarray, references: np.ndarray) -> np.ndarray:
-        """The cosine of every picture [n, h, w, 3] and a reference, averaged over references [m, h', w', 3]; [n]."""
-        return (self.image_features(images) @ self.image_features(references).T).mean(axis=1)
+        """The cosine of every image and a reference, averaged over the references; float32 [n].
 
-    def _in_chunks(
-        self, function: Callable[[nnx.State, jax.Array], jax.Array], rows: np.ndarray
-    ) -> np.ndarray:
-        size = self._batch_size
-        chunks = []
-        for start in range(0, len(rows), size):
-            chunk = np.asarray(rows[start : start + size])
-            padding = [(0, size - len(chunk))] + [(0, 0)] * (chunk.ndim - 1)
-            chunks.append(np.asarray(function(self._state, np.pad(chunk, padding)))[: len(chunk)])
-        return np.concatenate(chunks)
+        Args:
+            images: [n, h, w, 3].
+            references: [m, h', w', 3].
+        """
+        return (self.image_features(images) @ self.image_features(references).T).mean(axis=1)
 
 
 def recall(similarity: np.ndarray, k: int) -> float:
-    """The share of rows of [n, n] whose own column is among the `k` most similar; ties count against it."""
+    """The share of rows of [n, n] whose own column is among the `k` most similar.
+
+    Ties count against it.
+    """
     own = np.diagonal(similarity)[:, None]
     return float(((similarity >= own).sum(axis=1) <= k).mean())
 

@@ -1,30 +1,30 @@
-"""Distances between two sets of pictures, by their features [n, d]: FID and KID, here in CLIP's features."""
+"""FID and KID: distances between two sets of images by their features [n, d], here CLIP's."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 def scaled(features: NDArray) -> NDArray:
-    """Unit features [n, d] times √d, of which `kernel_distance` has the kernel (cosine + 1)³."""
+    """Unit features [n, d] times √d, for which `kernel_distance` has the kernel (cosine + 1)³."""
     return features * features.shape[1] ** 0.5
 
 
 def frechet_distance(a: NDArray, b: NDArray) -> float:
-    """FID (1706.08500 Eq. 6): |μa − μb|² + tr(Σa + Σb − 2 (Σa Σb)^½), of the features' means and covariances.
+    """FID: |μa − μb|² + tr(Σa + Σb − 2 (Σa Σb)^½), with the features' means and covariances.
 
-    Too large for small sets: compare sets of one size, of several times d pictures.
+    It is too large for small sets: compare sets of one size, of several times d images.
+
+    Source: 1706.08500 Eq. 6.
     """
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    a = np.asarray(a, np.float64)
+    b = np.asarray(b, np.float64)
+    cov_a = np.cov(a, rowvar=False)
+    cov_b = np.cov(b, rowvar=False)
     values, vectors = np.linalg.eigh(cov_a)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     product = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(0)).sum()
-    return float(
-        ((a.mean(axis=0) - b.mean(axis=0)) ** 2).sum()
-        + np.trace(cov_a)
-        + np.trace(cov_b)
-        - 2 * product
-    )
+    shift = ((a.mean(axis=0) - b.mean(axis=0)) ** 2).sum()
+    return float(shift + np.trace(cov_a) + np.trace(cov_b) - 2 * product)
 
 
 def kernel_distance(a: NDArray, b: NDArray) -> float:
@@ -32,7 +32,8 @@ def kernel_distance(a: NDArray, b: NDArray) -> float:
 
     Its mean does not depend on the sizes of the sets, and it may be negative.
     """
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    a = np.asarray(a, np.float64)
+    b = np.asarray(b, np.float64)
 
     def kernel(x: NDArray, y: NDArray) -> NDArray:
         return (x @ y.T / x.shape[1] + 1) ** 3

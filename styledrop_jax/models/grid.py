@@ -1,7 +1,7 @@
-"""Layers on a grid of features [b, h, w, c]: convolutions of the U-ViT and of CLIP, and ConvNeXt V2's response norm.
+"""Layers on a grid of features [b, h, w, c]: convolutions of the U-ViT and CLIP, a response norm.
 
-Each convolution is written as products and shifts that run several times faster on a CPU, forward and backward, than
-XLA's convolution. Their kernels are HWIO, as `nnx.Conv` has them.
+Each convolution is written as products and shifts that run several times faster on a CPU, forward
+and backward, than XLA's convolution. Their kernels are HWIO, as `nnx.Conv` has them.
 """
 
 from typing import Any
@@ -14,8 +14,19 @@ _GRN_EPS = 1e-6
 
 
 def places(h: int, w: int, side: int) -> jax.Array:
-    """int32 [h, w]: for each position of a grid, the nearest one of a grid of `side` × `side`, row by row."""
-    return jnp.arange(h)[:, None] * side // h * side + jnp.arange(w) * side // w
+    """For each position of a grid h × w, the nearest one of a grid side × side, numbered by rows.
+
+    Returns:
+        int32 [h, w]
+    """
+    rows = jnp.arange(h)[:, None] * side // h
+    return rows * side + jnp.arange(w) * side // w
+
+
+def doubled(x: jax.Array) -> jax.Array:
+    """A grid [b, h, w, c] by nearest neighbour → [b, 2h, 2w, c]."""
+    b, h, w, c = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
 
 
 class _Conv(nnx.Module):
@@ -41,7 +52,10 @@ class _Conv(nnx.Module):
 
 
 class DepthwiseConv(_Conv):
-    """A 3×3 convolution of each channel by itself, with zeros around: nine shifted products in one fused loop."""
+    """A 3×3 convolution of each channel by itself, with zeros around the grid.
+
+    It is nine shifted products in one fused loop.
+    """
 
     def __init__(self, channels: int, **kwargs):
         super().__init__((3, 3, 1, channels), fan_in=9, **kwargs)
@@ -51,14 +65,15 @@ class DepthwiseConv(_Conv):
         h, w = x.shape[1:3]
         kernel = self.kernel[...].astype(self.dtype)
         padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        y = sum(
-            padded[:, i : i + h, j : j + w] * kernel[i, j, 0] for i in range(3) for j in range(3)
-        )
+        y = jnp.zeros((), x.dtype)
+        for i in range(3):
+            for j in range(3):
+                y = y + padded[:, i : i + h, j : j + w] * kernel[i, j, 0]
         return self._add_bias(y)
 
 
 class FoldingConv(_Conv):
-    """A convolution as wide as its stride: each side × side positions become one, by one product."""
+    """A convolution as wide as its stride: side × side positions become one, by one product."""
 
     def __init__(self, channels: int, out: int, side: int = 2, **kwargs):
         super().__init__((side, side, channels, out), fan_in=side**2 * channels, **kwargs)
@@ -66,7 +81,9 @@ class FoldingConv(_Conv):
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [b, h, w, c], h and w multiples of `side`. Returns [b, h / side, w / side, out]."""
         side, _, c, out = self.kernel.shape
-        b, rows, columns = x.shape[0], x.shape[1] // side, x.shape[2] // side
+        b = x.shape[0]
+        rows = x.shape[1] // side
+        columns = x.shape[2] // side
         x = x.astype(self.dtype).reshape(b, rows, side, columns, side, c).swapaxes(2, 3)
         y = x.reshape(-1, side**2 * c) @ self.kernel[...].astype(self.dtype).reshape(-1, out)
         return self._add_bias(y.reshape(b, rows, columns, out))
@@ -88,7 +105,7 @@ class UnfoldingConv(_Conv):
 
 
 class GlobalResponseNorm(nnx.Module):
-    """Channels compete by their norm over the whole grid (ConvNeXt V2, arXiv 2301.00808, Eq. 1–3)."""
+    """Channels compete by their norm over the whole grid (ConvNeXt V2, 2301.00808, Eq. 1–3)."""
 
     def __init__(self, channels: int):
         self.gamma = nnx.Param(jnp.zeros(channels))
@@ -97,7 +114,7 @@ class GlobalResponseNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [b, h, w, c]"""
         total = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=(1, 2), keepdims=True)
-        # the floor keeps the square root's gradient finite for a channel that is zero everywhere
+        # The floor keeps the square root's gradient finite for a channel that is zero everywhere.
         norm = jnp.sqrt(jnp.maximum(total, jnp.finfo(jnp.float32).tiny))  # [b, 1, 1, c]
         share = (norm / (jnp.mean(norm, axis=-1, keepdims=True) + _GRN_EPS)).astype(x.dtype)
         return self.gamma[...].astype(x.dtype) * (x * share) + self.beta[...].astype(x.dtype) + x

@@ -6,6 +6,7 @@ Parameters are float32; `dtype` is the compute dtype.
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ Embed = nnx.Embed
 
 
 def recomputed(module: nnx.Module) -> Callable:
-    """The module as a function whose activations the backward pass computes anew, not keeps (1604.06174)."""
+    """The module as a function whose activations the backward pass computes anew (1604.06174)."""
     graphdef, state = nnx.split(module)
     return lambda *args: jax.checkpoint(lambda state: nnx.merge(graphdef, state)(*args))(state)
 
@@ -26,11 +27,14 @@ def recomputed(module: nnx.Module) -> Callable:
 def _flat_dot_general(x: jax.Array, kernel: jax.Array, _dimensions, **kwargs) -> jax.Array:
     """The product of [..., c] and [c, d] over flattened tokens.
 
-    The kernel's gradient then contracts one axis, which XLA's CPU backend does three times faster than several.
-    `jax.default_matmul_precision("BF16_BF16_F32")` is honoured on every device; by itself a CPU ignores it.
+    The kernel's gradient then contracts one axis, which XLA's CPU backend does three times faster
+    than several. `jax.default_matmul_precision("BF16_BF16_F32")` is honoured on every device; by
+    itself a CPU ignores it.
     """
     flat = x.reshape(-1, x.shape[-1])
-    if jax.config.jax_default_matmul_precision == "BF16_BF16_F32":
+    # JAX adds its options to the class when it is imported.
+    asked = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    if asked == "BF16_BF16_F32":
         y = _rounded_product(flat, kernel)
     else:
         y = jax.lax.dot(flat, kernel, precision=kwargs["precision"])
@@ -39,15 +43,20 @@ def _flat_dot_general(x: jax.Array, kernel: jax.Array, _dimensions, **kwargs) ->
 
 def _dot_bf16(a: jax.Array, b: jax.Array, *, axes: tuple[int, int]) -> jax.Array:
     """The product of two matrices rounded to bfloat16, summed in float32, over one axis of each."""
-    a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
     return jax.lax.dot_general(
-        a, b, (((axes[0],), (axes[1],)), ((), ())), preferred_element_type=jnp.float32
+        a.astype(jnp.bfloat16),
+        b.astype(jnp.bfloat16),
+        (((axes[0],), (axes[1],)), ((), ())),
+        preferred_element_type=jnp.float32,
     )
 
 
 @jax.custom_vjp
 def _rounded_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """[n, c] times [c, d] on the matrix units of a CPU that has them; its automatic derivative would not be."""
+    """[n, c] times [c, d] on the matrix units of a CPU that has them.
+
+    Its automatic derivative would not use them.
+    """
     return _dot_bf16(x, kernel, axes=(1, 0)).astype(x.dtype)
 
 
@@ -55,7 +64,8 @@ def _rounded_product_backward(
     saved: tuple[jax.Array, jax.Array], g: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    # The kernel's own gradient sums over tokens: rounding would save nothing there, the transposition costs the most.
+    # The kernel's own gradient sums over tokens, where the transposition costs the most: rounding
+    # would save nothing.
     dk = jax.lax.dot_general(x, g, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
     return _dot_bf16(g, kernel, axes=(1, 1)).astype(x.dtype), dk.astype(kernel.dtype)
 
@@ -66,7 +76,10 @@ _rounded_product.defvjp(
 
 
 class Linear(nnx.Linear):
-    """`nnx.Linear` with a slot: a set `adapter(x, y)` maps the input and the output to a new output."""
+    """`nnx.Linear` with a slot for an adapter.
+
+    If it is set, `adapter(x, y)` maps the input and the output to a new output.
+    """
 
     def __init__(self, in_features: int, out_features: int, **kwargs):
         super().__init__(in_features, out_features, dot_general=_flat_dot_general, **kwargs)
@@ -94,8 +107,8 @@ def convolution(
 ) -> jax.Array:
     """[b, h, w, c] with a kernel [i, j, c, d] → [b, h', w', d].
 
-    On a CPU its gradients are plain convolutions of what is flipped and spread beforehand: inside a loop XLA's CPU
-    backend takes over ten times as long for the automatic ones.
+    On a CPU its gradients are plain convolutions of arrays that are flipped and spread beforehand:
+    inside a loop XLA's CPU backend takes over ten times as long for the automatic ones.
     """
     return _correlate(x, kernel, stride, padding)
 
@@ -104,24 +117,26 @@ def _convolution_backward(stride, padding, saved, g):
     def automatic(x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
         return jax.vjp(lambda x, kernel: _correlate(x, kernel, stride, padding), x, kernel)[1](g)
 
+    def spread(g: jax.Array, pads: list[tuple[int, int, int]]) -> jax.Array:
+        return jax.lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), *pads, (0, 0, 0)))
+
     def plain(x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # g as of stride 1, zeros in between, with so many around it that a plain convolution gives x's or the kernel's
-        # size
-        for_x, for_kernel = [], []
-        for size, out, span, step, (low, high) in zip(
-            x.shape[1:3], g.shape[1:3], kernel.shape[:2], stride, padding, strict=True
-        ):
-            reach = (out - 1) * step + 1
+        # g is spread as if the stride were 1, with zeros in between, and with so many around it
+        # that a plain convolution gives the size of x or of the kernel.
+        for_x = []
+        for_kernel = []
+        for axis in (0, 1):
+            size = x.shape[1 + axis]
+            span = kernel.shape[axis]
+            step = stride[axis]
+            low, high = padding[axis]
+            reach = (g.shape[1 + axis] - 1) * step + 1
             for_x.append((span - 1 - low, size + low - reach, step - 1))
             for_kernel.append((0, size + low + high - span + 1 - reach, step - 1))
-        g_for_x, g_for_kernel = (
-            jax.lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), *pads, (0, 0, 0)))
-            for pads in (for_x, for_kernel)
-        )
-        dx = _correlate(g_for_x, kernel[::-1, ::-1].swapaxes(2, 3), (1, 1), ((0, 0), (0, 0)))
-        dk = _correlate(
-            x.transpose(3, 1, 2, 0), g_for_kernel.transpose(1, 2, 0, 3), (1, 1), padding
-        )
+        flipped = kernel[::-1, ::-1].swapaxes(2, 3)
+        dx = _correlate(spread(g, for_x), flipped, (1, 1), ((0, 0), (0, 0)))
+        spread_g = spread(g, for_kernel).transpose(1, 2, 0, 3)
+        dk = _correlate(x.transpose(3, 1, 2, 0), spread_g, (1, 1), padding)
         return dx, dk.transpose(1, 2, 0, 3)
 
     return jax.lax.platform_dependent(*saved, g, cpu=plain, default=automatic)
@@ -149,7 +164,7 @@ class Conv(nnx.Conv):
         kernel_size: int,
         *,
         stride: int = 1,
-        padding: int | tuple[tuple[int, int], tuple[int, int]] | None = None,
+        padding: int | _Padding | None = None,
         **kwargs,
     ):
         if padding is None:
@@ -173,7 +188,7 @@ class Conv(nnx.Conv):
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact (erf) GELU. `jax.nn.gelu` goes through erfc, which takes several times longer on a CPU."""
+    """The exact (erf) GELU, several times faster on a CPU than `jax.nn.gelu`, which takes erfc."""
     y = x.astype(jnp.float32)
     return (0.5 * y * (1 + jax.lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
 
@@ -191,10 +206,12 @@ def attention(
     """Scaled dot-product attention with a softmax in float32.
 
     Args:
-        q: [b, n, c]. k, v: [b, m, c]. `c` is split evenly over `heads`.
+        q: [b, n, c], of which c is split evenly over `heads`.
+        k, v: [b, m, c].
         mask: bool, broadcastable to [b, heads, n, m]; False positions are not attended to.
         bias: added to the logits, broadcastable to [b, heads, n, m].
-        control: maps the weights, float32 [b, heads, n, m] with rows that sum to one, to those used in their place.
+        control: maps the weights, float32 [b, heads, n, m] with rows that sum to one, to those that
+            are used in their place.
 
     Returns:
         [b, n, c]
@@ -203,10 +220,13 @@ def attention(
     d = c // heads
 
     def by_head(x: jax.Array) -> jax.Array:
-        # [b, m, c] → [b, heads, m, d]: batch axes first, so that the products below need no transposition of their own
+        # [b, m, c] → [b, heads, m, d]: batch axes first, so that the products below need no
+        # transposition of their own.
         return x.reshape(b, -1, heads, d).swapaxes(1, 2)
 
-    q, k, v = by_head(q * d**-0.5), by_head(k), by_head(v)
+    q = by_head(q * d**-0.5)
+    k = by_head(k)
+    v = by_head(v)
     logits = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32)
     if bias is not None:
         logits = logits + bias
@@ -215,3 +235,30 @@ def attention(
     weights = jax.nn.softmax(logits, axis=-1)
     weights = (weights if control is None else control(weights)).astype(v.dtype)
     return jnp.einsum("bhnm,bhmd->bhnd", weights, v).swapaxes(1, 2).reshape(b, n, c)
+
+
+class Geglu(nnx.Module):
+    """One product gives value and gate: value · gelu(gate) (2002.05202, Eq. 6)."""
+
+    def __init__(self, linear: Callable[[int, int], Linear], features: int, inner: int):
+        self.proj = linear(features, 2 * inner)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [..., features]. Returns [..., inner]."""
+        value, gate = jnp.split(self.proj(x), 2, axis=-1)
+        return value * gelu(gate)
+
+
+class FeedForward(nnx.Module):
+    """The gated MLP of transformers; `linear(c_in, c_out)` makes its layers.
+
+    `net` keeps the reference's numbering, whose second entry is dropout.
+    """
+
+    def __init__(self, linear: Callable[[int, int], Linear], features: int, inner: int):
+        gated = Geglu(linear, features, inner)
+        self.net: nnx.List[Any] = nnx.List([gated, None, linear(inner, features)])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [..., features]. Returns [..., features]."""
+        return self.net[2](self.net[0](x))

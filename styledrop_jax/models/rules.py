@@ -1,7 +1,8 @@
 """How a model's parameters are named and laid out in a reference checkpoint.
 
-A model file declares `RULES`: an ordered tuple of `Rule`s, the first whose `path` matches a parameter's dotted NNX path
-in full gives its tensor name and layout. `styledrop_jax.pretrained` applies them in both directions.
+A model's file declares `RULES`, an ordered tuple of `Rule`s. The first rule whose `path` matches a
+parameter's dotted NNX path in full gives its tensor name and layout. `styledrop_jax.io.pretrained`
+applies them in both directions.
 """
 
 import dataclasses
@@ -18,7 +19,13 @@ same: no change. linear: [in, out] → [out, in]. conv: HWIO → OIHW. conv_tran
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One pattern: a regular expression over dotted NNX paths, the tensor name it expands to, and the layout."""
+    """The name and layout of the parameters whose path matches a pattern.
+
+    Attributes:
+        path: a regular expression over dotted NNX paths.
+        name: the tensor name, which may refer to the pattern's groups.
+        layout: how our array becomes the file's tensor.
+    """
 
     path: str
     name: str
@@ -31,9 +38,9 @@ class Rules:
 
     Attributes:
         rules: tried in order; the first full match wins.
-        renames: (regex, replacement) pairs applied to the *file's* tensor names before matching: other spellings of the
-            same tensor in older files.
-        ignored: regex of file tensors that carry no parameter (buffers such as `position_ids`).
+        renames: (regex, replacement) pairs that are applied to the *file's* tensor names before
+            matching, for other spellings of the same tensor in older files.
+        ignored: regex of file tensors that hold no parameter (buffers such as `position_ids`).
     """
 
     rules: tuple[Rule, ...]
@@ -41,9 +48,14 @@ class Rules:
     ignored: str = r"(?!)"
 
     def name_of(self, path: str) -> tuple[str, Layout]:
-        """The tensor name and layout of the parameter at dotted NNX `path`; KeyError if no rule matches."""
+        """The tensor name and layout of the parameter at dotted NNX `path`.
+
+        Raises:
+            KeyError: no rule matches.
+        """
         for rule in self.rules:
-            if match := re.fullmatch(rule.path, path):
+            match = re.fullmatch(rule.path, path)
+            if match:
                 return match.expand(rule.name), rule.layout
         raise KeyError(path)
 
@@ -53,4 +65,4 @@ BIASES = Rule(r"(.+)\.bias", r"\1.bias")
 EMBEDDINGS = Rule(r"(.+)\.embedding", r"\1.weight")
 LINEARS = Rule(r"(.+)\.kernel", r"\1.weight", "linear")
 COMMON = (NORMS, BIASES, EMBEDDINGS, LINEARS)
-"""Put after a model's own rules: norm scales, biases, embedding tables, and every remaining kernel as a linear."""
+"""Rules that follow a model's own: norm scales, biases, embedding tables, and linear kernels."""

@@ -1,5 +1,6 @@
-"""The T5 encoder, v1.0 and v1.1 (Raffel et al. 2020, arXiv:1910.10683; Shazeer 2020, arXiv:2002.05202 for the gate).
+"""The T5 encoder, v1.0 and v1.1.
 
+Sources: Raffel et al. 2020, arXiv:1910.10683; Shazeer 2020, arXiv:2002.05202 for the gate.
 Attribute paths, configs and files follow transformers' `T5EncoderModel`.
 """
 
@@ -13,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from styledrop_jax.errors import UserError
+from styledrop_jax.models.config_json import known_fields, require, require_value
 from styledrop_jax.models.layers import Embed, Linear, RMSNorm, attention
 from styledrop_jax.models.rules import COMMON, Rules
 
+_SOURCE = "T5 config"
 _normal = nnx.initializers.normal
 
 
@@ -40,20 +42,18 @@ class Config:
     feed_forward_proj: str = "relu"
 
     def __post_init__(self):
-        if self.feed_forward_proj not in ("relu", "gated-gelu"):
-            raise UserError(
-                f"T5 config: feed_forward_proj is {self.feed_forward_proj!r}, expected 'relu' or 'gated-gelu'"
-            )
+        fits = self.feed_forward_proj in ("relu", "gated-gelu")
+        require(fits, _SOURCE, self, "feed_forward_proj", "'relu' or 'gated-gelu'")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Reads the config.json of a T5, encoder alone or whole; UserError if unsupported."""
-        if values.get("model_type", "t5") != "t5":
-            raise UserError(f"T5 config: model_type is {values['model_type']!r}, expected 't5'")
-        names = {field.name for field in dataclasses.fields(cls)}
-        return cls(
-            **{name: value for name, value in values.items() if name in names and value is not None}
-        )
+        """Reads the config.json of a T5, encoder alone or whole.
+
+        Raises:
+            UserError: it is of another kind of model, or asks for what is not supported.
+        """
+        require_value(_SOURCE, values, "model_type", "t5")
+        return cls(**known_fields(cls, values))
 
     def to_dict(self) -> dict[str, Any]:
         """A config.json that transformers loads."""
@@ -73,25 +73,28 @@ class Config:
 
 
 def position_buckets(length: int, *, buckets: int, max_distance: int) -> np.ndarray:
-    """The bucket of every (query, key) pair of positions, int [length, length] (arXiv:1910.10683 §2.1).
+    """The bucket of every (query, key) pair of positions, int [length, length].
 
-    Half of the buckets are for keys after the query. Of each half, half hold one distance each and the rest grow
-    logarithmically up to `max_distance`.
+    Half of the buckets are for keys after the query. Of each half, half hold one distance each and
+    the rest grow logarithmically up to `max_distance`.
+
+    Source: arXiv:1910.10683 §2.1.
     """
     distance = np.arange(length)[None, :] - np.arange(length)[:, None]
-    half, away = buckets // 2, np.abs(distance)
+    away = np.abs(distance)
+    half = buckets // 2
     exact = half // 2
     # In float32 like the reference: distances on a bucket's edge round as they did in training.
-    ratio = np.log(np.maximum(away, 1).astype(np.float32) / np.float32(exact)) / np.float32(
-        math.log(max_distance / exact)
-    )
+    ratio = np.log(np.maximum(away, 1).astype(np.float32) / np.float32(exact))
+    ratio = ratio / np.float32(math.log(max_distance / exact))
     far = exact + (ratio * np.float32(half - exact)).astype(int)
     return (distance > 0) * half + np.where(away < exact, away, np.minimum(far, half - 1))
 
 
 class _Attention(nnx.Module):
     def __init__(self, config: Config, *, has_bias: bool, rngs: nnx.Rngs, dtype: Any):
-        d, inner = config.d_model, config.num_heads * config.d_kv
+        d = config.d_model
+        inner = config.num_heads * config.d_kv
         shared = {"use_bias": False, "dtype": dtype, "rngs": rngs}
         self.config = config
         self.q = Linear(d, inner, kernel_init=_normal((d * config.d_kv) ** -0.5), **shared)
@@ -99,9 +102,11 @@ class _Attention(nnx.Module):
         self.v = Linear(d, inner, kernel_init=_normal(d**-0.5), **shared)
         self.o = Linear(inner, d, kernel_init=_normal(inner**-0.5), **shared)
         if has_bias:
-            buckets, init = config.relative_attention_num_buckets, _normal(d**-0.5)
             self.relative_attention_bias = Embed(
-                buckets, config.num_heads, embedding_init=init, rngs=rngs
+                config.relative_attention_num_buckets,
+                config.num_heads,
+                embedding_init=_normal(d**-0.5),
+                rngs=rngs,
             )
 
     def position_bias(self, length: int) -> jax.Array:
@@ -134,7 +139,8 @@ class _SelfAttentionLayer(nnx.Module):
 
 class _Dense(nnx.Module):
     def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: Any):
-        d, inner = config.d_model, config.d_ff
+        d = config.d_model
+        inner = config.d_ff
         shared = {"use_bias": False, "dtype": dtype, "rngs": rngs}
         self.gated = config.feed_forward_proj == "gated-gelu"
         if self.gated:
@@ -145,12 +151,9 @@ class _Dense(nnx.Module):
         self.wo = Linear(inner, d, kernel_init=_normal(inner**-0.5), **shared)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        hidden = (
-            jax.nn.gelu(self.wi_0(x), approximate=True) * self.wi_1(x)
-            if self.gated
-            else jax.nn.relu(self.wi(x))
-        )
-        return self.wo(hidden)
+        if self.gated:
+            return self.wo(jax.nn.gelu(self.wi_0(x), approximate=True) * self.wi_1(x))
+        return self.wo(jax.nn.relu(self.wi(x)))
 
 
 class _DenseLayer(nnx.Module):
@@ -167,7 +170,8 @@ class _DenseLayer(nnx.Module):
 class _Block(nnx.Module):
     def __init__(self, config: Config, *, has_bias: bool, rngs: nnx.Rngs, dtype: Any):
         attend = _SelfAttentionLayer(config, has_bias=has_bias, rngs=rngs, dtype=dtype)
-        self.layer = nnx.List([attend, _DenseLayer(config, rngs=rngs, dtype=dtype)])
+        dense = _DenseLayer(config, rngs=rngs, dtype=dtype)
+        self.layer: nnx.List[Any] = nnx.List([attend, dense])
 
     def __call__(self, x: jax.Array, *, bias: jax.Array, mask: jax.Array | None) -> jax.Array:
         return self.layer[1](self.layer[0](x, bias=bias, mask=mask))
@@ -175,10 +179,9 @@ class _Block(nnx.Module):
 
 class _Encoder(nnx.Module):
     def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: Any):
-        layers = range(config.num_layers)
-        self.block = nnx.List(
-            _Block(config, has_bias=i == 0, rngs=rngs, dtype=dtype) for i in layers
-        )
+        self.block = nnx.List([])
+        for i in range(config.num_layers):
+            self.block.append(_Block(config, has_bias=i == 0, rngs=rngs, dtype=dtype))
         self.final_layer_norm = RMSNorm(
             config.d_model, epsilon=config.layer_norm_epsilon, dtype=dtype, rngs=rngs
         )
@@ -205,18 +208,19 @@ class T5Encoder(nnx.Module):
 
         Args:
             ids: int [b, t], any t.
-            mask: bool [b, t], False at padding, which is then not attended to; None attends everywhere.
+            mask: bool [b, t], False at padding, which is then not attended to; None attends to
+                everything.
 
         Returns:
             [b, t, d_model]
         """
-        return self.encoder(
-            self.shared(ids), mask=None if mask is None else mask[:, None, None, :].astype(bool)
-        )
+        if mask is not None:
+            mask = mask[:, None, None, :].astype(bool)
+        return self.encoder(self.shared(ids), mask=mask)
 
 
 RULES = Rules(
     rules=COMMON,
-    # `embed_tokens` is `shared` once more; the rest is a whole T5's, of which the encoder is a part.
+    # `embed_tokens` repeats `shared`; the rest belongs to a whole T5, of which this is the encoder.
     ignored=r"encoder\.embed_tokens\.weight|decoder\..+|lm_head\.weight",
 )

@@ -1,7 +1,8 @@
-"""The U-Net of Stable Diffusion 1.x and 2.x: noisy latents, a time and a text → the prediction of the noise or of v.
+"""The U-Net of Stable Diffusion 1.x and 2.x: from noisy latents, a time and a text to the noise.
 
-The architecture is `UNet2DConditionModel` of the diffusers library as those models configure it (Rombach et al.,
-arXiv 2112.10752), tensor for tensor, channels last. What the output means is the scheduler's to say, not the model's.
+The architecture is `UNet2DConditionModel` of the diffusers library as those models configure it
+(Rombach et al., arXiv 2112.10752), tensor for tensor, channels last. Whether the output is the
+noise or v is for the scheduler to say, not for the model.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from styledrop_jax import tree
-from styledrop_jax.errors import UserError
+from styledrop_jax.models.config_json import known_fields, require, require_value
 from styledrop_jax.models.layers import recomputed
 from styledrop_jax.models.rules import COMMON, Rule, Rules
 from styledrop_jax.models.unet_blocks import (
@@ -29,9 +30,21 @@ from styledrop_jax.models.unet_blocks import (
     UpBlock2D,
 )
 
-_DOWN, _DOWN_ATTENTION = "DownBlock2D", "CrossAttnDownBlock2D"
-_UP, _UP_ATTENTION = "UpBlock2D", "CrossAttnUpBlock2D"
-# Options of the reference that no Stable Diffusion 1.x or 2.x uses, with the one value that is supported.
+_SOURCE = "unet config"
+_DOWN = "DownBlock2D"
+_DOWN_ATTENTION = "CrossAttnDownBlock2D"
+_UP = "UpBlock2D"
+_UP_ATTENTION = "CrossAttnUpBlock2D"
+_SIZES = (
+    "sample_size",
+    "in_channels",
+    "out_channels",
+    "layers_per_block",
+    "cross_attention_dim",
+    "norm_num_groups",
+)
+# Options of the reference that no Stable Diffusion 1.x or 2.x uses, each with the one value that is
+# supported.
 _FIXED = {
     "_class_name": "UNet2DConditionModel",
     "act_fn": "silu",
@@ -62,23 +75,31 @@ _FIXED = {
 }
 
 
+def _positive(*values: Any) -> bool:
+    return all(isinstance(value, int) and value > 0 for value in values)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """The fields of the reference's config.json under the reference's names, with the reference's defaults.
+    """The fields of the reference's config.json, with the reference's names and defaults.
 
     Attributes:
-        sample_size: side of the latents the model was trained at; the module takes any height and width.
+        sample_size: side of the latents the model was trained at; the module takes any height and
+            width.
         in_channels, out_channels: of the latents.
         center_input_sample: the latents come in [0, 1] and are moved to [-1, 1].
-        flip_sin_to_cos: the time's cosines come before its sines. freq_shift: lowers the lowest frequency.
-        down_block_types: from the highest resolution to the lowest. up_block_types: from the lowest to the highest.
+        flip_sin_to_cos: the time's cosines come before its sines.
+        freq_shift: lowers the lowest frequency.
+        down_block_types: from the highest resolution to the lowest.
+        up_block_types: from the lowest resolution to the highest.
         block_out_channels: from the highest resolution to the lowest.
         layers_per_block: of a down block; an up block has one more.
         norm_num_groups, norm_eps: of the group norms.
         cross_attention_dim: width of the text features.
-        attention_head_dim: the *number* of heads, whatever its name says, at all resolutions or at each of
-            `block_out_channels`.
-        use_linear_projection: files hold the transformers' projections as linear layers, not as 1×1 convolutions.
+        attention_head_dim: the *number* of heads, whatever its name says, at all resolutions or at
+            each of `block_out_channels`.
+        use_linear_projection: files hold the transformers' projections as linear layers, not as 1×1
+            convolutions.
         upcast_attention: tells the reference to take the softmax in float32; it always is here.
     """
 
@@ -100,71 +121,47 @@ class Config:
     upcast_attention: bool = False
 
     def __post_init__(self) -> None:
-        def require(fits: bool, field: str, expected: str) -> None:
-            if not fits:
-                raise UserError(
-                    f"unet config: {field} is {getattr(self, field)!r}, expected {expected}"
-                )
+        for field in _SIZES:
+            self._check(_positive(getattr(self, field)), field, "one positive number")
+        self._check_channels()
+        self._check_types()
+        self._check_heads()
 
-        def positive(*values: Any) -> bool:
-            return all(isinstance(value, int) and value > 0 for value in values)
+    def _check(self, fits: bool, field: str, expected: str) -> None:
+        require(fits, _SOURCE, self, field, expected)
 
-        sizes = (
-            "sample_size",
-            "in_channels",
-            "out_channels",
-            "layers_per_block",
-            "cross_attention_dim",
-        )
-        for field in (*sizes, "norm_num_groups"):
-            require(positive(getattr(self, field)), field, "one positive number")
-        channels, groups, field = (
-            self.block_out_channels,
-            self.norm_num_groups,
-            "block_out_channels",
-        )
-        require(
-            isinstance(channels, tuple) and bool(channels) and positive(*channels),
-            field,
-            "positive numbers",
-        )
-        require(
-            all(c % groups == 0 for c in channels), field, f"multiples of norm_num_groups {groups}"
-        )
-        require(channels[0] % 2 == 0, field, "an even number first")
-        for field, known in (
-            ("down_block_types", (_DOWN, _DOWN_ATTENTION)),
-            ("up_block_types", (_UP, _UP_ATTENTION)),
-        ):
+    def _check_channels(self) -> None:
+        channels = self.block_out_channels
+        field = "block_out_channels"
+        several = isinstance(channels, tuple) and bool(channels)
+        self._check(several and _positive(*channels), field, "positive numbers")
+        groups = self.norm_num_groups
+        divisible = all(c % groups == 0 for c in channels)
+        self._check(divisible, field, f"multiples of norm_num_groups {groups}")
+        self._check(channels[0] % 2 == 0, field, "an even number first")
+
+    def _check_types(self) -> None:
+        count = len(self.block_out_channels)
+        down = (_DOWN, _DOWN_ATTENTION)
+        up = (_UP, _UP_ATTENTION)
+        for field, known in (("down_block_types", down), ("up_block_types", up)):
             types = getattr(self, field)
-            fits = (
-                isinstance(types, tuple)
-                and len(types) == len(channels)
-                and set(types) <= set(known)
-            )
-            require(
-                fits,
-                field,
-                f"{len(channels)} of {' and '.join(known)}, as many as block_out_channels",
-            )
-        fits = len(self.heads) == len(channels) and positive(*self.heads)
-        require(
-            fits,
-            "attention_head_dim",
-            f"one number of heads or {len(channels)}, as many as block_out_channels",
-        )
-        attends = [_DOWN_ATTENTION == down or _UP_ATTENTION == up for down, up in self.types]
-        attends[-1] = True  # the middle block
-        fits = all(
-            c % heads == 0
-            for c, heads, used in zip(channels, self.heads, attends, strict=True)
-            if used
-        )
-        require(
-            fits,
-            "attention_head_dim",
-            f"numbers of heads that divide block_out_channels {channels}",
-        )
+            fits = isinstance(types, tuple) and len(types) == count and set(types) <= set(known)
+            expected = f"{count} of {' and '.join(known)}, as many as block_out_channels"
+            self._check(fits, field, expected)
+
+    def _check_heads(self) -> None:
+        channels = self.block_out_channels
+        heads = self.heads
+        field = "attention_head_dim"
+        counts = f"one number of heads or {len(channels)}, as many as block_out_channels"
+        self._check(len(heads) == len(channels) and _positive(*heads), field, counts)
+        expected = f"numbers of heads that divide block_out_channels {channels}"
+        last = len(channels) - 1
+        for i, (down, up) in enumerate(self.types):
+            # The middle block, at the last resolution, attends in any case.
+            if down == _DOWN_ATTENTION or up == _UP_ATTENTION or i == last:
+                self._check(channels[i] % heads[i] == 0, field, expected)
 
     @property
     def heads(self) -> tuple[int, ...]:
@@ -179,25 +176,17 @@ class Config:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Self:
-        """From the reference's config.json; null and missing entries keep the defaults, unknown ones are ignored.
+        """From the reference's config.json.
+
+        Null and missing entries keep the defaults, unknown ones are ignored.
 
         Raises:
-            UserError: the file is of another class, asks for what Stable Diffusion 1.x and 2.x do not have, or its
-                sizes do not fit together.
+            UserError: the file is of another class, asks for what Stable Diffusion 1.x and 2.x do
+                not have, or its sizes do not fit together.
         """
         for name, supported in _FIXED.items():
-            if config.get(name, supported) != supported:
-                raise UserError(f"unet config: {name} is {config[name]!r}, expected {supported!r}")
-        known = {field.name for field in dataclasses.fields(cls)}
-        kept = {
-            name: value for name, value in config.items() if name in known and value is not None
-        }
-        return cls(
-            **{
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in kept.items()
-            }
-        )
+            require_value(_SOURCE, config, name, supported)
+        return cls(**known_fields(cls, config))
 
     def to_dict(self) -> dict[str, Any]:
         """A config.json that the reference library loads."""
@@ -221,7 +210,12 @@ class Config:
 
     @classmethod
     def emoji64(cls, *, width: int = 48, text_width: int = 192) -> Self:
-        """The shipped model of 64-pixel images: 16×16 latents, `width` channels, a multiple of 16; attention at 8×8."""
+        """The shipped model of 64-pixel images: 16×16 latents, with attention at 8×8.
+
+        Args:
+            width: channels at 16×16, a multiple of 16.
+            text_width: of the text features.
+        """
         return cls(
             sample_size=16,
             down_block_types=(_DOWN, _DOWN_ATTENTION),
@@ -238,12 +232,15 @@ class Config:
 class UNet(nnx.Module):
     """The denoiser; see the module's docstring.
 
-    `dtype` is the compute dtype; parameters are float32, and so are the statistics of norms and softmaxes. A fresh
-    model predicts zero.
+    `dtype` is the compute dtype. Parameters are float32, and so are the statistics of norms and
+    softmaxes. A fresh model predicts zero.
     """
 
-    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype=jnp.float32):
-        channels, heads, layers = config.block_out_channels, config.heads, config.layers_per_block
+    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+        channels = config.block_out_channels
+        heads = config.heads
+        layers = config.layers_per_block
+        last = len(channels) - 1
         parts = Parts(
             time_dim=4 * channels[0],
             text_dim=config.cross_attention_dim,
@@ -256,22 +253,36 @@ class UNet(nnx.Module):
         self.config = config
         self.conv_in = parts.conv(config.in_channels, channels[0])
         self.time_embedding = TimestepEmbedding(parts, channels[0])
-        downs, ups, last = [], [], len(channels) - 1
+        downs = []
+        ups = []
         for i, (down, up) in enumerate(config.types):
-            above, below = channels[max(i - 1, 0)], channels[min(i + 1, last)]
-            at_down = {
-                "heads": heads[i] if down == _DOWN_ATTENTION else None,
-                "downsample": i < last,
-            }
-            at_up = {"heads": heads[i] if up == _UP_ATTENTION else None, "upsample": i > 0}
-            downs.append(DownBlock2D(parts, above, channels[i], layers=layers, **at_down))
-            ups.append(UpBlock2D(parts, below, channels[i], skip=above, layers=layers + 1, **at_up))
-        self.down_blocks, self.up_blocks = nnx.List(downs), nnx.List(reversed(ups))
+            above = channels[max(i - 1, 0)]
+            below = channels[min(i + 1, last)]
+            down_block = DownBlock2D(
+                parts,
+                above,
+                channels[i],
+                layers=layers,
+                heads=heads[i] if down == _DOWN_ATTENTION else None,
+                downsample=i < last,
+            )
+            up_block = UpBlock2D(
+                parts,
+                below,
+                channels[i],
+                skip=above,
+                layers=layers + 1,
+                heads=heads[i] if up == _UP_ATTENTION else None,
+                upsample=i > 0,
+            )
+            downs.append(down_block)
+            ups.append(up_block)
+        self.down_blocks = nnx.List(downs)
+        self.up_blocks = nnx.List(reversed(ups))
         self.mid_block = UNetMidBlock2DCrossAttn(parts, channels[-1], heads=heads[-1])
         self.conv_norm_out = parts.group_norm(channels[0])
-        self.conv_out = parts.conv(
-            channels[0], config.out_channels, kernel_init=nnx.initializers.zeros
-        )
+        zeros = nnx.initializers.zeros
+        self.conv_out = parts.conv(channels[0], config.out_channels, kernel_init=zeros)
         for path, module in nnx.iter_modules(self):
             if isinstance(module, Attention):
                 module.place = tree.path_name(path)
@@ -292,12 +303,15 @@ class UNet(nnx.Module):
             latents: [b, h, w, in_channels], of any height and width.
             timesteps: [b], int or float, of the training schedule: 0 to 999.
             text: [b, t, d] features of the text encoder.
-            text_mask: bool [b, t], True where to attend; None attends to everything, as the public models do.
-            control: edits the weights of every cross-attention, for example those of prompt-to-prompt
-                (arXiv 2208.01626, §3). Takes them as float32 [b, heads, n, t], softmaxed, with n the positions row by
-                row, and the module's dotted path, such as `mid_block.attentions.0.transformer_blocks.0.attn2`;
-                returns weights of the same shape.
-            remat: whether the backward pass computes the activations of each block anew; else it keeps them.
+            text_mask: bool [b, t], True where to attend; None attends to everything, as the public
+                models do.
+            control: edits the weights of every cross-attention, as prompt-to-prompt does (arXiv
+                2208.01626, §3). It takes them as float32 [b, heads, n, t], softmaxed, with n the
+                positions row by row, and the module's dotted path, such as
+                `mid_block.attentions.0.transformer_blocks.0.attn2`, and returns weights of the same
+                shape.
+            remat: whether the backward pass computes the activations of each block anew; else it
+                keeps them.
 
         Returns:
             float32 [b, h, w, out_channels]
@@ -306,9 +320,8 @@ class UNet(nnx.Module):
         context = Text(text, mask, control)
         if self.config.center_input_sample:
             latents = 2 * latents - 1
-        time = nnx.silu(
-            self.time_embedding(self._sinusoids(timesteps))
-        )  # [b, e]; every use of it takes the SiLU
+        time = self.time_embedding(self._sinusoids(timesteps))
+        time = nnx.silu(time)  # [b, e], with the SiLU that every use of it takes
         run = recomputed if remat else lambda block: block
         skips = [self.conv_in(latents)]
         for block in self.down_blocks:
@@ -319,15 +332,20 @@ class UNet(nnx.Module):
         return self.conv_out(nnx.silu(self.conv_norm_out(x))).astype(jnp.float32)
 
     def _sinusoids(self, timesteps: jax.Array) -> jax.Array:
-        """[b] → float32 [b, c]: sines and cosines at c/2 frequencies falling from 1 (arXiv 1706.03762, §3.5)."""
+        """[b] → float32 [b, c], sines and cosines at c/2 frequencies falling from 1.
+
+        Source: arXiv 1706.03762, §3.5.
+        """
         half = self.config.block_out_channels[0] // 2
-        # NumPy's float32 as the reference's: an ulp of the first frequencies is a visible angle at time 999
-        exponents = (
-            -math.log(10_000) * np.arange(half, dtype=np.float32) / (half - self.config.freq_shift)
-        )
-        angles = timesteps.astype(jnp.float32)[:, None] * np.exp(exponents)
+        # In NumPy's float32, which agrees with the reference: an error in the last place of the
+        # first frequencies makes a visible angle at time 999.
+        exponents = -math.log(10_000) * np.arange(half, dtype=np.float32)
+        frequencies = np.exp(exponents / (half - self.config.freq_shift))
+        angles = timesteps.astype(jnp.float32)[:, None] * frequencies
         waves = [jnp.sin(angles), jnp.cos(angles)]
-        return jnp.concatenate(waves[::-1] if self.config.flip_sin_to_cos else waves, axis=-1)
+        if self.config.flip_sin_to_cos:
+            waves.reverse()
+        return jnp.concatenate(waves, axis=-1)
 
 
 RULES = Rules(

@@ -1,8 +1,10 @@
-"""The blocks of Stable Diffusion's U-Net on a grid [b, h, w, c]: diffusers' modules, attribute path for attribute path.
+"""The blocks of Stable Diffusion's U-Net on a grid [b, h, w, c].
 
-Residual blocks take the time embedding; transformers attend within the grid and then to the text (Rombach et al.,
-arXiv 2112.10752, §3.3 and Appendix E.2.1). What ends a residual branch is zero at first, so that a fresh block passes
-its input on, as in the guided diffusion models the architecture comes from (arXiv 2105.05233).
+They are diffusers' modules, attribute path for attribute path. Residual blocks take the time
+embedding; transformers attend within the grid and then to the text (Rombach et al., arXiv
+2112.10752, §3.3 and Appendix E.2.1). The last layer of a residual branch is zero at first, so that
+a fresh block passes its input on, as in the guided diffusion models that the architecture comes
+from (arXiv 2105.05233).
 """
 
 import dataclasses
@@ -13,13 +15,24 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from styledrop_jax.models.layers import Conv, GroupNorm, LayerNorm, Linear, attention, gelu
+from styledrop_jax.models.grid import doubled
+from styledrop_jax.models.layers import (
+    Conv,
+    FeedForward,
+    GroupNorm,
+    LayerNorm,
+    Linear,
+    attention,
+)
 
 Control = Callable[[jax.Array, str], jax.Array]
-"""Maps the weights of one cross-attention, float32 [b, heads, n, t] with rows that sum to one, n = h·w row by row, and
-the dotted path of its module to the weights to use in their place."""
+"""Maps the weights of one cross-attention and the dotted path of its module to other weights.
 
-_TRANSFORMER_NORM_EPS = 1e-6  # the reference fixes both, whatever `norm_eps` is
+The weights are float32 [b, heads, n, t] with rows that sum to one, n = h·w row by row.
+"""
+
+# The reference fixes both, whatever `norm_eps` is.
+_TRANSFORMER_NORM_EPS = 1e-6
 _LAYER_NORM_EPS = 1e-5
 _zeros = nnx.initializers.zeros
 
@@ -40,12 +53,15 @@ class Text(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parts:
-    """Makes the layers that all blocks share the settings of.
+    """Makes the layers of all blocks, with the settings that they share.
 
     Attributes:
-        time_dim: width of the time embedding. text_dim: of the text features.
-        groups: of every group norm. epsilon: of those outside transformers.
-        linear_projection: whether files hold a transformer's projections as linear layers or 1×1 convolutions.
+        time_dim: width of the time embedding.
+        text_dim: width of the text features.
+        groups: of every group norm.
+        epsilon: of the group norms outside transformers.
+        linear_projection: whether files hold a transformer's projections as linear layers; else as
+            1×1 convolutions.
         rngs, dtype: of every layer.
     """
 
@@ -79,7 +95,10 @@ class Parts:
 
 
 class Pointwise(nnx.Module):
-    """A linear layer that files hold as a 1×1 convolution: its own path, by which the rules tell it from the other."""
+    """A linear layer that files hold as a 1×1 convolution.
+
+    It has a path of its own, by which the rules tell it from other linear layers.
+    """
 
     def __init__(self, conv: Linear):
         self.conv = conv
@@ -135,35 +154,19 @@ class Attention(nnx.Module):
     def __call__(self, x: jax.Array, text: Text | None = None) -> jax.Array:
         """x: [b, n, c]. Returns [b, n, c]."""
         text = Text(x) if text is None else text
-        q, k, v = self.to_q(x), self.to_k(text.states), self.to_v(text.states)
-        edit = None if text.control is None else lambda weights: text.control(weights, self.place)
+        q = self.to_q(x)
+        k = self.to_k(text.states)
+        v = self.to_v(text.states)
+        control = text.control
+        edit = None if control is None else lambda weights: control(weights, self.place)
         return self.to_out[0](attention(q, k, v, heads=self.heads, mask=text.mask, control=edit))
 
 
-class Geglu(nnx.Module):
-    """One product gives value and gate: value · gelu(gate) (arXiv 2002.05202, Eq. 6)."""
-
-    def __init__(self, parts: Parts, c: int):
-        self.proj = parts.linear(c, 8 * c)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x: [b, n, c]. Returns [b, n, 4 c]."""
-        value, gate = jnp.split(self.proj(x), 2, axis=-1)
-        return value * gelu(gate)
-
-
-class FeedForward(nnx.Module):
-    """The gated MLP. `net` keeps the reference's numbering, whose second entry is dropout."""
-
-    def __init__(self, parts: Parts, c: int):
-        self.net = nnx.List([Geglu(parts, c), None, parts.linear(4 * c, c)])
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.net[2](self.net[0](x))
-
-
 class BasicTransformerBlock(nnx.Module):
-    """Self-attention, cross-attention to the text, MLP; `attn_adapter` and `mlp_adapter` as in the U-ViT's layers."""
+    """Self-attention, cross-attention to the text, MLP.
+
+    The slots `attn_adapter` and `mlp_adapter` are those of the U-ViT's layers.
+    """
 
     def __init__(self, parts: Parts, c: int, *, heads: int):
         self.norm1 = parts.layer_norm(c)
@@ -171,7 +174,7 @@ class BasicTransformerBlock(nnx.Module):
         self.norm2 = parts.layer_norm(c)
         self.attn2 = Attention(parts, c, heads=heads, text_dim=parts.text_dim)
         self.norm3 = parts.layer_norm(c)
-        self.ff = FeedForward(parts, c)
+        self.ff = FeedForward(parts.linear, c, 4 * c)
         self.width = c
         self.attn_adapter = nnx.data(None)
         self.mlp_adapter = nnx.data(None)
@@ -214,17 +217,15 @@ class Downsample2D(nnx.Module):
 
 
 class Upsample2D(nnx.Module):
-    """Doubles by nearest neighbour, then a convolution."""
+    """Doubles the grid by nearest neighbour, then applies a convolution."""
 
     def __init__(self, parts: Parts, c: int):
         self.conv = parts.conv(c, c)
 
-    def __call__(self, x: jax.Array, size: tuple[int, int]) -> jax.Array:
-        """x: [b, ⌈h/2⌉, ⌈w/2⌉, c]. size: h and w. Returns [b, h, w, c]."""
-        b, h, w, c = x.shape
-        x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
-        # to an odd size, nearest neighbour from half of it, rounded up, is doubling without the last row or column
-        return self.conv(x[:, : size[0], : size[1]])
+    def __call__(self, x: jax.Array, h: int, w: int) -> jax.Array:
+        """x: [b, ⌈h/2⌉, ⌈w/2⌉, c]. Returns [b, h, w, c]."""
+        # An odd side is the doubled one without its last row or column.
+        return self.conv(doubled(x)[:, :h, :w])
 
 
 class _Layers(nnx.Module):
@@ -233,9 +234,10 @@ class _Layers(nnx.Module):
     def __init__(self, parts: Parts, widths: Sequence[int], c: int, *, heads: int | None):
         """widths: channels that each residual block takes. c: channels it gives."""
         self.resnets = nnx.List([ResnetBlock2D(parts, width, c) for width in widths])
-        self.attentions = nnx.List(
-            [Transformer2DModel(parts, c, heads=heads) for _ in widths] if heads else []
-        )
+        self.attentions = nnx.List([])
+        if heads:
+            for _ in widths:
+                self.attentions.append(Transformer2DModel(parts, c, heads=heads))
 
     def _layer(self, index: int, x: jax.Array, time: jax.Array, text: Text) -> jax.Array:
         x = self.resnets[index](x, time)
@@ -252,7 +254,8 @@ class DownBlock2D(_Layers):
         self.downsamplers = nnx.List([Downsample2D(parts, c)] if downsample else [])
 
     def __call__(self, x: jax.Array, time: jax.Array, text: Text) -> list[jax.Array]:
-        """x: [b, h, w, c_in]. Returns the output of every layer: the skips, the last of which goes on."""
+        """x: [b, h, w, c_in]. Returns the output of every layer: the skips, the last of which is
+        also the input of the next block."""
         outputs = []
         for index in range(len(self.resnets)):
             x = self._layer(index, x, time, text)
@@ -266,7 +269,7 @@ class UNetMidBlock2DCrossAttn(nnx.Module):
     """A transformer between two residual blocks, at the lowest resolution."""
 
     def __init__(self, parts: Parts, c: int, *, heads: int):
-        self.resnets = nnx.List([ResnetBlock2D(parts, c, c) for _ in range(2)])
+        self.resnets = nnx.List([ResnetBlock2D(parts, c, c), ResnetBlock2D(parts, c, c)])
         self.attentions = nnx.List([Transformer2DModel(parts, c, heads=heads)])
 
     def __call__(self, x: jax.Array, time: jax.Array, text: Text) -> jax.Array:
@@ -290,10 +293,9 @@ class UpBlock2D(_Layers):
         upsample: bool,
     ):
         """skip: channels of the last of the block's skips; the others have `c`."""
-        widths = [
-            x + s
-            for x, s in zip([c_in] + [c] * (layers - 1), [c] * (layers - 1) + [skip], strict=True)
-        ]
+        widths = [2 * c] * layers  # of the input and the skip
+        widths[0] += c_in - c
+        widths[-1] += skip - c
         super().__init__(parts, widths, c, heads=heads)
         self.upsamplers = nnx.List([Upsample2D(parts, c)] if upsample else [])
 
@@ -311,5 +313,6 @@ class UpBlock2D(_Layers):
         for index in range(len(self.resnets)):
             x = self._layer(index, jnp.concatenate([x, skips.pop()], axis=-1), time, text)
         for upsampler in self.upsamplers:
-            x = upsampler(x, skips[-1].shape[1:3])
+            _, h, w, _ = skips[-1].shape
+            x = upsampler(x, h, w)
         return x

@@ -1,21 +1,19 @@
 """The masked-token transformer of aMUSEd: a U-ViT over a grid of image tokens, conditioned on text.
 
-The architecture is `UVit2DModel` of the diffusers library (aMUSEd, arXiv 2401.01808, after Muse, arXiv 2301.00704, and
-the U-ViT of simple diffusion, arXiv 2301.11093), tensor for tensor. It has no position embedding: tokens learn where
-they are from the zero padding of the depthwise convolutions, `num_res_blocks` steps in from the border. A small model
-learns that too slowly to draw shapes; with `positional_masks` the masked tokens themselves say where they are.
+The architecture is `UVit2DModel` of the diffusers library, tensor for tensor (aMUSEd, arXiv
+2401.01808, after Muse, arXiv 2301.00704, and the U-ViT of simple diffusion, arXiv 2301.11093). It
+has no position embedding: tokens learn where they are from the zero padding of the depthwise
+convolutions, `num_res_blocks` steps in from the border. A small model learns that too slowly to
+generate shapes. With `positional_masks` the masked tokens themselves say where they are.
 """
 
-import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from styledrop_jax.errors import UserError
 from styledrop_jax.models.grid import (
     DepthwiseConv,
     FoldingConv,
@@ -25,6 +23,7 @@ from styledrop_jax.models.grid import (
 )
 from styledrop_jax.models.layers import (
     Embed,
+    FeedForward,
     LayerNorm,
     Linear,
     RMSNorm,
@@ -33,169 +32,37 @@ from styledrop_jax.models.layers import (
     recomputed,
 )
 from styledrop_jax.models.rules import COMMON, Rule, Rules
+from styledrop_jax.models.uvit_config import Config
 
-_BLOCK_NORM_EPS = 1e-6  # the reference fixes it for the norms of its attention blocks, whatever `layer_norm_eps` is
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """The fields of the reference's config.json under the reference's names, with the reference's defaults.
-
-    Attributes:
-        hidden_size: width of the transformer layers.
-        use_bias: whether linear layers, convolutions and layer norms carry a bias.
-        cond_embed_dim: width of the pooled text embedding. encoder_hidden_size: of the text features.
-        micro_cond_encode_dim: width of the sinusoid of one micro-condition; micro_cond_embed_dim: of all together.
-        vocab_size: rows of the token embedding: codebook entries, padding, and the mask token last.
-        codebook_size: number of logits; the mask token is never predicted.
-        in_channels: width of the token embedding and of the output layer's input.
-        block_out_channels: width of the convolutional blocks around the transformer.
-        num_res_blocks: residual and attention blocks on each side of the transformer.
-        downsample: halve the token grid before the transformer. `upsample`: double it after. Both or neither.
-        block_num_heads: heads of the attention blocks.
-        num_hidden_layers, num_attention_heads: of the transformer. intermediate_size: width of its gated MLP.
-        layer_norm_eps: of every norm but the attention blocks'. ln_elementwise_affine: whether they learn a scale.
-        sample_size: side of the token grid the model was trained at; the module takes any grid.
-        positional_masks: a masked token is embedded as one of `sample_size`² that follow the codebook, by its place.
-            The reference ignores the field: it takes such tokens, but its own pipeline knows only one mask token.
-    """
-
-    hidden_size: int = 1024
-    use_bias: bool = False
-    cond_embed_dim: int = 768
-    micro_cond_encode_dim: int = 256
-    micro_cond_embed_dim: int = 1280
-    encoder_hidden_size: int = 768
-    vocab_size: int = 8256
-    codebook_size: int = 8192
-    in_channels: int = 768
-    block_out_channels: int = 768
-    num_res_blocks: int = 3
-    downsample: bool = False
-    upsample: bool = False
-    block_num_heads: int = 12
-    num_hidden_layers: int = 22
-    num_attention_heads: int = 16
-    intermediate_size: int = 2816
-    layer_norm_eps: float = 1e-6
-    ln_elementwise_affine: bool = True
-    sample_size: int = 64
-    positional_masks: bool = False
-
-    def __post_init__(self) -> None:
-        def require(fits: bool, field: str, expected: str) -> None:
-            if not fits:
-                raise UserError(
-                    f"transformer config: {field} is {getattr(self, field)}, expected {expected}"
-                )
-
-        for field, divisor in (
-            ("hidden_size", "num_attention_heads"),
-            ("block_out_channels", "block_num_heads"),
-            ("micro_cond_embed_dim", "micro_cond_encode_dim"),
-        ):
-            size = getattr(self, divisor)
-            require(getattr(self, field) % size == 0, field, f"a multiple of {divisor} {size}")
-        require(self.micro_cond_encode_dim % 2 == 0, "micro_cond_encode_dim", "an even number")
-        require(
-            self.upsample == self.downsample,
-            "upsample",
-            f"the value of downsample, {self.downsample}",
-        )
-        least = self.codebook_size + 1 + self.positional_masks * self.sample_size**2
-        require(
-            self.vocab_size >= least,
-            "vocab_size",
-            f"at least {least}, the codebook and the mask tokens",
-        )
-
-    @property
-    def mask_token_id(self) -> int:
-        """The token that stands for "not decided yet": the last row of the embedding."""
-        return self.vocab_size - 1
-
-    @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> Self:
-        """From the reference's config.json; keys it does not know are ignored.
-
-        Raises:
-            UserError: the file is of another class, asks for dropout, or its sizes do not fit together.
-        """
-        if (name := config.get("_class_name", "UVit2DModel")) != "UVit2DModel":
-            raise UserError(f"transformer config: _class_name is {name!r}, expected 'UVit2DModel'")
-        for key in ("hidden_dropout", "attention_dropout"):
-            if config.get(key):
-                raise UserError(
-                    f"transformer config: {key} is {config[key]}, expected 0: dropout is not supported"
-                )
-        return cls(
-            **{
-                field.name: config[field.name]
-                for field in dataclasses.fields(cls)
-                if field.name in config
-            }
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """A config.json that the reference library loads."""
-        ours_alone = () if self.positional_masks else ("positional_masks",)
-        fields = {
-            name: value
-            for name, value in dataclasses.asdict(self).items()
-            if name not in ours_alone
-        }
-        return {"_class_name": "UVit2DModel", **fields}
-
-    @classmethod
-    def amused_256(cls) -> Self:
-        """`amused/amused-256`: 16×16 tokens, 603M parameters."""
-        return cls(sample_size=16)
-
-    @classmethod
-    def amused_512(cls) -> Self:
-        """`amused/amused-512`: 32×32 tokens, 16×16 inside, 608M parameters."""
-        return cls(downsample=True, upsample=True, sample_size=32)
-
-    @classmethod
-    def emoji64(cls, *, width: int = 192, layers: int = 6, text_width: int = 192) -> Self:
-        """The shipped model of 64-pixel images: 16×16 tokens of 512 codes, 8×8 inside, heads of 32 channels."""
-        blocks = max(1, width // 48)
-        return cls(
-            hidden_size=width,
-            cond_embed_dim=text_width,
-            micro_cond_encode_dim=16,
-            micro_cond_embed_dim=80,
-            encoder_hidden_size=text_width,
-            vocab_size=784,
-            codebook_size=512,
-            in_channels=32 * blocks,
-            block_out_channels=32 * blocks,
-            num_res_blocks=2,
-            downsample=True,
-            upsample=True,
-            block_num_heads=blocks,
-            num_hidden_layers=layers,
-            num_attention_heads=max(1, width // 32),
-            intermediate_size=8 * width // 3,
-            sample_size=16,
-            positional_masks=True,
-        )
+# The reference fixes it for the norms of its attention blocks, whatever `layer_norm_eps` is.
+_BLOCK_NORM_EPS = 1e-6
 
 
 def _sinusoids(values: jax.Array, dim: int) -> jax.Array:
-    """float32 [..., dim]: cosines, then sines, of `values` [...] at dim/2 frequencies falling from 1."""
+    """Cosines, then sines, of `values` [...] at dim/2 frequencies falling from 1.
+
+    Returns:
+        float32 [..., dim]
+    """
     frequencies = jnp.exp(-math.log(10_000) * jnp.arange(dim // 2, dtype=jnp.float32) / (dim // 2))
     angles = values.astype(jnp.float32)[..., None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
 class _Parts:
-    """Makes the layers that all of the model's modules share the settings of."""
+    """Makes the model's layers, with the settings that they share.
 
-    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype):
+    Attributes:
+        config: of the model.
+        common: settings of all layers.
+        grid: settings of the convolutions.
+        norm: settings of the norms.
+    """
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: Any):
         self.config = config
-        self.common = {"rngs": rngs, "dtype": dtype}
-        self.grid = self.common | {"use_bias": config.use_bias}  # of the convolutions
+        self.common: dict[str, Any] = {"rngs": rngs, "dtype": dtype}
+        self.grid = self.common | {"use_bias": config.use_bias}
         scaled = config.ln_elementwise_affine
         self.norm = self.common | {"epsilon": config.layer_norm_eps, "use_scale": scaled}
 
@@ -203,10 +70,12 @@ class _Parts:
         return Linear(in_features, out_features, **self.grid, **kwargs)
 
     def modulation(self, features: int) -> Linear:
-        """Conditioning vector → scale and shift; zero at first, so that training starts without conditioning."""
-        return self.linear(
-            self.config.hidden_size, 2 * features, kernel_init=nnx.initializers.zeros
-        )
+        """Conditioning vector → scale and shift.
+
+        Both are zero at first, so that training starts without conditioning.
+        """
+        zeros = nnx.initializers.zeros
+        return self.linear(self.config.hidden_size, 2 * features, kernel_init=zeros)
 
     def rms_norm(self, features: int) -> RMSNorm:
         return RMSNorm(features, **self.norm)
@@ -246,42 +115,23 @@ class Attention(nnx.Module):
         return self.to_out[0](y)
 
 
-class Geglu(nnx.Module):
-    """One product gives value and gate: value · gelu(gate)."""
-
-    def __init__(self, parts: _Parts, features: int, inner: int):
-        self.proj = parts.linear(features, 2 * inner)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        value, gate = jnp.split(self.proj(x), 2, axis=-1)
-        return value * gelu(gate)
-
-
-class FeedForward(nnx.Module):
-    """The gated MLP. `net` keeps the reference's numbering, whose second entry is dropout."""
-
-    def __init__(self, parts: _Parts, features: int, inner: int):
-        self.net = nnx.List([Geglu(parts, features, inner), None, parts.linear(inner, features)])
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.net[2](self.net[0](x))
-
-
 class TransformerLayer(nnx.Module):
     """Self-attention, cross-attention to the text, MLP.
 
-    A set `attn_adapter` maps what the cross-attention adds to the stream, `mlp_adapter` what the MLP does (2306.00983).
+    It has the slots of StyleDrop's adapters (2306.00983): if they are set, `attn_adapter` maps what
+    the cross-attention adds to the stream, and `mlp_adapter` what the MLP adds.
     """
 
     def __init__(self, parts: _Parts):
         config = parts.config
-        hidden, heads = config.hidden_size, config.num_attention_heads
+        hidden = config.hidden_size
+        heads = config.num_attention_heads
         self.norm1 = AdaNorm(parts, parts.rms_norm(hidden))
         self.attn1 = Attention(parts, hidden, heads)
         self.norm2 = AdaNorm(parts, parts.rms_norm(hidden))
         self.attn2 = Attention(parts, hidden, heads)
         self.norm3 = AdaNorm(parts, parts.layer_norm(hidden))
-        self.ff = FeedForward(parts, hidden, config.intermediate_size)
+        self.ff = FeedForward(parts.linear, hidden, config.intermediate_size)
         self.width = hidden
         self.attn_adapter = nnx.data(None)
         self.mlp_adapter = nnx.data(None)
@@ -318,11 +168,15 @@ class ResBlock(nnx.Module):
 
 
 class AttentionBlock(nnx.Module):
-    """Two cross-attentions to the text, the first of which the reference calls `attn1` too, and no MLP."""
+    """Two cross-attentions to the text and no MLP.
+
+    Both look at the text, although the first is called `attn1`, as in the reference.
+    """
 
     def __init__(self, parts: _Parts):
         config = parts.config
-        channels, heads = config.block_out_channels, config.block_num_heads
+        channels = config.block_out_channels
+        heads = config.block_num_heads
         block_norm = parts.norm | {"epsilon": _BLOCK_NORM_EPS, "use_scale": True}
         mapped = config.hidden_size != channels
         self.kv_mapper = parts.linear(config.hidden_size, channels) if mapped else None
@@ -390,9 +244,8 @@ class CondEmbed(nnx.Module):
 
     def __init__(self, parts: _Parts):
         config = parts.config
-        self.linear_1 = parts.linear(
-            config.micro_cond_embed_dim + config.cond_embed_dim, config.hidden_size
-        )
+        width = config.micro_cond_embed_dim + config.cond_embed_dim
+        self.linear_1 = parts.linear(width, config.hidden_size)
         self.linear_2 = parts.linear(config.hidden_size, config.hidden_size)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -415,12 +268,14 @@ class TokenHead(nnx.Module):
 class UVit(nnx.Module):
     """The masked-token transformer; see the module's docstring.
 
-    `dtype` is the compute dtype; parameters are float32, and so are the statistics of norms and softmaxes.
+    `dtype` is the compute dtype. Parameters are float32, and so are the statistics of norms and
+    softmaxes.
     """
 
-    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype=jnp.float32):
+    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         parts = _Parts(config, rngs=rngs, dtype=dtype)
-        hidden, channels = config.hidden_size, config.block_out_channels
+        hidden = config.hidden_size
+        channels = config.block_out_channels
         self.config = config
         self.dtype = dtype
         self.encoder_proj = parts.linear(config.encoder_hidden_size, hidden)
@@ -450,11 +305,14 @@ class UVit(nnx.Module):
         """Predicts every token of the grid.
 
         Args:
-            tokens: int [b, h, w]; `config.mask_token_id` where unknown. h and w are even if the model downsamples.
+            tokens: int [b, h, w]; `config.mask_token_id` where unknown. h and w are even if the
+                model downsamples.
             text: [b, t, d] features of the text encoder.
             pooled: [b, p] pooled text embedding.
-            micro: [b, 5] original width and height in pixels, crop top and left in pixels, aesthetic score.
-            remat: whether the backward pass computes the activations of each block anew; else it keeps them.
+            micro: [b, 5] original width and height in pixels, crop top and left in pixels,
+                aesthetic score.
+            remat: whether the backward pass computes the activations of each block anew; else it
+                keeps them.
 
         Returns:
             float32 logits [b, h, w, codebook_size]
@@ -471,16 +329,13 @@ class UVit(nnx.Module):
         text = self.encoder_proj_layer_norm(self.encoder_proj(text))  # [b, t, d]
         sizes = _sinusoids(micro, self.config.micro_cond_encode_dim).reshape(b, -1)
         cond = jnp.concatenate([pooled.astype(self.dtype), sizes.astype(self.dtype)], axis=-1)
-        cond = nnx.silu(
-            self.cond_embed(cond)
-        )  # [b, d]; every use of it takes the SiLU, so it is taken once
+        cond = nnx.silu(self.cond_embed(cond))  # [b, d], with the SiLU that every use of it takes
 
         run = recomputed if remat else lambda block: block
         x = run(self.down_block)(self.embed(tokens), text, cond)  # [b, h', w', c]
         grid = x.shape
-        x = self.project_to_hidden(
-            self.project_to_hidden_norm(x.reshape(b, -1, grid[-1]))
-        )  # [b, n, d]
+        x = self.project_to_hidden_norm(x.reshape(b, -1, grid[-1]))
+        x = self.project_to_hidden(x)  # [b, n, d]
         for layer in self.transformer_layers:
             x = run(layer)(x, text, cond)
         x = self.project_from_hidden(self.project_from_hidden_norm(x)).reshape(grid)

@@ -1,6 +1,7 @@
 """The autoencoder of Stable Diffusion: diffusers' `AutoencoderKL`, channels last.
 
-Images in [0, 1] become a Gaussian over unit-scale latents, and latents images (Rombach et al., arXiv 2112.10752, §3.1).
+Images in [0, 1] become a Gaussian over unit-scale latents, and latents become images (Rombach et
+al., arXiv 2112.10752, §3.1).
 """
 
 import dataclasses
@@ -15,73 +16,53 @@ from flax import nnx
 
 from styledrop_jax.errors import UserError
 from styledrop_jax.models import vqgan
+from styledrop_jax.models.config_json import known_fields
 from styledrop_jax.models.layers import Linear
 
+_SOURCE = "vae/config.json"
 _LOGVAR_RANGE = (-30.0, 20.0)  # the reference's: exp stays finite
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(vqgan.CodecConfig):
     """Sizes and scales, by the names of the reference's `config.json` and with its defaults.
 
     Attributes:
-        scaling_factor: one over the deviation of the encoder's own latents, which makes them unit-scale.
+        use_quant_conv, use_post_quant_conv: whether a 1×1 convolution follows the encoder, and
+            precedes the decoder.
+        scaling_factor: one over the standard deviation of the encoder's own latents, which makes
+            them unit-scale.
         shift_factor: their mean, if it is not taken as zero.
-        force_upcast: the weights want float32, whatever the other models compute in.
-        sample_size: pixels along one side of the images it was trained on.
     """
 
     block_out_channels: tuple[int, ...] = (64,)
     latent_channels: int = 4
-    layers_per_block: int = 1
-    norm_num_groups: int = 32
-    in_channels: int = 3
-    out_channels: int = 3
-    mid_block_add_attention: bool = True
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     scaling_factor: float = 0.18215
     shift_factor: float | None = None
     force_upcast: bool = True
-    sample_size: int = 32
-
-    @property
-    def downsampling(self) -> int:
-        """Pixels per latent along one side."""
-        return 2 ** (len(self.block_out_channels) - 1)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """From the reference's `vae/config.json`; null and missing entries keep the defaults.
+        """From the reference's `vae/config.json`.
+
+        Null and missing entries keep the defaults, unknown ones are ignored.
 
         Raises:
             UserError: a setting this implementation does not have.
         """
-        vqgan.check_blocks(values, source="vae/config.json")
+        vqgan.check_blocks(values, source=_SOURCE)
         for name in ("latents_mean", "latents_std"):
             if values.get(name) is not None:
                 raise UserError(
-                    f"vae/config.json: {name} is set, only scaling_factor and shift_factor are supported"
+                    f"{_SOURCE}: {name} is set, only scaling_factor and shift_factor are supported"
                 )
-        known = {field.name for field in dataclasses.fields(cls)}
-        return cls(
-            **{
-                k: tuple(v) if isinstance(v, list) else v
-                for k, v in values.items()
-                if k in known and v is not None
-            }
-        )
+        return cls(**known_fields(cls, values))
 
     def to_dict(self) -> dict[str, Any]:
         """The `config.json` that the reference library loads."""
-        blocks = len(self.block_out_channels)
-        return {
-            "_class_name": "AutoencoderKL",
-            **dataclasses.asdict(self),
-            "act_fn": "silu",
-            "down_block_types": ["DownEncoderBlock2D"] * blocks,
-            "up_block_types": ["UpDecoderBlock2D"] * blocks,
-        }
+        return {"_class_name": "AutoencoderKL", **super().to_dict()}
 
     @classmethod
     def sd(cls) -> Self:
@@ -90,9 +71,13 @@ class Config:
 
     @classmethod
     def emoji64(cls, *, width: int = 8) -> Self:
-        """For 64-pixel images: 4 pixels a latent, 4 channels, 0.6M parameters; `width` channels at first, 4s.
+        """For 64-pixel images: 4 pixels a latent, 4 channels, 0.6M parameters.
 
-        The scaling factor is 1 for training; the deviation of the trained latents says what it is to be.
+        The scaling factor is 1 for training. The standard deviation of the trained latents says
+        what it is to be.
+
+        Args:
+            width: channels at 64 pixels, a multiple of 4.
         """
         return cls(
             block_out_channels=(width, 2 * width, 8 * width),
@@ -115,7 +100,7 @@ class Posterior(NamedTuple):
     logvar: jax.Array
 
     def sample(self, key: jax.Array) -> jax.Array:
-        """Latents [b, h/f, w/f, c] drawn with one PRNG key."""
+        """Random latents [b, h/f, w/f, c] by one PRNG key."""
         return self.mean + jnp.exp(self.logvar / 2) * jax.random.normal(key, self.mean.shape)
 
     def mode(self) -> jax.Array:
@@ -124,55 +109,59 @@ class Posterior(NamedTuple):
 
 
 class AutoencoderKL(nnx.Module):
-    """Encoder and decoder, which are the VQGAN's, around latents (z - shift_factor) · scaling_factor."""
+    """The VQGAN's encoder and decoder around latents (z - shift_factor) · scaling_factor."""
 
-    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
+    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         kwargs = {"rngs": rngs, "dtype": dtype}
         c = config.latent_channels
         self.config = config
-        # a mean and a logarithm of variance for each latent channel
+        # A mean and a logarithm of the variance for each latent channel.
         self.encoder = vqgan.Encoder(dataclasses.replace(config, latent_channels=2 * c), **kwargs)
         self.quant_conv = Linear(2 * c, 2 * c, **kwargs) if config.use_quant_conv else None
         self.post_quant_conv = Linear(c, c, **kwargs) if config.use_post_quant_conv else None
         self.decoder = vqgan.Decoder(config, **kwargs)
 
     def encode(self, images: jax.Array) -> Posterior:
-        """Images [b, h, w, 3] in [0, 1], sides divisible by `config.downsampling` → latents [b, h/f, w/f, c].
+        """Images [b, h, w, 3] in [0, 1] → latents [b, h/f, w/f, c], f = `config.downsampling`.
 
         Raises:
-            ValueError: the sides are not divisible.
+            ValueError: the sides are not divisible by f.
         """
         h, w = images.shape[1:3]
-        if h % self.config.downsampling or w % self.config.downsampling:
-            raise ValueError(
-                f"images of {h}×{w} pixels, expected sides divisible by {self.config.downsampling}"
-            )
+        f = self.config.downsampling
+        if h % f or w % f:
+            raise ValueError(f"images of {h}×{w} pixels, expected sides divisible by {f}")
         moments = self.encoder(2 * images - 1)
         if self.quant_conv is not None:
             moments = self.quant_conv(moments)
         mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
-        scale, shift = self.config.scaling_factor, self.config.shift_factor or 0.0
-        return Posterior(
-            (mean - shift) * scale, jnp.clip(logvar, *_LOGVAR_RANGE) + 2 * math.log(scale)
-        )
+        scale = self.config.scaling_factor
+        shift = self.config.shift_factor or 0.0
+        logvar = jnp.clip(logvar, *_LOGVAR_RANGE) + 2 * math.log(scale)
+        return Posterior((mean - shift) * scale, logvar)
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """Unit-scale latents [b, h, w, c] → images [b, h·f, w·f, 3] float32, [0, 1] but not clipped."""
+        """Unit-scale latents [b, h, w, c] → images [b, h·f, w·f, 3] float32.
+
+        They are in [0, 1], but not clipped to it.
+        """
         z = latents / self.config.scaling_factor + (self.config.shift_factor or 0.0)
         if self.post_quant_conv is not None:
             z = self.post_quant_conv(z)
         return (self.decoder(z).astype(jnp.float32) + 1) / 2
 
     def decode_tiled(self, latents: jax.Array, *, tile: int, overlap: int) -> jax.Array:
-        """`decode` in overlapping tiles, one after the other: only one tile's activations are held at a time.
+        """`decode` in overlapping tiles, one after the other, which takes less memory.
 
-        Where tiles overlap, one fades linearly into the next. A tile normalises and attends over itself alone, so
-        colours differ slightly from those of `decode` unless one tile covers everything. To be called under `jit`.
+        Only one tile's activations are held at a time. Where tiles overlap, one fades linearly into
+        the next. A tile normalises and attends over itself alone, so colours differ slightly from
+        those of `decode` unless one tile covers everything. To be called under `jit`.
 
         Args:
             latents: [b, h, w, c], unit-scale.
             tile: latents along one side of a tile.
-            overlap: the least number of latents that neighbours share; a quarter of `tile` hides the seams.
+            overlap: the least number of latents that neighbours share; a quarter of `tile` hides
+                the seams.
 
         Returns:
             images [b, h·f, w·f, 3] float32, [0, 1] but not clipped.
@@ -186,14 +175,15 @@ class AutoencoderKL(nnx.Module):
             )
         b, h, w, c = latents.shape
         f = self.config.downsampling
-        (rows, row_weights), (columns, column_weights) = (
-            _tiles(n, tile, overlap, scale=f) for n in (h, w)
-        )
+        rows, row_weights = _tiles(h, tile, overlap, scale=f)
+        columns, column_weights = _tiles(w, tile, overlap, scale=f)
         size = (b, min(tile, h), min(tile, w), c)
 
         def add(i: jax.Array, canvas: jax.Array) -> jax.Array:
-            r, k = i // len(columns), i % len(columns)
-            y, x = rows[r], columns[k]
+            r = i // len(columns)
+            k = i % len(columns)
+            y = rows[r]
+            x = columns[k]
             image = self.decode(jax.lax.dynamic_slice(latents, (0, y, x, 0), size))
             weights = row_weights[r][:, None, None] * column_weights[k][:, None]  # [h, w, 1]
             corner = (0, f * y, f * x, 0)
@@ -208,29 +198,35 @@ def _tiles(length: int, tile: int, overlap: int, *, scale: int) -> tuple[jax.Arr
     """Tiles spread evenly over one side: where each starts, and what each of its pixels counts.
 
     Args:
-        length: latents along the side. tile, overlap: as in `decode_tiled`. scale: pixels per latent.
+        length: latents along the side.
+        tile, overlap: as in `decode_tiled`.
+        scale: pixels per latent.
 
     Returns:
-        starts [n] int32, in latents, and weights [n, pixels of a tile] float32, which add up to one at every pixel.
+        starts [n] int32, in latents, and weights [n, pixels of a tile] float32, which add up to one
+        at every pixel.
     """
     tile = min(tile, length)
     steps = math.ceil((length - tile) / (tile - overlap)) if length > tile else 0
-    starts = [i * (length - tile) // steps for i in range(steps + 1)] if steps else [0]
+    starts = [0]
+    for i in range(1, steps + 1):
+        starts.append(i * (length - tile) // steps)
     distance = np.arange(tile * scale) + 0.5  # of each pixel's middle from the tile's edge
     weights = np.ones((steps + 1, tile * scale))
     for i in range(steps):
-        if shared := scale * (starts[i] + tile - starts[i + 1]):
+        shared = scale * (starts[i] + tile - starts[i + 1])
+        if shared:
             weights[i] *= np.minimum(distance[::-1] / shared, 1)
             weights[i + 1] *= np.minimum(distance / shared, 1)
-    total = np.zeros(
-        length * scale
-    )  # one, but where an overlap of more than half a tile makes three meet
+    # One, except where an overlap of more than half a tile makes three tiles meet.
+    total = np.zeros(length * scale)
     windows = [slice(scale * start, scale * (start + tile)) for start in starts]
     for window, weight in zip(windows, weights, strict=True):
         total[window] += weight
-    weights /= np.stack([total[window] for window in windows])
+    for i, window in enumerate(windows):
+        weights[i] /= total[window]
     return jnp.asarray(starts, jnp.int32), jnp.asarray(weights, jnp.float32)
 
 
 RULES = vqgan.RULES
-"""The VQGAN's: the same blocks, and the same older names of the attention's tensors."""
+"""The VQGAN's, as it has the same blocks and the same older names of the attention's tensors."""

@@ -1,73 +1,97 @@
 """The VQGAN tokenizer of aMUSEd and Muse: diffusers' `VQModel`, channels last.
 
-Images in [0, 1], unnormalised, become a grid of codebook indices and back (Esser et al., arXiv 2012.09841, §3.1).
+Images in [0, 1], unnormalised, become a grid of codebook indices and back (Esser et al., arXiv
+2012.09841, §3.1). The encoder and the decoder also serve Stable Diffusion's autoencoder.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from styledrop_jax.errors import UserError
+from styledrop_jax.errors import UserError, shown
+from styledrop_jax.models.config_json import known_fields
+from styledrop_jax.models.grid import doubled
 from styledrop_jax.models.layers import Conv, GroupNorm, Linear, attention
 from styledrop_jax.models.rules import COMMON, Rule, Rules
 
+_DOWN_BLOCK = "DownEncoderBlock2D"
+_UP_BLOCK = "UpDecoderBlock2D"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """Sizes, by the names of the reference's `config.json`."""
+class CodecConfig:
+    """Sizes of an encoder and a decoder, by the names of the reference's `config.json`.
+
+    Attributes:
+        block_out_channels: from the highest resolution to the lowest.
+        latent_channels: of the features between encoder and decoder.
+        force_upcast: the weights want float32, whatever the other models compute in.
+        sample_size: pixels along one side of the images it was trained on.
+    """
 
     block_out_channels: tuple[int, ...]
     latent_channels: int
-    num_vq_embeddings: int
-    vq_embed_dim: int
     layers_per_block: int = 1
     norm_num_groups: int = 32
     in_channels: int = 3
     out_channels: int = 3
     mid_block_add_attention: bool = True
-    lookup_from_codebook: bool = False
     force_upcast: bool = False
     sample_size: int = 32
 
     @property
     def downsampling(self) -> int:
-        """Pixels per token along one side."""
+        """Pixels per token or latent along one side."""
         return 2 ** (len(self.block_out_channels) - 1)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The `config.json` that the reference library loads, but for its `_class_name`."""
+        blocks = len(self.block_out_channels)
+        return dataclasses.asdict(self) | {
+            "act_fn": "silu",
+            "down_block_types": [_DOWN_BLOCK] * blocks,
+            "up_block_types": [_UP_BLOCK] * blocks,
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(CodecConfig):
+    """The tokenizer's config, by the names of the reference's `config.json`.
+
+    Attributes:
+        num_vq_embeddings: codes.
+        vq_embed_dim: numbers in a code.
+        lookup_from_codebook: tells the reference that its decoder is given tokens.
+    """
+
+    num_vq_embeddings: int
+    vq_embed_dim: int
+    lookup_from_codebook: bool = False
+
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Config":
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """From the reference's `vqvae/config.json`.
+
+        Null and missing entries keep the defaults, unknown ones are ignored.
 
         Raises:
             UserError: a setting this implementation does not have.
         """
         check_blocks(values, source="vqvae/config.json")
-        known = {field.name for field in dataclasses.fields(cls)}
-        kept = {
-            k: tuple(v) if isinstance(v, list) else v
-            for k, v in values.items()
-            if k in known and v is not None
-        }
-        kept.setdefault("vq_embed_dim", kept.get("latent_channels", 3))
-        return cls(**kept)
+        known = known_fields(cls, values)
+        known.setdefault("vq_embed_dim", known.get("latent_channels", 3))
+        return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:
         """The `config.json` that the reference library loads."""
-        blocks = len(self.block_out_channels)
-        return {
-            "_class_name": "VQModel",
-            **dataclasses.asdict(self),
-            "act_fn": "silu",
-            "down_block_types": ["DownEncoderBlock2D"] * blocks,
-            "up_block_types": ["UpDecoderBlock2D"] * blocks,
-        }
+        return {"_class_name": "VQModel", **super().to_dict()}
 
     @classmethod
-    def amused(cls) -> "Config":
+    def amused(cls) -> Self:
         """The tokenizer of amused-256 and amused-512: 16 pixels a token, 8192 codes."""
         return cls(
             block_out_channels=(128, 256, 256, 512, 768),
@@ -81,8 +105,12 @@ class Config:
         )
 
     @classmethod
-    def emoji64(cls, *, width: int = 8) -> "Config":
-        """The shipped tokenizer: 4 pixels a token, 512 codes; `width` channels at 64 pixels, a multiple of 4."""
+    def emoji64(cls, *, width: int = 8) -> Self:
+        """The shipped tokenizer: 4 pixels a token, 512 codes.
+
+        Args:
+            width: channels at 64 pixels, a multiple of 4.
+        """
         return cls(
             block_out_channels=(width, 2 * width, 8 * width),
             latent_channels=32,
@@ -96,24 +124,20 @@ class Config:
 
 
 def check_blocks(values: Mapping[str, Any], *, source: str) -> None:
-    """Refuses a config, read from the file `source`, whose encoder or decoder has blocks other than those here.
+    """Refuses a config, read from the file `source`, that asks for blocks other than those here.
 
     Raises:
         UserError: names the first setting that is not supported.
     """
     for name, supported in (("act_fn", "silu"), ("norm_type", "group")):
         if values.get(name, supported) != supported:
-            raise UserError(
-                f"{source}: {name} is {values[name]!r}, only {supported!r} is supported"
-            )
-    for name, supported in (
-        ("down_block_types", "DownEncoderBlock2D"),
-        ("up_block_types", "UpDecoderBlock2D"),
-    ):
-        if others := set(values.get(name, ())) - {supported}:
-            raise UserError(
-                f"{source}: {name} has {min(others)!r}, only {supported!r} is supported"
-            )
+            found = shown(values[name])
+            raise UserError(f"{source}: {name} is {found}, only {supported!r} is supported")
+    for name, supported in (("down_block_types", _DOWN_BLOCK), ("up_block_types", _UP_BLOCK)):
+        others = set(values.get(name, ())) - {supported}
+        if others:
+            found = shown(min(others))
+            raise UserError(f"{source}: {name} has {found}, only {supported!r} is supported")
 
 
 class _Resnet(nnx.Module):
@@ -133,7 +157,9 @@ class _Resnet(nnx.Module):
 class _Attention(nnx.Module):
     def __init__(self, c: int, groups: int, **kwargs):
         self.group_norm = GroupNorm(c, num_groups=groups, epsilon=1e-6, **kwargs)
-        self.to_q, self.to_k, self.to_v = (Linear(c, c, **kwargs) for _ in range(3))
+        self.to_q = Linear(c, c, **kwargs)
+        self.to_k = Linear(c, c, **kwargs)
+        self.to_v = Linear(c, c, **kwargs)
         self.to_out = nnx.List([Linear(c, c, **kwargs)])
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -145,7 +171,8 @@ class _Attention(nnx.Module):
 
 class _Middle(nnx.Module):
     def __init__(self, c: int, groups: int, add_attention: bool, **kwargs):
-        self.resnets = nnx.List([_Resnet(c, c, groups, **kwargs) for _ in range(2)])
+        first = _Resnet(c, c, groups, **kwargs)
+        self.resnets = nnx.List([first, _Resnet(c, c, groups, **kwargs)])
         self.attentions = nnx.List([_Attention(c, groups, **kwargs)] if add_attention else [])
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -156,7 +183,10 @@ class _Middle(nnx.Module):
 
 
 class _Resample(nnx.Module):
-    """Halves by a strided convolution padded right and below, or doubles by nearest neighbour and a convolution."""
+    """Halves the grid by a strided convolution, padded at the right and below, or doubles it.
+
+    Doubling is by nearest neighbour and a convolution.
+    """
 
     def __init__(self, c: int, *, down: bool, **kwargs):
         self.down = down
@@ -164,19 +194,14 @@ class _Resample(nnx.Module):
         self.conv = Conv(c, c, 3, stride=2 if down else 1, padding=padding, **kwargs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        if not self.down:
-            b, h, w, c = x.shape
-            x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(
-                b, 2 * h, 2 * w, c
-            )
-        return self.conv(x)
+        return self.conv(x if self.down else doubled(x))
 
 
 class _Block(nnx.Module):
     def __init__(self, c_in: int, c_out: int, layers: int, groups: int, *, resample: str, **kwargs):
-        self.resnets = nnx.List(
-            [_Resnet(c_in if i == 0 else c_out, c_out, groups, **kwargs) for i in range(layers)]
-        )
+        self.resnets = nnx.List([])
+        for i in range(layers):
+            self.resnets.append(_Resnet(c_in if i == 0 else c_out, c_out, groups, **kwargs))
         if resample == "down":
             self.downsamplers = nnx.List([_Resample(c_out, down=True, **kwargs)])
         if resample == "up":
@@ -196,32 +221,24 @@ class _Block(nnx.Module):
 def _blocks(
     channels: tuple[int, ...], layers: int, groups: int, *, resample: str, **kwargs
 ) -> nnx.List:
-    """One block a resolution; all but the last resample."""
-    last = len(channels) - 1
-    return nnx.List(
-        [
-            _Block(
-                channels[max(i - 1, 0)],
-                c,
-                layers,
-                groups,
-                resample=resample if i < last else "",
-                **kwargs,
-            )
-            for i, c in enumerate(channels)
-        ]
-    )
+    """One block for each resolution; all but the last resample."""
+    blocks = nnx.List([])
+    for i, c in enumerate(channels):
+        c_in = channels[max(i - 1, 0)]
+        what = resample if i < len(channels) - 1 else ""
+        blocks.append(_Block(c_in, c, layers, groups, resample=what, **kwargs))
+    return blocks
 
 
 class Encoder(nnx.Module):
     """Images [b, h, w, 3] → features [b, h/f, w/f, latent]."""
 
-    def __init__(self, config: Config, **kwargs):
-        channels, groups = config.block_out_channels, config.norm_num_groups
+    def __init__(self, config: CodecConfig, **kwargs):
+        channels = config.block_out_channels
+        groups = config.norm_num_groups
+        layers = config.layers_per_block
         self.conv_in = Conv(config.in_channels, channels[0], 3, **kwargs)
-        self.down_blocks = _blocks(
-            channels, config.layers_per_block, groups, resample="down", **kwargs
-        )
+        self.down_blocks = _blocks(channels, layers, groups, resample="down", **kwargs)
         self.mid_block = _Middle(channels[-1], groups, config.mid_block_add_attention, **kwargs)
         self.conv_norm_out = GroupNorm(channels[-1], num_groups=groups, epsilon=1e-6, **kwargs)
         self.conv_out = Conv(channels[-1], config.latent_channels, 3, **kwargs)
@@ -237,13 +254,13 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
     """Features [b, h, w, latent] → images [b, h·f, w·f, 3]."""
 
-    def __init__(self, config: Config, **kwargs):
-        channels, groups = config.block_out_channels[::-1], config.norm_num_groups
+    def __init__(self, config: CodecConfig, **kwargs):
+        channels = config.block_out_channels[::-1]
+        groups = config.norm_num_groups
+        layers = config.layers_per_block + 1
         self.conv_in = Conv(config.latent_channels, channels[0], 3, **kwargs)
         self.mid_block = _Middle(channels[0], groups, config.mid_block_add_attention, **kwargs)
-        self.up_blocks = _blocks(
-            channels, config.layers_per_block + 1, groups, resample="up", **kwargs
-        )
+        self.up_blocks = _blocks(channels, layers, groups, resample="up", **kwargs)
         self.conv_norm_out = GroupNorm(channels[-1], num_groups=groups, epsilon=1e-6, **kwargs)
         self.conv_out = Conv(channels[-1], config.out_channels, 3, **kwargs)
 
@@ -259,16 +276,16 @@ class Codebook(nnx.Module):
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         n = config.num_vq_embeddings
-        init = jax.random.uniform(
-            rngs.params(), (n, config.vq_embed_dim), minval=-1 / n, maxval=1 / n
-        )
-        self.embedding = nnx.Param(init)
+        shape = (n, config.vq_embed_dim)
+        codes = jax.random.uniform(rngs.params(), shape, minval=-1 / n, maxval=1 / n)
+        self.embedding = nnx.Param(codes)
 
     def nearest(self, z: jax.Array) -> jax.Array:
         """Features [..., d] → indices [...] of the closest code in Euclidean distance."""
         table = self.embedding[...].astype(jnp.float32)
         z = z.astype(jnp.float32)
-        # accelerators would multiply in fewer bits, and near the border between two codes choose the other
+        # Accelerators would multiply in fewer bits, and near the border between two codes choose
+        # the other one.
         products = jnp.matmul(z, table.T, precision=jax.lax.Precision.HIGHEST)
         return jnp.argmin((table**2).sum(-1) - 2 * products, axis=-1).astype(jnp.int32)
 
@@ -280,7 +297,7 @@ class Codebook(nnx.Module):
 class VQModel(nnx.Module):
     """Encoder, codebook, decoder."""
 
-    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
+    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         kwargs = {"rngs": rngs, "dtype": dtype}
         self.config = config
         self.encoder = Encoder(config, **kwargs)
@@ -294,7 +311,10 @@ class VQModel(nnx.Module):
         return self.quant_conv(self.encoder(images))
 
     def encode(self, images: jax.Array) -> jax.Array:
-        """Images [b, h, w, 3] in [0, 1], sides divisible by `config.downsampling` → tokens [b, h/f, w/f] int32."""
+        """Images [b, h, w, 3] in [0, 1] → tokens [b, h/f, w/f] int32.
+
+        The sides are divisible by f = `config.downsampling`.
+        """
         return self.quantize.nearest(self.features(images))
 
     def decode_features(self, z: jax.Array) -> jax.Array:

@@ -237,20 +237,6 @@ def distinct_rows(prompts: Sequence[str], encode: Callable[[list[str]], Any]) ->
     return jax.tree.map(lambda x: x[rows], found)
 
 
-def in_chunks(compute: Callable[[jax.Array], Any], rows: np.ndarray, size: int) -> Any:
-    """What `compute` makes of rows [n, …], a tree of NumPy arrays [n, …], `size` of them at a time.
-
-    The last chunk is padded with its own last row: one compiled program for any n.
-    """
-    parts = []
-    for start in range(0, len(rows), size):
-        piece = rows[start : start + size]
-        padding = np.repeat(piece[-1:], size - len(piece), axis=0)
-        part = compute(jnp.asarray(np.concatenate([piece, padding])))
-        parts.append(jax.tree.map(np.asarray, part))
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(rows)], *parts)
-
-
 def to_floats(images: np.ndarray) -> np.ndarray:
     """Images in uint8, or in [0, 1] already, as float32 in [0, 1]."""
     return np.asarray(images, np.float32) / (255 if images.dtype == np.uint8 else 1)

@@ -48,7 +48,7 @@ def load(name: str, dtype: jnp.dtype = jnp.float32, *, field: str = "config.base
         UserError: the model is nowhere, or a file of it is missing, damaged or does not fit.
     """
     file = Path(os.path.expanduser(name))
-    if file.is_file() or file.suffix == ".safetensors":
+    if os.path.isfile(file) or file.suffix == ".safetensors":
         return stable_diffusion_files.load_file(name, file, dtype)
     layouts = [loader.layout for loader in LOADERS.values()]
     folder = hub.resolve(name, layouts, field=field)

@@ -20,11 +20,11 @@ from styledrop_jax.pipelines.base import (
     SampleSettings,
     TrainSettings,
     distinct_rows,
-    in_chunks,
     to_floats,
 )
 from styledrop_jax.sampling import maskgit, masking
 from styledrop_jax.training import losses
+from styledrop_jax.tree import in_chunks
 
 _ENCODE_BATCH = 16
 _AESTHETIC = 6.0

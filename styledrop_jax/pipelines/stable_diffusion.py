@@ -23,12 +23,12 @@ from styledrop_jax.pipelines.base import (
     SampleSettings,
     TrainSettings,
     distinct_rows,
-    in_chunks,
     to_floats,
 )
 from styledrop_jax.sampling import schedulers
 from styledrop_jax.sampling.noise_schedule import NoiseSchedule
 from styledrop_jax.training import losses
+from styledrop_jax.tree import in_chunks
 
 _TEXT_BATCH = 16
 _IMAGE_BATCH = 4  # of 768 pixels the autoencoder's activations are gigabytes

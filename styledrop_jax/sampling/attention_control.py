@@ -1,8 +1,9 @@
-"""Control of cross-attention between two pictures that are drawn side by side, from the same noise.
+"""Control of cross-attention between two images that are generated together from the same noise.
 
-Prompt-to-Prompt (2208.01626 §3) swaps a word: the new picture is drawn with the attention maps of the old one, at all
-tokens, for a share of the steps. StyO's fine-grained content controller (2303.03231) does so at the words of the
-content alone. Both need prompts that align token for token.
+Prompt-to-Prompt (2208.01626 §3) swaps a word: the new image is generated with the attention maps of
+the old one, at all tokens, for a share of the steps. StyO's fine-grained content controller
+(2303.03231) does so at the words of the content alone. Both need prompts that align token for
+token.
 """
 
 import math
@@ -22,13 +23,13 @@ def replacement(
     Args:
         tokens: bool [t], at which tokens. All of them is Prompt-to-Prompt's replacement.
         branches: bool [k], in which branches of guidance: those under the prompt.
-        share: in [0, 1], of the steps that are taken, counted from the first of them; 0 is no control.
+        share: in [0, 1], of the steps that are taken, counted from the first; 0 is no control.
         steps: of the sampler.
         start: the first that is taken.
 
     Returns:
-        (weights [b, heads, n, t], place, step, branch) → weights; b is even. Its arrays are traced: other values do not
-        compile anew.
+        (weights [b, heads, n, t], place, step, branch) → weights; b is even. Its arrays are traced,
+        so that other values need no new compilation.
     """
     until = start + math.ceil(share * (steps - start) - 1e-6)
     return Partial(_replace, jnp.asarray(tokens), jnp.asarray(branches), jnp.asarray(until))
@@ -40,19 +41,24 @@ def _replace(tokens, branches, until, weights, place, step, branch) -> jax.Array
     return jnp.where(branches[branch] & (step < until) & tokens, taken, weights)
 
 
-def aligned_tokens(source: np.ndarray, drawn: np.ndarray, part: np.ndarray) -> np.ndarray | None:
-    """Where the words `part` stand in two prompts of as many tokens: bool [t]; None if the prompts do not align.
+def aligned_tokens(source: np.ndarray, target: np.ndarray, part: np.ndarray) -> np.ndarray | None:
+    """Where the words `part` stand in two prompts that align: bool [t], or None if they do not.
+
+    They align if they have as many tokens and `part` stands at the same place in both. If there are
+    several such places, the last one counts.
 
     Args:
-        source, drawn: token ids int [t] of both prompts, from the start to the end token, without padding.
-        part: those of words that both say, without start and end.
+        source, target: token ids int [t] of both prompts, from the start to the end token, without
+            padding.
+        part: the ids of words that both say, without start and end.
     """
-    size = len(part)
-    places = [
-        i
-        for i in range(len(source) - size + 1)
-        if np.array_equal(source[i : i + size], part) and np.array_equal(drawn[i : i + size], part)
-    ]
-    if len(source) != len(drawn) or not places:
+    if len(source) != len(target):
         return None
-    return (np.arange(len(source)) >= places[-1]) & (np.arange(len(source)) < places[-1] + size)
+    size = len(part)
+    for start in reversed(range(len(source) - size + 1)):
+        place = slice(start, start + size)
+        if np.array_equal(source[place], part) and np.array_equal(target[place], part):
+            found = np.zeros(len(source), bool)
+            found[place] = True
+            return found
+    return None

@@ -1,4 +1,7 @@
-"""Parallel decoding of masked tokens (MaskGIT 2202.04200, Muse 2301.00704), with StyleDrop's guidance (2306.00983)."""
+"""Parallel decoding of masked tokens, with StyleDrop's guidance.
+
+Sources: MaskGIT (2202.04200), Muse (2301.00704), StyleDrop (2306.00983).
+"""
 
 from collections.abc import Callable
 
@@ -7,7 +10,7 @@ import jax.numpy as jnp
 
 from styledrop_jax.sampling.masking import masked_after_step
 
-_BLOCK = 32  # tokens of the vocabulary that are summed together when drawing
+_BLOCK = 32  # tokens of the vocabulary that are summed together when one is sampled
 
 
 def decode(
@@ -21,14 +24,16 @@ def decode(
 ) -> jax.Array:
     """Fills every masked token in `steps` calls of the model, the most confident first.
 
-    Each step draws a token from softmax(logits) at every masked position, gives it the confidence log p(token) +
-    temperature * (1 - (step + 1) / steps) * Gumbel noise, and masks the least confident again, as many as
-    `masked_after_step` says for that image (MaskGIT section 3.2). Tokens that were not masked are never changed: this
-    is inpainting. One loop, no host round trips; jit it with `predict` closed over traced weights. An image's noise
-    comes from its own key alone.
+    Each step samples a token from softmax(logits) at every masked position, gives it the confidence
+    log p(token) + temperature * (1 - (step + 1) / steps) * Gumbel noise, and masks the least
+    confident again, as many as `masked_after_step` says for that image (MaskGIT section 3.2).
+    Tokens that were not masked never change, so this is inpainting too. It is one loop without host
+    round trips; jit it with `predict` closed over traced weights. An image's noise comes from its
+    own key alone.
 
     Args:
-        predict: (tokens [b, n], step, an int32 scalar from 0) → logits [b, n, v], already guided; v excludes the mask.
+        predict: (tokens [b, n], step, an int32 scalar from 0) → logits [b, n, v], already guided; v
+            excludes the mask.
         tokens: [b, n] int32, `mask_id` where to fill.
         keys: [b] PRNG keys, one for each image.
         steps: at least 1; may be traced.
@@ -43,22 +48,27 @@ def decode(
     def body(step: jax.Array, tokens: jax.Array) -> jax.Array:
         masked = tokens == mask_id
         step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
-        draw_keys, noise_keys = jnp.moveaxis(jax.vmap(jax.random.split)(step_keys), 1, 0)
-        drawn, log_p = jax.vmap(_draw)(draw_keys, predict(tokens, step).astype(jnp.float32))
+        token_keys, noise_keys = jnp.moveaxis(jax.vmap(jax.random.split)(step_keys), 1, 0)
+        logits = predict(tokens, step).astype(jnp.float32)
+        sampled, log_p = jax.vmap(_sample)(token_keys, logits)
         noise = jax.vmap(lambda key: jax.random.gumbel(key, masked.shape[1:]))(noise_keys)
         confidence = log_p + temperature * (1 - (step + 1) / steps) * noise
         left = masked_after_step(initial, masked.sum(axis=-1), step=step, steps=steps)
         again = masked & (_rank(jnp.where(masked, confidence, jnp.inf)) < left[:, None])
-        return jnp.where(again, mask_id, jnp.where(masked, drawn, tokens))
+        return jnp.where(again, mask_id, jnp.where(masked, sampled, tokens))
 
     return jax.lax.fori_loop(0, steps, body, tokens)
 
 
-def _draw(key: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """One token from softmax(logits [n, v]) at each position, and its log-probability: int32 [n], float32 [n].
+def _sample(key: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """One token from softmax(logits [n, v]) at each position, and its log-probability.
 
-    By inverting the cumulative sum, first over blocks of the vocabulary, then inside the block: on a CPU about eight
-    times faster than adding Gumbel noise to every logit, which is what `jax.random.categorical` does.
+    It inverts the cumulative sum, first over blocks of the vocabulary, then inside the block. On a
+    CPU this is about eight times faster than adding Gumbel noise to every logit, which is what
+    `jax.random.categorical` does.
+
+    Returns:
+        int32 [n] and float32 [n]
     """
     n, v = logits.shape
     top = logits.max(axis=-1, keepdims=True)
@@ -78,7 +88,7 @@ def _first_above(weights: jax.Array, u: jax.Array) -> jax.Array:
 
 
 def _rank(x: jax.Array) -> jax.Array:
-    """The place of each value of x [b, n] in its row, 0 for the smallest; equal values by position."""
+    """The rank of each value of x [b, n] in its row, from 0; equal values rank by position."""
     return jnp.argsort(jnp.argsort(x, axis=-1), axis=-1)
 
 
@@ -97,15 +107,18 @@ def mask_for_edit(
         keys: [b] PRNG keys, one for each image.
         mask_id: the token that stands for a masked one.
         region: [b, n] bool, true where the image may change; None means everywhere.
-        strength: share in [0, 1] of the region's tokens that is masked, chosen at random; the count is rounded.
+        strength: share in [0, 1] of the region's tokens that is masked, chosen at random; the count
+            is rounded.
 
     Returns:
         [b, n] int32
     """
-    region = jnp.ones(tokens.shape, bool) if region is None else region
+    if region is None:
+        region = jnp.ones(tokens.shape, bool)
     order = jax.vmap(lambda key: jax.random.uniform(key, tokens.shape[1:]))(keys)
     count = jnp.round(strength * region.sum(axis=-1, keepdims=True))
-    return jnp.where(region & (_rank(jnp.where(region, order, jnp.inf)) < count), mask_id, tokens)
+    chosen = region & (_rank(jnp.where(region, order, jnp.inf)) < count)
+    return jnp.where(chosen, mask_id, tokens)
 
 
 def two_scale(
@@ -116,24 +129,33 @@ def two_scale(
     lambda_a: float | jax.Array,
     lambda_b: float | jax.Array,
 ) -> jax.Array:
-    """adapted + lambda_a (adapted - base) + lambda_b (base - negative), in float32 (StyleDrop 2306.00983 Eq. 4).
+    """adapted + lambda_a (adapted - base) + lambda_b (base - negative), in float32.
 
-    With adapted == base it is classifier-free guidance of scale 1 + lambda_b, as `uncond + s (cond - uncond)` has it.
+    With adapted == base it is classifier-free guidance, uncond + scale (cond - uncond), of scale
+    1 + lambda_b.
 
     Args:
         adapted: [..., v] logits with the adapter, under the prompt.
         base: [..., v] without it, under the prompt.
         negative: [..., v] without it, under the negative prompt.
-        lambda_a: how much style. lambda_b: how much text.
+        lambda_a: how much style.
+        lambda_b: how much text.
+
+    Source: StyleDrop (2306.00983) Eq. 4.
     """
-    adapted, base, negative = (x.astype(jnp.float32) for x in (adapted, base, negative))
+    adapted = adapted.astype(jnp.float32)
+    base = base.astype(jnp.float32)
+    negative = negative.astype(jnp.float32)
     return adapted + lambda_a * (adapted - base) + lambda_b * (base - negative)
 
 
 def mix(style: jax.Array, subject: jax.Array, *, gamma: float | jax.Array) -> jax.Array:
-    """(1 - gamma) style + gamma subject: my object in my style (StyleDrop 2306.00983; gamma 0.5 to 0.7).
+    """(1 - gamma) style + gamma subject: a subject in a style, each with an adapter of its own.
 
-    Each is [..., v] logits, already guided with its own adapter, the subject's under the prompt without the style.
+    Args:
+        style: [..., v] logits, guided with the style's adapter.
+        subject: [..., v] logits, guided with the subject's, under the prompt without the style.
+        gamma: in [0, 1]; StyleDrop (2306.00983) takes 0.5 to 0.7.
     """
     return (1 - gamma) * style + gamma * subject
 
@@ -141,8 +163,11 @@ def mix(style: jax.Array, subject: jax.Array, *, gamma: float | jax.Array) -> ja
 def linear_ramp(
     start: float | jax.Array, end: float | jax.Array, *, step: jax.Array, steps: int | jax.Array
 ) -> jax.Array:
-    """A guidance scale that rises linearly over the steps and is `end` at the last (Muse section 2.7).
+    """A guidance scale that rises linearly over the steps and is `end` at the last.
 
-    StyleDrop does not say whether its scales ramp. The first step has start + (end - start) / steps.
+    The first step has start + (end - start) / steps. StyleDrop does not say whether its scales
+    rise.
+
+    Source: Muse (2301.00704) section 2.7.
     """
     return start + (end - start) * ((step + 1) / steps)

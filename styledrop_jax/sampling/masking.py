@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 
 
-def cosine_mask_rate(u: jax.Array) -> jax.Array:
-    """r = cos(pi u / 2) for u in [0, 1] (MaskGIT 2202.04200 section 3.3; its mean over u is 2 / pi)."""
+def cosine_mask_rate(u: jax.typing.ArrayLike) -> jax.Array:
+    """r = cos(pi u / 2) for u in [0, 1], whose mean over u is 2 / pi.
+
+    Source: MaskGIT (2202.04200) section 3.3.
+    """
     return jnp.cos(jnp.asarray(u, jnp.float32) * (jnp.pi / 2))
 
 
@@ -14,9 +17,11 @@ def masked_after_step(
 ) -> jax.Array:
     """The number of tokens still masked after decoding step `step` of `steps`.
 
-    floor(cos(pi/2 (step + 1) / steps) * initial), at least one less than now, at least 1 before the last step and 0
-    after it (MaskGIT 2202.04200 section 3.2; aMUSEd's scheduler). An image with fewer masked tokens than steps holds
-    its last one to the end.
+    It is floor(cos(pi/2 (step + 1) / steps) * initial), but at least one less than now, at least 1
+    before the last step, and 0 after it. An image with fewer masked tokens than steps keeps its
+    last one masked until the end.
+
+    Source: MaskGIT (2202.04200) section 3.2, and aMUSEd's scheduler.
 
     Args:
         initial: [b] int32, how many were masked before the first step.
@@ -32,9 +37,12 @@ def masked_after_step(
 
 
 def mask_tokens(tokens: jax.Array, keys: jax.Array, *, mask_id: int) -> tuple[jax.Array, jax.Array]:
-    """Masks a random share of each image's tokens for training, at rate cos(pi u / 2), u ~ U(0, 1), at least one.
+    """Masks a random share of each image's tokens for training, at least one of them.
 
-    Source: Muse (2301.00704) section 2.6. The count is rounded to the nearest, as aMUSEd's trainer does.
+    The share is cos(pi u / 2) with u ~ U(0, 1). The count is rounded to the nearest, as aMUSEd's
+    trainer does.
+
+    Source: Muse (2301.00704) section 2.6.
 
     Args:
         tokens: [b, n] int32.

@@ -1,9 +1,13 @@
-"""The training loop: one step function, many steps a dispatch, checkpoints, and nothing about methods or models."""
+"""The training loop, which knows nothing of methods or models.
+
+One function computes a step, many steps are dispatched together, and checkpoints let a run that
+died go on with the same bits.
+"""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,24 +16,31 @@ import optax
 from flax import nnx
 
 from styledrop_jax import log, tree
-from styledrop_jax.errors import UserError
+from styledrop_jax.errors import UserError, shown
 from styledrop_jax.training import mesh, optim
 from styledrop_jax.training.checkpoint import Checkpoints
 
-Loss = Callable[[nnx.Module, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
-"""`loss(model, batch, keys) → (scalar, metrics)`, all of them means over the batch, whose arrays have a leading axis b.
+Loss = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+"""`loss(model, batch, keys) → (scalar, metrics)`, all of them means over the batch.
 
-`keys` [b] are of the examples, one each. Metrics are averaged over the steps of a dispatch."""
+The arrays of the batch have a leading axis b, and `keys` [b] are of the examples, one each. Metrics
+are averaged over the steps of a dispatch.
+"""
 
 
-def split(model: nnx.Module, trainable: nnx.filterlib.Filter) -> tuple[nnx.GraphDef, dict, dict]:
-    """The graph, the trainable state and all the rest, both as pure trees."""
+def split(
+    model: nnx.Module, trainable: nnx.filterlib.Filter
+) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """The graph, the trainable state and all the rest, both as pure trees of arrays."""
     graphdef, params, frozen = nnx.split(model, trainable, ...)
     return graphdef, nnx.as_pure(params), nnx.as_pure(frozen)
 
 
-def init_state(params: dict, optimizer: optax.GradientTransformation) -> dict[str, Any]:
-    """{"params", "opt", "step"}: everything that a step changes. The parameters are copied: a step donates them."""
+def init_state(params: Any, optimizer: optax.GradientTransformation) -> dict[str, Any]:
+    """{"params", "opt", "step"}: everything that a step changes.
+
+    The parameters are copied, because a step donates them.
+    """
     params = jax.tree.map(jnp.array, params)
     return {"params": params, "opt": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
 
@@ -39,13 +50,14 @@ def make_train_step(
 ) -> Callable:
     """Builds `step(graphdef, state, frozen, batches, key) → (state, metrics)`.
 
-    `batches` has a leading axis of steps, all run in one dispatch. The step's randomness is `fold_in(key, step)`, so a
-    run depends neither on how its steps are grouped nor on where it was interrupted. Only `state` is donated.
-    Written for one model; `jax.vmap` over a leading axis of `state` and `batches` trains many at once.
+    `batches` has a leading axis of steps, all run in one dispatch. The step's randomness is
+    `fold_in(key, step)`, so a run depends neither on how its steps are grouped nor on where it was
+    interrupted. Only `state` is donated. The function is written for one model; `jax.vmap` over a
+    leading axis of `state` and `batches` trains many at once.
 
-    The batch of a step is computed in `accumulate` parts, one after the other: the same step in less memory. To
-    `optax.MultiSteps` every part would be a step of the run, with its own number, randomness and place in the log, and
-    a checkpoint could fall between the parts.
+    The batch of a step is computed in `accumulate` parts, one after the other: the same step in
+    less memory. To `optax.MultiSteps` every part would be a step of the run, with its own number,
+    randomness and place in the log, and a checkpoint could fall between the parts.
     """
 
     def one(graphdef, frozen, key, state, batch):
@@ -54,9 +66,8 @@ def make_train_step(
             return value, metrics | {"loss": value}
 
         gradient = functools.partial(jax.grad(objective, has_aux=True), state["params"])
-        keys = jax.random.split(
-            jax.random.fold_in(key, state["step"]), len(jax.tree.leaves(batch)[0])
-        )
+        step_key = jax.random.fold_in(key, state["step"])
+        keys = jax.random.split(step_key, len(jax.tree.leaves(batch)[0]))
         grads, metrics = _mean_of_parts(gradient, (batch, keys), accumulate)
         updates, opt = optimizer.update(grads, state["opt"], state["params"])
         params = optax.apply_updates(state["params"], updates)
@@ -66,8 +77,7 @@ def make_train_step(
         run = functools.partial(one, graphdef, frozen, key)
         steps = jax.tree.leaves(batches)[0].shape[0]
         if steps == 1:  # a scan of one step costs the CPU its threads
-            state, metrics = run(state, jax.tree.map(lambda x: x[0], batches))
-            return state, metrics
+            return run(state, jax.tree.map(lambda x: x[0], batches))
         state, metrics = jax.lax.scan(run, state, batches)
         return state, jax.tree.map(lambda m: m.mean(0), metrics)
 
@@ -75,7 +85,7 @@ def make_train_step(
 
 
 def _mean_of_parts(function: Callable, examples: tuple, parts: int) -> Any:
-    """The mean of a function's results over equal parts of the examples' leading axis, one part after the other.
+    """The mean of a function's results over equal parts of the examples, computed in turn.
 
     A part takes every `parts`-th example, so that each device has its share of all of them.
     """
@@ -83,11 +93,12 @@ def _mean_of_parts(function: Callable, examples: tuple, parts: int) -> Any:
         return function(*examples)
     cut = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1), examples)
     shapes = jax.eval_shape(function, *jax.tree.map(lambda x: x[0], cut))
-    total, _ = jax.lax.scan(
-        lambda total, part: (jax.tree.map(jnp.add, total, function(*part)), None),
-        jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes),
-        cut,
-    )
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, function(*part)), None
+
+    total, _ = jax.lax.scan(add, zeros, cut)
     return jax.tree.map(lambda x: x / parts, total)
 
 
@@ -107,87 +118,146 @@ def fit(
     steps_per_call: int = 1,
     checkpoint_every: int = 0,
     meta: dict[str, Any] | None = None,
-    start_from: dict | None = None,
-    after: Callable[[int, dict, nnx.GraphDef, dict], dict] | None = None,
-) -> dict:
-    """Trains to `steps` from the last checkpoint in `folder`, and returns the trained parameters (a pure tree).
-
-    They are the average of the steps if the optimiser keeps one (`optim.make`).
+    after: Callable[[int, dict, nnx.GraphDef, nnx.State], dict] | None = None,
+    start_from: Mapping[Any, Any] | None = None,
+) -> Any:
+    """Trains until `steps` are done, from the last checkpoint in `folder` if there is one.
 
     Args:
-        model: already carries what is trained.
-        trainable: NNX filter of what is trained; everything else stays as it is.
-        loss: see `Loss`.
-        optimizer: an optax transformation.
-        batches: `batches(start, count)` → the batches of steps [start, start + count), stacked on a leading axis.
-        steps: in all.
-        key: root key of the stage.
-        folder: where the checkpoints go.
-        logger: takes the metrics under `stage`.
-        stage: the name in logs and progress bars.
+        model, trainable: a module that already carries what is trained, and the filter of that.
+        loss, optimizer: see `Loss`; an optax transformation.
+        batches: `batches(start, count)` → those of steps [start, start + count), stacked.
+        steps, key: how many in all; the root key of their randomness.
+        folder, meta: where the checkpoints go; what each keeps, and is compared on resume.
+        logger, stage: what takes the metrics; the name in it, on the console and in errors.
         accumulate: parts that a step's batch is computed in; see `make_train_step`.
-        steps_per_call: steps per dispatch, and the grain of logging.
+        steps_per_call: steps in a dispatch, which is logged as a whole.
         checkpoint_every: steps between checkpoints; 0: only the last.
-        meta: kept with each checkpoint, and compared on resume.
-        after: `after(step, state, graphdef, frozen) → state`, run on the host between dispatches.
+        after: `after(step, state, graphdef, frozen) → state`, run on the host after a dispatch.
+        start_from: parameters to begin from in place of the module's, if there is no checkpoint.
+
+    Returns:
+        the trained parameters, a pure tree: the average of the steps if the optimiser keeps one.
 
     Raises:
-        UserError: the loss or the weights are not finite, or the checkpoint is damaged or belongs to another setting.
+        UserError: the loss or the weights are not finite, `start_from` does not fit what is
+            trained, or the checkpoint is damaged or belongs to another setting.
     """
-    graphdef, params, frozen = split(model, trainable)
-    params = start_from or params
-    _, _, weights, _ = nnx.split(model, trainable, nnx.Param, ...)
-    log.say(f"{stage}: {tree.count(params):,} parameters train, {tree.count(weights):,} are frozen")
-    state = init_state(params, optimizer)
-    step_fn = make_train_step(loss, optimizer, accumulate=accumulate)
+    graphdef, params, frozen = _begin(model, trainable, start_from, stage)
     checkpoints = Checkpoints(folder)
-    meta = meta or {}
-    start, state = _resume(checkpoints, folder, state, meta)
+    start, state = _resume(checkpoints, init_state(params, optimizer), meta or {})
     state, frozen = mesh.replicate((state, frozen))
+    step = make_train_step(loss, optimizer, accumulate=accumulate)
     logger.start(stage, step=start)
     with log.progress(stage, steps, start=start) as advance:
-        done = start
-        while done < steps:
-            until = checkpoint_every - done % checkpoint_every if checkpoint_every else steps
-            count = min(steps_per_call, steps - done, until)
-            batch = mesh.shard(batches(done, count))
-            state, metrics = step_fn(graphdef, state, frozen, batch, key)
-            done += count
-            saves = done == steps or (checkpoint_every and done % checkpoint_every == 0)
-            metrics = jax.device_get(metrics)
-            # A step's loss is that of the weights before it, so the weights to be saved are looked at as well.
-            if not np.isfinite(metrics["loss"]) or (saves and not _finite(state["params"])):
-                good = checkpoints.latest()
-                kept = (
-                    f"the last good checkpoint is {folder / str(good)}"
-                    if good
-                    else "there is no checkpoint yet"
-                )
-                found = f"not a number any more by step {done} (loss {metrics['loss']})"
-                raise UserError(f"{stage}: {found}; {kept}; lower the learning rate")
+        for part in _dispatches(start, steps, steps_per_call, checkpoint_every):
+            batch = mesh.shard(batches(part.start, part.count))
+            state, traced = step(graphdef, state, frozen, batch, key)
+            metrics = _checked(traced, state, part, stage, checkpoints)
             if after is not None:
-                state = after(done, state, graphdef, frozen)
-            logger.scalars(done, {name: float(value) for name, value in metrics.items()})
-            advance(count, f"loss {float(metrics['loss']):.3f}")
-            if saves:
-                checkpoints.save(done, state, meta)
+                state = after(part.end, state, graphdef, frozen)
+            logger.scalars(part.end, metrics)
+            advance(part.count, f"loss {metrics['loss']:.3f}")
+            if part.saves:
+                checkpoints.save(part.end, state, meta or {})
     checkpoints.close()
     return optim.averaged(state["params"], state["opt"])
 
 
+def _begin(
+    model: nnx.Module,
+    trainable: nnx.filterlib.Filter,
+    start_from: Mapping[Any, Any] | None,
+    stage: str,
+) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """Splits the model, with the parameters of `start_from` if there are any."""
+    graphdef, params, frozen = split(model, trainable)
+    _, _, others, _ = nnx.split(model, trainable, nnx.Param, ...)
+    log.say(f"{stage}: {tree.count(params):,} parameters train, {tree.count(others):,} are frozen")
+    if start_from is not None:
+        params = _replaced(params, start_from, stage)
+    return graphdef, params, frozen
+
+
+def _replaced(params: nnx.State, weights: Mapping[Any, Any], stage: str) -> nnx.State:
+    """The tree `params` with the values of `weights`, of the same names and shapes."""
+    new = tree.flatten(weights)
+    wrong = tree.differences(_shapes(new), _shapes(tree.flatten(params)))
+    if wrong:
+        count = f"{len(wrong)} arrays differ" if len(wrong) > 1 else "one array differs"
+        raise UserError(f"{stage}: the weights to start from do not fit, {count}: {wrong[0]}")
+
+    def put(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        name = tree.path_name(tuple(part.key for part in path))
+        return jnp.asarray(new[name], leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(put, params)
+
+
+def _shapes(flat: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: leaf.shape for name, leaf in flat.items()}
+
+
 def _resume(
-    checkpoints: Checkpoints, folder: Path, state: dict, meta: dict[str, Any]
-) -> tuple[int, dict]:
+    checkpoints: Checkpoints, state: dict[str, Any], meta: dict[str, Any]
+) -> tuple[int, dict[str, Any]]:
     """The step of the last checkpoint and the state it holds; 0 and `state` if there is none."""
     start = checkpoints.latest() or 0
     if not start:
         return 0, state
     restored, found = checkpoints.restore(start, state)
     if found != meta:
-        raise UserError(f"{folder}: holds a checkpoint of {found}, this run has {meta}")
+        one, other = shown(found, 100), shown(meta, 100)
+        raise UserError(f"{checkpoints.folder}: holds a checkpoint of {one}, this run has {other}")
     return start, {**restored, "step": jnp.asarray(start, jnp.int32)}
 
 
+class _Dispatch(NamedTuple):
+    """The steps [start, start + count), which run in one call, and whether they are then saved."""
+
+    start: int
+    count: int
+    saves: bool
+
+    @property
+    def end(self) -> int:
+        return self.start + self.count
+
+
+def _dispatches(start: int, steps: int, at_once: int, checkpoint_every: int) -> Iterator[_Dispatch]:
+    """Dispatches of at most `at_once` steps, none of which goes on past a checkpoint."""
+    every = checkpoint_every or steps
+    while start < steps:
+        stop = min(steps, start - start % every + every)
+        count = min(at_once, stop - start)
+        yield _Dispatch(start, count, saves=start + count == stop)
+        start += count
+
+
+def _checked(
+    metrics: dict[str, jax.Array],
+    state: dict[str, Any],
+    dispatch: _Dispatch,
+    stage: str,
+    checkpoints: Checkpoints,
+) -> dict[str, float]:
+    """The metrics as numbers, once the loss is found finite, and the weights if they are saved."""
+    numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    loss = numbers["loss"]
+    # A loss is that of the weights before the step, so those to be saved are looked at as well.
+    if np.isfinite(loss) and not (dispatch.saves and not _finite(state["params"])):
+        return numbers
+    good = checkpoints.latest()
+    kept = "there is no checkpoint yet"
+    if good:
+        kept = f"the last good checkpoint is {checkpoints.folder / str(good)}"
+    raise UserError(
+        f"{stage}: not a number any more by step {dispatch.end} (loss {loss:.4g}); {kept}; "
+        "lower the learning rate"
+    )
+
+
 @jax.jit
-def _finite(params: dict) -> jax.Array:
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
+def _finite(params: Any) -> jax.Array:
+    leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]
+    return jnp.stack(leaves).all()

@@ -12,10 +12,10 @@ from styledrop_jax.sampling.noise_schedule import NoiseSchedule
 def masked_token_loss(
     logits: jax.Array, targets: jax.Array, mask: jax.Array, *, label_smoothing: float = 0.0
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Cross-entropy on the masked tokens only, the mean over each example's own (Muse 2301.00704 section 2.6).
+    """The mean cross-entropy of each example's masked tokens (Muse 2301.00704 section 2.6).
 
-    Every image counts the same, whatever its mask rate. For the mean over all masked tokens of a batch, as aMUSEd's
-    trainer has it, weight the losses by `mask_rate`.
+    Every image counts the same, whatever its mask rate. For the mean over all masked tokens of a
+    batch, which is what aMUSEd's trainer takes, weight the losses by `mask_rate`.
 
     Args:
         logits: [b, n, v], any float type; the loss is computed in float32.
@@ -24,7 +24,7 @@ def masked_token_loss(
         label_smoothing: share of the target's probability that is spread over all v tokens.
 
     Returns:
-        loss [b] in nats per masked token (0 where nothing is masked), and metrics, each [b]:
+        the loss [b] in nats per masked token (0 where nothing is masked), and metrics, each [b]:
         `accuracy`, the share of masked tokens whose target has the highest logit, and `mask_rate`.
     """
     logits = logits.astype(jnp.float32)
@@ -36,8 +36,8 @@ def masked_token_loss(
     def mean(x: jax.Array) -> jax.Array:
         return jnp.where(mask, x, 0).sum(axis=-1) / count
 
-    metrics = {"accuracy": mean(logits.argmax(axis=-1) == targets), "mask_rate": mask.mean(axis=-1)}
-    return mean(loss), metrics
+    accuracy = mean(logits.argmax(axis=-1) == targets)
+    return mean(loss), {"accuracy": accuracy, "mask_rate": mask.mean(axis=-1)}
 
 
 def denoising_loss(
@@ -66,7 +66,7 @@ def denoising_loss(
 
 def draw_noise(
     schedule: NoiseSchedule,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     keys: jax.Array,
     *,
     noise_offset: float = 0.0,
@@ -77,8 +77,9 @@ def draw_noise(
         schedule: has the number of timesteps.
         shape: h, w, c of an example's latents.
         keys: [b], of the examples.
-        noise_offset: deviation of a number that is added to a whole channel of an example, so that the model learns to
-            move the brightness of a picture too; 0.05 to 0.1 is usual. No paper states it.
+        noise_offset: standard deviation of a number that is added to a whole channel of an
+            example, so that the model also learns to change the brightness of an image; 0.05 to
+            0.1 is usual. No paper states it.
 
     Returns:
         timesteps [b] int32 and noise [b, h, w, c] float32
@@ -103,17 +104,19 @@ def loss_at(
     *,
     min_snr_gamma: float | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The mean squared error of what the denoiser predicts of noised latents (2006.11239 Eq. 14), in float32.
+    """The mean squared error of the denoiser's output on noised latents, in float32.
+
+    Source: DDPM (2006.11239) Eq. 14.
 
     Args:
         denoiser, schedule, latents, states: see `denoising_loss`.
         t: [b] int32, timesteps.
         noise: [b, h, w, c].
-        min_snr_gamma: weights every example, of whichever stream, by its timestep (`NoiseSchedule.min_snr_weight`);
-            None weights all the same.
+        min_snr_gamma: weights every example, of whichever stream, by its timestep
+            (`NoiseSchedule.min_snr_weight`); None weights all the same.
 
     Returns:
-        loss [b], and metrics, each [b]: `error`, the loss without its weight, and `timestep`.
+        the loss [b], and metrics, each [b]: `error`, the loss without its weight, and `timestep`.
     """
     latents = latents.astype(jnp.float32)
     output = denoiser(schedule.add_noise(latents, noise, t), t, states)
@@ -123,7 +126,9 @@ def loss_at(
 
 
 def unmix_loss(weights: jax.Array, apart: jax.Array) -> jax.Array:
-    """The squared attention of tokens to the half of a picture that another subject has (2303.11305 section 3.3).
+    """The squared attention of tokens to the half of an image that another subject has.
+
+    Source: SVDiff (2303.11305) section 3.3.
 
     Args:
         weights: [b, heads, n, t] of a cross-attention over a square grid, n positions row by row.
@@ -133,19 +138,17 @@ def unmix_loss(weights: jax.Array, apart: jax.Array) -> jax.Array:
         [b] float32
     """
     side = math.isqrt(weights.shape[2])
-    squares = (
-        jnp.square(weights).mean(axis=1).reshape(-1, side, side, weights.shape[-1])
-    )  # [b, h, w, t]
-    halves = squares[:, :, : side // 2], squares[:, :, side - side // 2 :]
-    return sum(
-        (half.mean(axis=(1, 2)) * apart[..., i]).sum(axis=-1) for i, half in enumerate(halves)
-    )
+    squares = jnp.square(weights).mean(axis=1)
+    squares = squares.reshape(-1, side, side, weights.shape[-1])  # [b, h, w, t]
+    left = squares[:, :, : side // 2].mean(axis=(1, 2))  # [b, t]
+    right = squares[:, :, side - side // 2 :].mean(axis=(1, 2))
+    return (left * apart[..., 0]).sum(axis=-1) + (right * apart[..., 1]).sum(axis=-1)
 
 
 class Unmix:
-    """A control of the U-Net's cross-attention that leaves it as it is and takes the mean of its `unmix_loss`.
+    """A control of the U-Net's cross-attention that only looks: it averages its `unmix_loss`.
 
-    What it sees is traced: it serves one call of the denoiser, in which nothing is recomputed.
+    What it sees is traced, so it serves one call of the denoiser, in which nothing is recomputed.
     """
 
     def __init__(self, apart: jax.Array):
@@ -159,6 +162,9 @@ class Unmix:
     def added(
         self, loss: jax.Array, metrics: dict[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """To the loss [b] of that call; `unmix` is what was added."""
-        unmix = sum(self._seen) / len(self._seen)
+        """The loss [b] of that call with the mean added, which is also the metric `unmix`."""
+        total = self._seen[0]
+        for other in self._seen[1:]:
+            total = total + other
+        unmix = total / len(self._seen)
         return loss + unmix, metrics | {"unmix": unmix}

@@ -1,4 +1,4 @@
-"""Where arrays live when there are several devices: weights on all of them, a batch cut between them."""
+"""Where arrays live when there are several devices: whole weights on each, a part of the batch."""
 
 from typing import Any
 
@@ -13,11 +13,9 @@ def _mesh() -> Mesh:
 
 def replicate(tree: Any) -> Any:
     """Every array whole on every device."""
-    return (
-        tree
-        if jax.device_count() == 1
-        else jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec()))
-    )
+    if jax.device_count() == 1:
+        return tree
+    return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec()))
 
 
 def shard(batches: Any) -> Any:
@@ -28,8 +26,7 @@ def shard(batches: Any) -> Any:
 
     def put(x):
         spec = PartitionSpec(None, "data") if x.shape[1] % devices.size == 0 else PartitionSpec()
-        return jax.make_array_from_callback(
-            x.shape, NamedSharding(devices, spec), lambda index: x[index]
-        )
+        sharding = NamedSharding(devices, spec)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     return jax.tree.map(put, batches)

@@ -1,7 +1,7 @@
 """Optimisers: optax chains from the numbers of a config."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,9 @@ def make(
     muon: bool = False,
     ema_decay: float = 0.0,
 ) -> optax.GradientTransformation:
-    """Adam, or AdamW when `weight_decay` > 0 (matrices and tables only), with warm-up and an optional cosine decay.
+    """Adam with warm-up and an optional cosine decay of its rate.
+
+    It is AdamW if `weight_decay` is above 0, which is then for matrices and tables only.
 
     Args:
         learning_rate: the peak.
@@ -30,23 +32,25 @@ def make(
         weight_decay: decoupled decay.
         clip_norm: global gradient norm limit; 0 means none.
         b2: second-moment decay.
-        muon: for matrices and convolutions but the first and last, Muon's orthogonalised momentum in place of Adam's
-            step, scaled to the same size (Moonlight, 2502.16982, Eq. 4).
-        ema_decay: of the average of the parameters that `averaged` finds in the optimiser's state; 0 keeps none.
+        muon: for matrices and convolutions but the first and last, Muon's orthogonalised momentum
+            in place of Adam's step, scaled to the same size (Moonlight, 2502.16982, Eq. 4).
+        ema_decay: of the average of the parameters that `averaged` finds in the optimiser's state;
+            0 keeps none.
     """
-    if schedule == "cosine":
-        rising = max(warmup, 1)
-        rate = optax.warmup_cosine_decay_schedule(
-            0.0, learning_rate, rising, max(steps, rising + 1)
-        )
-    elif warmup:
-        rate = optax.linear_schedule(0.0, learning_rate, warmup)
-    else:
-        rate = learning_rate
-    parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    rate = _rate(learning_rate, steps, warmup, cosine=schedule == "cosine")
+    parts = []
+    if clip_norm:
+        parts.append(optax.clip_by_global_norm(clip_norm))
     if muon:
-        scaled = {"weight_decay": weight_decay, "adam_b2": b2, "consistent_rms": 0.2}
-        parts.append(optax.contrib.muon(rate, muon_weight_dimension_numbers=_orthogonal, **scaled))
+        parts.append(
+            optax.contrib.muon(
+                rate,
+                adam_b2=b2,
+                weight_decay=weight_decay,
+                consistent_rms=0.2,
+                muon_weight_dimension_numbers=_orthogonal,
+            )
+        )
     elif weight_decay:
         parts.append(optax.adamw(rate, b2=b2, weight_decay=weight_decay, mask=_matrices))
     else:
@@ -56,7 +60,16 @@ def make(
     return optax.chain(*parts)
 
 
-def averaged(params: optax.Params, state: optax.OptState) -> optax.Params:
+def _rate(peak: float, steps: int, warmup: int, *, cosine: bool) -> optax.ScalarOrSchedule:
+    if cosine:
+        rising = max(warmup, 1)
+        return optax.warmup_cosine_decay_schedule(0.0, peak, rising, max(steps, rising + 1))
+    if warmup:
+        return optax.linear_schedule(0.0, peak, warmup)
+    return peak
+
+
+def averaged(params: Any, state: optax.OptState) -> Any:
     """The average of the parameters over the steps, if the optimiser keeps one; else `params`."""
     return optax.tree.get(state, "average", params)
 
@@ -67,30 +80,34 @@ class _Average(NamedTuple):
 
 
 def _averaging(decay: float) -> optax.GradientTransformation:
-    """Keeps the exponential moving average of the parameters after each step, without the bias towards the first.
+    """Keeps an unbiased exponential moving average of the parameters after each step.
 
-    With Adam's correction (1412.6980 section 3) applied as it goes: after t steps the latest parameters count for
-    (1 - decay) / (1 - decay^t), all of it after the first, so what training began with has no part in it.
+    Adam's correction of the bias (1412.6980 section 3) is applied at every step: after t steps the
+    latest parameters count for (1 - decay) / (1 - decay^t). After the first step that is all, so
+    what training began with has no part in the average.
     """
 
     def init(params: optax.Params) -> _Average:
         return _Average(jnp.zeros((), jnp.int32), jax.tree.map(jnp.array, params))
 
     def update(
-        updates: optax.Updates, state: _Average, params: optax.Params
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
     ) -> tuple[optax.Updates, _Average]:
+        if params is None:
+            raise ValueError("an average of the parameters needs the parameters")
         count = state.count + 1
         share = (1 - decay) / -jnp.expm1(count * math.log(decay))
-        average = optax.incremental_update(
-            optax.apply_updates(params, updates), state.average, share
-        )
-        return updates, _Average(count, average)
+        moved = optax.apply_updates(params, updates)
+        return updates, _Average(count, optax.incremental_update(moved, state.average, share))
 
     return optax.GradientTransformation(init, update)
 
 
 def _orthogonal(params):
-    """Muon's axes for the matrices inside the network, a convolution's [h·w·c, d] too; None for all else."""
+    """Muon's axes for the matrices inside the network, None for all else.
+
+    A convolution is one of them, as the matrix [h·w·c, d].
+    """
 
     def axes(path, p):
         name = jax.tree_util.keystr(path)

@@ -1,4 +1,4 @@
-"""Which examples a training step sees: a function of the step alone, so that nothing has to be remembered to resume."""
+"""Which examples a step sees: a function of the step alone, so a resumed run needs no memory."""
 
 import functools
 
@@ -11,8 +11,12 @@ def _order(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 def indices(step: int, *, batch_size: int, count: int, seed: int) -> np.ndarray:
-    """The examples of step `step`: int32 [batch_size]. Every epoch is one shuffled pass over all `count` of them."""
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    return np.array(
-        [_order(seed, int(p) // count, count)[int(p) % count] for p in positions], np.int32
-    )
+    """The examples of step `step`: int32 [batch_size].
+
+    Every epoch is one shuffled pass over all `count` of them.
+    """
+    examples = np.empty(batch_size, np.int32)
+    for place in range(batch_size):
+        epoch, position = divmod(step * batch_size + place, count)
+        examples[place] = _order(seed, epoch, count)[position]
+    return examples

@@ -1,4 +1,4 @@
-"""Tiny bases of random weights that adapters are put into, what they compute, and the reference's same models."""
+"""Tiny bases of random weights that adapters are put into, and the reference's same models."""
 
 import functools
 from collections.abc import Callable
@@ -51,7 +51,11 @@ _TEXT = clip.TextConfig(
 
 
 class Base(NamedTuple):
-    """A model: how to build it, its naming, one batch of inputs, the reference's class, and where a pipeline has it."""
+    """A model.
+
+    How to build it, its naming, one batch of inputs, the reference's class, and its place in a
+    pipeline.
+    """
 
     build: Callable[[], nnx.Module]
     rules: Rules
@@ -98,7 +102,10 @@ BASES = {
 
 @functools.cache
 def tensors(name: str) -> dict[str, np.ndarray]:
-    """The weights in the reference's names; nothing is zero, so no bias, norm or output layer hides a mistake."""
+    """The weights in the reference's names.
+
+    Nothing is zero, so that no bias, norm or output layer hides a mistake.
+    """
     shapes = pretrained.shapes(nnx.eval_shape(BASES[name].build), BASES[name].rules)
     return {
         key: _normal(*shape) * np.float32(0.3) + ("norm" in key) for key, shape in shapes.items()

@@ -1,21 +1,19 @@
-"""Custom Diffusion: which matrices train, and its file as diffusers reads it."""
+"""Custom Diffusion: which matrices train, and that they are merged as they train."""
 
 import functools
 import json
-from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
-import torch
-from bases import BASES, adapted, load, random, reference, tensors, with_kernels
+from bases import adapted, load, random, with_kernels
 from flax import nnx
 
 from styledrop_jax import tree
 from styledrop_jax.adapters import custom_diffusion
 from styledrop_jax.adapters.base import AdapterParam, identity
+from styledrop_jax.adapters.slots import merge
 from styledrop_jax.errors import UserError
-from styledrop_jax.io import pretrained
 from styledrop_jax.models import unet
 
 CONFIG = custom_diffusion.Config()
@@ -119,38 +117,14 @@ def test_the_first_token_counts_but_does_not_train():
     )
 
 
-def test_the_file_is_the_same_model_in_the_reference(tmp_path):
-    file = custom_diffusion.export_diffusers(_module("unet"), unet.RULES)
-    first = "mid_block.attentions.0.transformer_blocks.0.attn2"
-    assert file[f"{first}.processor.to_k_custom_diffusion.weight"].shape == (12, 10)
-    assert all(".attn2.processor.to_" in key for key, tensor in file.items() if tensor.size)
-    pretrained.save(tmp_path / "pytorch_custom_diffusion_weights.safetensors", file)
-    model = BASES["unet"].reference().train(False)
-    model.load_state_dict(
-        {key: torch.from_numpy(tensor) for key, tensor in tensors("unet").items()}
-    )
-    pipeline = SimpleNamespace(
-        hf_device_map=None, components={}
-    )  # without one the reference reads and does no more
-    model.load_attn_procs(
-        tmp_path, weight_name="pytorch_custom_diffusion_weights.safetensors", _pipeline=pipeline
-    )
-    latents, *rest = map(torch.from_numpy, BASES["unet"].inputs)
-    with torch.no_grad():
-        out = model(latents.permute(0, 3, 1, 2), *rest).sample.permute(0, 2, 3, 1).numpy()
-    np.testing.assert_allclose(out, _attached("unet").run(_trained("unet")), atol=1e-4)
-
-
-def test_the_u_vits_file_holds_whole_matrices_too():
-    file = custom_diffusion.export_diffusers(_module("uvit"), BASES["uvit"].rules)
-    weights = dict(tensors("uvit"))
-    for key, tensor in file.items():
-        if tensor.size:
-            weights[key.replace(".processor", "").replace("_custom_diffusion", "")] = tensor
-    assert weights.keys() == tensors("uvit").keys()
-    np.testing.assert_allclose(
-        reference("uvit", weights), _attached("uvit").run(_trained("uvit")), atol=1e-4
-    )
+@BOTH
+def test_merging_gives_the_same_output_without_adapters(name):
+    module = _module(name)
+    merge(module)
+    kernels = tree.flatten(nnx.state(module))
+    assert not any("adapter" in path for path in kernels)
+    merged = with_kernels(name, lambda path, kernel: np.asarray(kernels[f"{path}.kernel"]))
+    np.testing.assert_allclose(merged, _attached(name).run(_trained(name)), atol=1e-4)
 
 
 def test_configs_and_models_are_checked():

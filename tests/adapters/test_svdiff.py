@@ -12,6 +12,7 @@ from flax import nnx
 from styledrop_jax import tree
 from styledrop_jax.adapters import svdiff
 from styledrop_jax.adapters.base import AdapterParam, identity
+from styledrop_jax.adapters.slots import merge
 from styledrop_jax.errors import UserError
 
 BOTH = pytest.mark.parametrize("name", ["uvit", "unet"])
@@ -48,6 +49,20 @@ def test_output_is_that_of_the_explicit_reconstruction(name):
     scale = np.abs(expected).max()
     assert np.abs(expected - with_kernels(name)).max() > 0.05 * scale
     np.testing.assert_allclose(found / scale, expected / scale, atol=1e-4)
+
+
+def test_merging_gives_the_same_output_without_adapters():
+    module = load("unet")
+    svdiff.attach(module, svdiff.Config(), rngs=nnx.Rngs(0))
+    state = random(_attached("unet").fresh, scale=0.4)
+    nnx.update(module, nnx.State(state))
+    merge(module)
+    kernels = tree.flatten(nnx.state(module))
+    assert not any("adapter" in path for path in kernels)
+    merged = with_kernels("unet", lambda path, kernel: np.asarray(kernels[f"{path}.kernel"]))
+    found = np.asarray(_attached("unet").run(state))
+    scale = np.abs(merged).max()
+    np.testing.assert_allclose(found / scale, merged / scale, atol=1e-4)
 
 
 @BOTH

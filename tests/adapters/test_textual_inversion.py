@@ -1,9 +1,11 @@
-"""Textual Inversion: new rows beside the table, against transformers with a longer table and diffusers' loader."""
+"""Textual Inversion: new rows beside the table.
+
+Against transformers with a longer table, and diffusers' loader.
+"""
 
 import dataclasses
 import functools
 import json
-import pickle
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +25,9 @@ from styledrop_jax.adapters.textual_inversion import (
     Token,
     attach,
     expand,
-    export,
     extend,
-    read,
     set_rows,
+    trained_rows,
 )
 from styledrop_jax.errors import UserError
 from styledrop_jax.io import pretrained
@@ -54,7 +55,10 @@ _tokenizer = functools.cache(_new_tokenizer)
 
 @functools.cache
 def _base(eos):
-    """The tower's parts, with random weights; its pooled features are read at the first EOS or at the highest id."""
+    """The tower's parts, with random weights.
+
+    Its pooled features are read at the first EOS or at the highest id.
+    """
     tokenizer = _tokenizer()
     config = TextConfig(
         vocab_size=len(tokenizer),
@@ -127,7 +131,7 @@ def test_texts_without_the_words_and_the_table_stay_as_they_were(eos):
 
 @EVERY_EOS
 def test_trained_words_are_diffusers_words(eos, tmp_path):
-    """The reference reads the exported files; both encode a prompt with their own tokenizer and text tower."""
+    """The reference reads the files, and both encode a prompt with their own tokenizer and tower."""
 
     class Pipeline(TextualInversionLoaderMixin):
         hf_device_map = None
@@ -136,7 +140,7 @@ def test_trained_words_are_diffusers_words(eos, tmp_path):
     text = _text(eos)
     set_rows(text, CONFIG, _rows())
     pipeline, model, tokenizer = Pipeline(), _reference(eos), _new_tokenizer()
-    for i, (word, rows) in enumerate(export(text, CONFIG).items()):
+    for i, (word, rows) in enumerate(trained_rows(text, CONFIG).items()):
         save_file({word: rows}, tmp_path / f"{i}.safetensors")
         pipeline.load_textual_inversion(
             tmp_path, weight_name=f"{i}.safetensors", tokenizer=tokenizer, text_encoder=model
@@ -174,7 +178,7 @@ def test_the_zero_state_is_the_initial_rows():
     )
     set_rows(text, CONFIG, _rows())
     nnx.update(text, identity(nnx.state(text, AdapterParam)))
-    found = export(text, CONFIG)
+    found = trained_rows(text, CONFIG)
     np.testing.assert_array_equal(found["<cat>"], table[jnp.array([cat])])
     np.testing.assert_array_equal(found["<hut>"], table[jnp.array([red, house, red])])
 
@@ -183,60 +187,14 @@ def test_norm_keeps_the_mean_length_of_the_table():
     config = dataclasses.replace(CONFIG, norm=True)
     text = _text(config=config)
     lengths = np.linalg.norm(text.text_model.embeddings.token_embedding.embedding[...], axis=-1)
-    start = export(_text(), CONFIG)
+    start = trained_rows(_text(), CONFIG)
     for rows in (start, _rows()):  # untrained, then trained
-        found = export(text, config)
+        found = trained_rows(text, config)
         for word, part in found.items():
             np.testing.assert_allclose(np.linalg.norm(part, axis=-1), lengths.mean(), rtol=1e-5)
             unit = rows[word] / np.linalg.norm(rows[word], axis=-1, keepdims=True)
             np.testing.assert_allclose(part, unit * lengths.mean(), atol=1e-5)
         set_rows(text, config, _rows())
-
-
-def test_files_come_back(tmp_path):
-    text = _text()
-    set_rows(text, CONFIG, _rows())
-    files = {}
-    for i, (word, rows) in enumerate(export(text, CONFIG).items()):
-        save_file({word: rows}, tmp_path / f"{i}.safetensors")
-        files |= read(tmp_path / f"{i}.safetensors")
-    again = _text()
-    set_rows(again, CONFIG, files)
-    for word, rows in export(again, CONFIG).items():
-        np.testing.assert_allclose(rows, _rows()[word], atol=1e-6)
-
-
-def test_other_tools_files_are_read(tmp_path):
-    rows = np.arange(16, dtype=np.float16).reshape(2, 8)
-    save_file({"emb_params": rows}, tmp_path / "easyword.safetensors")
-    save_file({"<one>": rows[0]}, tmp_path / "one.safetensors")
-    ((word, found),) = read(tmp_path / "easyword.safetensors").items()
-    assert word == "easyword" and found.dtype == np.float32
-    np.testing.assert_array_equal(found, rows)
-    np.testing.assert_array_equal(read(tmp_path / "one.safetensors")["<one>"], rows[:1])
-
-
-def test_files_that_are_no_embeddings_are_refused_by_name(tmp_path):
-    (tmp_path / "old.pt").write_bytes(pickle.dumps({"string_to_param": {"*": 1}}))
-    (tmp_path / "renamed.safetensors").write_bytes(pickle.dumps({"a": 1}))
-    (tmp_path / "bare").write_bytes(b"")
-    save_file(
-        {"clip_l": np.zeros((1, 8)), "clip_g": np.zeros((1, 9))}, tmp_path / "sdxl.safetensors"
-    )
-    save_file({"w": np.zeros((1, 2, 3))}, tmp_path / "deep.safetensors")
-    save_file({}, tmp_path / "empty.safetensors")
-    for name, words in {
-        "absent.safetensors": "no such embedding file",
-        "old.pt": "a .pt file may be a pickle, which is never opened; expected .safetensors",
-        "bare": "may be a pickle",
-        "renamed.safetensors": "not a readable safetensors file",
-        "sdxl.safetensors": "two text towers",
-        "deep.safetensors": "expected tensors of one or two axes",
-        "empty.safetensors": "found nothing",
-    }.items():
-        with pytest.raises(UserError, match=words) as error:
-            read(tmp_path / name)
-        assert name in str(error.value) and "\n" not in str(error.value)
 
 
 def test_words_are_tokens_only_where_they_stand_alone():
@@ -287,7 +245,7 @@ def test_configs_are_checked_and_survive():
         (lambda: Token(word="<a>", initializer="cat", vectors=0), "found 0 vectors"),
         (
             lambda: Config(tokens=(HUT, dataclasses.replace(CAT, word="<hut>_2"))),
-            "found <hut>_2 twice",
+            "found '<hut>_2' twice",
         ),
         (lambda: Config.from_dict({"adapter": "lora"}), "'lora', expected 'textual_inversion'"),
         (lambda: Config.from_dict({"adapter": textual_inversion.Config.kind}), "does not fit"),

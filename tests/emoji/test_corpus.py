@@ -1,17 +1,21 @@
-"""The corpus built from tiny npm packages: matching, rendering, splits, captions and the stream of examples."""
+"""The corpus built from tiny npm packages: matching, splits, captions, the stream of examples."""
 
-import json
+import os
 
 import emoji_packages
 import numpy as np
 import pytest
 from PIL import Image
 
-from styledrop_jax.emoji import compose, corpus
-from styledrop_jax.emoji.drawings import ARTISTS
-from styledrop_jax.emoji.treatments import TREATMENTS
+from styledrop_jax.emoji import builder, compose, corpus
+from styledrop_jax.emoji.drawings import ARTISTS, ARTISTS_BY_NAME, TRAINED_ARTISTS
+from styledrop_jax.emoji.references import write_truth
+from styledrop_jax.emoji.treatments import HELD_OUT_TREATMENTS, TREATMENTS, TREATMENTS_BY_NAME
 from styledrop_jax.errors import UserError
 from styledrop_jax.io.captions import BUNDLED
+from styledrop_jax.io.files import read_jsonl
+
+PLAIN = TREATMENTS[0]
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +35,16 @@ def test_lettering_near_copies_and_rare_drawings_are_left_out(data):
 
 
 def test_core_needs_every_set(data):
-    core = {label for label, is_core in zip(data.concepts, data.core, strict=True) if is_core}
+    core = set(np.array(data.concepts)[data.core])
     assert {"cat", "house", "thing 3"} <= core
     assert not {"thing 0", "thing 1"} & core and {"thing 0", "thing 1"} <= set(data.concepts)
 
 
 def test_drawings_are_centred_and_fill_all_but_the_margin(data):
     assert data.drawings.shape[1:] == (64, 64, 4) and data.drawings.dtype == np.uint8
-    alpha = data.true_image("house", "noto")[..., 2] < 128
-    rows, columns = np.flatnonzero(alpha.any(1)), np.flatnonzero(alpha.any(0))
+    ink = data.true_image("house", "noto")[..., 2] < 128
+    rows = np.flatnonzero(ink.any(1))
+    columns = np.flatnonzero(ink.any(0))
     assert (rows[0], rows[-1]) == (4, 59) and (columns[0], columns[-1]) == (18, 45)
 
 
@@ -49,48 +54,45 @@ def test_each_artist_draws_its_own(data):
 
 
 def test_splits_share_nothing(data):
-    pools = {split: set(data.pool(split, "full")) for split in corpus.SPLITS}
-    trained = pools["train"]
-    held_artists = {i for i, a in enumerate(data.artist) if ARTISTS[a].held_out}
-    assert trained and pools["held_out_pairs"] and not trained & held_artists
-    assert not trained & pools["held_out_pairs"] and not trained & pools["held_out_concepts"]
-    concepts = {split: set(data.concept[list(pool)]) for split, pool in pools.items()}
-    assert not concepts["train"] & concepts["held_out_concepts"]
-    assert concepts["held_out_pairs"] <= concepts["train"], (
-        "a held-out pair needs others' drawings to learn from"
-    )
-    assert set(np.flatnonzero(data.core)) <= concepts["train"]
+    train = set(data.pool("train", "full"))
+    pairs = set(data.pool("held_out_pairs", "full"))
+    concepts = set(data.pool("held_out_concepts", "full"))
+    assert train and pairs and not train & pairs and not train & concepts
+    assert (data.artist[list(train)] < len(TRAINED_ARTISTS)).all()
+    known = set(data.concept[list(train)])
+    assert not known & set(data.concept[list(concepts)])
+    assert set(data.concept[list(pairs)]) <= known, "others' drawings of it are to learn from"
+    assert set(np.flatnonzero(data.core)) <= known
 
 
 def test_examples_repeat_exactly_and_use_training_styles_only(data):
     again = corpus.load(emoji_packages.built())
+    train = set(data.pool("train", "full"))
     for index in range(200):
         image, caption, scene = data.example(index, vocabulary="full", seed=3)
         assert image.shape == (64, 64, 3) and image.dtype == np.uint8
-        assert not scene.artist.held_out and not scene.treatment.held_out
-        assert set(scene.drawings) <= set(data.pool("train", "full"))
-        assert all(name in caption for name in scene.names)
+        assert scene.artist in TRAINED_ARTISTS and scene.treatment not in HELD_OUT_TREATMENTS
+        assert set(scene.drawings) <= train
+        for name in scene.names:
+            assert name in caption
         if index < 20:
             other, same, _ = again.example(index, vocabulary="full", seed=3)
             assert np.array_equal(image, other) and caption == same
     assert data.example(0, seed=1)[1:] != data.example(0, seed=2)[1:]
 
 
-def test_captions_say_what_the_picture_shows(data):
-    seen = set()
+def test_captions_say_what_the_image_shows(data):
+    layouts = set()
     for index in range(600):
         image, caption, scene = data.example(index)
-        seen.add(scene.layout)
+        layouts.add(scene.layout)
         assert caption == " ".join(caption.split()) == caption.lower()
         if scene.treatment.words:
             assert f"{scene.treatment.words} style" in caption
         if scene.background != "white":
             assert f" {scene.background} background" in caption
-            if (
-                scene.treatment.name == "plain"
-                and scene.layout == "small"
-                and scene.position != "at the top left"
-            ):
+            is_plain = scene.treatment.name == "plain"
+            if is_plain and scene.layout == "small" and scene.position != "at the top left":
                 assert tuple(image[0, 0]) == compose.BACKGROUNDS[scene.background]
         if scene.layout == "small":
             assert scene.position in caption and "small" in caption
@@ -98,51 +100,72 @@ def test_captions_say_what_the_picture_shows(data):
             assert len(scene.drawings) == len(scene.names) == 2
         if scene.layout == "several":
             number = {2: "two ", 3: "three ", 4: "four "}[len(scene.drawings)]
-            assert number in caption and compose.plural(scene.names[0]) in caption
+            assert number in caption and str(compose.plural(scene.names[0])) in caption
         if scene.colour:
             assert f" {scene.colour} " in f" {caption} " and scene.treatment.keeps_colour
-    assert seen == {"centred", "small", "large", "paired", "several"}
+    assert layouts == {"centred", "small", "large", "paired", "several"}
 
 
-def test_some_colours_and_counts_of_a_concept_are_kept_from_training(data):
-    def scenes(label):
-        artist, plain = ARTISTS[0], TREATMENTS[0]
+def test_some_colours_and_counts_of_a_concept_are_kept_from_training():
+    colours = {}
+    counts = {}
+    for label in ("bus", "car"):
+        colours[label] = set()
+        counts[label] = set()
         rng = np.random.default_rng(0)
-        return [
-            compose.draw_scene(rng, (0, 1), ("car", "cat"), artist, plain, label=label)
-            for _ in range(600)
-        ]
-
-    def shown(label):
-        return {s.colour for s in scenes(label)}, {
-            len(s.drawings) for s in scenes(label) if s.layout == "several"
-        }
-
-    assert "red" in shown("bus")[0] and "red" not in shown("car")[0] and "blue" in shown("car")[0]
-    assert shown("bus")[1] == {2, 3, 4} and shown("car")[1] == {3, 4}
+        for _ in range(600):
+            scene = compose.random_scene(
+                rng, (0, 1), ("car", "cat"), ARTISTS[0], PLAIN, label=label
+            )
+            colours[label].add(scene.colour)
+            if scene.layout == "several":
+                counts[label].add(len(scene.drawings))
+    assert "red" in colours["bus"] and "red" not in colours["car"] and "blue" in colours["car"]
+    assert counts == {"bus": {2, 3, 4}, "car": {3, 4}}
 
 
-def test_several_things_are_that_many_in_the_colour_that_the_caption_says(data):
-    one = {"names": ("x",), "artist": ARTISTS[0], "treatment": TREATMENTS[0]}
-    for drawings in ((0, 0), (0, 0, 0), (0, 0, 0, 0)):
-        scene = compose.Scene(drawings=drawings, layout="several", colour="red", **one)
-        image = compose.picture(scene, data.drawings).astype(int)
-        ink = image.min(-1) < 200
-        quarters = [ink[top : top + 32, left : left + 32] for top in (0, 32) for left in (0, 32)]
-        assert sum(quarter.any() for quarter in quarters) == 4
-        lone = compose.Scene(drawings=drawings[:1], layout="small", position="on the left", **one)
-        ratio = ink.sum() / (compose.picture(lone, data.drawings).min(-1) < 200).sum()
-        assert 0.6 * len(drawings) < ratio < 1.6 * len(drawings)
-        red = (image[..., 0] >= image[..., 1]) & (image[..., 0] >= image[..., 2])
-        assert red[ink].all()
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_several_things_are_that_many_in_the_colour_that_the_caption_says(data, count):
+    one = compose.Scene(
+        drawings=(0,),
+        names=("x",),
+        artist=ARTISTS[0],
+        treatment=PLAIN,
+        layout="small",
+        position="on the left",
+        colour="red",
+    )
+    several = compose.Scene(
+        drawings=(0,) * count,
+        names=("x",),
+        artist=ARTISTS[0],
+        treatment=PLAIN,
+        layout="several",
+        colour="red",
+    )
+    image = compose.render(several, data.drawings).astype(int)
+    ink = image.min(-1) < 200
+    quarters = ink.reshape(2, 32, 2, 32).any((1, 3))
+    assert quarters.all()
+    ratio = ink.sum() / (compose.render(one, data.drawings).min(-1) < 200).sum()
+    assert 0.6 * count < ratio < 1.6 * count
+    assert (image[ink].argmax(-1) == 0).all(), "red is the strongest channel"
 
 
-def test_plurals():
-    said = [
-        compose.plural(name)
-        for name in ("cat", "fish", "bus", "strawberry", "key", "scissors", "bread")
-    ]
-    assert said == ["cats", "fish", "buses", "strawberries", "keys", None, None]
+@pytest.mark.parametrize(
+    ("name", "plural"),
+    [
+        ("cat", "cats"),
+        ("fish", "fish"),
+        ("bus", "buses"),
+        ("strawberry", "strawberries"),
+        ("key", "keys"),
+        ("scissors", None),
+        ("bread", None),
+    ],
+)
+def test_plurals(name, plural):
+    assert compose.plural(name) == plural
 
 
 def test_a_small_thing_lies_where_the_caption_says(data):
@@ -150,69 +173,66 @@ def test_a_small_thing_lies_where_the_caption_says(data):
         drawings=(0,),
         names=("x",),
         artist=ARTISTS[0],
-        treatment=TREATMENTS[0],
+        treatment=PLAIN,
         layout="small",
         position="at the bottom right",
     )
-    ink = compose.picture(scene, data.drawings).min(-1) < 200
+    ink = compose.render(scene, data.drawings).min(-1) < 200
     assert not ink[:32].any() and not ink[:, :32].any() and ink[32:, 32:].mean() > 0.5
 
 
-def test_noun_phrases():
-    said = {
-        name: compose.noun_phrase(name)
-        for name in ("cat", "apple", "scissors", "hourglass", "unicorn", "bread", "bus")
-    }
-    assert list(said.values()) == [
-        "a cat",
-        "an apple",
-        "scissors",
-        "an hourglass",
-        "a unicorn",
-        "bread",
-        "a bus",
-    ]
+@pytest.mark.parametrize(
+    ("name", "phrase"),
+    [
+        ("cat", "a cat"),
+        ("apple", "an apple"),
+        ("scissors", "scissors"),
+        ("hourglass", "an hourglass"),
+        ("unicorn", "a unicorn"),
+        ("bread", "bread"),
+        ("bus", "a bus"),
+    ],
+)
+def test_noun_phrases(name, phrase):
+    assert compose.noun_phrase(name) == phrase
+
+
+def test_an_adjective_goes_between():
     assert compose.noun_phrase("apple", adjective="small") == "a small apple"
 
 
-def test_styles_and_their_words():
-    trained, held_out = corpus.styles(held_out=False), corpus.styles(held_out=True)
-    every = trained + held_out
-    assert len(every) == len(ARTISTS) * len(TREATMENTS) and not set(trained) & set(held_out)
-    assert len({style.descriptor for style in every}) == len(every)
-    assert {a.name for a in ARTISTS if a.held_out} == {"openmoji", "fluent high contrast"}
-    glossy = next(
-        s for s in trained if (s.artist.name, s.treatment.name) == ("fluent 3d", "pencil")
-    )
-    assert glossy.descriptor == "in glossy 3d pencil sketch style"
+def test_every_style_has_its_own_words():
+    descriptors = set()
+    for artist in ARTISTS:
+        for treatment in TREATMENTS:
+            descriptors.add(compose.descriptor(artist, treatment))
+    assert len(descriptors) == len(ARTISTS) * len(TREATMENTS)
+    assert "in glossy 3d pencil sketch style" in descriptors
 
 
 def test_held_out_pairs_are_of_distinct_concepts_and_not_trained_on(data):
     images, captions = data.held_out_pairs(10)
     assert images.shape == (len(captions), 64, 64, 3) and len(set(captions)) == len(captions) > 3
-    trained = {
-        data._centred(i, TREATMENTS[0]).tobytes() + data.concepts[data.concept[i]].encode()
-        for i in data.pool("train", "core")
-    }
-    pool = data.pool("held_out_pairs", "core")
-    assert not any(
-        data._centred(i, TREATMENTS[0]).tobytes() + data.concepts[data.concept[i]].encode()
-        in trained
-        for i in pool
-    )
+    trained = set()
+    for drawing in data.pool("train", "core"):
+        trained.add((data.concept[drawing], data.centred(drawing, PLAIN).tobytes()))
+    for drawing in data.pool("held_out_pairs", "core"):
+        image = data.centred(drawing, PLAIN).tobytes()
+        assert (data.concept[drawing], image) not in trained
 
 
 def test_text_for_the_tokenizer_names_every_concept(data):
-    text = data.captions(50)
-    assert all(any(name in line for line in text) for known in data.names for name in known)
+    text = "\n".join(data.captions(50))
+    for known in data.names:
+        for name in known:
+            assert name in text
 
 
-def test_batches_are_indexed_by_the_global_step(data):
-    stream = corpus.as_map_dataset(data, batch_size=3, seed=5)
-    batch = stream[1000]
-    assert batch["image"].shape == (3, 64, 64, 3) and len(batch["caption"]) == 3
-    image, caption, _ = data.example(3001, seed=5)
-    assert np.array_equal(batch["image"][1], image) and batch["caption"][1] == caption
+def test_the_true_images_of_a_style_are_written_by_name(data, tmp_path):
+    write_truth(data, tmp_path, artist="noto", treatment="mosaic", contents=("a cat", "scissors"))
+    assert sorted(os.listdir(tmp_path)) == ["cat.png", "scissors.png"]
+    written = np.asarray(Image.open(tmp_path / "cat.png"))
+    assert np.array_equal(written, data.true_image("cat", "noto", "mosaic"))
 
 
 @pytest.mark.parametrize(
@@ -220,6 +240,7 @@ def test_batches_are_indexed_by_the_global_step(data):
     [
         (lambda c: c.true_image("hose"), "did you mean 'house'"),
         (lambda c: c.true_image("house", "nota"), "did you mean 'noto'"),
+        (lambda c: c.true_image("house", "noto", "mosaik"), "did you mean 'mosaic'"),
         (lambda c: c.true_image("thing 0", "noto"), "'noto' did not draw 'thing 0'"),
         (lambda c: c.example(0, vocabulary="cores"), "did you mean 'core'"),
         (lambda c: c.example(0, split="held_out_concepts"), "use vocabulary 'full'"),
@@ -234,17 +255,14 @@ def test_a_folder_without_corpus_or_packages_is_refused(tmp_path):
     with pytest.raises(UserError, match="fetch_corpus.sh"):
         corpus.load(tmp_path)
     with pytest.raises(UserError, match="data.json: not found"):
-        corpus.build(tmp_path, tmp_path / "out")
+        builder.build(tmp_path, tmp_path / "out")
 
 
 def test_bundled_references_are_styles_no_model_saw_by_artists_it_did_see():
-    rows = [json.loads(line) for line in BUNDLED.read_text().splitlines()]
-    held_out = {
-        style.treatment.name for style in corpus.styles(held_out=True) if not style.artist.held_out
-    }
-    artists = {artist.name for artist in ARTISTS if not artist.held_out}
+    rows = read_jsonl(BUNDLED)
     assert len(rows) >= 3
     for row in rows:
-        assert row["artist"] in artists and row["treatment"] in held_out
+        assert ARTISTS_BY_NAME[row["artist"]] in TRAINED_ARTISTS
+        assert TREATMENTS_BY_NAME[row["treatment"]] in HELD_OUT_TREATMENTS
         assert row["descriptor"].endswith("style") and row["content"]
         assert Image.open(BUNDLED.parent / row["image"]).size == (256, 256)

@@ -1,4 +1,4 @@
-"""Treatments keep shape and dtype at any size, repeat exactly, look different, and look alike at two sizes."""
+"""Treatments keep shape and dtype, repeat exactly, look different, and look alike at two sizes."""
 
 import time
 
@@ -7,7 +7,12 @@ import pytest
 from PIL import Image
 
 from styledrop_jax.emoji.inks import TWO_COLOUR
-from styledrop_jax.emoji.treatments import TREATMENTS
+from styledrop_jax.emoji.treatments import (
+    HELD_OUT_TREATMENTS,
+    TRAINED_TREATMENTS,
+    TREATMENTS,
+    TREATMENTS_BY_NAME,
+)
 
 
 def _drawing(height: int, width: int) -> np.ndarray:
@@ -17,6 +22,17 @@ def _drawing(height: int, width: int) -> np.ndarray:
     image[np.hypot(rows - 0.5, columns - 0.5) < 0.36] = (205, 60, 50)
     image[(abs(rows - 0.5) < 0.15) & (abs(columns - 0.55) < 0.15)] = (40, 80, 200)
     return image
+
+
+def _treated(treatments) -> np.ndarray:
+    """The drawing under each of them, float [n, 64, 64, 3]."""
+    return np.stack([treatment.apply(_drawing(64, 64)) for treatment in treatments]).astype(float)
+
+
+def _distances(images: np.ndarray) -> np.ndarray:
+    """The mean difference of each two images, [n, n]; far on the diagonal."""
+    between = np.abs(images[:, None] - images[None]).mean((2, 3, 4))
+    return between + 99 * np.eye(len(images))
 
 
 @pytest.mark.parametrize("treatment", (*TREATMENTS, *TWO_COLOUR[::14]), ids=lambda t: t.name)
@@ -32,41 +48,35 @@ def test_any_size_in_the_same_size_out(treatment, shape):
 
 
 def test_there_are_enough_of_each_kind_with_their_own_words():
-    training = [t for t in TREATMENTS if not t.held_out]
-    held_out = {t.name for t in TREATMENTS if t.held_out}
-    assert len(training) >= 16 and len(held_out) >= 6
-    assert {"blueprint", "halftone", "mosaic"} <= held_out
-    assert (
-        len({t.words for t in TREATMENTS}) == len({t.name for t in TREATMENTS}) == len(TREATMENTS)
-    )
-    assert [t.name for t in TREATMENTS if not t.words] == ["plain"]
+    assert len(TRAINED_TREATMENTS) >= 16 and len(HELD_OUT_TREATMENTS) >= 6
+    for name in ("blueprint", "halftone", "mosaic"):
+        assert TREATMENTS_BY_NAME[name] in HELD_OUT_TREATMENTS
+    every = (*TREATMENTS, *TWO_COLOUR)
+    assert len({treatment.words for treatment in every}) == len(every)
+    assert len({treatment.name for treatment in every}) == len(every)
+    assert TREATMENTS[0].name == "plain" and not TREATMENTS[0].words
 
 
-def test_no_two_treatments_give_nearly_the_same_picture():
-    outs = np.stack([t.apply(_drawing(64, 64)).astype(float) for t in TREATMENTS])
-    distance = np.abs(outs[:, None] - outs[None]).mean((2, 3, 4)) + 99 * np.eye(len(outs))
-    first, second = np.unravel_index(distance.argmin(), distance.shape)
-    assert distance.min() > 6, (TREATMENTS[first].name, TREATMENTS[second].name)
+def test_no_two_treatments_give_nearly_the_same_image():
+    distances = _distances(_treated(TREATMENTS))
+    first, second = np.unravel_index(distances.argmin(), distances.shape)
+    assert distances.min() > 6, (TREATMENTS[first].name, TREATMENTS[second].name)
 
 
 def test_two_colour_prints_differ_from_each_other_and_from_every_held_out_style():
-    prints = np.stack([t.apply(_drawing(64, 64)).astype(float) for t in TWO_COLOUR])
-    held_out = np.stack([t.apply(_drawing(64, 64)).astype(float) for t in TREATMENTS if t.held_out])
-    among = np.abs(prints[:, None] - prints[None]).mean((2, 3, 4)) + 99 * np.eye(len(prints))
-    assert among.min() > 2
-    assert np.abs(prints[:, None] - held_out[None]).mean((2, 3, 4)).min() > 20
-    assert len({t.words for t in (*TWO_COLOUR, *TREATMENTS)}) == len(TWO_COLOUR) + len(TREATMENTS)
+    prints = _treated(TWO_COLOUR)
+    assert _distances(prints).min() > 2
+    assert np.abs(prints[:, None] - _treated(HELD_OUT_TREATMENTS)[None]).mean((2, 3, 4)).min() > 20
 
 
 @pytest.mark.parametrize("treatment", TREATMENTS, ids=lambda t: t.name)
 def test_strokes_grow_with_the_image(treatment):
     small = treatment.apply(_drawing(64, 64))
-    large = Image.fromarray(treatment.apply(_drawing(256, 256))).resize(
-        (64, 64), Image.Resampling.BOX
-    )
+    large = Image.fromarray(treatment.apply(_drawing(256, 256)))
+    large = np.asarray(large.resize((64, 64), Image.Resampling.BOX))
     # Coarse blocks: dots and grain need not fall on the same pixels, tone and colour must.
-    coarse = [np.asarray(x, float).reshape(8, 8, 8, 8, 3).mean((1, 3)) for x in (small, large)]
-    assert np.abs(coarse[0] - coarse[1]).mean() < 20
+    difference = (small.astype(float) - large).reshape(8, 8, 8, 8, 3).mean((1, 3))
+    assert np.abs(difference).mean() < 20
 
 
 def test_fast_enough_to_feed_training():

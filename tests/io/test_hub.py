@@ -1,117 +1,280 @@
-"""Model names: shipped, a folder, the Hugging Face cache, and what is said of the rest."""
+"""Model names: shipped, a folder, the Hugging Face cache and hub, and what is said of the rest."""
 
 import errno
 import json
-from pathlib import Path
+import re
+import shutil
 
 import huggingface_hub
 import numpy as np
 import pytest
-from huggingface_hub.errors import (
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
+from loopback_hub import LoopbackHub
 from safetensors.numpy import load_file
 
 from styledrop_jax.errors import UserError
 from styledrop_jax.io import hub
 
+UNET = "unet/diffusion_pytorch_model"
+VAE = "vae/diffusion_pytorch_model"
+TEXT = "text_encoder/model"
+SD = hub.Layout(
+    kind="sd",
+    weights={
+        "unet": "diffusion_pytorch_model",
+        "vae": "diffusion_pytorch_model",
+        "text_encoder": "model",
+    },
+    tokenizer="tokenizer",
+    others=("scheduler/scheduler_config.json",),
+)
+MUSE = hub.Layout(
+    kind="muse",
+    weights={
+        "transformer": "diffusion_pytorch_model",
+        "vqvae": "diffusion_pytorch_model",
+        "text_encoder": "model",
+    },
+    tokenizer="tokenizer",
+)
+LAYOUTS = (MUSE, SD)
+CONFIGS = (
+    "scheduler/scheduler_config.json",
+    *("unet/config.json", "vae/config.json", "text_encoder/config.json"),
+    *("tokenizer/vocab.json", "tokenizer/merges.txt", "tokenizer/tokenizer_config.json"),
+)
+OTHERS = (
+    *("README.md", "model_index.json", "v1-5-pruned.safetensors", "v1-5-pruned.ckpt"),
+    *("safety_checker/config.json", "safety_checker/model.safetensors"),
+    *("feature_extractor/preprocessor_config.json", f"{UNET}.bin", f"{TEXT}.ckpt"),
+    f"{UNET}.non_ema.safetensors",
+)
+
 
 @pytest.fixture
 def shipped(tmp_path, monkeypatch):
     assets = tmp_path / "assets"
-    hub.save_index(
-        assets / "emoji64" / "muse", "AmusedPipeline", {"vqvae": ("diffusers", "VQModel")}
-    )
-    (assets / "emoji64" / "clip").mkdir()
-    (assets / "emoji64" / "clip" / "config.json").write_text("{}")
+    hub.save_index(assets / "emoji64/muse", "AmusedPipeline", {"vqvae": ("diffusers", "VQModel")})
+    (assets / "emoji64/sd").mkdir()
+    (assets / "emoji64/clip").mkdir()
+    (assets / "emoji64/clip/config.json").write_text("{}")
     monkeypatch.setattr(hub, "SHIPPED", assets)
     return assets
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """A Hugging Face cache that holds amused/amused-256, and no network."""
-    repository = tmp_path / "cache" / "models--amused--amused-256"
-    snapshot = repository / "snapshots" / ("0" * 40)
-    snapshot.mkdir(parents=True)
-    (snapshot / "model_index.json").write_text("{}")
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0" * 40)
+    """An empty Hugging Face cache and no network."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    return snapshot
+    return tmp_path / "cache"
+
+
+def _files(*paths: str) -> dict[str, bytes]:
+    return {path: path.encode() for path in paths}
+
+
+def _index(*shards: str) -> bytes:
+    weight_map = {f"tensor.{number}": shard for number, shard in enumerate(shards)}
+    return json.dumps({"weight_map": weight_map}).encode()
+
+
+def _whole(*weights: str) -> dict[str, bytes]:
+    """A Stable Diffusion with these weight files, and with much that is not opened."""
+    return _files(*CONFIGS, *OTHERS, *weights)
+
+
+def _plain(*stems: str) -> tuple[str, ...]:
+    return tuple(f"{stem}.safetensors" for stem in stems or (UNET, VAE, TEXT))
+
+
+def _cached(folder) -> set[str]:
+    found = set()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            found.add(path.relative_to(folder).as_posix())
+    return found
+
+
+def test_the_shipped_models_are_there():
+    assert {path.name for path in (hub.SHIPPED / "emoji64").iterdir()} >= {"muse", "sd", "clip"}
 
 
 def test_a_shipped_model_is_found_wherever_one_stands(shipped, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert hub.resolve("emoji64/muse") == shipped / "emoji64" / "muse"
+    assert hub.resolve("emoji64/muse") == shipped / "emoji64/muse"
+    assert hub.resolve("emoji64/clip") == shipped / "emoji64/clip"
     assert hub.resolve("emoji64") == shipped / "emoji64"
+    assert hub.resolve("emoji64", (MUSE, SD)) == shipped / "emoji64/muse"
+    assert hub.resolve("emoji64", (SD, MUSE)) == shipped / "emoji64/sd"
 
 
 def test_a_local_folder_is_found_by_any_spelling(shipped, tmp_path, monkeypatch):
-    (tmp_path / "models" / "mine").mkdir(parents=True)
+    folder = tmp_path / "models/mine"
+    folder.mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "models")
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name in (
-        str(tmp_path / "models" / "mine"),
-        "mine",
-        "./mine",
-        "../models/mine",
-        "~/models/mine",
-        ".",
-    ):
-        assert hub.resolve(name).resolve() in (tmp_path / "models" / "mine", tmp_path / "models")
+    for name in (str(folder), "mine", "./mine", "../models/mine", "~/models/mine"):
+        assert hub.resolve(name).resolve() == folder
+    assert hub.resolve(".").resolve() == tmp_path / "models"
 
 
 @pytest.mark.parametrize(
     ("name", "meant"),
     [("emoji46", "emoji64"), ("emoji64/must", "emoji64/muse"), ("Emoji64/Clip", "emoji64/clip")],
 )
-def test_a_misspelt_shipped_model_gets_a_hint(shipped, cache, tmp_path, name, meant, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_misspelt_shipped_model_gets_a_hint(shipped, cache, name, meant):
     with pytest.raises(UserError, match=f"did you mean '{meant}'"):
         hub.resolve(name)
 
 
 @pytest.mark.parametrize(
-    "name", ["", "./nothing", "/no/such/folder", "~/nothing", "a/b/c", "~nobody/x"]
+    "name", ["", "./nothing", "/no/such/folder", "~/nothing", "a/b/c", "~nobody/x", "nul\\x00"]
 )
 def test_a_missing_folder_is_one_line(shipped, cache, name):
-    with pytest.raises(
-        UserError, match=rf"^model '{name}': no such folder and not a shipped model"
-    ):
-        hub.resolve(name)
+    start = f"model {name!r} (--config.clip): no such folder and not a shipped model"
+    with pytest.raises(UserError, match=f"^{re.escape(start)}"):
+        hub.resolve(name, field="config.clip")
 
 
-def test_the_cache_is_used_without_a_network(shipped, cache):
-    assert hub.resolve("amused/amused-256") == cache
+def test_exactly_what_is_opened_is_downloaded_once(shipped, cache, monkeypatch):
+    wanted = {*CONFIGS, *_plain()}
+    variants = [f"{stem}.fp16.safetensors" for stem in (UNET, VAE, TEXT)]
+    variants += [f"{stem}.bf16.safetensors" for stem in (UNET, VAE, TEXT)]
+    with LoopbackHub({"owner/name": _whole(*_plain(), *variants)}) as server:
+        server.use(monkeypatch)
+        folder = hub.resolve("owner/name", LAYOUTS)
+        assert sorted(server.served) == sorted(wanted)
+        assert _cached(folder) == wanted
+        assert (folder / _plain(UNET)[0]).read_bytes() == _plain(UNET)[0].encode()
+        server.served.clear()
+        assert hub.resolve("owner/name", LAYOUTS) == folder
+        assert server.served == []
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert hub.resolve("owner/name", LAYOUTS) == folder
 
 
-@pytest.mark.parametrize("name", ["amused/amused-512", "no such/name!", "a/" + "b" * 200])
+@pytest.mark.parametrize("variant", ["fp16", "bf16"])
+def test_a_variant_is_downloaded_where_there_is_no_other(variant, shipped, cache, monkeypatch):
+    """Here of the U-Net alone, and in shards; of the rest the plain files are taken."""
+    shards = [f"diffusion_pytorch_model.{variant}-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    index = f"{UNET}.safetensors.index.{variant}.json"
+    weights = [*_plain(VAE, TEXT), f"{VAE}.fp16.safetensors", f"{VAE}.bf16.safetensors"]
+    files = _whole(*weights, *(f"unet/{shard}" for shard in shards))
+    with LoopbackHub({"owner/name": files | {index: _index(*shards)}}) as server:
+        server.use(monkeypatch)
+        folder = hub.resolve("owner/name", LAYOUTS)
+    expected = {*CONFIGS, *_plain(VAE, TEXT), index, *(f"unet/{shard}" for shard in shards)}
+    assert _cached(folder) == expected
+
+
+def test_a_partial_cache_is_completed(shipped, cache, monkeypatch):
+    with LoopbackHub({"owner/name": _whole(*_plain())}) as server:
+        server.use(monkeypatch)
+        folder = hub.resolve("owner/name", LAYOUTS)
+        shutil.rmtree(folder / "vae")
+        server.served.clear()
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        with pytest.raises(UserError) as error:
+            hub.resolve("owner/name", LAYOUTS, field="config.base")
+        assert str(error.value) == (
+            "model 'owner/name' (--config.base): the Hugging Face cache lacks a file "
+            "(owner/name/vae: expected diffusion_pytorch_model.safetensors) and the hub cannot be "
+            "reached; on a machine with a network run `hf download owner/name`, or pass a local "
+            "folder"
+        )
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        assert hub.resolve("owner/name", LAYOUTS) == folder
+        assert _cached(folder) == {*CONFIGS, *_plain()}
+
+
+@pytest.mark.parametrize(
+    "missing", ["unet/config.json", "tokenizer/vocab.json", "scheduler/scheduler_config.json"]
+)
+def test_the_file_that_a_cache_lacks_is_named(missing, shipped, cache, monkeypatch):
+    with LoopbackHub({"owner/name": _whole(*_plain())}) as server:
+        server.use(monkeypatch)
+        folder = hub.resolve("owner/name", LAYOUTS)
+    (folder / missing).unlink()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    named = {"tokenizer/vocab.json": r"tokenizer: no tokenizer"}.get(missing, f"{missing}: missing")
+    with pytest.raises(UserError, match=rf"lacks a file \(owner/name/{named}"):
+        hub.resolve("owner/name", LAYOUTS)
+
+
+def test_a_shard_that_a_cache_lacks_is_named(shipped, cache, monkeypatch):
+    shards = ["a.safetensors", "b.safetensors"]
+    files = _whole(*_plain(VAE, TEXT), "unet/a.safetensors", "unet/b.safetensors")
+    files[f"{UNET}.safetensors.index.json"] = _index(*shards)
+    with LoopbackHub({"owner/name": files}) as server:
+        server.use(monkeypatch)
+        folder = hub.resolve("owner/name", LAYOUTS)
+        (folder / "unet/b.safetensors").unlink()
+        assert hub.resolve("owner/name", LAYOUTS) == folder
+    (folder / "unet/b.safetensors").unlink()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"index\.json: shards not found: b\.safetensors"):
+        hub.resolve("owner/name", LAYOUTS)
+
+
+def test_a_cache_of_another_variant_is_enough(shipped, cache, monkeypatch):
+    """Downloaded by another program, of a repository that has the plain files too."""
+    half = [f"{stem}.fp16.safetensors" for stem in (UNET, VAE, TEXT)]
+    with LoopbackHub({"owner/name": _whole(*_plain(), *half)}) as server:
+        server.use(monkeypatch)
+        folder = huggingface_hub.snapshot_download("owner/name", allow_patterns=[*CONFIGS, *half])
+        server.served.clear()
+        assert str(hub.resolve("owner/name", LAYOUTS)) == folder
+        assert server.served == []
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (
+            _files(*CONFIGS, *_plain(VAE, TEXT), f"{UNET}.bin"),
+            r"unet: expected diffusion_pytorch_model\.safetensors; .*\.bin is a pickle",
+        ),
+        (_files("README.md"), r"on the hub/transformer: expected diffusion_pytorch_model"),
+        (_files("vae/config.json", *_plain(VAE)), r"on the hub/unet: expected diffusion_pytorch"),
+    ],
+)
+def test_what_a_model_on_the_hub_lacks_is_named(files, words, shipped, cache, monkeypatch):
+    with LoopbackHub({"owner/name": files}) as server:
+        server.use(monkeypatch)
+        with pytest.raises(UserError, match=rf"^model 'owner/name' \(--config\.base\): .*{words}"):
+            hub.resolve("owner/name", LAYOUTS)
+        assert not any(path.endswith(".safetensors") for path in server.served)
+
+
+def test_a_lone_model_and_a_tokenizer_alone_are_downloaded(shipped, cache, monkeypatch):
+    small = ("config.json", "tokenizer.json", "tokenizer_config.json")
+    others = ("flax_model.msgpack", "pytorch_model.bin", "preprocessor_config.json", "vocab.json")
+    with LoopbackHub({"a/clip": _files(*small, *others, "model.safetensors")}) as server:
+        server.use(monkeypatch)
+        folder = hub.resolve("a/clip", (hub.Layout(tokenizer=""),))
+        assert _cached(folder) == set(small[1:])
+        assert hub.resolve("a/clip") == folder
+        assert _cached(folder) == {*small, "model.safetensors"}
+
+
+@pytest.mark.parametrize("name", ["amused/amused-512", "no such/name!", "a/" + "b" * 60])
 def test_a_model_that_is_nowhere_says_how_to_get_it(shipped, cache, name):
     with pytest.raises(UserError) as error:
-        hub.resolve(name)
+        hub.resolve(name, field="config.clip")
     message = str(error.value)
-    assert message.startswith(
-        f"model '{name}': not in the Hugging Face cache and the hub cannot be reached"
-    )
     assert (
-        f"hf download {name}" in message
-        and "local diffusers folder" in message
-        and "\n" not in message
+        message.startswith(f"model '{name[:50]}") and "(--config.clip): not in the Hug" in message
     )
+    assert "and the hub cannot be reached" in message and f"hf download {name}" in message
+    assert "pass a local folder" in message and "\n" not in message and len(message) < 300
 
 
-def _failing(error: Exception):
-    def download(name, *, allow_patterns, ignore_patterns, local_files_only=False):
-        assert not any(pattern.endswith((".bin", ".pt", ".ckpt")) for pattern in allow_patterns), (
-            "never pickles"
-        )
-        raise LocalEntryNotFoundError("not there") if local_files_only else error
-
-    return download
+def test_a_model_that_the_hub_does_not_have_says_so(shipped, cache, monkeypatch):
+    with LoopbackHub({}) as server:
+        server.use(monkeypatch)
+        with pytest.raises(UserError, match="the hub has no such model, or asks you to log in"):
+            hub.resolve("owner/name")
 
 
 class _HttpError(Exception):
@@ -121,35 +284,21 @@ class _HttpError(Exception):
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (OfflineModeIsEnabled("offline"), "the hub cannot be reached"),
         (_HttpError("proxy"), "the hub cannot be reached"),
-        (
-            RepositoryNotFoundError.__new__(RepositoryNotFoundError),
-            "no such model, or asks you to log in",
-        ),
         (
             OSError(errno.ENOSPC, "No space left on device"),
             "for owner/name: cannot be written: the disk is full",
         ),
     ],
-    ids=["offline", "http", "unknown", "disk"],
+    ids=["http", "disk"],
 )
-def test_a_failed_download_says_why(shipped, tmp_path, monkeypatch, error, words):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(hub, "snapshot_download", _failing(error))
+def test_a_failed_download_says_why(shipped, cache, monkeypatch, error, words):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(hub.HfApi, "list_repo_files", fail)
     with pytest.raises(UserError, match=words):
         hub.resolve("owner/name")
-
-
-def test_what_is_not_cached_is_downloaded(shipped, tmp_path, monkeypatch):
-    def download(name, *, allow_patterns, ignore_patterns, local_files_only=False):
-        if local_files_only:
-            raise LocalEntryNotFoundError("not there")
-        return str(tmp_path / name)
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(hub, "snapshot_download", download)
-    assert hub.resolve("owner/name") == tmp_path / "owner" / "name"
 
 
 @pytest.mark.parametrize(
@@ -179,5 +328,5 @@ def test_a_component_is_saved_where_the_reference_looks(config, file, tmp_path):
         load_file(tmp_path / "part" / f"{file}.safetensors")["a"], np.ones(2)
     )
     hub.save_index(tmp_path, "AmusedPipeline", {"part": ("diffusers", "VQModel")})
-    index = json.loads(Path(tmp_path / "model_index.json").read_text())
+    index = json.loads((tmp_path / "model_index.json").read_text())
     assert index == {"_class_name": "AmusedPipeline", "part": ["diffusers", "VQModel"]}

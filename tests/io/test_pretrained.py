@@ -1,4 +1,5 @@
-"""The rule engine: both directions, every layout and dtype, and every way a weight file can be wrong."""
+"""The rule engine: both directions, every layout and dtype, and every way a weight file can be
+wrong."""
 
 import json
 import os
@@ -11,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
+from numpy.typing import DTypeLike
 from safetensors.numpy import load_file, save_file
 
 from styledrop_jax.errors import UserError
@@ -71,7 +73,7 @@ def _build() -> Tiny:
     return Tiny(nnx.Rngs(0))
 
 
-def _tensors(dtype=np.float32) -> dict[str, np.ndarray]:
+def _tensors(dtype: DTypeLike = np.float32) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     return {name: rng.normal(size=shape).astype(dtype) for name, shape in SHAPES.items()}
 
@@ -153,14 +155,14 @@ def test_one_error_lists_all_that_differs(tmp_path):
         assert part in message
 
 
-def _shard(folder, tensors, names=("a.safetensors", "b.safetensors")) -> None:
-    parts = {shard: dict(list(tensors.items())[i::2]) for i, shard in enumerate(names)}
-    for shard, part in parts.items():
+def _shard(folder, tensors, names=("a.safetensors", "b.safetensors"), variant="") -> None:
+    weight_map = {}
+    for number, shard in enumerate(names):
+        part = dict(list(tensors.items())[number::2])
         save_file(part, folder / shard)
-    weight_map = {name: shard for shard, part in parts.items() for name in part}
-    (folder / f"{STEM}.safetensors.index.json").write_text(
-        json.dumps({"metadata": {}, "weight_map": weight_map})
-    )
+        weight_map |= dict.fromkeys(part, shard)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / f"{STEM}.safetensors.index{variant}.json").write_text(json.dumps(index))
 
 
 def test_shards_are_one_model(tmp_path):
@@ -188,12 +190,53 @@ def test_a_broken_index_is_named(text, tmp_path):
         pretrained.weight_files(tmp_path, STEM)
 
 
-def test_the_half_precision_variant_is_taken_if_it_is_all_there_is(tmp_path):
-    half, whole = tmp_path / f"{STEM}.fp16.safetensors", tmp_path / f"{STEM}.safetensors"
-    save_file(_tensors(np.float16), half)
-    assert pretrained.weight_files(tmp_path, STEM) == [half]
-    save_file(_tensors(), whole)
-    assert pretrained.weight_files(tmp_path, STEM) == [whole]
+@pytest.mark.parametrize(
+    ("there", "taken"),
+    [
+        ((".fp16",), ".fp16"),
+        ((".bf16",), ".bf16"),
+        ((".bf16", ".fp16"), ".fp16"),
+        (("", ".fp16", ".bf16"), ""),
+    ],
+)
+def test_one_variant_is_taken_and_the_plain_file_before_it(there, taken, tmp_path):
+    for variant in there:
+        save_file({"a": np.zeros(1)}, tmp_path / f"{STEM}{variant}.safetensors")
+    save_file({"a": np.zeros(1)}, tmp_path / f"{STEM}.non_ema.safetensors")
+    assert pretrained.weight_files(tmp_path, STEM) == [tmp_path / f"{STEM}{taken}.safetensors"]
+
+
+@pytest.mark.parametrize("variant", [".fp16", ".bf16"])
+def test_shards_of_a_variant_are_one_model(variant, tmp_path):
+    tensors = _tensors()
+    names = tuple(f"{STEM}{variant}-0000{number}-of-00002.safetensors" for number in (1, 2))
+    _shard(tmp_path, tensors, names, variant)
+    files = pretrained.weight_files(tmp_path, STEM)
+    assert [file.name for file in files] == list(names)
+    _agrees(_load(files), tensors)
+
+
+def test_a_whole_variant_is_taken_before_one_that_lacks_a_shard(tmp_path):
+    _shard(tmp_path, _tensors())
+    (tmp_path / "b.safetensors").unlink()
+    save_file(_tensors(np.float16), tmp_path / f"{STEM}.fp16.safetensors")
+    found = pretrained.weight_files(tmp_path, STEM)
+    assert [file.name for file in found] == [f"{STEM}.fp16.safetensors"]
+
+
+def test_a_link_to_nothing_is_no_file(tmp_path):
+    """As a cache has it whose blobs were deleted."""
+    (tmp_path / f"{STEM}.safetensors").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=f"expected {STEM}.safetensors"):
+        pretrained.weight_files(tmp_path, STEM)
+
+
+def test_a_model_that_does_not_fit_at_all_is_said_in_a_short_line(tmp_path):
+    save_file({"other": np.zeros(2, np.float32)}, tmp_path / "x.safetensors")
+    expected = r"does not fit the model, 14 tensors differ: missing conv\.bias .*; and 10 more$"
+    with pytest.raises(UserError, match=expected) as error:
+        _load([tmp_path / "x.safetensors"])
+    assert len(str(error.value)) < 300
 
 
 class _Trap:

@@ -10,19 +10,12 @@ import pytest
 import torch
 import transformers
 from flax import nnx
+from reference_models import channels_first, close, loaded_whole, randomize, shapes
 
 from styledrop_jax.errors import UserError
 from styledrop_jax.io import pretrained
-from styledrop_jax.models.clip import (
-    RULES,
-    Clip,
-    ClipConfig,
-    ClipText,
-    ClipVision,
-    TextConfig,
-    VisionConfig,
-    normalize,
-)
+from styledrop_jax.models.clip import RULES, Clip, ClipText, ClipVision, normalize
+from styledrop_jax.models.clip_config import ClipConfig, TextConfig, VisionConfig
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "projection_dim": 24}
 TEXTS = {
@@ -59,7 +52,8 @@ VISIONS = {
         "patch_size": 10,
     },
 }
-# BOS, words, EOS and two kinds of padding; row 2 holds an added token above EOS, which only the highest id looks at.
+# BOS, words, EOS and two kinds of padding; row 2 holds an added token above EOS, which only the
+# highest id looks at.
 IDS = np.array(
     [[97, 5, 6, 98, 98, 98], [97, 7, 8, 9, 98, 1], [97, 99, 4, 98, 0, 0], [97, 98, 98, 98, 98, 98]]
 )
@@ -79,15 +73,8 @@ def _vision_dict(**changes) -> dict:
     return SMALL | {"num_hidden_layers": 2} | changes
 
 
-def _noisy(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Every parameter random, so that no bias or norm is left at a value that hides a mistake."""
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for name, param in model.named_parameters():
-            param.copy_(
-                torch.randn_like(param) * 0.1 + (("norm" in name) and name.endswith("weight"))
-            )
-    return model.train(False)
+def _noisy(model: torch.nn.Module) -> torch.nn.Module:
+    return randomize(model, 0.1)
 
 
 def _load(reference: torch.nn.Module, build, folder):
@@ -110,16 +97,12 @@ def _clip(values: dict) -> Clip:
     return Clip(ClipConfig.from_dict(values), rngs=nnx.Rngs(0))
 
 
-def _close(ours, theirs) -> None:
-    np.testing.assert_allclose(np.asarray(ours), theirs.detach().numpy(), atol=1e-4, rtol=1e-4)
-
-
 def _images(size: int, count: int = 3) -> np.ndarray:
     return np.random.default_rng(0).random((count, size, size, 3), np.float32)
 
 
 def _pixels(images: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(normalize(images)).transpose(0, 3, 1, 2).copy())
+    return channels_first(normalize(images))
 
 
 def _public_config(**changes) -> transformers.CLIPConfig:
@@ -145,28 +128,20 @@ def _public_config(**changes) -> transformers.CLIPConfig:
 
 @pytest.mark.parametrize("kind", ["whole", "text", "text with projection"])
 def test_vit_l_14_has_the_public_names_and_shapes(kind):
-    public, ours = _public_config(), ClipConfig.vit_l_14()
+    public = _public_config()
     text = public.text_config
-    reference, config, model = {
-        "whole": (lambda: transformers.CLIPModel(public), ours, Clip),
-        "text": (
-            lambda: transformers.CLIPTextModel(text),
-            TextConfig.vit_l_14(projection=False),
-            ClipText,
-        ),
-        "text with projection": (
-            lambda: transformers.CLIPTextModelWithProjection(text),
-            ours.text,
-            ClipText,
-        ),
-    }[kind]
-    with torch.device("meta"):
-        theirs = {name: tuple(tensor.shape) for name, tensor in reference().state_dict().items()}
-    if (
-        kind == "text"
-    ):  # transformers 5 leaves the prefix out; released files have it and both read it
-        theirs = {f"text_model.{name}": shape for name, shape in theirs.items()}
-    abstract = nnx.eval_shape(lambda: model(config, rngs=nnx.Rngs(0)))
+    if kind == "whole":
+        theirs = shapes(lambda: transformers.CLIPModel(public))
+        abstract = nnx.eval_shape(lambda: Clip(ClipConfig.vit_l_14(), rngs=nnx.Rngs(0)))
+    elif kind == "text with projection":
+        theirs = shapes(lambda: transformers.CLIPTextModelWithProjection(text))
+        abstract = nnx.eval_shape(lambda: ClipText(TextConfig.vit_l_14(), rngs=nnx.Rngs(0)))
+    else:
+        # transformers 5 leaves the prefix out; released files have it, and both read it.
+        bare = shapes(lambda: transformers.CLIPTextModel(text))
+        theirs = {f"text_model.{name}": shape for name, shape in bare.items()}
+        config = TextConfig.vit_l_14(projection=False)
+        abstract = nnx.eval_shape(lambda: ClipText(config, rngs=nnx.Rngs(0)))
     assert pretrained.shapes(abstract, RULES) == theirs
 
 
@@ -183,39 +158,38 @@ def test_text_tower_agrees_and_returns(name, projection, tmp_path):
     reference = _noisy(kind(transformers.CLIPTextConfig(**_text_dict(**TEXTS[name]))))
     model = _load(reference, _text, tmp_path / "in")
     ids = torch.from_numpy(IDS)
-    theirs, ours = reference(ids, output_hidden_states=True), model(jnp.asarray(IDS))
+    theirs = reference(ids, output_hidden_states=True)
+    ours = model(jnp.asarray(IDS))
     assert len(ours.hidden_states) == len(theirs.hidden_states)
     for our_state, their_state in zip(ours.hidden_states, theirs.hidden_states, strict=True):
-        _close(our_state, their_state)
-    _close(ours.last_hidden_state, theirs.last_hidden_state)
+        close(our_state, their_state)
+    close(ours.last_hidden_state, theirs.last_hidden_state)
     if projection:
-        _close(ours.embeds, theirs.text_embeds)
-        _close(ours.pooled, reference.text_model(ids).pooler_output)
+        close(ours.embeds, theirs.text_embeds)
+        close(ours.pooled, reference.text_model(ids).pooler_output)
     else:
         assert ours.embeds is None
-        _close(ours.pooled, theirs.pooler_output)
+        close(ours.pooled, theirs.pooler_output)
 
     pretrained.save(tmp_path / "out" / "model.safetensors", pretrained.export(model, RULES))
     (tmp_path / "out" / "config.json").write_text(json.dumps(model.config.to_dict()))
     again, info = kind.from_pretrained(tmp_path / "out", output_loading_info=True)
-    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert loaded_whole(info)
     assert torch.equal(again(ids).last_hidden_state, theirs.last_hidden_state)
 
 
 def test_text_layers_agree(tmp_path):
-    reference = _noisy(
-        transformers.CLIPTextModel(
-            transformers.CLIPTextConfig(**_text_dict(**TEXTS["gelu, first eos"]))
-        )
-    )
+    config = transformers.CLIPTextConfig(**_text_dict(**TEXTS["gelu, first eos"]))
+    reference = _noisy(transformers.CLIPTextModel(config))
     model = _load(reference, _text, tmp_path).text_model
     embedded = reference.embeddings(torch.from_numpy(IDS))
-    _close(model.embeddings(jnp.asarray(IDS)), embedded)
+    close(model.embeddings(jnp.asarray(IDS)), embedded)
     x = embedded.detach()
-    layer, their_layer = model.encoder.layers[1], reference.encoder.layers[1]
-    _close(layer.mlp(x.numpy()), their_layer.mlp(x))
-    _close(layer.self_attn(x.numpy(), mask=None), their_layer.self_attn(x)[0])
-    _close(layer(x.numpy(), mask=None), their_layer(x, None))
+    layer = model.encoder.layers[1]
+    their_layer = reference.encoder.layers[1]
+    close(layer.mlp(x.numpy()), their_layer.mlp(x))
+    close(layer.self_attn(x.numpy(), mask=None), their_layer.self_attn(x)[0])
+    close(layer(x.numpy(), mask=None), their_layer(x, None))
 
 
 @pytest.mark.parametrize("name", VISIONS)
@@ -225,11 +199,10 @@ def test_vision_tower_agrees_and_returns(name, tmp_path):
     model = _load(reference, _vision, tmp_path / "in")
     images = _images(model.config.image_size)
     pixels = _pixels(images)
-    _close(
-        model.vision_model.embeddings(normalize(images)), reference.vision_model.embeddings(pixels)
-    )
+    embedded = reference.vision_model.embeddings(pixels)
+    close(model.vision_model.embeddings(normalize(images)), embedded)
     theirs = reference(pixels).image_embeds
-    _close(model(images), theirs)
+    close(model(images), theirs)
 
     pretrained.save(tmp_path / "out" / "model.safetensors", pretrained.export(model, RULES))
     (tmp_path / "out" / "config.json").write_text(json.dumps(model.config.to_dict()))
@@ -242,13 +215,13 @@ def test_clip_agrees_and_returns(text, vision, tmp_path):
         "text_config": _text_dict(**TEXTS[text]),
         "vision_config": _vision_dict(**VISIONS[vision]),
     }
-    # another projection_dim than the towers' own: the model's wins
+    # Its projection_dim is not that of the towers, and wins.
     reference = _noisy(transformers.CLIPModel(transformers.CLIPConfig(**values, projection_dim=20)))
     model = _load(reference, _clip, tmp_path / "in")
     images = _images(model.config.vision.image_size)
     inputs = {"input_ids": torch.from_numpy(IDS), "pixel_values": _pixels(images)}
     theirs = reference(**inputs)
-    _close(model(jnp.asarray(IDS), images), theirs.logits_per_image)
+    close(model(jnp.asarray(IDS), images), theirs.logits_per_image)
 
     pretrained.save(tmp_path / "out" / "model.safetensors", pretrained.export(model, RULES))
     (tmp_path / "out" / "config.json").write_text(json.dumps(model.config.to_dict()))
@@ -263,28 +236,20 @@ def test_the_text_half_of_a_whole_model_is_a_text_encoder(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config.text.to_dict()))
     reference = transformers.CLIPTextModelWithProjection.from_pretrained(tmp_path)
     ids = np.array([[598, 3, 4, 599], [598, 599, 599, 599]])
-    _close(model.text(jnp.asarray(ids)).embeds, reference(torch.from_numpy(ids)).text_embeds)
+    close(model.text(jnp.asarray(ids)).embeds, reference(torch.from_numpy(ids)).text_embeds)
 
 
 def test_old_files_with_position_ids_load(tmp_path):
-    reference = _noisy(
-        transformers.CLIPTextModel(
-            transformers.CLIPTextConfig(**_text_dict(**TEXTS["gelu, first eos"]))
-        )
-    )
-    tensors = {
-        f"text_model.{name}": tensor.numpy() for name, tensor in reference.state_dict().items()
-    }
-    tensors["text_model.embeddings.position_ids"] = np.arange(6)[None]
+    config = transformers.CLIPTextConfig(**_text_dict(**TEXTS["gelu, first eos"]))
+    reference = _noisy(transformers.CLIPTextModel(config))
+    tensors = {"text_model.embeddings.position_ids": np.arange(6)[None]}
+    for name, tensor in reference.state_dict().items():
+        tensors[f"text_model.{name}"] = tensor.numpy()
     pretrained.save(tmp_path / "model.safetensors", tensors)
-    config = TextConfig.from_dict(reference.config.to_dict() | {"architectures": ["CLIPTextModel"]})
-    model = pretrained.load(
-        lambda: ClipText(config, rngs=nnx.Rngs(0)),
-        pretrained.Tensors([tmp_path / "model.safetensors"], RULES),
-        RULES,
-        source="old",
-    )
-    _close(model(jnp.asarray(IDS)).pooled, reference(torch.from_numpy(IDS)).pooler_output)
+    values = reference.config.to_dict() | {"architectures": ["CLIPTextModel"]}
+    old = pretrained.Tensors([tmp_path / "model.safetensors"], RULES)
+    model = pretrained.load(lambda: _text(values), old, RULES, source="old")
+    close(model(jnp.asarray(IDS)).pooled, reference(torch.from_numpy(IDS)).pooler_output)
 
 
 def test_shorter_padding_leaves_the_pooled_features_alone():
@@ -297,7 +262,8 @@ def test_shorter_padding_leaves_the_pooled_features_alone():
 
 
 def test_vision_may_look_at_some_patches_alone():
-    model, images = _vision(_vision_dict(**VISIONS["gelu"])), _images(24)
+    model = _vision(_vision_dict(**VISIONS["gelu"]))
+    images = _images(24)
     every = np.tile(np.arange(36), (3, 1))
     np.testing.assert_allclose(model(images, every), model(images), atol=1e-6)
     some = every[:, ::2]  # columns 0, 2 and 4 of every row
@@ -316,11 +282,8 @@ def test_old_config_dicts_win_as_in_transformers():
     }
     theirs = transformers.CLIPConfig(**json.loads(json.dumps(values))).text_config
     ours = ClipConfig.from_dict(values).text
-    assert (
-        (ours.hidden_size, ours.eos_token_id)
-        == (theirs.hidden_size, theirs.eos_token_id)
-        == (64, 49407)
-    )
+    assert ours.hidden_size == theirs.hidden_size == 64
+    assert ours.eos_token_id == theirs.eos_token_id == 49407
 
 
 @pytest.mark.parametrize(
@@ -332,10 +295,18 @@ def test_old_config_dicts_win_as_in_transformers():
             "hidden_act is 'relu', expected one of quick_gelu, gelu",
         ),
         (TextConfig, {"model_type": "siglip"}, "model_type is 'siglip'"),
-        (TextConfig, {"num_attention_heads": 5}, "not a multiple of num_attention_heads 5"),
+        (
+            TextConfig,
+            {"num_attention_heads": 5},
+            "hidden_size is 512, expected a multiple of num_attention_heads 5",
+        ),
         (VisionConfig, {"num_channels": 4}, "num_channels is 4, expected 3"),
         (VisionConfig, {"image_size": [16, 32]}, "image_size"),
-        (VisionConfig, {"image_size": 20, "patch_size": 8}, "not a multiple of patch_size 8"),
+        (
+            VisionConfig,
+            {"image_size": 20, "patch_size": 8},
+            "image_size is 20, expected a multiple of patch_size 8",
+        ),
     ],
 )
 def test_unsupported_configs_are_refused(cls, changes, words):
@@ -347,7 +318,8 @@ def test_bfloat16_computes_near_float32():
     config = ClipConfig.emoji64(vocab_size=600, width=32, text_layers=1, vision_layers=1)
     wide = Clip(config, rngs=nnx.Rngs(0))
     narrow = Clip(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(nnx.state(narrow, nnx.Param)))
+    for leaf in jax.tree.leaves(nnx.state(narrow, nnx.Param)):
+        assert leaf.dtype == jnp.float32
     ids, images = jnp.array([[598, 3, 599]]), _images(64, 2)
     assert narrow.vision(images).dtype == jnp.bfloat16
     np.testing.assert_allclose(narrow(ids, images), wide(ids, images), atol=0.3)

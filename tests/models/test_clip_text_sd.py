@@ -1,5 +1,6 @@
-"""Stable Diffusion's text towers: `CLIPTextModel`s without projection, read after the final norm."""
+"""Stable Diffusion's text towers: `CLIPTextModel`s without projection, after the final norm."""
 
+import functools
 import json
 
 import jax.numpy as jnp
@@ -8,9 +9,11 @@ import pytest
 import torch
 import transformers
 from flax import nnx
+from reference_models import close, loaded_whole, randomize, shapes
 
 from styledrop_jax.io import hub, pretrained
-from styledrop_jax.models.clip import RULES, ClipText, TextConfig
+from styledrop_jax.models.clip import RULES, ClipText
+from styledrop_jax.models.clip_config import TextConfig
 from styledrop_jax.pipelines import stable_diffusion_files
 
 PUBLIC = {  # text_encoder/config.json
@@ -62,37 +65,27 @@ IDS = np.array(
 
 def _released(version: str) -> tuple[transformers.CLIPTextModel, dict[str, np.ndarray]]:
     """A small model of random weights and its tensors as released files name them."""
-    torch.manual_seed(0)
-    reference = transformers.CLIPTextModel(
-        transformers.CLIPTextConfig(**PUBLIC[version] | SMALL)
-    ).train(False)
-    with torch.no_grad():
-        for name, param in reference.named_parameters():
-            param.copy_(
-                torch.randn_like(param) * 0.15 + (("norm" in name) and name.endswith("weight"))
-            )
-    tensors = {
-        f"text_model.{name}": tensor.numpy() for name, tensor in reference.state_dict().items()
-    }
-    return reference, tensors | {"text_model.embeddings.position_ids": np.arange(8)[None]}
+    config = transformers.CLIPTextConfig(**PUBLIC[version] | SMALL)
+    reference = randomize(transformers.CLIPTextModel(config), 0.15)
+    tensors = {"text_model.embeddings.position_ids": np.arange(8)[None]}
+    for name, tensor in reference.state_dict().items():
+        tensors[f"text_model.{name}"] = tensor.numpy()
+    return reference, tensors
 
 
 def _load(folder) -> ClipText:
     config = TextConfig.from_dict(hub.read_config(folder))
     tensors = pretrained.Tensors(pretrained.weight_files(folder, "model"), RULES)
-    return pretrained.load(
-        lambda: ClipText(config, rngs=nnx.Rngs(0)), tensors, RULES, source=str(folder)
-    )
+    build = functools.partial(ClipText, config, rngs=nnx.Rngs(0))
+    return pretrained.load(build, tensors, RULES, source=str(folder))
 
 
 @pytest.mark.parametrize("version", PUBLIC)
 def test_public_configs_have_the_reference_names_and_shapes(version):
     config = TextConfig.from_dict(PUBLIC[version])
-    with torch.device("meta"):
-        reference = transformers.CLIPTextModel(transformers.CLIPTextConfig(**PUBLIC[version]))
-    theirs = {
-        f"text_model.{name}": tuple(tensor.shape) for name, tensor in reference.state_dict().items()
-    }
+    public = transformers.CLIPTextConfig(**PUBLIC[version])
+    bare = shapes(lambda: transformers.CLIPTextModel(public))
+    theirs = {f"text_model.{name}": shape for name, shape in bare.items()}
     abstract = nnx.eval_shape(lambda: ClipText(config, rngs=nnx.Rngs(0)))
     assert pretrained.shapes(abstract, RULES) == theirs
     assert TextConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
@@ -103,35 +96,34 @@ def test_public_configs_have_the_reference_names_and_shapes(version):
 def test_the_conditioning_agrees_and_the_tower_returns(version, tmp_path):
     reference, tensors = _released(version)
     hub.save_component(tmp_path / "in", PUBLIC[version] | SMALL, tensors)
-    model, ids = _load(tmp_path / "in"), torch.from_numpy(IDS)
+    model = _load(tmp_path / "in")
+    ids = torch.from_numpy(IDS)
     with torch.no_grad():
         theirs = reference(ids)
     ours = model(jnp.asarray(IDS))
-    np.testing.assert_allclose(
-        ours.last_hidden_state, theirs.last_hidden_state.numpy(), atol=1e-4, rtol=1e-4
-    )
-    np.testing.assert_allclose(ours.pooled, theirs.pooler_output.numpy(), atol=1e-4, rtol=1e-4)
+    close(ours.last_hidden_state, theirs.last_hidden_state)
+    close(ours.pooled, theirs.pooler_output)
     assert ours.embeds is None
-    assert np.abs(ours.last_hidden_state - ours.hidden_states[-1]).max() > 0.1, (
-        "the final norm would not show"
-    )
+    normalized = np.abs(ours.last_hidden_state - ours.hidden_states[-1])
+    assert normalized.max() > 0.1, "the final norm would not show"
 
     hub.save_component(tmp_path / "out", model.config.to_dict(), pretrained.export(model, RULES))
-    again, info = transformers.CLIPTextModel.from_pretrained(
-        tmp_path / "out", output_loading_info=True
-    )
-    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    read = transformers.CLIPTextModel.from_pretrained
+    again, info = read(tmp_path / "out", output_loading_info=True)
+    assert loaded_whole(info)
     with torch.no_grad():
         assert torch.equal(again(ids).last_hidden_state, theirs.last_hidden_state)
 
 
 def test_the_two_activations_differ(tmp_path):
     _, tensors = _released("1.5")
-    for version in PUBLIC:
+
+    def states(version):
         hub.save_component(tmp_path / version, PUBLIC[version] | SMALL, tensors)
-    quick, exact = (
-        _load(tmp_path / version)(jnp.asarray(IDS)).last_hidden_state for version in PUBLIC
-    )
+        return _load(tmp_path / version)(jnp.asarray(IDS)).last_hidden_state
+
+    quick = states("1.5")
+    exact = states("2.1")
     assert float(jnp.abs(quick - exact).max()) > 1e-3, "agreement to 1e-4 says which one is used"
 
 

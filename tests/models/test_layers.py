@@ -1,4 +1,4 @@
-"""The layers all models are made of: products at each precision, gradients of convolutions, attention."""
+"""The layers of all models: products at each precision, gradients of convolutions, attention."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 import torch
 from flax import nnx
 
-from styledrop_jax.models.layers import Conv, Linear, attention
+from styledrop_jax.models.layers import Conv, Linear, attention, gelu
 
 
 def _value_and_gradients(precision: str | None):
@@ -18,14 +18,13 @@ def _value_and_gradients(precision: str | None):
     graphdef, state = nnx.split(layer)
     with jax.default_matmul_precision(precision):
         loss = jax.jit(lambda state, x: (nnx.merge(graphdef, state)(x) * weights).sum())
-        value, (kernel, inputs) = jax.value_and_grad(lambda s, x: loss(s, x), argnums=(0, 1))(
-            state, x
-        )
+        value, (kernel, inputs) = jax.value_and_grad(loss, argnums=(0, 1))(state, x)
     return value, kernel["kernel"][...], inputs
 
 
 def test_products_in_bfloat16_are_rounded_and_summed_in_float32():
-    exact, rounded = _value_and_gradients(None), _value_and_gradients("BF16_BF16_F32")
+    exact = _value_and_gradients(None)
+    rounded = _value_and_gradients("BF16_BF16_F32")
     for a, b in zip(exact, rounded, strict=True):
         assert b.dtype == jnp.float32
         np.testing.assert_allclose(a, b, atol=0.02 * float(jnp.abs(a).max()))
@@ -35,7 +34,9 @@ def test_products_in_bfloat16_are_rounded_and_summed_in_float32():
 
 def test_a_control_replaces_the_attention_weights():
     rng = np.random.default_rng(0)
-    q, k, v = (jnp.asarray(rng.standard_normal((2, n, 8), np.float32)) for n in (3, 4, 4))
+    q = jnp.asarray(rng.standard_normal((2, 3, 8), np.float32))
+    k = jnp.asarray(rng.standard_normal((2, 4, 8), np.float32))
+    v = jnp.asarray(rng.standard_normal((2, 4, 8), np.float32))
     seen = []
 
     def first_only(weights):
@@ -80,3 +81,11 @@ def test_gradients_of_a_convolution(size, kernel_size, stride, padding):
     np.testing.assert_allclose(
         of_state.kernel[...], weight.grad.numpy().transpose(2, 3, 1, 0), atol=1e-3
     )
+
+
+def test_gelu_is_the_exact_one():
+    x = np.linspace(-6, 6, 101, dtype=np.float32)
+    expected = torch.nn.functional.gelu(torch.from_numpy(x))
+    # A few roundings to float32 on either side, whose number depends on the processor; the tanh
+    # form is off by 5e-4.
+    np.testing.assert_allclose(gelu(jnp.asarray(x)), expected, atol=1e-6, rtol=2e-7)

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from flax import nnx
+from reference_models import close, loaded_whole, randomize, shapes
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from styledrop_jax.errors import UserError
@@ -32,22 +33,13 @@ MASK = np.arange(20)[None] < np.array([[20], [13], [1]])
 
 
 def _reference(name: str) -> transformers.T5EncoderModel:
-    torch.manual_seed(0)
-    model = transformers.T5EncoderModel(transformers.T5Config(**SMALL, **CONFIGS[name]))
-    with torch.no_grad():
-        for path, param in model.named_parameters():
-            param.copy_(torch.randn_like(param) * 0.2 + path.endswith("layer_norm.weight"))
-    return model.train(False)
+    return randomize(transformers.T5EncoderModel(transformers.T5Config(**SMALL, **CONFIGS[name])))
 
 
 def _load(folder) -> T5Encoder:
     config = Config.from_dict(json.loads((folder / "config.json").read_text()))
     tensors = pretrained.Tensors(pretrained.weight_files(folder, "model"), RULES)
     return pretrained.load(lambda: T5Encoder(config, rngs=nnx.Rngs(0)), tensors, RULES, source="t5")
-
-
-def _close(ours, theirs) -> None:
-    np.testing.assert_allclose(np.asarray(ours), theirs.detach().numpy(), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -69,14 +61,9 @@ def _close(ours, theirs) -> None:
 )
 def test_presets_have_the_public_names_and_shapes(preset, public):
     config = transformers.T5Config(**public, d_kv=64, vocab_size=32128)
-    with torch.device("meta"):
-        theirs = {
-            name: tuple(t.shape)
-            for name, t in transformers.T5EncoderModel(config).state_dict().items()
-        }
-    assert theirs.pop("encoder.embed_tokens.weight") == theirs["shared.weight"], (
-        "tied, and saved once"
-    )
+    theirs = shapes(lambda: transformers.T5EncoderModel(config))
+    tied = theirs.pop("encoder.embed_tokens.weight")  # and saved once
+    assert tied == theirs["shared.weight"]
     abstract = nnx.eval_shape(lambda: T5Encoder(preset, rngs=nnx.Rngs(0)))
     assert pretrained.shapes(abstract, RULES) == theirs
     assert Config.from_dict(config.to_dict()) == preset
@@ -87,17 +74,18 @@ def test_encoder_agrees_and_returns(name, tmp_path):
     reference = _reference(name)
     reference.save_pretrained(tmp_path / "in")
     model = _load(tmp_path / "in")
-    ids, mask = torch.from_numpy(IDS), torch.from_numpy(MASK)
+    ids = torch.from_numpy(IDS)
+    mask = torch.from_numpy(MASK)
     theirs = reference(ids, attention_mask=mask.long()).last_hidden_state
-    _close(model(jnp.asarray(IDS)), reference(ids).last_hidden_state)
-    _close(model(jnp.asarray(IDS), mask=jnp.asarray(MASK)), theirs)
+    close(model(jnp.asarray(IDS)), reference(ids).last_hidden_state)
+    close(model(jnp.asarray(IDS), mask=jnp.asarray(MASK)), theirs)
 
     pretrained.save(tmp_path / "out" / "model.safetensors", pretrained.export(model, RULES))
     (tmp_path / "out" / "config.json").write_text(json.dumps(model.config.to_dict()))
     again, info = transformers.T5EncoderModel.from_pretrained(
         tmp_path / "out", output_loading_info=True
     )
-    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert loaded_whole(info)
     assert torch.equal(again(ids, attention_mask=mask.long()).last_hidden_state, theirs)
 
 
@@ -105,16 +93,16 @@ def test_encoder_agrees_and_returns(name, tmp_path):
 def test_layers_agree(name, tmp_path):
     reference = _reference(name)
     reference.save_pretrained(tmp_path)
-    block, theirs = _load(tmp_path).encoder.block[0], reference.encoder.block[0]
+    block = _load(tmp_path).encoder.block[0]
+    theirs = reference.encoder.block[0]
     x = torch.from_numpy(np.random.default_rng(1).normal(size=(2, 20, 32)).astype(np.float32))
-    _close(block.layer[1](x.numpy()), theirs.layer[1](x))
-    attend, their_attend = block.layer[0].SelfAttention, theirs.layer[0].SelfAttention
+    close(block.layer[1](x.numpy()), theirs.layer[1](x))
+    attend = block.layer[0].SelfAttention
+    their_attend = theirs.layer[0].SelfAttention
     bias = their_attend.compute_bias(20, 20)
-    _close(attend.position_bias(20), bias)
-    _close(
-        attend(x.numpy(), bias=bias.detach().numpy(), mask=None),
-        their_attend(x, position_bias=bias)[0],
-    )
+    close(attend.position_bias(20), bias)
+    ours = attend(x.numpy(), bias=bias.detach().numpy(), mask=None)
+    close(ours, their_attend(x, position_bias=bias)[0])
 
 
 @pytest.mark.parametrize(("buckets", "max_distance"), [(32, 128), (8, 12), (64, 300)])
@@ -123,20 +111,17 @@ def test_buckets_round_as_in_the_reference(buckets, max_distance):
     theirs = T5Attention._relative_position_bucket(
         distance, num_buckets=buckets, max_distance=max_distance
     )
-    np.testing.assert_array_equal(
-        position_buckets(400, buckets=buckets, max_distance=max_distance), theirs.numpy()
-    )
+    ours = position_buckets(400, buckets=buckets, max_distance=max_distance)
+    np.testing.assert_array_equal(ours, theirs.numpy())
 
 
 def test_the_encoder_of_a_whole_model_loads(tmp_path):
+    config = transformers.T5Config(**SMALL, **CONFIGS["v1.1"])
     torch.manual_seed(0)
-    whole = transformers.T5ForConditionalGeneration(
-        transformers.T5Config(**SMALL, **CONFIGS["v1.1"])
-    ).train(False)
+    whole = transformers.T5ForConditionalGeneration(config).train(False)
     whole.save_pretrained(tmp_path)
-    _close(
-        _load(tmp_path)(jnp.asarray(IDS)), whole.encoder(torch.from_numpy(IDS)).last_hidden_state
-    )
+    theirs = whole.encoder(torch.from_numpy(IDS)).last_hidden_state
+    close(_load(tmp_path)(jnp.asarray(IDS)), theirs)
 
 
 @pytest.mark.parametrize(

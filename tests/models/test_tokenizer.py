@@ -1,6 +1,10 @@
 """Tokenizers: CLIP's and T5's layouts on disk, cutting, padding, and training a new one."""
 
+import copy
+import dataclasses
 import json
+import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -8,7 +12,15 @@ from tokenizers import Tokenizer, models
 from transformers import CLIPTokenizer, T5Tokenizer
 
 from styledrop_jax.errors import UserError
-from styledrop_jax.models.tokenizer import load_tokenizer, save_tokenizer, tokenize, train_tokenizer
+from styledrop_jax.models.clip import TextConfig
+from styledrop_jax.models.tokenizer import (
+    check_tokenizer,
+    choose_tokenizer,
+    load_tokenizer,
+    save_tokenizer,
+    tokenize,
+    train_tokenizer,
+)
 
 CAPTIONS = [
     "a cat in watercolor painting style",
@@ -100,6 +112,126 @@ def test_a_long_prompt_is_cut_and_the_warning_says_what_is_lost(trained):
 def test_a_prompt_of_exactly_the_limit_is_not_cut(trained):
     full = trained("a cat in watercolor").input_ids
     assert tokenize(trained, ["a cat in watercolor"], len(full))[0].tolist() == full
+
+
+@pytest.mark.parametrize(
+    ("prompt", "named"),
+    [
+        ("a (cat:1.3) in pencil", "(cat:1.3)"),
+        ("a ( red house : .8 )", "( red house : .8 )"),
+        ("a cat BREAK a house", "BREAK"),
+        ("a cat <lora:pencil:0.7>, (cat:1.3)", "<lora:pencil:0.7>, (cat:1.3)"),
+    ],
+)
+def test_commands_of_other_tools_are_warned_of(trained, prompt, named):
+    with pytest.warns(UserWarning) as caught:
+        tokenize(trained, [prompt, "a cat"], 40)
+    assert len(caught) == 1
+    message = str(caught[0].message)
+    assert message.startswith(f"prompt {prompt!r}: read as plain words: {named!r}; ")
+
+
+def test_a_prompt_is_warned_of_once(trained):
+    def read() -> None:
+        tokenize(trained, ["a (cat:1.2)", "a (cat:1.2)", "a (house:1.2)"], 40)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        read()
+        read()
+    assert len(caught) == 2
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "prompt",
+    ["a cat (red)", "ratio 3:2", "(a cat: a house)", "daybreak, Break, BREAKFAST", "<s:1>"],
+)
+def test_plain_words_are_not_warned_of(trained, prompt):
+    tokenize(trained, [prompt], 40)
+
+
+def _tower(tokenizer, **changed) -> TextConfig:
+    eos = tokenizer.eos_token_id
+    tower = TextConfig(
+        hidden_size=8, num_attention_heads=2, vocab_size=len(tokenizer), eos_token_id=eos
+    )
+    return dataclasses.replace(tower, **changed)
+
+
+def test_a_tokenizer_of_the_tower_is_accepted(trained):
+    check_tokenizer(trained, _tower(trained), source="tokenizer")
+    check_tokenizer(trained, _tower(trained, eos_token_id=2), source="tokenizer")
+    # Nothing is read at the end token of a tower without projection.
+    check_tokenizer(trained, _tower(trained, eos_token_id=5, projection=False), source="tokenizer")
+    longer = _tower(trained, vocab_size=600)
+    check_tokenizer(trained, longer, source="tokenizer")
+
+
+@pytest.mark.parametrize(
+    ("change", "tower", "words"),
+    [
+        (
+            lambda t: None,
+            {"vocab_size": 559},
+            "has ids up to 559, expected at most 558, the last row",
+        ),
+        (
+            lambda t: t.add_tokens(["<style>"]),
+            {"vocab_size": 560},
+            "has ids up to 560, expected at most 559",
+        ),
+        (lambda t: None, {"eos_token_id": 500}, "end token is 559, expected 500, where the text"),
+        (
+            lambda t: t.add_tokens(["<style>"]),
+            {"eos_token_id": 2, "vocab_size": 561},
+            "end token is 559, expected 560",
+        ),
+        (lambda t: setattr(t, "pad_token", None), {}, "the tokenizer has no padding token"),
+        (lambda t: setattr(t, "eos_token", None), {}, "the tokenizer has no end token"),
+    ],
+)
+def test_a_tokenizer_of_another_tower_is_named(trained, change, tower, words):
+    config = _tower(trained, **tower)
+    tokenizer = copy.deepcopy(trained)
+    change(tokenizer)
+    with pytest.raises(UserError, match=f"^folder/tokenizer: .*{words}") as error:
+        check_tokenizer(tokenizer, config, source="folder/tokenizer")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (
+            ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "README.md"],
+            ["tokenizer.json", "tokenizer_config.json"],
+        ),
+        (
+            ["vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json"],
+            ["vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json"],
+        ),
+        (["spiece.model"], ["spiece.model"]),
+    ],
+)
+def test_the_files_of_a_tokenizer_are_chosen(names, expected):
+    assert choose_tokenizer(names, source="here") == expected
+    with pytest.raises(UserError, match="^here: no tokenizer, expected tokenizer.json"):
+        choose_tokenizer(["vocab.json", "tokenizer_config.json"], source="here")
+
+
+def test_the_chosen_files_are_enough(trained, tmp_path):
+    """Of a folder that has both forms."""
+    save_tokenizer(trained, tmp_path)
+    (tmp_path / "vocab.json").write_text("{}")
+    (tmp_path / "merges.txt").write_text("")
+    names = [path.name for path in tmp_path.iterdir()]
+    (tmp_path / "less").mkdir()
+    for name in choose_tokenizer(names, source="here"):
+        shutil.copy(tmp_path / name, tmp_path / "less")
+    less = load_tokenizer(tmp_path / "less")
+    assert less(CAPTIONS)["input_ids"] == trained(CAPTIONS)["input_ids"]
+    assert less.pad_token_id == trained.pad_token_id
 
 
 def test_t5_folder_loads(tmp_path):

@@ -1,4 +1,4 @@
-"""The U-Net against diffusers' UNet2DConditionModel: names, shapes, values, attention control, configs and export."""
+"""The U-Net against diffusers' UNet2DConditionModel: names, shapes, values, control and export."""
 
 import copy
 import dataclasses
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference_models
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
@@ -93,38 +94,33 @@ CONFIGS = {
     ),
 }
 SIMPLE, LINEAR, *MASKED = CONFIGS  # the last two run under a mask
-SIZES = dict(
-    zip(CONFIGS, [(8, 6), (9, 14), (7, 6), (3, 5)], strict=True)
-)  # height and width of the latents
+# Height and width of the latents.
+SIZES = dict(zip(CONFIGS, [(8, 6), (9, 14), (7, 6), (3, 5)], strict=True))
 MASK = np.arange(6) < np.array([[6], [3]])  # of two texts of 6 tokens, the second has 3
 
 
 @functools.cache
 def _reference(name: str) -> UNet2DConditionModel:
-    """With every parameter random, so that no bias, norm or zero-initialised layer hides a mistake."""
     model = UNet2DConditionModel.from_config(CONFIGS[name].to_dict())
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for path, param in model.named_parameters():
-            param.copy_(
-                torch.randn_like(param) * 0.2 + ("norm" in path and path.endswith("weight"))
-            )
-    return model.train(False)
+    return reference_models.randomize(model)
 
 
 @functools.cache
 def _ours(name: str, dtype=jnp.float32) -> UNet:
+    def build() -> UNet:
+        return UNet(CONFIGS[name], rngs=nnx.Rngs(0), dtype=dtype)
+
     tensors = {path: tensor.numpy() for path, tensor in _reference(name).state_dict().items()}
-    return pretrained.load(
-        lambda: UNet(CONFIGS[name], rngs=nnx.Rngs(0), dtype=dtype), tensors, RULES, source="random"
-    )
+    return pretrained.load(build, tensors, RULES, source="random")
 
 
 def _inputs(name: str) -> tuple[np.ndarray, ...]:
-    config, rng = CONFIGS[name], np.random.default_rng(0)
+    config = CONFIGS[name]
+    rng = np.random.default_rng(0)
     latents = rng.standard_normal((2, *SIZES[name], config.in_channels), np.float32)
     timesteps = np.array([999, 1]) if name == SIMPLE else np.array([980.5, 7.25], np.float32)
-    return latents, timesteps, rng.standard_normal((2, 6, config.cross_attention_dim), np.float32)
+    text = rng.standard_normal((2, 6, config.cross_attention_dim), np.float32)
+    return latents, timesteps, text
 
 
 @torch.no_grad()
@@ -147,18 +143,18 @@ def _shapes(config: Config) -> dict[str, tuple[int, ...]]:
 
 
 def _reference_shapes(config: dict) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        reference = UNet2DConditionModel.from_config(config)
-    return {name: tuple(tensor.shape) for name, tensor in reference.state_dict().items()}
+    return reference_models.shapes(lambda: UNet2DConditionModel.from_config(config))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_outputs_match_the_reference(name: str):
-    reference, inputs, mask = _reference(name), _inputs(name), MASK if name in MASKED else None
-    expected, found = _run_reference(reference, inputs, mask), _run_ours(_ours(name), inputs, mask)
-    print(
-        f"\nmax abs error, {name}: {np.abs(found - expected).max():.1e} of {np.abs(expected).max():.1f}"
-    )
+    reference = _reference(name)
+    inputs = _inputs(name)
+    mask = MASK if name in MASKED else None
+    expected = _run_reference(reference, inputs, mask)
+    found = _run_ours(_ours(name), inputs, mask)
+    error = np.abs(found - expected).max()
+    print(f"\nmax abs error, {name}: {error:.1e} of {np.abs(expected).max():.1f}")
     assert found.shape == (2, *SIZES[name], 4) and found.dtype == jnp.float32
     assert expected.std() > 0.1, "a degenerate model would show nothing"
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)
@@ -169,13 +165,14 @@ def test_outputs_match_the_reference(name: str):
 
 
 def test_a_control_sees_every_cross_attention_and_can_replace_its_weights():
-    """Against the reference with the scores of some of its modules rewritten in place, under a mask."""
+    """Against the reference with some of its attention scores rewritten in place, under a mask."""
 
     def edit(weights, place: str):
         """Looks at the text's tokens in reverse on the way up."""
         return weights[..., ::-1] if place.startswith("up_blocks") else weights
 
-    reference, inputs = copy.deepcopy(_reference(SIMPLE)), _inputs(SIMPLE)
+    reference = copy.deepcopy(_reference(SIMPLE))
+    inputs = _inputs(SIMPLE)
     expected_maps = {}
 
     def rewrite(place: str, scores):
@@ -216,13 +213,13 @@ def test_a_control_sees_every_cross_attention_and_can_replace_its_weights():
 
 def test_export_reloads_in_the_reference(tmp_path):
     for name in (SIMPLE, LINEAR):
-        reference, inputs, config = _reference(name), _inputs(name), CONFIGS[name]
+        config = CONFIGS[name]
         hub.save_component(tmp_path, config.to_dict(), pretrained.export(_ours(name), RULES))
         reloaded, info = UNet2DConditionModel.from_pretrained(tmp_path, output_loading_info=True)
-        assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-        np.testing.assert_array_equal(
-            _run_reference(reloaded, inputs), _run_reference(reference, inputs)
-        )
+        assert reference_models.loaded_whole(info)
+        inputs = _inputs(name)
+        expected = _run_reference(_reference(name), inputs)
+        np.testing.assert_array_equal(_run_reference(reloaded, inputs), expected)
         assert Config.from_dict(dict(reloaded.config)) == config
 
 
@@ -239,30 +236,29 @@ def test_the_shipped_preset_is_one_the_reference_builds():
     shapes = _shapes(config)
     assert tree.differences(shapes, _reference_shapes(config.to_dict())) == []
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    print("\nparameters:", count := sum(int(np.prod(shape)) for shape in shapes.values()))
+    count = sum(int(np.prod(shape)) for shape in shapes.values())
+    print(f"\nparameters: {count}")
     assert 2e6 < count < 3e6
 
 
 def test_every_linear_layer_and_convolution_has_an_adapter_slot():
     for name in (SIMPLE, LINEAR):
         model = nnx.eval_shape(lambda: UNet(CONFIGS[name], rngs=nnx.Rngs(0)))  # noqa: B023
-        slots = {
-            tree.path_name(path)
-            for path, module in nnx.iter_modules(model)
-            if hasattr(module, "adapter")
-        }
-        kernels = {
-            path for path in tree.flatten(nnx.state(model, nnx.Param)) if path.endswith(".kernel")
-        }
-        assert {f"{slot}.kernel" for slot in slots} == kernels
+        kernels = set()
+        for path in tree.flatten(nnx.state(model, nnx.Param)):
+            if path.endswith(".kernel"):
+                kernels.add(path)
+        slots = set()
+        for path, module in nnx.iter_modules(model):
+            if hasattr(module, "adapter"):
+                slots.add(f"{tree.path_name(path)}.kernel")
+        assert slots == kernels
 
 
 def test_bfloat16_compute_stays_close_and_returns_float32():
     inputs = _inputs(SIMPLE)
-    found, expected = (
-        _run_ours(_ours(SIMPLE, jnp.bfloat16), inputs),
-        _run_reference(_reference(SIMPLE), inputs),
-    )
+    found = _run_ours(_ours(SIMPLE, jnp.bfloat16), inputs)
+    expected = _run_reference(_reference(SIMPLE), inputs)
     assert found.dtype == jnp.float32
     error = float(jnp.abs(found - expected).mean()) / float(np.abs(expected).mean())
     print(f"\nmean error in bfloat16, relative: {error:.3f}")

@@ -1,4 +1,4 @@
-"""The autoencoder against diffusers' AutoencoderKL: names, shapes, values, tiles, configs and export."""
+"""The autoencoder against diffusers' AutoencoderKL: names, shapes, values, tiles and export."""
 
 import dataclasses
 import json
@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from flax import nnx
+from reference_models import channels_first, channels_last, close, loaded_whole, randomize, shapes
 from safetensors.numpy import load_file, save_file
 
 from styledrop_jax import tree
@@ -57,37 +58,21 @@ TINY = Config(block_out_channels=(8, 8), norm_num_groups=2, mid_block_add_attent
 
 
 def _reference(name: str) -> AutoencoderKL:
-    """With every parameter random, and the last channel's variance beyond what the reference lets through."""
+    """With the last channel's variance beyond what the reference lets through."""
     blocks = len(CONFIGS[name]["block_out_channels"])
-    torch.manual_seed(0)
     model = AutoencoderKL(
         **CONFIGS[name],
         down_block_types=("DownEncoderBlock2D",) * blocks,
         up_block_types=("UpDecoderBlock2D",) * blocks,
     )
+    randomize(model)
     with torch.no_grad():
-        for path, param in model.named_parameters():
-            param.copy_(
-                torch.randn_like(param) * 0.2 + ("norm" in path and path.endswith("weight"))
-            )
         (model.quant_conv or model.encoder.conv_out).bias[-1] = 60
-    return model.train(False)
+    return model
 
 
 def _images() -> np.ndarray:
     return np.random.default_rng(0).random((2, 16, 24, 3), np.float32)
-
-
-def _torch(x) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(x).transpose(0, 3, 1, 2).copy())
-
-
-def _numpy(x: torch.Tensor) -> np.ndarray:
-    return x.detach().numpy().transpose(0, 2, 3, 1)
-
-
-def _close(ours, theirs: np.ndarray) -> None:
-    np.testing.assert_allclose(np.asarray(ours), theirs, atol=1e-4, rtol=1e-4)
 
 
 def _build(config: Config, cls: type = vae.AutoencoderKL) -> vae.AutoencoderKL:
@@ -97,11 +82,10 @@ def _build(config: Config, cls: type = vae.AutoencoderKL) -> vae.AutoencoderKL:
 def _noisy(config: Config) -> vae.AutoencoderKL:
     """With random weights, norms and biases included."""
     rng = np.random.default_rng(0)
-    shapes = pretrained.shapes(nnx.eval_shape(lambda: _build(config)), RULES)
-    tensors = {
-        name: rng.normal("norm" in name and name.endswith("weight"), 0.2, shape)
-        for name, shape in shapes.items()
-    }
+    abstract = nnx.eval_shape(lambda: _build(config))
+    tensors = {}
+    for name, shape in pretrained.shapes(abstract, RULES).items():
+        tensors[name] = rng.normal("norm" in name and name.endswith("weight"), 0.2, shape)
     return pretrained.load(lambda: _build(config), tensors, RULES, source="random")
 
 
@@ -119,19 +103,19 @@ def _run(model: vae.AutoencoderKL, images: jax.Array) -> tuple[jax.Array, ...]:
 
 @torch.no_grad()
 def _run_reference(model: AutoencoderKL, images: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The reference's mean, log-variance and picture, scaled as its pipelines scale them."""
-    posterior = model.encode(_torch(2 * images - 1)).latent_dist
-    scale, shift = model.config.scaling_factor, model.config.shift_factor or 0
-    picture = model.decode(posterior.mode()).sample
+    """The reference's mean, log-variance and images, scaled as its pipelines scale them."""
+    posterior = model.encode(channels_first(2 * images - 1)).latent_dist
+    scale = model.config.scaling_factor
+    mean = (posterior.mean - (model.config.shift_factor or 0)) * scale
     logvar = posterior.logvar + 2 * np.log(scale)
-    return _numpy((posterior.mean - shift) * scale), _numpy(logvar), _numpy(picture / 2 + 0.5)
+    decoded = model.decode(posterior.mode()).sample / 2 + 0.5
+    return channels_last(mean), channels_last(logvar), channels_last(decoded)
 
 
 @pytest.mark.parametrize("config", [Config.sd(), Config.emoji64()])
 def test_presets_have_the_reference_names_and_shapes(config):
-    with torch.device("meta"):
-        reference = AutoencoderKL.from_config(PUBLIC if config == Config.sd() else config.to_dict())
-    theirs = {name: tuple(t.shape) for name, t in reference.state_dict().items()}
+    values = PUBLIC if config == Config.sd() else config.to_dict()
+    theirs = shapes(lambda: AutoencoderKL.from_config(values))
     abstract = nnx.eval_shape(lambda: _build(config))
     assert pretrained.shapes(abstract, RULES) == theirs
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
@@ -139,34 +123,30 @@ def test_presets_have_the_reference_names_and_shapes(config):
 
 def test_presets_read_as_the_public_configs_and_have_their_sizes():
     assert Config.from_dict(PUBLIC) == Config.sd()
-    assert Config.from_dict(PUBLIC | {"sample_size": 768}) == dataclasses.replace(
-        Config.sd(), sample_size=768
-    )
+    larger = dataclasses.replace(Config.sd(), sample_size=768)
+    assert Config.from_dict(PUBLIC | {"sample_size": 768}) == larger
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     for config, grid, millions in ((Config.sd(), 8, 83.65), (Config.emoji64(), 16, 0.57)):
         abstract = nnx.eval_shape(lambda: _build(config))  # noqa: B023
-        assert nnx.eval_shape(lambda m, x: m.encode(x).mean, abstract, images).shape == (
-            1,
-            grid,
-            grid,
-            4,
-        )
+        mean = nnx.eval_shape(lambda m, x: m.encode(x).mean, abstract, images)
+        assert mean.shape == (1, grid, grid, 4)
         assert abs(tree.count(nnx.state(abstract, nnx.Param)) / 1e6 - millions) < 0.01
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_agrees_with_the_reference_and_returns_to_it(name, tmp_path):
-    reference, images = _reference(name), _images()
+    reference = _reference(name)
+    images = _images()
     reference.save_pretrained(tmp_path / "in")
     model = _load(tmp_path / "in")
     theirs = _run_reference(reference, images)
     for ours, expected in zip(_run(model, jnp.asarray(images)), theirs, strict=True):
-        _close(ours, expected)
+        close(ours, expected)
         assert expected.std() > 0.1, "a degenerate model would show nothing"
 
     hub.save_component(tmp_path / "out", model.config.to_dict(), pretrained.export(model, RULES))
     again, info = AutoencoderKL.from_pretrained(tmp_path / "out", output_loading_info=True)
-    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert loaded_whole(info)
     for ours, expected in zip(_run_reference(again, images), theirs, strict=True):
         np.testing.assert_array_equal(ours, expected)
     assert _load(tmp_path / "out").config == model.config
@@ -192,10 +172,9 @@ def test_old_attention_names_are_read(as_convolutions, tmp_path):
 
 def test_a_posterior_is_sampled_by_its_mean_and_variance():
     mean = jnp.array([-2.0, 0.0, 3.0])
-    posterior = vae.Posterior(
-        jnp.tile(mean, (1, 80, 80, 1)),
-        jnp.tile(2 * jnp.log(jnp.array([0.1, 1, 2])), (1, 80, 80, 1)),
-    )
+    logvar = 2 * jnp.log(jnp.array([0.1, 1, 2]))
+    grid = (1, 80, 80, 1)
+    posterior = vae.Posterior(jnp.tile(mean, grid), jnp.tile(logvar, grid))
     latents = posterior.sample(jax.random.key(0))
     np.testing.assert_allclose(latents.mean((0, 1, 2)), mean, atol=0.1)
     np.testing.assert_allclose(latents.std((0, 1, 2)), [0.1, 1, 2], rtol=0.05)
@@ -235,44 +214,41 @@ def test_tiles_lie_in_their_places_and_add_up_to_one(tile, overlap):
 def test_tiles_fade_linearly():
     model = nnx.eval_shape(lambda: _build(TINY, _Flat))
     latents = np.broadcast_to(np.arange(6.0, dtype=np.float32)[:, None], (1, 4, 6, 4))
-    picture = jax.jit(lambda z: model.decode_tiled(z, tile=4, overlap=2))(latents)
-    row = picture[0, 0, :, 0]  # tiles of mean 1.5 and 3.5
+    image = jax.jit(lambda z: model.decode_tiled(z, tile=4, overlap=2))(latents)
+    row = image[0, 0, :, 0]  # tiles of mean 1.5 and 3.5
     np.testing.assert_allclose(row[:4], 1.5, rtol=1e-6)
     np.testing.assert_allclose(np.diff(row[4:8]), 0.5, rtol=1e-5)
     np.testing.assert_allclose(row[8:], 3.5, rtol=1e-6)
 
 
-def test_a_picture_in_tiles_is_the_picture():
-    def seam(picture: jax.Array) -> float:
-        """The greatest step, from one column of pixels to the next, in how far it is from the untiled picture."""
-        return float(jnp.abs(jnp.diff(picture - plain, axis=2)).mean((0, 1, 3)).max())
+def test_an_image_in_tiles_is_the_image():
+    def seam(image: jax.Array) -> float:
+        """How much the error, against the untiled image, changes at most between two columns."""
+        return float(jnp.abs(jnp.diff(image - plain, axis=2)).mean((0, 1, 3)).max())
 
-    latents = (
-        np.random.default_rng(2).normal(size=(1, 16, 32, 4)).astype(np.float32)
-        * TINY.scaling_factor
-    )
+    latents = np.random.default_rng(2).normal(size=(1, 16, 32, 4)).astype(np.float32)
+    latents = latents * TINY.scaling_factor
     model = _noisy(TINY)
     plain = nnx.jit(lambda m, z: m.decode(z))(model, latents)
     np.testing.assert_allclose(_tiled(model, latents, 32, 8), plain, atol=1e-6)
-    tiled, cut = _tiled(model, latents, 16, 8), _tiled(model, latents, 16, 0)
+    tiled = _tiled(model, latents, 16, 8)
+    cut = _tiled(model, latents, 16, 0)
     assert float(jnp.abs(tiled - plain).mean()) < 0.12 * float(plain.std())
     assert seam(tiled) < 0.25 * seam(cut)
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(4, 4), (4, -1), (0, 0)])
 def test_impossible_tiles_are_refused(tile, overlap):
+    model = nnx.eval_shape(lambda: _build(TINY))
     with pytest.raises(ValueError, match=f"overlap is {overlap}, expected 0 to"):
-        nnx.eval_shape(lambda: _build(TINY)).decode_tiled(
-            jnp.zeros((1, 8, 8, 4)), tile=tile, overlap=overlap
-        )
+        model.decode_tiled(jnp.zeros((1, 8, 8, 4)), tile=tile, overlap=overlap)
 
 
 @pytest.mark.parametrize("size", [(15, 16), (16, 18)])
 def test_sides_must_be_divisible(size):
     model = nnx.eval_shape(lambda: _build(Config.emoji64()))
-    with pytest.raises(
-        ValueError, match=rf"images of {size[0]}×{size[1]} pixels, expected sides divisible by 4"
-    ):
+    words = f"images of {size[0]}×{size[1]} pixels, expected sides divisible by 4"
+    with pytest.raises(ValueError, match=words):
         model.encode(jnp.zeros((1, *size, 3)))
 
 
@@ -296,14 +272,15 @@ def test_unsupported_configs_are_refused(change, words):
         Config.from_dict(PUBLIC | change)
 
 
-def test_bfloat16_keeps_float32_parameters_latents_and_pictures():
+def test_bfloat16_keeps_float32_parameters_latents_and_images():
     model = nnx.eval_shape(lambda: vae.AutoencoderKL(TINY, rngs=nnx.Rngs(0), dtype=jnp.bfloat16))
     images = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
-    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))} == {
-        jnp.dtype("float32")
-    }
-    assert nnx.eval_shape(lambda m, x: m.encoder(x), model, images).dtype == jnp.bfloat16
-    assert nnx.eval_shape(lambda m, x: m.encode(x).logvar, model, images).dtype == jnp.float32
-    assert (
-        nnx.eval_shape(lambda m, x: m.decode(m.encode(x).mean), model, images).dtype == jnp.float32
-    )
+
+    def dtype_of(function):
+        return nnx.eval_shape(function, model, images).dtype
+
+    for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)):
+        assert leaf.dtype == jnp.float32
+    assert dtype_of(lambda m, x: m.encoder(x)) == jnp.bfloat16
+    assert dtype_of(lambda m, x: m.encode(x).logvar) == jnp.float32
+    assert dtype_of(lambda m, x: m.decode(m.encode(x).mean)) == jnp.float32

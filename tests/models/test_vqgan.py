@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import VQModel
 from flax import nnx
+from reference_models import channels_first, channels_last, close, loaded_whole, randomize, shapes
 from safetensors.numpy import load_file, save_file
 
 from styledrop_jax.errors import UserError
@@ -39,13 +40,13 @@ PUBLIC = {  # vqvae/config.json of amused/amused-256 and -512
     "up_block_types": ["UpDecoderBlock2D"] * 5,
     "vq_embed_dim": 64,
 }
-SIZES = {  # height and width of the pictures
-    "attention, wide picture": (16, 24),
+SIZES = {  # height and width of the images
+    "attention, wide image": (16, 24),
     "two layers, narrow codes": (16, 8),
     "one block": (6, 10),
 }
 CONFIGS = {
-    "attention, wide picture": {
+    "attention, wide image": {
         "block_out_channels": (8, 16),
         "latent_channels": 6,
         "norm_num_groups": 4,
@@ -69,38 +70,21 @@ CONFIGS = {
 
 
 def _reference(name: str) -> VQModel:
-    """With every parameter random, so that no bias or norm is left at a value that hides a mistake."""
     config = {"num_vq_embeddings": 40} | CONFIGS[name]
     blocks = len(config["block_out_channels"])
-    torch.manual_seed(0)
     model = VQModel(
         **config,
         down_block_types=("DownEncoderBlock2D",) * blocks,
         up_block_types=("UpDecoderBlock2D",) * blocks,
     )
+    randomize(model)
     with torch.no_grad():
-        for path, param in model.named_parameters():
-            param.copy_(
-                torch.randn_like(param) * 0.2 + ("norm" in path and path.endswith("weight"))
-            )
         model.quantize.embedding.weight.normal_()
-    return model.train(False)
+    return model
 
 
 def _images(name: str) -> np.ndarray:
     return np.random.default_rng(0).random((2, *SIZES[name], 3), np.float32)
-
-
-def _torch(x) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(x).transpose(0, 3, 1, 2).copy())
-
-
-def _numpy(x: torch.Tensor) -> np.ndarray:
-    return x.detach().numpy().transpose(0, 2, 3, 1)
-
-
-def _close(ours, theirs: np.ndarray) -> None:
-    np.testing.assert_allclose(np.asarray(ours), theirs, atol=1e-4, rtol=1e-4)
 
 
 @nnx.jit
@@ -118,25 +102,21 @@ def _run(model: vqgan.VQModel, images: jax.Array) -> tuple[jax.Array, ...]:
 
 @torch.no_grad()
 def _run_reference(model: VQModel, images: np.ndarray) -> tuple[np.ndarray, ...]:
-    features = model.encode(_torch(images)).latents
-    shape = _numpy(features).shape
+    features = model.encode(channels_first(images)).latents
+    shape = channels_last(features).shape
     tokens = model.quantize(features)[2][2].reshape(shape[:3])
     codes = model.quantize.get_codebook_entry(tokens.reshape(-1), shape)
     decoded = model.decoder(model.post_quant_conv(codes))
     if model.config.lookup_from_codebook:  # as aMUSEd's pipeline calls it
-        assert torch.equal(
-            model.decode(tokens, force_not_quantize=True, shape=shape).sample, decoded
-        )
-    return _numpy(features), tokens.numpy(), _numpy(decoded)
+        sample = model.decode(tokens, force_not_quantize=True, shape=shape).sample
+        assert torch.equal(sample, decoded)
+    return channels_last(features), tokens.numpy(), channels_last(decoded)
 
 
 @pytest.mark.parametrize("null_means_latent_channels", [False, True])
 def test_amused_has_the_public_names_and_shapes(null_means_latent_channels):
     public = PUBLIC | ({"vq_embed_dim": None} if null_means_latent_channels else {})
-    with torch.device("meta"):
-        theirs = {
-            name: tuple(t.shape) for name, t in VQModel.from_config(public).state_dict().items()
-        }
+    theirs = shapes(lambda: VQModel.from_config(public))
     assert Config.from_dict(public) == Config.amused()
     abstract = nnx.eval_shape(lambda: vqgan.VQModel(Config.amused(), rngs=nnx.Rngs(0)))
     assert pretrained.shapes(abstract, RULES) == theirs
@@ -145,11 +125,7 @@ def test_amused_has_the_public_names_and_shapes(null_means_latent_channels):
 
 def test_emoji64_has_the_reference_names_and_shapes():
     config = Config.emoji64()
-    with torch.device("meta"):
-        theirs = {
-            name: tuple(t.shape)
-            for name, t in VQModel.from_config(config.to_dict()).state_dict().items()
-        }
+    theirs = shapes(lambda: VQModel.from_config(config.to_dict()))
     abstract = nnx.eval_shape(lambda: vqgan.VQModel(config, rngs=nnx.Rngs(0)))
     assert pretrained.shapes(abstract, RULES) == theirs
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
@@ -157,32 +133,31 @@ def test_emoji64_has_the_reference_names_and_shapes():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_agrees_with_the_reference_and_returns_to_it(name, tmp_path):
-    reference, images = _reference(name), _images(name)
+    reference = _reference(name)
+    images = _images(name)
     reference.save_pretrained(tmp_path / "in")
     model = VQVAE.load(tmp_path / "in")
     features, tokens, decoded = _run_reference(reference, images)
     our_features, our_tokens, our_decoded, pixels, encoded = _run(model, jnp.asarray(images))
-    _close(our_features, features)
+    close(our_features, features)
     np.testing.assert_array_equal(our_tokens, tokens)
     np.testing.assert_array_equal(encoded, tokens)
-    _close(our_decoded, decoded)
-    _close(pixels, decoded.clip(0, 1))
-    assert len(np.unique(tokens)) > 4 and decoded.std() > 0.1, (
-        "a degenerate model would show nothing"
-    )
+    close(our_decoded, decoded)
+    close(pixels, decoded.clip(0, 1))
+    degenerate = len(np.unique(tokens)) < 5 or decoded.std() < 0.1
+    assert not degenerate, "such a model would show nothing"
 
     hub.save_component(tmp_path / "out", model.config.to_dict(), pretrained.export(model, RULES))
     again, info = VQModel.from_pretrained(tmp_path / "out", output_loading_info=True)
-    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    for ours, theirs in zip(
-        _run_reference(again, images), (features, tokens, decoded), strict=True
-    ):
-        np.testing.assert_array_equal(ours, theirs)
+    assert loaded_whole(info)
+    theirs = (features, tokens, decoded)
+    for ours, expected in zip(_run_reference(again, images), theirs, strict=True):
+        np.testing.assert_array_equal(ours, expected)
     assert VQVAE.load(tmp_path / "out").config == model.config
 
 
 def test_blocks_agree(tmp_path):
-    reference = _reference("attention, wide picture")
+    reference = _reference("attention, wide image")
     reference.save_pretrained(tmp_path)
     model = VQVAE.load(tmp_path)
     run = nnx.jit(lambda block, x: block(x))
@@ -196,16 +171,17 @@ def test_blocks_agree(tmp_path):
         ("decoder.up_blocks.1", 16),
     ]:
         x = rng.normal(size=(1, 5, 6, channels)).astype(np.float32)
-        ours, theirs = model, reference.get_submodule(path)
+        ours = model
         for part in path.split("."):
             ours = ours[int(part)] if part.isdigit() else getattr(ours, part)
+        theirs = reference.get_submodule(path)
         with torch.no_grad():
-            _close(run(ours, x), _numpy(theirs(_torch(x))))
+            close(run(ours, x), channels_last(theirs(channels_first(x))))
 
 
 def test_old_attention_names_are_read(tmp_path):
-    reference, images = _reference("attention, wide picture"), _images("attention, wide picture")
-    reference.save_pretrained(tmp_path)
+    images = _images("attention, wide image")
+    _reference("attention, wide image").save_pretrained(tmp_path)
     before = _run(VQVAE.load(tmp_path), jnp.asarray(images))
     file = tmp_path / "diffusion_pytorch_model.safetensors"
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -216,8 +192,9 @@ def test_old_attention_names_are_read(tmp_path):
         tensors[name] = tensor
     assert sum("proj_attn" in name for name in tensors) == 4
     save_file(tensors, file)
-    for ours, theirs in zip(_run(VQVAE.load(tmp_path), jnp.asarray(images)), before, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    after = _run(VQVAE.load(tmp_path), jnp.asarray(images))
+    for ours, expected in zip(after, before, strict=True):
+        np.testing.assert_array_equal(ours, expected)
 
 
 @pytest.mark.parametrize(
@@ -243,12 +220,11 @@ def test_unsupported_configs_are_refused(change, words):
 @pytest.mark.parametrize("force_upcast", [False, True])
 def test_a_model_that_asks_for_float32_computes_in_it(force_upcast, tmp_path):
     config = dataclasses.replace(Config.emoji64(), force_upcast=force_upcast)
-    shapes = pretrained.shapes(
-        nnx.eval_shape(lambda: vqgan.VQModel(config, rngs=nnx.Rngs(0))), RULES
-    )
-    hub.save_component(
-        tmp_path, config.to_dict(), {name: np.ones(shape, "f2") for name, shape in shapes.items()}
-    )
+    abstract = nnx.eval_shape(lambda: vqgan.VQModel(config, rngs=nnx.Rngs(0)))
+    tensors = {}
+    for name, shape in pretrained.shapes(abstract, RULES).items():
+        tensors[name] = np.ones(shape, "f2")
+    hub.save_component(tmp_path, config.to_dict(), tensors)
     model = VQVAE.load(tmp_path, jnp.bfloat16)
     images = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
     features = nnx.eval_shape(lambda m, x: m.features(x), model, images)

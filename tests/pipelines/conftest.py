@@ -1,4 +1,5 @@
-"""What the tests of pipelines share: a tiny Stable Diffusion of the reference libraries, on disk."""
+"""What the tests of pipelines share: a tiny Stable Diffusion of the reference libraries, on
+disk."""
 
 from pathlib import Path
 from typing import Any

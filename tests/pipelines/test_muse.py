@@ -1,6 +1,8 @@
-"""Muse: prompts and pictures in and out, and a folder of the reference library's, number for number."""
+"""Muse: prompts and pictures in and out, and a folder of the reference library's, number for
+number."""
 
-import hashlib
+import copy
+import json
 import shutil
 
 import jax
@@ -10,11 +12,13 @@ import pytest
 import torch
 from diffusers import AmusedPipeline, AmusedScheduler, UVit2DModel, VQModel
 from flax import nnx
+from references import noisy
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from styledrop_jax.errors import UserError
 from styledrop_jax.io import hub
 from styledrop_jax.pipelines import muse
+from styledrop_jax.pipelines.load import load
 
 pytestmark = pytest.mark.filterwarnings("ignore:prompt .* tokens, the text encoder reads 12")
 
@@ -26,15 +30,6 @@ PROMPTS = [
     "naïve café",
     "",
 ]
-
-
-def _noisy(model: torch.nn.Module) -> torch.nn.Module:
-    with torch.no_grad():
-        for name, param in model.named_parameters():
-            param.copy_(
-                torch.randn_like(param) * 0.2 + ("norm" in name and name.endswith("weight"))
-            )
-    return model.train(False)
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +85,10 @@ def pipeline(tiny_muse) -> AmusedPipeline:
         eos_token_id=tokenizer.eos_token_id,
     )
     pipeline = AmusedPipeline(
-        vqvae=_noisy(vqvae),
+        vqvae=noisy(vqvae),
         tokenizer=tokenizer,
-        text_encoder=_noisy(CLIPTextModelWithProjection(text)),
-        transformer=_noisy(transformer),
+        text_encoder=noisy(CLIPTextModelWithProjection(text)),
+        transformer=noisy(transformer),
         scheduler=AmusedScheduler(mask_token_id=71),
     )
     pipeline.set_progress_bar_config(disable=True)
@@ -109,7 +104,9 @@ def folder(pipeline, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(folder) -> muse.Muse:
-    return muse.load(str(folder))
+    found = load(str(folder))
+    assert isinstance(found, muse.Muse)
+    return found
 
 
 def _close(ours, theirs: torch.Tensor) -> None:
@@ -118,8 +115,17 @@ def _close(ours, theirs: torch.Tensor) -> None:
 
 def test_a_diffusers_folder_is_loaded(loaded, folder):
     assert (loaded.name, loaded.grid, loaded.resolution, loaded.mask_id) == (str(folder), 4, 8, 71)
-    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
-    assert loaded.base_hash == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert len(loaded.base_hash) == 64
+
+
+@pytest.mark.parametrize("part", ["transformer", "vqvae", "text_encoder"])
+def test_the_weights_of_every_part_are_in_the_hash(part, loaded, folder, pipeline, tmp_path):
+    changed = shutil.copytree(folder, tmp_path / "model")
+    assert load(str(changed)).base_hash == loaded.base_hash
+    module = copy.deepcopy(getattr(pipeline, part))
+    next(module.parameters()).data.view(-1)[0] += 1e-3
+    module.save_pretrained(changed / part)
+    assert load(str(changed)).base_hash != loaded.base_hash
 
 
 def test_every_step_of_the_reference_pipeline_has_our_logits(loaded, pipeline):
@@ -158,8 +164,10 @@ def test_every_step_of_the_reference_pipeline_has_our_logits(loaded, pipeline):
 
 def test_the_shipped_model_opens_in_the_reference_library_and_agrees():
     pipeline = AmusedPipeline.from_pretrained(hub.SHIPPED / "emoji64" / "muse").to(torch.float32)
-    model = muse.load("emoji64")
-    prompts, n = ["a cat in pencil sketch style", ""], model.grid
+    model = load("emoji64")
+    assert isinstance(model, muse.Muse)
+    prompts = ["a cat in pencil sketch style", ""]
+    n = model.grid
     ids = pipeline.tokenizer(
         prompts,
         return_tensors="pt",
@@ -201,16 +209,36 @@ def test_the_shipped_model_opens_in_the_reference_library_and_agrees():
     ],
 )
 def test_a_missing_part_is_named(part, words, folder, tmp_path):
-    copy = tmp_path / "model"
-    shutil.copytree(folder, copy)
-    path = copy / part
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    changed = shutil.copytree(folder, tmp_path / "model")
+    path = changed / part
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
     with pytest.raises(UserError, match=words):
-        muse.load(str(copy))
+        load(str(changed))
+
+
+def test_a_text_tower_without_projection_is_refused(folder, tmp_path):
+    changed = shutil.copytree(folder, tmp_path / "model")
+    path = changed / "text_encoder/config.json"
+    config = json.loads(path.read_text()) | {"architectures": ["CLIPTextModel"]}
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match="found CLIPTextModel, expected CLIPTextModelWithProj"):
+        load(str(changed))
+
+
+def test_a_tokenizer_of_another_text_tower_is_refused(folder, tmp_path):
+    changed = shutil.copytree(folder, tmp_path / "model")
+    path = changed / "text_encoder/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": 3}))
+    with pytest.raises(UserError, match=r"tokenizer: the tokenizer's end token is \d+, expected 3"):
+        load(str(changed))
 
 
 def test_each_distinct_prompt_is_encoded_once_and_order_is_kept(tiny_muse, monkeypatch):
-    asked, original = [], muse.tokenize
+    asked = []
+    original = muse.tokenize
 
     def counting(tokenizer, prompts, length):
         asked.append(list(prompts))
@@ -254,7 +282,8 @@ def test_images_become_tokens_and_images_again(tiny_muse):
 
 
 def test_the_loss_is_the_cross_entropy_of_what_was_masked(tiny_muse):
-    """Logits that know the answer at the first 8 positions: what is left is log 64 for the masked of the others."""
+    """Logits that know the answer at the first 8 positions: what is left is log 64 for the masked
+    of the others."""
     tokens = np.random.default_rng(0).integers(0, 64, (6, 4, 4)).astype(np.int32)
     seen = {}
 

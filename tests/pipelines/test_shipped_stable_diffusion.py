@@ -1,4 +1,5 @@
-"""The shipped Stable Diffusion: the reference library draws the same with it, and it draws what it is asked for."""
+"""The shipped Stable Diffusion: the reference library samples the same, and what it is asked
+for."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ from styledrop_jax.io import hub
 from styledrop_jax.metrics.clip_scores import ClipScorer
 from styledrop_jax.pipelines import load
 from styledrop_jax.pipelines.base import Group, SampleSettings
-from styledrop_jax.pipelines.stable_diffusion import Text
+from styledrop_jax.pipelines.stable_diffusion import TextStates
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def model():
     return load.load("emoji64/sd")
 
 
-def test_the_reference_library_draws_the_same(model):
+def test_the_reference_library_samples_the_same(model):
     pipeline = StableDiffusionPipeline.from_pretrained(
         hub.SHIPPED / "emoji64" / "sd",
         torch_dtype=torch.float32,
@@ -30,7 +31,8 @@ def test_the_reference_library_draws_the_same(model):
     pipeline.set_progress_bar_config(disable=True)
     # the reference rounds its own schedule, which should end in no signal, to one that has a little
     pipeline.scheduler.alphas_cumprod = torch.from_numpy(np.array(model.schedule.alphas_cumprod))
-    prompts, steps = ["a cat", "a red apple in pencil sketch style"], 4
+    prompts = ["a cat", "a red apple in pencil sketch style"]
+    steps = 4
     latents = np.random.default_rng(0).standard_normal((2, 4, 16, 16), np.float32)
     theirs = pipeline(
         prompts,
@@ -40,7 +42,7 @@ def test_the_reference_library_draws_the_same(model):
         output_type="np",
     ).images
     graphdef, frozen = nnx.split(model.denoiser)
-    text = Text(jnp.stack([model.encode_text(each).states for each in (prompts, ["", ""])]))
+    text = TextStates(jnp.stack([model.encode_text(each).states for each in (prompts, ["", ""])]))
     group = Group(graphdef, {}, nnx.as_pure(frozen), text, jnp.asarray([[3.0, -2.0]] * steps))
     ours = model.sample(
         [group], [0, 1], sampler="ddim", steps=steps, latents=latents.transpose(0, 2, 3, 1)
@@ -48,16 +50,11 @@ def test_the_reference_library_draws_the_same(model):
     np.testing.assert_allclose(model.decode_latents(ours), theirs, atol=2e-3)
 
 
-def test_it_draws_what_it_is_asked_for(model):
+def test_it_samples_what_it_is_asked_for(model):
     settings = SampleSettings(steps=20, lambda_b=2.0)
     prompts = ["a rocket", "a house", "a tree", "an apple"]
-    images = np.concatenate(
-        list(
-            guidance.generate(
-                guidance.base_branches(model, prompts, settings), range(4), settings=settings
-            )
-        )
-    )
+    branches = guidance.classifier_free(guidance.bare(model), prompts, settings)
+    images = np.concatenate(list(guidance.generate(branches, range(4), settings=settings)))
     scorer = ClipScorer.load(hub.resolve("emoji64/clip"))
     nearest = (scorer.image_features(images) @ scorer.text_features(prompts).T).argmax(axis=1)
     assert (nearest == np.arange(4)).sum() >= 3

@@ -81,7 +81,8 @@ def _reference_text(parts, prompts: list[str]) -> torch.Tensor:
 def _reference_sample(
     parts, folder, latents: np.ndarray, *, start: int = 0, rescale: float = 0.0
 ) -> np.ndarray:
-    """Classifier-free guidance with a negative prompt; from step `start` of latents at its level."""
+    """Classifier-free guidance with a negative prompt; from step `start` of latents at its
+    level."""
     scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
     scheduler.set_timesteps(STEPS)
     x = _torch(latents)
@@ -144,9 +145,6 @@ def test_a_guided_sample_is_the_reference(prediction, rescale, models, folders, 
     noise = _normal(0)
     found = _sample(model, _guided(model), latents=noise, guidance_rescale=rescale)
     expected = _reference_sample(parts, folders[prediction], noise, rescale=rescale)
-    print(
-        f"\nmax error, {prediction}: {np.abs(found - expected).max():.1e} of {np.abs(expected).max():.1f}"
-    )
     assert found.dtype == np.float32 and expected.std() > 0.3
     _close(found, expected, 1e-3)
     assert np.abs(found[0] - found[1]).max() > 0.1
@@ -213,7 +211,8 @@ def test_an_image_depends_on_its_own_seed_prompt_and_inputs_alone(model):
 
 
 def test_branches_are_added_by_their_weights_of_each_step_whatever_carries_them(model):
-    """In two groups, with other weights of the last layer in one branch, whose output they double."""
+    """In two groups, with other weights of the last layer in one branch, whose output they
+    double."""
     graphdef, own, frozen = _split(model, nnx.PathContains("conv_out"))
     states = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), own)
     text, negative = (model.encode_text(prompts).states for prompts in (PROMPTS, [NEGATIVE] * 2))

@@ -1,3 +1,5 @@
+"""Parallel decoding against aMUSEd's scheduler and the laws of its randomness."""
+
 import functools
 
 import jax
@@ -8,7 +10,7 @@ import pytest
 from styledrop_jax.sampling import maskgit
 from styledrop_jax.sampling.masking import masked_after_step
 
-MASK = 40  # vocabulary of 40: not a multiple of the drawing block
+MASK = 40  # not a multiple of the blocks of the vocabulary
 
 
 def _keys(b, seed=0):
@@ -16,13 +18,11 @@ def _keys(b, seed=0):
 
 
 def _logits(tokens, step):
-    """A model without weights: logits that depend on the position, the neighbour's token and the step."""
+    """A model without weights, which looks at the position, the token before it, and the step."""
     v = jnp.arange(MASK)
-    return jnp.sin(
-        v * (1.0 + jnp.arange(tokens.shape[1]))[:, None]
-        + jnp.roll(tokens, 1, axis=1)[..., None]
-        + step
-    )
+    position = 1.0 + jnp.arange(tokens.shape[1])[:, None]
+    neighbour = jnp.roll(tokens, 1, axis=1)[..., None]
+    return jnp.sin(v * position + neighbour + step)
 
 
 def _trace(tokens, keys, predict=_logits, **kwargs):
@@ -48,13 +48,12 @@ def _reference_trace(tokens, steps, logits, temperatures=None):
         scheduler.temperatures = torch.tensor(temperatures)
     torch.manual_seed(0)
     sample = torch.tensor(np.asarray(tokens), dtype=torch.long)
+    logits = torch.tensor(np.asarray(logits))
     ratio = (sample[0] == MASK).float().mean().item()
     seen = []
     for timestep in scheduler.timesteps:
         seen.append(sample.numpy())
-        out = scheduler.step(
-            torch.tensor(np.asarray(logits)), timestep, sample, starting_mask_ratio=ratio
-        )
+        out = scheduler.step(logits, timestep, sample, starting_mask_ratio=ratio)
         sample = out.prev_sample
     return seen
 
@@ -68,9 +67,8 @@ def test_unmasks_as_many_tokens_a_step_as_the_reference(masked):
         reference = [int((t == MASK).sum()) for t in _reference_trace(tokens, steps, logits)]
         ours = [masked]
         for step in range(steps - 1):
-            ours.append(
-                int(after(np.array([masked]), np.array(ours[-1:]), step=step, steps=steps)[0])
-            )
+            now = np.array(ours[-1:])
+            ours.append(int(after(np.array([masked]), now, step=step, steps=steps)[0]))
         assert ours == reference
 
 
@@ -82,46 +80,45 @@ def test_decoding_unmasks_as_the_schedule_says():
 
 
 def test_which_tokens_stay_masked_follows_the_reference_law():
-    b, n = 4000, 8
-    logits = np.tile(
-        np.linspace(0, 6, n, dtype="f")[:, None] * (np.arange(MASK) == 7), (b, 1, 1)
-    ).astype("f")
+    b = 4000
+    n = 8
+    one = np.linspace(0, 6, n, dtype="f")[:, None] * (np.arange(MASK) == 7)
+    logits = np.tile(one, (b, 1, 1)).astype("f")
     tokens = jnp.full((b, n), MASK)
     ours, _ = _trace(tokens, _keys(b), lambda t, k: jnp.asarray(logits), steps=2, temperature=3.0)
     reference = _reference_trace(tokens, 2, logits, temperatures=[1.5, 0.0])
-    # Shares of 4000 draws: five standard errors of a difference are below 0.06.
+    # Shares of 4000 images: five standard errors of a difference are below 0.06.
     np.testing.assert_allclose((ours[1] == MASK).mean(0), (reference[1] == MASK).mean(0), atol=0.06)
     np.testing.assert_allclose((ours[1] == 7).mean(0), (reference[1] == 7).mean(0), atol=0.06)
 
 
-def test_tokens_are_drawn_from_the_softmax():
+def _everywhere(logits):
+    """A model with the same logits at every position."""
+    return lambda tokens, step: jnp.tile(logits, (*tokens.shape, 1))
+
+
+def test_tokens_are_sampled_from_the_softmax():
     logits = jax.random.normal(jax.random.key(1), (MASK,)) * 2
     tokens = jnp.full((50, 400), MASK)
-    _, out = _trace(
-        tokens, _keys(50), lambda t, k: jnp.tile(logits, (*t.shape, 1)), steps=1, temperature=1.0
-    )
+    _, out = _trace(tokens, _keys(50), _everywhere(logits), steps=1, temperature=1.0)
     shares = np.bincount(np.asarray(out).ravel(), minlength=MASK) / out.size
     expected = np.asarray(jax.nn.softmax(logits))
     assert (np.abs(shares - expected) <= 5 * np.sqrt(expected / out.size) + 1e-4).all()
 
 
-def test_an_impossible_token_is_never_drawn():
+def test_an_impossible_token_is_never_sampled():
     tokens = jnp.full((20, 500), MASK)
     allowed = jnp.where(jnp.arange(MASK) % 7 == 5, 0.0, -jnp.inf)
-    _, out = _trace(
-        tokens, _keys(20), lambda t, k: jnp.tile(allowed, (*t.shape, 1)), steps=1, temperature=1.0
-    )
+    _, out = _trace(tokens, _keys(20), _everywhere(allowed), steps=1, temperature=1.0)
     assert (out % 7 == 5).all()
 
 
 def test_at_temperature_zero_the_most_confident_are_kept_first():
-    choices = np.array(
-        [3, 9, 5, 7, 4, 8, 2, 6]
-    )  # equally likely tokens: the fewer, the more confident
+    # Equally likely tokens: the fewer there are, the more confident is the model.
+    choices = np.array([3, 9, 5, 7, 4, 8, 2, 6])
     logits = jnp.asarray(np.where(np.arange(MASK) < choices[:, None], 0, -np.inf))[None]
-    seen, _ = _trace(
-        jnp.full((1, 8), MASK), _keys(1), lambda t, k: logits, steps=8, temperature=0.0
-    )
+    tokens = jnp.full((1, 8), MASK)
+    seen, _ = _trace(tokens, _keys(1), lambda t, k: logits, steps=8, temperature=0.0)
     for tokens in seen[1:]:
         masked = tokens[0] == MASK
         assert choices[~masked].max() < choices[masked].min()
@@ -138,9 +135,8 @@ def test_given_tokens_stay():
 def test_an_image_does_not_depend_on_its_batch():
     keys = _keys(5)
     tokens = jnp.full((5, 32), MASK).at[1, :20].set(3)
-    run = jax.jit(
-        lambda t, k: maskgit.decode(_logits, t, k, steps=6, temperature=4.5, mask_id=MASK)
-    )
+    settings = {"steps": 6, "temperature": 4.5, "mask_id": MASK}
+    run = jax.jit(functools.partial(maskgit.decode, _logits, **settings))
     together = run(tokens, keys)
     for i in (0, 1, 4):
         assert (run(tokens[i : i + 1], keys[i : i + 1])[0] == together[i]).all()
@@ -152,9 +148,8 @@ def test_one_program_for_every_step_count_and_temperature():
     @jax.jit
     def run(tokens, keys, steps, temperature):
         traces.append(1)
-        return maskgit.decode(
-            _logits, tokens, keys, steps=steps, temperature=temperature, mask_id=MASK
-        )
+        settings = {"steps": steps, "temperature": temperature, "mask_id": MASK}
+        return maskgit.decode(_logits, tokens, keys, **settings)
 
     tokens = jnp.full((2, 16), MASK)
     for steps, temperature in ((3, 4.5), (8, 0.0)):
@@ -166,22 +161,19 @@ def test_one_program_for_every_step_count_and_temperature():
 def test_two_scale_is_equation_4_and_classifier_free_guidance_without_an_adapter():
     adapted, base, negative = np.random.default_rng(0).normal(size=(3, 2, 4, 8)).astype("f")
     expected = adapted + 2 * (adapted - base) + 5 * (base - negative)
-    np.testing.assert_allclose(
-        maskgit.two_scale(adapted, base, negative, lambda_a=2, lambda_b=5), expected, rtol=1e-6
-    )
+    found = maskgit.two_scale(adapted, base, negative, lambda_a=2, lambda_b=5)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
     free = negative + 6 * (base - negative)
-    np.testing.assert_allclose(
-        maskgit.two_scale(base, base, negative, lambda_a=3, lambda_b=5), free, atol=1e-5
-    )
+    found = maskgit.two_scale(base, base, negative, lambda_a=3, lambda_b=5)
+    np.testing.assert_allclose(found, free, atol=1e-5)
 
 
 def test_mix_goes_from_style_to_subject():
     style, subject = np.random.default_rng(0).normal(size=(2, 3, 8)).astype("f")
     np.testing.assert_array_equal(maskgit.mix(style, subject, gamma=0.0), style)
     np.testing.assert_array_equal(maskgit.mix(style, subject, gamma=1.0), subject)
-    np.testing.assert_allclose(
-        maskgit.mix(style, subject, gamma=0.6), 0.4 * style + 0.6 * subject, rtol=1e-5
-    )
+    found = maskgit.mix(style, subject, gamma=0.6)
+    np.testing.assert_allclose(found, 0.4 * style + 0.6 * subject, rtol=1e-5)
 
 
 def test_the_ramp_ends_at_its_end():

@@ -1,7 +1,6 @@
 """Diffusion samplers against diffusers' schedulers, step by step, and what a user asks of them."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -32,13 +31,15 @@ SD = NoiseSchedule(
     set_alpha_to_one=False,
 )
 V = {"prediction_type": "v_prediction"}
+LEADING = {"timestep_spacing": "leading"}
+TRAILING = {"timestep_spacing": "trailing"}
 SCHEDULES = {
-    f"{prediction}, {spacing}": {"prediction_type": prediction, "timestep_spacing": spacing}
-    for prediction, spacing in itertools.product(
-        ("epsilon", "v_prediction"), ("leading", "trailing")
-    )
+    "epsilon, leading": LEADING,
+    "epsilon, trailing": TRAILING,
+    "v, leading": V | LEADING,
+    "v, trailing": V | TRAILING,
+    "zero SNR": V | TRAILING | {"rescale_betas_zero_snr": True},
 }
-SCHEDULES["zero SNR"] = V | {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True}
 KARRAS = functools.partial(DPMSolverMultistepScheduler.from_config, use_karras_sigmas=True)
 REFERENCES = {
     "ddim": DDIMScheduler.from_config,
@@ -68,29 +69,38 @@ def _predict(x, t, step):
     return 0.9 * jnp.tanh(x @ MIX + 0.5 * jnp.roll(x, 1, axis=1)) + 0.3 * jnp.sin(t / 150)
 
 
-def _step_noise(keys, step, shape=SHAPE):
-    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, step), shape[1:]))(keys)
+def _noises() -> list[torch.Tensor]:
+    """The noise of every step."""
+    noises = []
+    for step in range(STEPS):
+        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(_keys(), step)
+        noise = jax.vmap(lambda key: jax.random.normal(key, SHAPE[1:]))(keys)
+        noises.append(torch.tensor(np.asarray(noise)))
+    return noises
 
 
 def _trace(predict, x, schedule, **kwargs):
     """(step, timestep, latents) at every call of the model, and the result."""
     seen = []
 
+    def see(step, t, x):
+        seen.append((int(step), int(t), np.asarray(x)))
+
     def record(x, t, step):
-        jax.debug.callback(
-            lambda *args: seen.append([np.asarray(a) for a in args]), step, t, x, ordered=True
-        )
+        jax.debug.callback(see, step, t, x, ordered=True)
         return predict(x, t, step)
 
-    out = jax.jit(
-        lambda x: schedulers.sample(record, x, schedule, **({"keys": _keys(len(x))} | kwargs))
-    )(x)
+    settings = {"keys": _keys(len(x))} | kwargs
+    out = jax.jit(lambda x: schedulers.sample(record, x, schedule, **settings))(x)
     jax.effects_barrier()
     return seen, np.asarray(out)
 
 
 def _reference_trace(scheduler, x, start=0, **kwargs):
-    """(timestep, latents) at every call of the model, and the result; kwargs hold one value for each step."""
+    """(timestep, latents) at every call of the model, and the result.
+
+    `kwargs` hold one value for each step.
+    """
     scheduler.set_timesteps(STEPS)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(start)
@@ -101,54 +111,55 @@ def _reference_trace(scheduler, x, start=0, **kwargs):
     for step, t in enumerate(scheduler.timesteps[start:], start):
         shown = scheduler.scale_model_input(x, t)
         seen.append((int(t), shown.numpy()))
-        output = 0.9 * torch.tanh(
-            shown @ torch.tensor(MIX) + 0.5 * shown.roll(1, 1)
-        ) + 0.3 * torch.sin(t / 150)
-        x = scheduler.step(
-            output, t, x, **{name: values[step] for name, values in kwargs.items()}
-        ).prev_sample
+        inside = shown @ torch.tensor(MIX) + 0.5 * shown.roll(1, 1)
+        output = 0.9 * torch.tanh(inside) + 0.3 * torch.sin(t / 150)
+        of_step = {name: values[step] for name, values in kwargs.items()}
+        x = scheduler.step(output, t, x, **of_step).prev_sample
     return seen, x.numpy()
 
 
 def _assert_same_path(found, expected):
-    (seen, out), (reference, reference_out) = found, expected
-    assert [int(t) for _, t, _ in seen] == [t for t, _ in reference]
-    pairs = [
-        *((x, y) for (_, _, x), (_, y) in zip(seen, reference, strict=True)),
-        (out, reference_out),
-    ]
-    errors = [float(np.abs(x - y).max() / np.abs(y).max()) for x, y in pairs]
-    print(f"\nmax relative error: {max(errors):.1e}")
-    assert float(np.abs(reference_out).max()) > 0.1
-    assert max(errors) < 1e-4
+    seen, out = found
+    reference, reference_out = expected
+    assert np.abs(reference_out).max() > 0.1
+    worst = _error(out, reference_out)
+    for (_, t, x), (reference_t, y) in zip(seen, reference, strict=True):
+        assert t == reference_t
+        worst = max(worst, _error(x, y))
+    print(f"\nmax relative error: {worst:.1e}")
+    assert worst < 1e-4
+
+
+def _error(x, y):
+    return float(np.abs(x - y).max() / np.abs(y).max())
 
 
 @pytest.mark.parametrize("changes", SCHEDULES.values(), ids=SCHEDULES)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_step_is_the_reference(sampler, changes, monkeypatch):
-    schedule, x = _schedule(**changes), _normal(0)
-    noise = iter([torch.tensor(np.asarray(_step_noise(_keys(), step))) for step in range(STEPS)])
+    schedule = _schedule(**changes)
+    x = _normal(0)
+    noise = iter(_noises())
     monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *args, **kwargs: next(noise))
     found = _trace(_predict, x, schedule, steps=STEPS, sampler=sampler)
     _assert_same_path(found, _reference_trace(REFERENCES[sampler](schedule.to_dict()), x))
-    assert schedulers.timesteps(schedule, STEPS, sampler).tolist() == [
-        int(t) for _, t, _ in found[0]
-    ]
+    times = [t for _, t, _ in found[0]]
+    assert schedulers.timesteps(schedule, STEPS, sampler).tolist() == times
 
 
 @pytest.mark.parametrize("changes", [{}, SCHEDULES["zero SNR"], {"set_alpha_to_one": True}])
 def test_ddim_with_noise_is_the_reference(changes):
-    schedule, x = _schedule(**changes), _normal(0)
-    noise = [torch.tensor(np.asarray(_step_noise(_keys(), step))) for step in range(STEPS)]
-    expected = _reference_trace(
-        DDIMScheduler.from_config(schedule.to_dict()), x, eta=[0.5] * 20, variance_noise=noise
-    )
+    schedule = _schedule(**changes)
+    x = _normal(0)
+    reference = DDIMScheduler.from_config(schedule.to_dict())
+    expected = _reference_trace(reference, x, eta=[0.5] * STEPS, variance_noise=_noises())
     _assert_same_path(_trace(_predict, x, schedule, steps=STEPS, sampler=HALF), expected)
 
 
 @pytest.mark.parametrize("sampler", ["dpm_solver", "dpm_solver_karras", "euler"])
 def test_a_start_part_way_is_the_reference(sampler):
-    x, start = _normal(0), schedulers.sdedit_start(STEPS, 0.6)
+    x = _normal(0)
+    start = schedulers.sdedit_start(STEPS, 0.6)
     expected = _reference_trace(REFERENCES[sampler](SD.to_dict()), x, start)
     _assert_same_path(_trace(_predict, x, SD, steps=STEPS, sampler=sampler, start=start), expected)
 
@@ -159,47 +170,45 @@ def test_linspace_timesteps_are_the_reference(sampler):
     reference = REFERENCES[sampler](schedule.to_dict())
     for steps in (2, 7, 50):
         reference.set_timesteps(steps)
-        assert (
-            schedulers.timesteps(schedule, steps, sampler).tolist() == reference.timesteps.tolist()
-        )
+        found = schedulers.timesteps(schedule, steps, sampler)
+        assert found.tolist() == reference.timesteps.tolist()
 
 
-def _oracle(schedule, x0):
-    """A model that knows the data."""
+def _believed(schedule, x0, sampler, steps):
+    """What a model that knows the data x0 makes of noise."""
 
     def predict(x, t, step):
         signal = jnp.asarray(schedule.alphas_cumprod)[t]
         return schedule.target(x0, (x - jnp.sqrt(signal) * x0) / jnp.sqrt(1 - signal), t)
 
-    return predict
+    settings = {"steps": steps, "sampler": sampler, "keys": _keys()}
+    return schedulers.sample(predict, _normal(0), schedule, **settings)
 
 
 @pytest.mark.parametrize("changes", [V, {"timestep_spacing": "linspace"}], ids=["v", "epsilon"])
 @pytest.mark.parametrize("sampler", [*SAMPLERS, HALF])
 def test_a_model_that_knows_the_data_is_believed(sampler, changes):
-    schedule, x0 = _schedule(set_alpha_to_one=True, **changes), _normal(1)
-    out = schedulers.sample(
-        _oracle(schedule, x0), _normal(0), schedule, steps=9, sampler=sampler, keys=_keys()
-    )
+    x0 = _normal(1)
+    out = _believed(_schedule(set_alpha_to_one=True, **changes), x0, sampler, 9)
     np.testing.assert_allclose(out, x0, atol=1e-4)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
 @pytest.mark.parametrize("sampler", ["ddim", "dpm_solver"])
 def test_few_steps_suffice_for_a_model_that_knows_the_data(sampler, steps):
-    schedule, x0 = _schedule(**SCHEDULES["zero SNR"], set_alpha_to_one=True), _normal(1)
-    out = schedulers.sample(
-        _oracle(schedule, x0), _normal(0), schedule, steps=steps, sampler=sampler, keys=_keys()
-    )
-    # one step of the solver takes x to hold 2^-12 of the data where this model takes it to hold none
-    np.testing.assert_allclose(
-        out, x0, atol=1e-3 if sampler == "dpm_solver" and steps == 1 else 1e-5
-    )
+    x0 = _normal(1)
+    schedule = _schedule(**SCHEDULES["zero SNR"], set_alpha_to_one=True)
+    # In one step, the solver takes x to hold 2^-12 of the data where the model takes it to hold
+    # none.
+    tolerance = 1e-3 if sampler == "dpm_solver" and steps == 1 else 1e-5
+    np.testing.assert_allclose(_believed(schedule, x0, sampler, steps), x0, atol=tolerance)
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", HALF, "dpm_solver"])
 def test_an_image_does_not_depend_on_its_batch(sampler):
-    x, known, keys = _normal(0, (5, 4, 4, 3)), _normal(1, (5, 4, 4, 3)), _keys(5)
+    x = _normal(0, (5, 4, 4, 3))
+    known = _normal(1, (5, 4, 4, 3))
+    keys = _keys(5)
     mask = np.broadcast_to(np.arange(4)[:, None] < 2, (5, 4, 4))[..., None].astype("f")
 
     @jax.jit
@@ -209,7 +218,8 @@ def test_an_image_does_not_depend_on_its_batch(sampler):
 
     together = run(x, keys, known, mask)
     for i in (0, 2, 4):
-        alone = run(*(a[i : i + 1] for a in (x, keys, known, mask)))
+        own = slice(i, i + 1)
+        alone = run(x[own], keys[own], known[own], mask[own])
         np.testing.assert_allclose(alone[0], together[i], atol=1e-5)
     assert float(jnp.abs(run(x, _keys(5, seed=1), known, mask) - together).max()) > 0.1
 
@@ -219,123 +229,111 @@ def test_strength_is_the_share_of_the_steps_taken():
     for strength, calls in ((0.0, 0), (0.29, 29), (1.0, 100)):
         start = schedulers.sdedit_start(100, strength)
         seen, out = _trace(_predict, x, SD, steps=100, sampler="dpm_solver", start=start)
-        assert [int(step) for step, _, _ in seen] == list(range(100 - calls, 100))
+        assert [step for step, _, _ in seen] == list(range(100 - calls, 100))
         assert calls or (out == x).all()
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_kept_region_is_noised_to_each_steps_level_and_exact_at_the_end(sampler):
     shape = (1, 24, 24, 4)
-    known, mask = (
-        _normal(1, shape),
-        (np.arange(24) < 4).astype("f")[None, :, None, None] * np.ones((1, 1, 24, 1), "f"),
-    )
-    kwargs = {"steps": 8, "sampler": sampler}
-    seen, out = _trace(
-        lambda x, t, step: 0.1 * x, _normal(0, shape), SD, known=known, mask=mask, **kwargs
-    )
+    known = _normal(1, shape)
+    mask = np.zeros((1, 24, 24, 1), np.float32)
+    mask[:, :4] = 1
+    kwargs = {"steps": 8, "sampler": sampler, "known": known, "mask": mask}
+    seen, out = _trace(lambda x, t, step: 0.1 * x, _normal(0, shape), SD, **kwargs)
     assert (out[:, 4:] == known[:, 4:]).all()
     assert np.abs(out[:, :4] - known[:, :4]).min() > 0
-    for _, t, x in seen[1:-1]:  # a Karras level is between timesteps, which shows at the last
+    # At the last step it would show that a Karras level lies between two timesteps.
+    for _, t, x in seen[1:-1]:
         signal = SD.alphas_cumprod[t]
         noise = ((x - np.sqrt(signal) * known) / np.sqrt(1 - signal))[:, 4:]
         assert abs(noise.std() - 1) < 0.06 and abs((noise * known[:, 4:]).mean()) < 0.06
 
 
-def test_redrawing_everything_is_sampling():
-    x, ones = _normal(0), np.ones((2, 4, 4, 1), "f")
-    run = functools.partial(
-        schedulers.sample, _predict, x, SD, steps=5, sampler="ddpm", keys=_keys()
-    )
+def test_inpainting_everything_is_sampling():
+    settings = {"steps": 5, "sampler": "ddpm", "keys": _keys()}
+    run = functools.partial(schedulers.sample, _predict, _normal(0), SD, **settings)
+    ones = np.ones((2, 4, 4, 1), "f")
     np.testing.assert_allclose(run(known=_normal(1), mask=ones), run(), atol=1e-6)
 
 
 def test_known_latents_need_a_mask():
+    settings = {"steps": 5, "sampler": "ddim", "keys": _keys()}
     with pytest.raises(ValueError, match="go together"):
-        schedulers.sample(
-            _predict, _normal(0), SD, steps=5, sampler="ddim", keys=_keys(), known=_normal(1)
-        )
+        schedulers.sample(_predict, _normal(0), SD, known=_normal(1), **settings)
 
 
 def test_one_program_for_all_inputs_and_starts():
     traces = []
 
-    @jax.jit
-    def run(weights, x, keys, start, known, mask):
+    def run(weights, x, kwargs):
         traces.append(1)
-        kwargs = {"keys": keys, "start": start, "known": known, "mask": mask}
-        return schedulers.sample(
-            lambda x, t, _: jnp.tanh(x @ weights), x, SD, steps=6, sampler="dpm_solver", **kwargs
-        )
 
+        def predict(x, t, step):
+            return jnp.tanh(x @ weights)
+
+        return schedulers.sample(predict, x, SD, steps=6, sampler="dpm_solver", **kwargs)
+
+    compiled = jax.jit(run)
     mask = (_normal(3) > 0)[..., :1].astype("f")
     for seed, start in ((0, 0), (1, 4), (2, 6)):
-        x, known = _normal(seed), _normal(seed + 5)
+        known = _normal(seed + 5)
         kwargs = {"keys": _keys(seed=seed), "start": start, "known": known, "mask": mask}
-        predict = lambda x, t, _, seed=seed: jnp.tanh(x @ (MIX + seed))  # noqa: E731
-        expected = schedulers.sample(predict, x, SD, steps=6, sampler="dpm_solver", **kwargs)
-        np.testing.assert_allclose(
-            run(MIX + seed, x, *kwargs.values()), expected, atol=1e-4, rtol=1e-4
-        )
-    assert len(traces) == 1
+        found = compiled(MIX + seed, _normal(seed), kwargs)
+        expected = run(MIX + seed, _normal(seed), kwargs)
+        np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)
+    assert len(traces) == 1 + 3, "one compiled program, beside the three runs without one"
 
 
 def test_a_model_in_bfloat16_keeps_the_latents_in_float32():
-    kwargs = {"steps": 4, "sampler": "ddim"}
-    seen, out = _trace(lambda *args: _predict(*args).astype(jnp.bfloat16), _normal(0), SD, **kwargs)
-    assert out.dtype == np.float32 and all(x.dtype == np.float32 for _, _, x in seen)
+    def predict(x, t, step):
+        return _predict(x, t, step).astype(jnp.bfloat16)
+
+    seen, out = _trace(predict, _normal(0), SD, steps=4, sampler="ddim")
+    assert out.dtype == np.float32
+    for _, _, x in seen:
+        assert x.dtype == np.float32
 
 
 def test_guidance_is_the_reference_with_and_without_rescaling():
-    cond, uncond = _normal(0) * np.array([1.0, 3.0], "f")[:, None, None, None], _normal(1)
+    cond = _normal(0) * np.array([1.0, 3.0], "f")[:, None, None, None]
+    uncond = _normal(1)
     guided = uncond + 7.5 * (cond - uncond)
     for rescale in (0.0, 0.7, 1.0):
         expected = rescale_noise_cfg(torch.tensor(guided), torch.tensor(cond), rescale)
-        np.testing.assert_allclose(
-            schedulers.guidance(cond, uncond, 7.5, rescale=rescale), expected, atol=1e-4
-        )
+        found = schedulers.guidance(cond, uncond, 7.5, rescale=rescale)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
     np.testing.assert_allclose(schedulers.guidance(cond, uncond, 1.0), cond, atol=1e-6)
     zero = jnp.zeros(SHAPE)
     assert (schedulers.guidance(zero, zero, 7.5, rescale=0.7) == 0).all()
 
 
 @pytest.mark.parametrize(
-    "call, words",
+    ("spacing", "steps", "sampler", "words"),
     [
-        (
-            lambda: schedulers.timesteps(SD, 20, "dim"),
-            "sampler: found 'dim', expected one of ddim.*mean 'ddim'",
-        ),
-        (lambda: schedulers.timesteps(SD, 0, "ddim"), "steps: found 0, expected at least 1"),
-        (lambda: schedulers.timesteps(SD, -3, "dpm_solver_karras"), "steps: found -3"),
-        (
-            lambda: schedulers.timesteps(SD, 1001, "ddpm"),
-            "steps: found 1001, expected fewer: 1000 timesteps",
-        ),
-        # the offset pushes the first timestep over the end
-        (lambda: schedulers.timesteps(SD, 1000, "euler"), "steps: found 1000.* spaced 'leading'"),
-        (
-            lambda: schedulers.timesteps(_schedule(timestep_spacing="trailing"), 1001, "ddim"),
-            "steps: found 1001",
-        ),
-        (
-            lambda: schedulers.timesteps(
-                _schedule(timestep_spacing="linspace"), 1000, "dpm_solver"
-            ),
-            "found 1000",
-        ),
-        (lambda: schedulers.ddim(SD, 20, eta=1.5), "eta: found 1.5"),
-        (
-            lambda: schedulers.sdedit_start(20, -0.1),
-            "strength: found -0.1, expected a number from 0 to 1",
-        ),
-        (lambda: schedulers.sdedit_start(20, float("nan")), "strength: found nan"),
+        ("leading", 20, "dim", "sampler: found 'dim', expected one of ddim.*mean 'ddim'"),
+        ("leading", 0, "ddim", "steps: found 0, expected at least 1"),
+        ("leading", -3, "dpm_solver_karras", "steps: found -3"),
+        ("leading", 1001, "ddpm", "steps: found 1001, expected fewer: 1000 timesteps"),
+        # The offset pushes the first timestep over the end.
+        ("leading", 1000, "euler", "steps: found 1000.* spaced 'leading'"),
+        ("trailing", 1001, "ddim", "steps: found 1001"),
+        ("linspace", 1000, "dpm_solver", "steps: found 1000"),
     ],
 )
-def test_bad_values_are_named_in_one_line(call, words):
+def test_steps_that_do_not_fit_are_named_in_one_line(spacing, steps, sampler, words):
     with pytest.raises(UserError, match=words) as error:
-        call()
+        schedulers.timesteps(_schedule(timestep_spacing=spacing), steps, sampler)
     assert "\n" not in str(error.value)
+
+
+def test_shares_are_from_0_to_1():
+    with pytest.raises(UserError, match="^eta: found 1.5, expected a number from 0 to 1$"):
+        schedulers.ddim(SD, 20, eta=1.5)
+    for strength in (-0.1, float("nan")):
+        words = f"^strength: found {strength}, expected a number from 0 to 1$"
+        with pytest.raises(UserError, match=words):
+            schedulers.sdedit_start(20, strength)
 
 
 def test_a_stride_that_rounds_up_gives_no_extra_step():

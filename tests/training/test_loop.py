@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from flax import nnx
 
 from styledrop_jax import log
 from styledrop_jax.errors import UserError
-from styledrop_jax.training import loop, optim
+from styledrop_jax.training import checkpoint, loop, optim
 
 # when one read of a damaged checkpoint fails, Orbax drops its others
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -40,10 +41,10 @@ def _loss(model, batch, keys):
 
 
 def _batches(start, count):
-    steps = range(start, start + count)
-    return jnp.stack(
-        [np.random.default_rng(step).normal(size=(4, 2)).astype("f") for step in steps]
-    )
+    steps = []
+    for step in range(start, start + count):
+        steps.append(np.random.default_rng(step).normal(size=(4, 2)).astype("f"))
+    return jnp.stack(steps)
 
 
 class _NoBoard:
@@ -92,6 +93,14 @@ def _same(left, right) -> None:
     jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
+def _close(left, right) -> None:
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), left, right)
+
+
+def _metrics(folder) -> bytes:
+    return (folder / "metrics.jsonl").read_bytes()
+
+
 def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     unbroken = _fit(tmp_path / "unbroken")
 
@@ -110,24 +119,18 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
 
     _same(_fit(tmp_path / "broken", batches=watched), unbroken)
     assert seen == [4, 6], "continues from the checkpoint"
-    logs = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("unbroken", "broken")]
-    assert logs[0] == logs[1]
-    rows = [json.loads(line) for line in logs[0].splitlines()]
-    assert [row["step"] for row in rows] == [2, 4, 6, 8] and rows[0].keys() == {
-        "stage",
-        "step",
-        "loss",
-        "noise",
-    }
+    metrics = _metrics(tmp_path / "broken")
+    assert metrics == _metrics(tmp_path / "unbroken")
+    rows = [json.loads(line) for line in metrics.splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 6, 8]
+    assert rows[0].keys() == {"stage", "step", "loss", "noise"}
 
 
 @pytest.mark.parametrize("settings", [{}, {"ema_decay": 0.9, "accumulate": 2}])
 def test_a_run_made_longer_equals_a_long_one(settings, tmp_path):
     _fit(tmp_path / "a", steps=4, **settings)
     _same(_fit(tmp_path / "a", steps=8, **settings), _fit(tmp_path / "b", steps=8, **settings))
-    assert (tmp_path / "a" / "metrics.jsonl").read_bytes() == (
-        tmp_path / "b" / "metrics.jsonl"
-    ).read_bytes()
+    assert _metrics(tmp_path / "a") == _metrics(tmp_path / "b")
 
 
 def test_a_finished_run_does_nothing(tmp_path):
@@ -139,30 +142,26 @@ def test_a_finished_run_does_nothing(tmp_path):
 def test_steps_may_be_grouped_in_any_way(steps_per_call, tmp_path):
     expected = _fit(tmp_path / "two", checkpoint_every=0)
     found = _fit(tmp_path / "other", checkpoint_every=0, steps_per_call=steps_per_call)
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, expected
-    )
+    _close(found, expected)
 
 
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_parts_of_a_batch_add_up_to_the_batch(accumulate, tmp_path):
-    whole, parts = (
-        _fit(tmp_path / "whole", steps=4),
-        _fit(tmp_path / "parts", steps=4, accumulate=accumulate),
-    )
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), parts, whole)
-    logs = [
-        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()]
-        for name in ("whole", "parts")
-    ]
-    for one, other in zip(*logs, strict=True):
-        assert one["step"] == other["step"] and np.allclose(
-            [one["loss"], one["noise"]], [other["loss"], other["noise"]]
-        )
+    whole = _fit(tmp_path / "whole", steps=4)
+    parts = _fit(tmp_path / "parts", steps=4, accumulate=accumulate)
+    _close(parts, whole)
+    lines = _metrics(tmp_path / "whole").splitlines()
+    for one, other in zip(lines, _metrics(tmp_path / "parts").splitlines(), strict=True):
+        one = json.loads(one)
+        other = json.loads(other)
+        assert one["step"] == other["step"]
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert one["noise"] == pytest.approx(other["noise"], rel=1e-5)
 
 
 def test_the_average_is_of_the_steps_and_not_of_the_start(tmp_path):
-    decay, seen = 0.8, []
+    decay = 0.8
+    seen = []
 
     def after(step, state, *_):
         seen.append(np.array(state["params"]["head"]["kernel"]))
@@ -176,13 +175,13 @@ def test_the_average_is_of_the_steps_and_not_of_the_start(tmp_path):
 
 
 def test_only_what_is_trainable_changes(tmp_path):
-    model, untouched = Tiny(), Tiny()
+    model = Tiny()
+    untouched = Tiny()
     params = _fit(tmp_path, model=model)
     assert params.keys() == {"head"}
     assert not np.allclose(params["head"]["kernel"], untouched.head.kernel[...])
-    _same(
-        nnx.to_pure_dict(nnx.state(model)), nnx.to_pure_dict(nnx.state(untouched))
-    )  # its arrays were not donated
+    # Its arrays were not donated.
+    _same(nnx.to_pure_dict(nnx.state(model)), nnx.to_pure_dict(nnx.state(untouched)))
     graphdef, _, frozen = loop.split(model, HEAD)
     trained = nnx.merge(graphdef, params, frozen)
     _same(trained.base.kernel[...], untouched.base.kernel[...])
@@ -203,13 +202,74 @@ def test_after_may_change_the_state_and_sees_every_dispatch(tmp_path):
     _same(_fit(tmp_path, batches=None), params)  # what it changed was saved
 
 
+def _other_head() -> nnx.State:
+    """Weights of the head that are not the module's own."""
+    _, params, _ = loop.split(Tiny(), HEAD)
+    return jax.tree.map(lambda p: 2 * p + 1, params)
+
+
+def test_training_begins_from_given_weights(tmp_path):
+    """As it would from a module that has them, whether they are a state or a nested dict."""
+    weights = _other_head()
+    model = Tiny()
+    nnx.update(model, weights)
+    expected = _fit(tmp_path / "own", model=model)
+    _same(_fit(tmp_path / "given", start_from=weights), expected)
+    plain = jax.tree.map(np.asarray, nnx.to_pure_dict(weights))
+    _same(_fit(tmp_path / "plain", start_from=plain), expected)
+    assert not np.allclose(expected["head"]["kernel"], _fit(tmp_path / "a")["head"]["kernel"])
+
+
+def test_given_weights_take_the_dtype_of_the_modules(tmp_path):
+    half = jax.tree.map(lambda p: p.astype(jnp.float16), _other_head())
+    params = _fit(tmp_path, start_from=half)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+def test_a_checkpoint_comes_before_given_weights(tmp_path):
+    _fit(tmp_path / "a", steps=4)
+    _same(_fit(tmp_path / "a", start_from=_other_head()), _fit(tmp_path / "b"))
+
+
+def test_given_weights_that_do_not_fit_are_refused(tmp_path):
+    head = {"kernel": np.zeros((3, 2)), "bias": np.zeros(5)}
+    with pytest.raises(UserError, match=r"^tiny: .*one array differs: head.bias has shape \(5,\)"):
+        _fit(tmp_path, start_from={"head": head})
+    with pytest.raises(UserError, match="2 arrays differ: missing head.bias"):
+        _fit(tmp_path, start_from={"head": {"weight": np.zeros((3, 2)), "kernel": head["kernel"]}})
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_checkpoints_are_removed_as_a_whole(tmp_path):
+    _fit(tmp_path, steps=4)
+    checkpoint.remove(tmp_path / "checkpoints")
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize("killed_at", [1, 2])
+def test_removing_checkpoints_survives_a_kill(killed_at, tmp_path, monkeypatch):
+    """The first kill comes before anything is deleted, the second in the middle of it."""
+
+    def killed(folder):
+        if killed_at == 2:
+            (folder / "4" / "_CHECKPOINT_METADATA").unlink()
+        raise KeyboardInterrupt
+
+    _fit(tmp_path, steps=4)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        checkpoint.remove(tmp_path / "checkpoints")
+    assert not (tmp_path / "checkpoints").exists(), "no half of it can be taken for a checkpoint"
+    _fit(tmp_path, steps=4)  # there may even be new ones
+    checkpoint.remove(tmp_path / "checkpoints")
+    checkpoint.remove(tmp_path / "checkpoints")
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
 def _bad_data_at(bad):
     def batches(start, count):
-        return (
-            _batches(start, count)
-            .at[max(bad - start, 0) :]
-            .multiply(jnp.nan if start + count > bad else 1.0)
-        )
+        scale = jnp.nan if start + count > bad else 1.0
+        return _batches(start, count).at[max(bad - start, 0) :].multiply(scale)
 
     return batches
 
@@ -256,9 +316,8 @@ def test_weights_that_are_no_numbers_are_never_saved(tmp_path):
     def batches(start, count):
         return _batches(start, count).at[1].set(9.0 if start == 6 else 1.0)
 
-    with pytest.raises(
-        UserError, match=r"by step 8 \(loss \d.*\); the last good checkpoint is .*checkpoints/4"
-    ):
+    words = r"by step 8 \(loss \d.*\); the last good checkpoint is .*checkpoints/4"
+    with pytest.raises(UserError, match=words):
         _fit(tmp_path, loss=loss, batches=batches)
 
 
@@ -270,9 +329,8 @@ def _damage(step_folder, how) -> None:
     for path in step_folder.rglob("*"):
         if path.is_file() and path.parent != step_folder:
             content = path.read_bytes()
-            path.write_bytes(
-                content[: len(content) // 2] if how == "truncated" else bytes(len(content))
-            )
+            half = content[: len(content) // 2]
+            path.write_bytes(half if how == "truncated" else bytes(len(content)))
 
 
 @pytest.mark.parametrize("how", ["truncated", "zeroed", "item removed"])
@@ -316,22 +374,21 @@ def test_many_styles_train_at_once_as_they_do_alone():
     optimizer = optim.make(1e-2)
     graphdef, params, frozen = loop.split(Tiny(), HEAD)
     step = loop.make_train_step(_loss, optimizer)
-    starts = [jax.tree.map(lambda p, scale=scale: p * scale, params) for scale in (1.0, 0.5, -2.0)]
-    data = [_batches(10 * i, 4) for i in range(3)]
-    alone = [
-        step(graphdef, loop.init_state(start, optimizer), frozen, batches, KEY)
-        for start, batches in zip(starts, data, strict=True)
-    ]
-    states = jax.tree.map(
-        lambda *x: jnp.stack(x), *(loop.init_state(start, optimizer) for start in starts)
-    )
-    together = jax.vmap(functools.partial(step, graphdef), in_axes=(0, None, 0, None))(
-        states, frozen, jnp.stack(data), KEY
-    )
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *alone)
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), together, stacked
-    )
+    states = []
+    data = []
+    alone = []
+    for i, scale in enumerate((1.0, 0.5, -2.0)):
+        start = jax.tree.map(lambda p, scale=scale: p * scale, params)
+        states.append(loop.init_state(start, optimizer))
+        data.append(_batches(10 * i, 4))
+        own = loop.init_state(start, optimizer)
+        alone.append(step(graphdef, own, frozen, data[-1], KEY))
+
+    def stacked(trees):
+        return jax.tree.map(lambda *x: jnp.stack(x), *trees)
+
+    many = jax.vmap(functools.partial(step, graphdef), in_axes=(0, None, 0, None))
+    _close(many(stacked(states), frozen, jnp.stack(data), KEY), stacked(alone))
 
 
 def test_schedules_of_the_learning_rate():
@@ -340,7 +397,9 @@ def test_schedules_of_the_learning_rate():
     zeros = jax.tree.map(jnp.zeros_like, params)
 
     def sizes(optimizer, grads, steps):
-        state, sizes = optimizer.init(params), []
+        state = optimizer.init(params)
+        sizes = []
+        updates = None
         for _ in range(steps):
             updates, state = optimizer.update(grads, state, params)
             sizes.append(float(jnp.abs(updates["b"]).max()))
@@ -349,11 +408,9 @@ def test_schedules_of_the_learning_rate():
     _, rising = sizes(optim.make(0.1, warmup=4), params, 6)
     np.testing.assert_allclose(rising, [0, 0.025, 0.05, 0.075, 0.1, 0.1], atol=1e-5)
     _, cosine = sizes(optim.make(0.1, warmup=1, steps=5, schedule="cosine"), params, 6)
-    assert (
-        cosine[0] == 0
-        and cosine[1] == pytest.approx(0.1, abs=1e-5)
-        and cosine[5] == pytest.approx(0, abs=1e-6)
-    )
+    assert cosine[0] == 0
+    assert cosine[1] == pytest.approx(0.1, abs=1e-5)
+    assert cosine[5] == pytest.approx(0, abs=1e-6)
     _, shortest = sizes(optim.make(0.1, steps=1, schedule="cosine"), params, 2)
     assert shortest == pytest.approx([0, 0.1], abs=1e-5)
     updates, _ = sizes(optim.make(0.1, weight_decay=0.5), zeros, 1)
@@ -367,13 +424,13 @@ def test_schedules_of_the_learning_rate():
 def test_muon_takes_matrices_inside_the_network(muon):
     rng = np.random.default_rng(0)
     uneven = rng.standard_normal((8, 6)) @ np.diag([9, 3, 1, 0.3, 0.1, 0.03])
-    grads = {name: {"kernel": jnp.asarray(uneven, jnp.float32)} for name in ("layer", "embedding")}
-    grads |= {
-        name: {"kernel": grads["layer"]["kernel"].reshape(2, 2, 2, 6)}
-        for name in ("conv", "conv_out")
-    }
-    grads |= {
-        "depthwise": {"kernel": grads["layer"]["kernel"].reshape(4, 2, 1, 6)},
+    kernel = jnp.asarray(uneven, jnp.float32)
+    grads = {
+        "layer": {"kernel": kernel},
+        "embedding": {"kernel": kernel},
+        "conv": {"kernel": kernel.reshape(2, 2, 2, 6)},
+        "conv_out": {"kernel": kernel.reshape(2, 2, 2, 6)},
+        "depthwise": {"kernel": kernel.reshape(4, 2, 1, 6)},
         "bias": jnp.ones(3),
     }
     optimizer = optim.make(0.1, muon=muon)
@@ -381,6 +438,7 @@ def test_muon_takes_matrices_inside_the_network(muon):
     for name in ("layer", "conv"):
         spread = np.linalg.svd(updates[name]["kernel"].reshape(8, 6), compute_uv=False)
         assert (spread[-1] / spread[0] > 0.3) == muon, "orthogonalised: every direction moves alike"
-    others = [updates[name]["kernel"] for name in ("embedding", "conv_out", "depthwise")]
-    for moved in (updates["bias"], *others):  # Adam's first step: the same for every number
+    others = (updates["embedding"], updates["conv_out"], updates["depthwise"])
+    for moved in jax.tree.leaves((updates["bias"], others)):
+        # Adam's first step is the same for every number.
         np.testing.assert_allclose(np.abs(moved), np.abs(moved).max(), rtol=1e-3)

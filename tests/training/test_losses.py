@@ -1,3 +1,5 @@
+"""The losses against NumPy, PyTorch and the laws of their noise."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,8 @@ from styledrop_jax.training.losses import denoising_loss, draw_noise, masked_tok
 def _example(b=3, n=10, v=17):
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(b, n, v)).astype("f") * 3
-    return logits, rng.integers(0, v, (b, n)), np.arange(n) < np.array([4, 1, 10])[:, None]
+    targets = rng.integers(0, v, (b, n))
+    return logits, targets, np.arange(n) < np.array([4, 1, 10])[:, None]
 
 
 def test_loss_is_the_mean_cross_entropy_of_each_examples_masked_tokens():
@@ -19,9 +22,8 @@ def test_loss_is_the_mean_cross_entropy_of_each_examples_masked_tokens():
     loss, metrics = masked_token_loss(logits, targets, mask)
     for i in range(3):
         p = np.exp(logits[i]) / np.exp(logits[i]).sum(-1, keepdims=True)
-        np.testing.assert_allclose(
-            loss[i], -np.log(p[np.arange(10), targets[i]])[mask[i]].mean(), rtol=1e-5
-        )
+        expected = -np.log(p[np.arange(10), targets[i]])[mask[i]].mean()
+        np.testing.assert_allclose(loss[i], expected, rtol=1e-5)
         right = (logits[i].argmax(-1) == targets[i])[mask[i]].mean()
         np.testing.assert_allclose(metrics["accuracy"][i], right, rtol=1e-6)
     np.testing.assert_allclose(metrics["mask_rate"], [0.4, 0.1, 1.0], rtol=1e-6)
@@ -44,9 +46,8 @@ def test_loss_agrees_with_torch_with_and_without_smoothing():
 
 def test_unmasked_tokens_get_no_gradient():
     logits, targets, mask = _example()
-    gradient = np.abs(
-        jax.jit(jax.grad(lambda x: masked_token_loss(x, targets, mask)[0].sum()))(logits)
-    ).sum(-1)
+    gradient = jax.jit(jax.grad(lambda x: masked_token_loss(x, targets, mask)[0].sum()))
+    gradient = np.abs(gradient(logits)).sum(-1)
     assert (gradient[~mask] == 0).all()
     assert (gradient[mask] > 0).all()
 
@@ -79,7 +80,8 @@ def test_an_examples_mask_depends_on_its_key_alone():
 
 
 def test_timesteps_are_uniform_and_the_offset_moves_whole_channels():
-    schedule, shape = NoiseSchedule(num_train_timesteps=10), (4, 4, 2)
+    schedule = NoiseSchedule(num_train_timesteps=10)
+    shape = (4, 4, 2)
     keys = jax.random.split(jax.random.key(0), 4000)
     t, noise = jax.device_get(draw_noise(schedule, shape, keys, noise_offset=0.5))
     counts = np.bincount(t, minlength=10)
@@ -89,14 +91,15 @@ def test_timesteps_are_uniform_and_the_offset_moves_whole_channels():
     assert abs((noise - means[:, None, None]).var() - 15 / 16) < 0.01
     plain = jax.device_get(draw_noise(schedule, shape, keys)[1])
     assert abs(plain.mean(axis=(1, 2)).var() - 1 / 16) < 0.005
-    for few, many in zip(
-        draw_noise(schedule, shape, keys[2:5], noise_offset=0.5), (t, noise), strict=True
-    ):
-        np.testing.assert_allclose(few, many[2:5], atol=1e-6)
-    silent, nothing = lambda x, t, states: 0 * x, jnp.zeros(())
-    loss, metrics = denoising_loss(
-        silent, schedule, jnp.zeros((4000, *shape)), nothing, keys, noise_offset=0.5
-    )
+    few_t, few_noise = draw_noise(schedule, shape, keys[2:5], noise_offset=0.5)
+    np.testing.assert_allclose(few_t, t[2:5])
+    np.testing.assert_allclose(few_noise, noise[2:5], atol=1e-6)
+
+    def silent(x, t, states):
+        return 0 * x
+
+    zeros = jnp.zeros((4000, *shape))
+    loss, metrics = denoising_loss(silent, schedule, zeros, jnp.zeros(()), keys, noise_offset=0.5)
     np.testing.assert_allclose(loss, (noise**2).mean(axis=(1, 2, 3)), rtol=1e-4)
     np.testing.assert_array_equal(metrics["timestep"], t)
 
@@ -106,10 +109,9 @@ def test_attention_to_the_other_half_counts_and_to_the_own_does_not(side):
     rng = np.random.default_rng(0)
     weights = rng.random((2, 3, side, side, 6)).astype(np.float32)
     apart = np.zeros((2, 6, 2), np.float32)
-    apart[0, 1, 1], apart[0, 4, 0] = 0.25, 0.5  # token 1 is of the left, token 4 of the right
+    apart[0, 1, 1] = 0.25  # token 1 is of the left
+    apart[0, 4, 0] = 0.5  # token 4 is of the right
     found = unmix_loss(weights.reshape(2, 3, -1, 6), apart)
-    right, left = (
-        (weights[0, ..., -(side // 2) :, 1] ** 2).mean(),
-        (weights[0, ..., : side // 2, 4] ** 2).mean(),
-    )
+    right = (weights[0, ..., -(side // 2) :, 1] ** 2).mean()
+    left = (weights[0, ..., : side // 2, 4] ** 2).mean()
     np.testing.assert_allclose(found, [0.25 * right + 0.5 * left, 0], rtol=1e-5)

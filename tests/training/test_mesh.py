@@ -20,27 +20,23 @@ assert jax.device_count() == 2
 
 
 @pytest.mark.parametrize("base", ["muse", "stable_diffusion"])
-def test_two_devices_train_and_draw_as_one(base, tmp_path):
+def test_two_devices_train_and_generate_as_one(base, tmp_path):
     folder = tiny.models() / "muse" if base == "muse" else tiny.stable_diffusion()
     more = ("--config.base", folder, "--config.rounds", 1, "--config.round_1.sample.temperature", 0)
     assert tiny.styledrop(*tiny.arguments(tmp_path / "one", *more)) == 0
     line = [sys.executable, "-c", _PROGRAM, *tiny.arguments(tmp_path / "two", *more)]
-    done = subprocess.run(
-        line, env=os.environ | {"JAX_NUM_CPU_DEVICES": "2"}, capture_output=True, text=True
-    )
+    two_devices = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
+    done = subprocess.run(line, env=two_devices, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    one, two = (
-        load_file(tmp_path / name / "round_1" / "adapter.safetensors") for name in ("one", "two")
-    )
+    one = load_file(tmp_path / "one" / "round_1" / "adapter.safetensors")
+    two = load_file(tmp_path / "two" / "round_1" / "adapter.safetensors")
     assert one.keys() == two.keys()
     for name, weight in one.items():
         np.testing.assert_allclose(two[name], weight, atol=2e-4)
     for stage in ("base", "round_1"):
-        files = sorted(path.name for path in (tmp_path / "one" / stage / "samples").iterdir())
+        files = list((tmp_path / "one" / stage / "samples").iterdir())
         assert files
         for file in files:
-            one, two = (
-                image_files.read_image(tmp_path / run / stage / "samples" / file)
-                for run in ("one", "two")
-            )
-            assert np.abs(one.astype(int) - two).mean() < 1
+            image = image_files.read_image(file)
+            same = image_files.read_image(tmp_path / "two" / stage / "samples" / file.name)
+            assert np.abs(image.astype(int) - same).mean() < 1

@@ -34,7 +34,7 @@ def test_epochs_and_seeds_are_shuffled_differently():
 
 
 def test_streams_of_unequal_sizes_do_not_repeat_one_pairing():
-    """A short and a long stream side by side: every pair comes up, none is tied to another for good."""
+    """A short and a long stream side by side: every pair comes up."""
     short = _run(range(200), count=2, batch_size=1, seed=0)
     long = _run(range(200), count=5, batch_size=1, seed=1)
     assert len(set(zip(short.tolist(), long.tolist(), strict=True))) == 10

@@ -2,18 +2,21 @@
 
 from pathlib import Path
 
+import jax
 import numpy as np
 from flax import nnx
-from ml_collections import ConfigDict
 
-from styledrop_jax.emoji import corpus
+from styledrop_jax.emoji.corpus import Corpus
+from styledrop_jax.emoji.settings import MuseSettings
 from styledrop_jax.emoji.tasks import base
-from styledrop_jax.io import hub, pretrained
+from styledrop_jax.emoji.tasks.denoiser import Conditioned, denoiser_task, load_text
+from styledrop_jax.io import hub
 from styledrop_jax.io.files import write_json
 from styledrop_jax.models import uvit, vqgan
 from styledrop_jax.pipelines import muse, muse_files
-from styledrop_jax.pipelines.base import SampleSettings
+from styledrop_jax.pipelines.base import SampleSettings, TrainSettings
 
+SAMPLE = SampleSettings(steps=12, temperature=2.0, lambda_b=1.0, batch_size=16)
 _SCHEDULER = {"_class_name": "AmusedScheduler", "masking_schedule": "cosine"}
 _PARTS = {
     "transformer": ("diffusers", "UVit2DModel"),
@@ -24,17 +27,20 @@ _PARTS = {
 }
 
 
-def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> base.Task:
-    """Trains the transformer, from `config.init` if that names a folder of one, on `config.codec` and `config.clip`."""
-    codec = muse_files.VQVAE.load(Path(config.codec))
-    text, tokenizer = base.load_text(Path(config.clip))
-    if config.init:
-        denoiser = muse_files.TRANSFORMER.load(Path(config.init) / "transformer")
+def task(settings: MuseSettings, data: Corpus, workdir: Path) -> base.Task[Conditioned]:
+    """Trains the transformer on `settings.codec` and `settings.clip`.
+
+    It starts from random weights, or from those in `settings.init`.
+    """
+    codec = muse_files.VQVAE.load(Path(settings.codec))
+    text, tokenizer = load_text(Path(settings.clip))
+    if settings.init:
+        denoiser = muse_files.TRANSFORMER.load(Path(settings.init) / "transformer")
     else:
-        sizes = uvit.Config.emoji64(
-            width=config.width, layers=config.layers, text_width=text.config.hidden_size
+        config = uvit.Config.emoji64(
+            width=settings.width, layers=settings.layers, text_width=text.config.hidden_size
         )
-        denoiser = uvit.UVit(sizes, rngs=nnx.Rngs(config.seed))
+        denoiser = uvit.UVit(config, rngs=nnx.Rngs(settings.seed))
     model = muse.Muse(
         name="pretraining",
         base_hash="",
@@ -43,28 +49,34 @@ def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> base.Task:
         tokenizer=tokenizer,
         denoiser=denoiser,
     )
-    to_tokens = nnx.jit(lambda codec, images: codec.encode(base.unit(images)))
+    to_tokens = nnx.jit(lambda codec, images: codec.encode(base.to_floats(images)))
 
-    def export(trained: base.Conditioned, out: Path) -> None:
+    def encode(images: np.ndarray) -> dict[str, np.ndarray]:
+        return {"tokens": np.asarray(to_tokens(codec, images), np.uint16)}
+
+    def targets(batch: dict[str, jax.Array]) -> jax.Array:
+        return batch["tokens"].astype(np.int32)
+
+    def export(trained: Conditioned, out: Path) -> None:
         folder = out / "muse"
-        transformer = pretrained.export(trained.denoiser, uvit.RULES, dtype=np.float16)
-        hub.save_component(folder / "transformer", denoiser.config.to_dict(), transformer)
-        vqvae = pretrained.export(codec, vqgan.RULES, dtype=np.float16)
-        hub.save_component(folder / "vqvae", codec.config.to_dict(), vqvae)
+        base.save_component(
+            folder / "transformer", trained.denoiser, uvit.RULES, denoiser.config.to_dict()
+        )
+        base.save_component(folder / "vqvae", codec, vqgan.RULES, codec.config.to_dict())
         base.save_text(text, tokenizer, folder, projection=True)
         scheduler = _SCHEDULER | {"mask_token_id": denoiser.config.mask_token_id}
         write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
         hub.save_index(folder, "AmusedPipeline", _PARTS)
-        base.save_vocabulary(data, config, out / "vocabulary.json")
+        base.save_vocabulary(data, settings, out / "vocabulary.json")
 
-    return base.of_denoiser(
+    return denoiser_task(
         model,
-        config,
+        settings,
         data,
         workdir,
-        encode=lambda images: {"tokens": np.asarray(to_tokens(codec, images), np.uint16)},
-        targets=lambda batch: batch["tokens"].astype(np.int32),
-        hyper={"remat": False},
-        settings=SampleSettings(steps=12, temperature=2.0, lambda_b=1.0),
+        encode=encode,
+        targets=targets,
+        train=TrainSettings(),
+        sample=SAMPLE,
         export=export,
     )

@@ -2,20 +2,24 @@
 
 from pathlib import Path
 
+import jax
 import numpy as np
 from flax import nnx
-from ml_collections import ConfigDict
 
-from styledrop_jax.emoji import corpus
+from styledrop_jax.emoji.corpus import Corpus
+from styledrop_jax.emoji.settings import UnetSettings
 from styledrop_jax.emoji.tasks import base
-from styledrop_jax.io import hub, pretrained
+from styledrop_jax.emoji.tasks.denoiser import Conditioned, denoiser_task, load_text
+from styledrop_jax.io import hub
 from styledrop_jax.io.files import write_json
 from styledrop_jax.models import unet, vae
 from styledrop_jax.pipelines import stable_diffusion, stable_diffusion_files
-from styledrop_jax.pipelines.base import SampleSettings
+from styledrop_jax.pipelines.base import SampleSettings, TrainSettings
 from styledrop_jax.sampling.noise_schedule import NoiseSchedule
 
-# Predicts v to the last timestep, where nothing of the drawing is left (2305.08891): plain backgrounds need that.
+SAMPLE = SampleSettings(steps=20, lambda_b=2.0, batch_size=16)
+# Predicts v up to the last timestep, where nothing of the drawing is left (2305.08891). Without
+# that there are no plain backgrounds.
 _SCHEDULE = NoiseSchedule(
     beta_start=0.00085,
     beta_end=0.012,
@@ -33,15 +37,18 @@ _PARTS = {
 }
 
 
-def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> base.Task:
-    """Trains the U-Net, from `config.init` if that names a folder of one, on `config.codec` and `config.clip`."""
-    codec = stable_diffusion_files.VAE.load(Path(config.codec))
-    text, tokenizer = base.load_text(Path(config.clip))
-    if config.init:
-        denoiser = stable_diffusion_files.UNET.load(Path(config.init))
+def task(settings: UnetSettings, data: Corpus, workdir: Path) -> base.Task[Conditioned]:
+    """Trains the U-Net on `settings.codec` and `settings.clip`.
+
+    It starts from random weights, or from those in `settings.init`.
+    """
+    codec = stable_diffusion_files.VAE.load(Path(settings.codec))
+    text, tokenizer = load_text(Path(settings.clip))
+    if settings.init:
+        denoiser = stable_diffusion_files.UNET.load(Path(settings.init))
     else:
-        sizes = unet.Config.emoji64(width=config.width, text_width=text.config.hidden_size)
-        denoiser = unet.UNet(sizes, rngs=nnx.Rngs(config.seed))
+        config = unet.Config.emoji64(width=settings.width, text_width=text.config.hidden_size)
+        denoiser = unet.UNet(config, rngs=nnx.Rngs(settings.seed))
     model = stable_diffusion.StableDiffusion(
         name="pretraining",
         base_hash="",
@@ -53,32 +60,36 @@ def task(config: ConfigDict, data: corpus.Corpus, workdir: Path) -> base.Task:
     )
 
     def encode(images: np.ndarray) -> dict[str, np.ndarray]:
+        latents = model.encode_images(images)
         return {
-            name: x.astype(np.float16) for name, x in model.encode_images(images)._asdict().items()
+            "mean": np.asarray(latents.mean, np.float16),
+            "logvar": np.asarray(latents.logvar, np.float16),
         }
 
-    def targets(batch: dict) -> vae.Posterior:
-        return vae.Posterior(*(batch[name].astype(np.float32) for name in vae.Posterior._fields))
+    def targets(batch: dict[str, jax.Array]) -> vae.Posterior:
+        return vae.Posterior(
+            mean=batch["mean"].astype(np.float32), logvar=batch["logvar"].astype(np.float32)
+        )
 
-    def export(trained: base.Conditioned, out: Path) -> None:
+    def export(trained: Conditioned, out: Path) -> None:
         folder = out / "sd"
-        tensors = pretrained.export(trained.denoiser, unet.RULES, dtype=np.float16)
-        hub.save_component(folder / "unet", denoiser.config.to_dict(), tensors)
-        autoencoder = pretrained.export(codec, vae.RULES, dtype=np.float16)
-        hub.save_component(folder / "vae", codec.config.to_dict(), autoencoder)
+        base.save_component(
+            folder / "unet", trained.denoiser, unet.RULES, denoiser.config.to_dict()
+        )
+        base.save_component(folder / "vae", codec, vae.RULES, codec.config.to_dict())
         base.save_text(text, tokenizer, folder, projection=False)
         write_json(folder / "scheduler" / "scheduler_config.json", _SCHEDULE.to_dict())
         hub.save_index(folder, "StableDiffusionPipeline", _PARTS)
-        base.save_vocabulary(data, config, out / "vocabulary.json")
+        base.save_vocabulary(data, settings, out / "vocabulary.json")
 
-    return base.of_denoiser(
+    return denoiser_task(
         model,
-        config,
+        settings,
         data,
         workdir,
         encode=encode,
         targets=targets,
-        hyper={"min_snr_gamma": config.min_snr_gamma, "noise_offset": 0.0, "remat": False},
-        settings=SampleSettings(steps=20, lambda_b=2.0),
+        train=TrainSettings(min_snr_gamma=settings.min_snr_gamma),
+        sample=SAMPLE,
         export=export,
     )

@@ -1,0 +1,32 @@
+"""The wheel holds everything that a user needs: code, configs, models, types."""
+
+import subprocess
+import sys
+import tomllib
+import zipfile
+
+import tiny
+
+PACKAGE = tiny.ROOT / "styledrop_jax"
+
+
+def test_every_package_is_listed():
+    listed = tomllib.loads((tiny.ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    found = {"styledrop_jax", "styledrop_jax.configs"}
+    for path in PACKAGE.rglob("__init__.py"):
+        found.add(".".join(path.parent.relative_to(tiny.ROOT).parts))
+    assert set(listed["packages"]) == found
+
+
+def test_the_wheel_has_code_configs_models_and_types(tmp_path):
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path]
+    subprocess.run([*command, tiny.ROOT], check=True, capture_output=True, timeout=200)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    expected = {"styledrop_jax/py.typed"}
+    for path in PACKAGE.rglob("*"):
+        if path.suffix in (".py", ".json", ".jsonl", ".safetensors", ".png", ".jinja"):
+            expected.add(path.relative_to(tiny.ROOT).as_posix())
+    for path in (tiny.ROOT / "configs").glob("*.py"):
+        expected.add(f"styledrop_jax/configs/{path.name}")
+    assert not expected - names
