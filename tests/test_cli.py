@@ -1,4 +1,6 @@
-"""The command line: it teaches, and whatever the user gets wrong is one line, exit code 2 and nothing half-written."""
+"""The command line: it teaches, and whatever the user gets wrong is one line, exit code 2 and
+nothing half-written.
+"""
 
 import os
 import pickle
@@ -367,7 +369,9 @@ cli.main()
 
 
 def test_a_killed_process_is_continued_by_the_same_command(tmp_path):
-    """A true SIGKILL, between a drawing's last byte and its name; then the command itself, as a user runs it."""
+    """A true SIGKILL, between a drawing's last byte and its name; then the command itself, as a
+    user runs it.
+    """
     workdir = tmp_path / "run"
     line = tiny.arguments(workdir)
     killed = subprocess.run([sys.executable, "-c", _KILLED, "6", *line], capture_output=True)

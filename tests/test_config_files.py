@@ -1,4 +1,6 @@
-"""The door for settings: the configs that ship, configs of a user's own, and what overrides them."""
+"""The door for settings: the configs that ship, configs of a user's own, and what overrides
+them.
+"""
 
 import runpy
 from pathlib import Path

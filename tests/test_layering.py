@@ -43,7 +43,9 @@ def _part(path: Path) -> str:
 
 
 def _imports(source: str) -> set[str]:
-    """Dotted names of all that is imported anywhere in a file, in functions and under TYPE_CHECKING too."""
+    """Dotted names of all that is imported anywhere in a file, in functions and under TYPE_CHECKING
+    too.
+    """
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
