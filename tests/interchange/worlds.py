@@ -20,9 +20,9 @@ from styledrop_jax.adapters.base import Trainable
 from styledrop_jax.adapters.textual_inversion import Config, Token
 from styledrop_jax.interchange import merged
 from styledrop_jax.interchange.trained import Trained
-from styledrop_jax.pipelines import stable_diffusion
 from styledrop_jax.pipelines.base import Group, Pipeline
-from styledrop_jax.pipelines.stable_diffusion import StableDiffusion, Text
+from styledrop_jax.pipelines.load import load
+from styledrop_jax.pipelines.stable_diffusion import StableDiffusion, TextStates
 from styledrop_jax.sampling.noise_schedule import NoiseSchedule
 
 PROMPT = "a red house in <hut> style"
@@ -57,7 +57,8 @@ WHAT = {
 
 @functools.cache
 def base() -> StableDiffusion:
-    loaded = stable_diffusion.load(str(tiny.stable_diffusion()))
+    loaded = load(str(tiny.stable_diffusion()))
+    assert isinstance(loaded, StableDiffusion)
     return dataclasses.replace(loaded, schedule=SCHEDULE)
 
 
@@ -109,7 +110,7 @@ def sampled(model: StableDiffusion, prompt: str = PROMPT) -> np.ndarray:
     graphdef, frozen = nnx.split(model.denoiser, ...)
     states = jnp.stack([model.encode_text([text]).states for text in (prompt, "")])
     weights = jnp.tile(jnp.array([SCALE, 1 - SCALE]), (STEPS, 1))
-    group = Group(graphdef, {}, nnx.as_pure(frozen), Text(states), weights)
+    group = Group(graphdef, {}, nnx.as_pure(frozen), TextStates(states), weights)
     return model.sample([group], [0], sampler="ddim", steps=STEPS, latents=latents())
 
 
