@@ -1,17 +1,17 @@
-"""What all tests share: how JAX compiles for them, and a Muse small enough to draw with in a test."""
+"""What all tests share: how JAX compiles for them, and a Muse small enough to sample in a test."""
 
 import os
 import tempfile
 
 import pytest
 
-# Tests compile much and run little. Set before JAX is imported, and inherited by the processes that tests run in or
-# start: LLVM optimises nothing, and each program is compiled once for all of them.
+# Tests compile much and run little: LLVM optimises nothing, and each program is compiled once for
+# all of them. This is set before JAX is imported, and the processes that tests run in or start
+# inherit it.
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 " + os.environ.get("XLA_FLAGS", "")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    _COMPILED = tempfile.TemporaryDirectory(
-        prefix="styledrop-compiled-"
-    )  # lives as long as the session
+    # It lives as long as the session.
+    _COMPILED = tempfile.TemporaryDirectory(prefix="styledrop-compiled-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
 _CACHE = tempfile.TemporaryDirectory(prefix="styledrop-cache-")  # the user's own stays as it is
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
@@ -21,7 +21,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 @pytest.fixture(scope="session")
 def tiny_muse():
-    """A Muse of random weights: 4×4 tokens of 64 codes, 8-pixel images, a text tower of 12 tokens."""
+    """A Muse of random weights: 8-pixel images, 4×4 tokens of 64 codes, and 12 tokens of text."""
     import numpy as np
     from flax import nnx
 
