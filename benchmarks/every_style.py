@@ -1,21 +1,22 @@
-"""Every held-out treatment and artist: the base model under the style's name, StyleDrop, StyleForge, the true drawings.
+"""Every held-out treatment and artist: the base model, StyleDrop, StyleForge, the true drawings.
 
-    python benchmarks/every_style.py --corpus corpus --workdir runs/every --out docs/images [--on muse]
+    python benchmarks/every_style.py --corpus corpus --workdir runs/every --out docs/images \\
+        [--on muse]
 
-One run of each on each style, by its own name in the corpus; the scores are those of methods.py, means over images.
+The base model is given the style's name. There is one run of each method on each style, which is
+called by its own name in the corpus. The scores are those of methods.py, means over images.
 Resumable.
 """
 
 import argparse
-import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from held_out_styles import Style
 from methods import (
     PRESETS,
     SHOWN,
-    Given,
     first_of_each,
     run_method,
     scores_of,
@@ -25,25 +26,28 @@ from methods import (
 )
 
 from styledrop_jax.emoji import corpus
-from styledrop_jax.emoji.compose import noun_phrase
-from styledrop_jax.emoji.drawings import ARTISTS
-from styledrop_jax.emoji.treatments import TREATMENTS
+from styledrop_jax.emoji.drawings import HELD_OUT_ARTISTS, TRAINED_ARTISTS
+from styledrop_jax.emoji.treatments import HELD_OUT_TREATMENTS, TREATMENTS_BY_NAME
 from styledrop_jax.io import hub, image_files, sheets
 from styledrop_jax.methods.prompts import noun
 from styledrop_jax.metrics.clip_scores import ClipScorer
 
-_KNOWN = itertools.cycle(artist.name for artist in ARTISTS if not artist.held_out)
-_REFERENCES = itertools.cycle(("house", "tree", "car"))
-EVERY = (
-    *(
-        (next(_KNOWN), treatment.name, next(_REFERENCES))
-        for treatment in TREATMENTS
-        if treatment.held_out
-    ),
-    *((artist.name, "plain", next(_REFERENCES)) for artist in ARTISTS if artist.held_out),
-)
-"""(artist, treatment, the concept of the reference)."""
 METHODS = ("StyleDrop", "StyleForge")
+_REFERENCES = ("house", "tree", "car")
+
+
+def every_style() -> list[Style]:
+    """Each held-out treatment on one artist of training, then each held-out artist as it is."""
+    pairs = []
+    for i, treatment in enumerate(HELD_OUT_TREATMENTS):
+        pairs.append((TRAINED_ARTISTS[i % len(TRAINED_ARTISTS)], treatment))
+    for artist in HELD_OUT_ARTISTS:
+        pairs.append((artist, TREATMENTS_BY_NAME["plain"]))
+    styles = []
+    for i, (artist, treatment) in enumerate(pairs):
+        concept = _REFERENCES[i % len(_REFERENCES)]
+        styles.append(Style(artist.name, treatment.name, concept))
+    return styles
 
 
 def main() -> None:
@@ -62,40 +66,50 @@ def main() -> None:
     )
     parser.add_argument("--on", choices=tuple(PRESETS), default="sd", help="the pipeline")
     flags = parser.parse_args()
-    data, scorer = corpus.load(flags.corpus), ClipScorer.load(hub.resolve("emoji64/clip"))
+    data = corpus.load(flags.corpus)
+    scorer = ClipScorer.load(hub.resolve("emoji64/clip"))
     write_shared(data, flags.workdir)
-    head = ("style, Text / Style / leakage", "base, its name alone", *METHODS, "true drawings")
-    rows, images, captions = [], [], []
-    for artist, treatment, concept in EVERY:
-        style, descriptor = write_given(data, flags.workdir, artist, treatment, concept)
-        given = Given(style, noun_phrase(concept), descriptor, 0)
-        runs = [run_method(name, given, flags.on) for name in METHODS]
-        columns = [runs[0] / "base", *(run / stages(run)[-1] for run in runs), runs[0] / "truth"]
-        rows.append(
-            [scores_of(scorer, at.parent, at.name, given.content).mean(axis=0) for at in columns]
-        )
-        images += [
-            image_files.read_image(style / "reference.png"),
-            *itertools.chain.from_iterable(map(_shown, columns)),
-        ]
-        captions += [f"{treatment} {artist}", *(name for name in head[1:] for _ in SHOWN)]
-    print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
-    for (artist, treatment, _), row in zip(EVERY, rows, strict=True):
-        _print_row(f"{treatment}, {artist}", row)
-    _print_row(f"mean of {len(rows)}", np.mean(rows, axis=0))
-    sheet = sheets.grid(images, columns=len(images) // len(rows), scale=1, captions=captions)
+    columns = ("base, its name alone", *METHODS, "true drawings")
+    head = " | ".join(["style, Text / Style / leakage", *columns])
+    styles = every_style()
+    table = []
+    images = []
+    captions = []
+    for style in styles:
+        given = write_given(data, flags.workdir, style, seed=0)
+        folders = []
+        for name in METHODS:
+            run = run_method(name, given, flags.on)
+            folders.append(run / stages(run)[-1])
+        first = folders[0].parent
+        folders = [first / "base", *folders, first / "truth"]
+        images.append(image_files.read_image(given.style / "reference.png"))
+        captions.append(f"{style.treatment} {style.artist}")
+        scores = []
+        for name, folder in zip(columns, folders, strict=True):
+            found = scores_of(scorer, folder.parent, folder.name, given.content)
+            scores.append(found.mean(axis=0))
+            images += _shown(folder)
+            captions += [name] * len(SHOWN)
+        table.append(scores)
+    print(f"| {head} |\n{'|---' * (len(columns) + 1)}|")
+    for style, scores in zip(styles, table, strict=True):
+        _print_row(f"{style.treatment}, {style.artist}", scores)
+    _print_row(f"mean of {len(table)}", np.mean(table, axis=0))
+    sheet = sheets.grid(images, columns=len(images) // len(table), captions=captions)
     image_files.write_png(flags.out / f"every_style_{flags.on}.png", sheet)
 
 
 def _shown(folder: Path) -> list[np.ndarray]:
-    rows = first_of_each(folder)
-    return [image_files.read_image(folder / rows[noun(content)]["file"]) for content in SHOWN]
+    samples = first_of_each(folder)
+    return [image_files.read_image(folder / samples[noun(content)].file) for content in SHOWN]
 
 
 def _print_row(name: str, scores: Iterable[np.ndarray]) -> None:
-    print(
-        f"| {name} | " + " | ".join(" / ".join(f"{x:.2f}" for x in cell) for cell in scores) + " |"
-    )
+    cells = []
+    for text, style, leakage in scores:
+        cells.append(f"{text:.2f} / {style:.2f} / {leakage:.2f}")
+    print(f"| {name} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

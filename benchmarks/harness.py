@@ -1,4 +1,8 @@
-"""What the benchmarks against the reference share: processes that take turns, the check, and the table."""
+"""What the benchmarks against the reference share: the check, the timed turns and the table.
+
+JAX and torch are imported inside the processes of their side. So this process stays small, and what
+the others inherit from it too.
+"""
 
 import argparse
 import contextlib
@@ -12,20 +16,26 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
 from sides.job import Job
 
-# JAX and torch are imported inside the processes of their side: this one stays small, and so does what they inherit.
-
 ASSETS = Path(__file__).resolve().parents[1] / "styledrop_jax" / "assets"
 CACHED = "reference, cached"
 CHECKED = 2  # images of a batch in the check
 _QUIET = 0.3  # load average of each core
+_LIBRARIES = ("jax", "flax", "torch", "diffusers", "transformers")
+
+
+class Pipe(Protocol):
+    """One end of a pipe between two processes."""
+
+    def send(self, obj: Any) -> None: ...
+
+    def recv(self) -> Any: ...
 
 
 class Side(NamedTuple):
@@ -55,10 +65,11 @@ class Benchmark:
     """What is compared.
 
     Attributes:
-        side: an arm's name → its side; a function of a module, which imports the framework only when it is called.
+        side: an arm's name → its side. A function of a module, which imports the framework only
+            when it is called.
         tasks: by the names that `--tasks` takes.
-        limits: of the differences, by the names of what `Side.check` returns: of a "gradient" relative to its norm, of
-            whole numbers the share that differs, else absolute.
+        limits: of the differences, by the names of what `Side.check` returns: of a "gradient"
+            relative to its norm, of whole numbers the share that differs, else absolute.
         flops: task → floating-point operations of one unit.
         setting, reference: notes on what is measured, and on what the reference's loop is.
     """
@@ -73,7 +84,13 @@ class Benchmark:
 
 @dataclasses.dataclass(kw_only=True)
 class Measured:
-    """One arm: units a second in each turn, peak memory and that after the imports in MiB, seconds until warm."""
+    """What was measured of one arm.
+
+    Attributes:
+        rates: units a second in each turn.
+        peak: memory, MiB. imports: memory after the imports alone, MiB.
+        warm_up: seconds to load, encode, compile and take the first turn.
+    """
 
     rates: list[float]
     peak: float
@@ -84,72 +101,64 @@ class Measured:
 def read_flags(
     parser: argparse.ArgumentParser, tasks: Mapping[str, Task], *, steps: int
 ) -> argparse.Namespace:
-    """Adds the flags of every benchmark to its own, reads them, and lets the environment choose the device.
+    """Adds the flags of every benchmark to its own, reads them, and chooses the device by them.
 
     Args:
         parser: with the flags of one benchmark.
         tasks: what can be measured.
         steps: the default of `--steps`.
     """
-    parser.add_argument(
-        "--device", choices=("cpu", "gpu"), default="cpu", help="cpu is float32, gpu bfloat16"
-    )
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=steps, help="of decoding an image")
-    parser.add_argument("--train-steps", type=int, default=20, help="training steps in one turn")
-    parser.add_argument(
-        "--steps-per-call", type=int, default=10, help="training steps in one dispatch of ours"
-    )
-    parser.add_argument("--batches", type=int, default=2, help="batches of images in one turn")
+    add = parser.add_argument
+    add("--device", choices=("cpu", "gpu"), default="cpu", help="cpu is float32, gpu bfloat16")
+    add("--batch-size", type=int, default=8)
+    add("--steps", type=int, default=steps, help="of decoding or denoising an image")
+    add("--train-steps", type=int, default=20, help="training steps in one turn")
+    add("--steps-per-call", type=int, default=10, help="training steps in one dispatch of ours")
+    add("--batches", type=int, default=2, help="batches of images in one turn")
     threads = "threads of torch; on a machine whose cores are hyperthreads, fewer may be faster"
-    parser.add_argument("--torch-threads", type=int, default=os.cpu_count(), help=threads)
-    parser.add_argument("--repeats", type=int, default=5, help="timed turns of every arm")
-    parser.add_argument("--tasks", nargs="+", choices=tuple(tasks), default=list(tasks))
-    parser.add_argument(
-        "--peak-tflops",
-        type=float,
-        default=989.0,
-        help="of the GPU; 989: H100 and H200, dense bf16",
-    )
+    add("--torch-threads", type=int, default=os.cpu_count(), help=threads)
+    add("--repeats", type=int, default=5, help="timed turns of every arm")
+    add("--tasks", nargs="+", choices=tuple(tasks), default=list(tasks))
+    peak = "of the GPU; 989: H100 and H200, dense bf16"
+    add("--peak-tflops", type=float, default=989.0, help=peak)
     flags = parser.parse_args()
     if flags.train_steps % flags.steps_per_call:
         parser.error(
-            f"--train-steps: {flags.train_steps} is not a multiple of --steps-per-call {flags.steps_per_call}"
+            f"--train-steps: found {flags.train_steps}, expected a multiple of "
+            f"--steps-per-call {flags.steps_per_call}"
         )
-    os.environ |= {
-        "JAX_PLATFORMS": "cuda" if flags.device == "gpu" else "cpu",
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # several processes share the device, and the peak is to be read
-    }
+    os.environ["JAX_PLATFORMS"] = "cuda" if flags.device == "gpu" else "cpu"
+    # Several processes share the device, and the peak is to be read.
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     return flags
 
 
 def make_job(
     flags: argparse.Namespace, folder: Path, work: Path, *, pixels: int, copies: int = 1
 ) -> Job:
-    """The job of a model in `folder`; writes the bundled pictures and takes their prompts.
+    """The job of a model in `folder`; writes the bundled images and takes their prompts.
 
     Args:
         flags: see `read_flags`.
         folder: of the model.
         work: a new folder.
-        pixels: the pictures' side.
-        copies: batches of pictures.
+        pixels: the images' side.
+        copies: batches of images.
     """
     lines = (ASSETS / "references" / "references.jsonl").read_text(encoding="utf-8").splitlines()
-    entries = [json.loads(lines[i % len(lines)]) for i in range(copies * flags.batch_size)]
-    pictures = [
-        Image.open(ASSETS / "references" / entry["image"]).convert("RGB") for entry in entries
-    ]
-    np.save(
-        work / "images.npy", np.stack([picture.resize((pixels, pixels)) for picture in pictures])
-    )
+    images = []
+    prompts = []
+    for i in range(copies * flags.batch_size):
+        entry = json.loads(lines[i % len(lines)])
+        image = Image.open(ASSETS / "references" / entry["image"]).convert("RGB")
+        images.append(np.asarray(image.resize((pixels, pixels))))
+        prompts.append(f"{entry['content']} {entry['descriptor']}")
+    np.save(work / "images.npy", np.stack(images))
     return Job(
         folder=folder,
         work=work,
         device=flags.device,
-        prompts=tuple(
-            f"{entry['content']} {entry['descriptor']}" for entry in entries[: flags.batch_size]
-        ),
+        prompts=tuple(prompts[: flags.batch_size]),
         steps=flags.steps,
         train_steps=flags.train_steps,
         steps_per_call=flags.steps_per_call,
@@ -159,40 +168,31 @@ def make_job(
 
 
 def run(benchmark: Benchmark, job: Job, flags: argparse.Namespace) -> None:
-    """Checks, measures, and prints the table; SystemExit when the two sides do not compute the same."""
-    if (load := os.getloadavg()[0]) > _QUIET * (os.cpu_count() or 1):
-        print(
-            f"warning: the load average is {load:.1f}: other work falsifies the ratios",
-            file=sys.stderr,
-        )
-    check = _compare(benchmark, job)
-    found = {task: _measure(benchmark, job, task, repeats=flags.repeats) for task in flags.tasks}
-    peak = flags.peak_tflops if flags.device == "gpu" else 0.0
-    head = "| task | unit | ours | reference | ratio | memory, MiB: ours | reference | ratio |"
-    head += " FLOP utilisation: ours | reference |" if peak else ""
-    print(head)
-    print("|" + " --- |" * (head.count("|") - 1))
-    for task, arms in found.items():
-        print(
-            "\n".join(
-                _rows(
-                    benchmark.tasks[task],
-                    arms,
-                    flops=benchmark.flops(task) if peak else 0.0,
-                    tflops=peak,
-                )
-            )
-        )
+    """Checks, measures, and prints the table.
+
+    Raises:
+        SystemExit: the two sides do not compute the same.
+    """
+    load = os.getloadavg()[0]
+    if load > _QUIET * (os.cpu_count() or 1):
+        warning = f"warning: the load average is {load:.1f}: other work falsifies the ratios"
+        print(warning, file=sys.stderr)
+    checked = _compare(benchmark, job)
+    found = {}
+    for task in flags.tasks:
+        found[task] = _measure(benchmark, job, task, repeats=flags.repeats)
+    tflops = flags.peak_tflops if flags.device == "gpu" else 0.0
+    _print_table(benchmark, found, tflops=tflops)
     print()
-    for line in _notes(benchmark, job, found, check=check, load=load, tflops=peak):
+    for line in _notes(benchmark, job, found, checked=checked, load=load, tflops=tflops):
         print(f"- {line}")
 
 
-# ----------------------------------------------------------------------------------------------------- the processes
+# ----------------------------------------------------------------------------------- the processes
 
 
 @contextlib.contextmanager
-def process(target: Callable, *args) -> Iterator[Connection]:
+def process(target: Callable[..., None], *args: Any) -> Iterator[Pipe]:
     """Runs `target(pipe, *args)` in a new process; yields the other end, and joins it.
 
     Raises:
@@ -217,14 +217,16 @@ def _resident() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _check(_pipe: Connection, side: Callable[[str], Side], job: Job, arm: str) -> None:
-    np.savez(job.work / f"{arm}.npz", **side(arm).check(job))
+def _check(_pipe: Pipe, side: Callable[[str], Side], job: Job, arm: str) -> None:
+    found: dict[str, Any] = side(arm).check(job)
+    np.savez(job.work / f"{arm}.npz", **found)
 
 
-def _serve(pipe: Connection, side: Callable[[str], Side], job: Job, arm: str, task: str) -> None:
+def _serve(pipe: Pipe, side: Callable[[str], Side], job: Job, arm: str, task: str) -> None:
     """An arm's process: one turn for each "run" that comes in, then its peak memory."""
     mine = side(arm)
-    imports, start = _resident(), time.perf_counter()
+    imports = _resident()
+    start = time.perf_counter()
     turn = mine.prepare(job, task)
     turn()
     pipe.send((imports, time.perf_counter() - start))
@@ -237,20 +239,23 @@ def _serve(pipe: Connection, side: Callable[[str], Side], job: Job, arm: str, ta
 
 
 def _compare(benchmark: Benchmark, job: Job) -> str:
-    """The float32 check: one line of differences, or SystemExit when the two sides do not compute the same."""
+    """The float32 check: one line of differences.
+
+    Raises:
+        SystemExit: the two sides do not compute the same.
+    """
     for arm in ("ours", "reference"):  # ours writes what the reference reads
         with process(_check, benchmark.side, job, arm):
             pass
+    shown = []
+    agree = True
     with np.load(job.work / "ours.npz") as ours, np.load(job.work / "reference.npz") as reference:
-        found = {name: _difference(name, ours[name], reference[name]) for name in benchmark.limits}
-    line = (
-        "Differences in float32: "
-        + ", ".join(f"{name} {value:.1e}" for name, value in found.items())
-        + "."
-    )
-    if not all(
-        value <= benchmark.limits[name] for name, value in found.items()
-    ):  # a NaN is no pass either
+        for name, limit in benchmark.limits.items():
+            value = _difference(name, ours[name], reference[name])
+            shown.append(f"{name} {value:.1e}")
+            agree = agree and value <= limit  # a NaN is no pass either
+    line = f"Differences in float32: {', '.join(shown)}."
+    if not agree:
         raise SystemExit(f"the two sides do not compute the same, so there are no ratios. {line}")
     return line
 
@@ -272,8 +277,8 @@ def _measure(benchmark: Benchmark, job: Job, task: str, *, repeats: int) -> dict
     """Starts and warms up one arm after the other, then lets them take turns."""
     arms = ("ours", *benchmark.tasks[task].others)
     measured = {}
+    pipes = {}
     with contextlib.ExitStack() as stack:
-        pipes = {}
         for arm in arms:
             pipes[arm] = stack.enter_context(process(_serve, benchmark.side, job, arm, task))
             imports, warm_up = pipes[arm].recv()
@@ -288,83 +293,110 @@ def _measure(benchmark: Benchmark, job: Job, task: str, *, repeats: int) -> dict
     return measured
 
 
-# --------------------------------------------------------------------------------------------------------- the table
+# --------------------------------------------------------------------------------------- the table
+
+
+def _print_table(
+    benchmark: Benchmark, found: Mapping[str, Mapping[str, Measured]], *, tflops: float
+) -> None:
+    """One row for each task and arm that ours is compared with.
+
+    Args:
+        benchmark: what is compared.
+        found: task → arm → what was measured.
+        tflops: the device's peak; 0 for no column of it.
+    """
+    head = ["task", "unit", "ours", "reference", "ratio"]
+    head += ["memory, MiB: ours", "reference", "ratio"]
+    if tflops:
+        head += ["FLOP utilisation: ours", "reference"]
+    print("| " + " | ".join(head) + " |")
+    print("|" + " --- |" * len(head))
+    for name, arms in found.items():
+        task = benchmark.tasks[name]
+        flops = benchmark.flops(name) if tflops else 0.0
+        for other in task.others:
+            cells = _compared(arms["ours"], arms[other])
+            used = [_used(arms[arm], flops, tflops) for arm in ("ours", other)] if tflops else []
+            print("| " + " | ".join([f"{task.label}; {other}", task.unit, *cells, *used]) + " |")
+        if not task.others:
+            ours = arms["ours"]
+            cells = [_spread(ours.rates), "–", "–", f"{ours.peak:,.0f}", "–", "–"]
+            used = [_used(ours, flops, tflops), "–"] if tflops else []
+            print("| " + " | ".join([task.label, task.unit, *cells, *used]) + " |")
+
+
+def _compared(ours: Measured, theirs: Measured) -> list[str]:
+    """The six cells of rates and memory."""
+    ratios = [a / b for a, b in zip(ours.rates, theirs.rates, strict=True)]
+    return [
+        _spread(ours.rates),
+        _spread(theirs.rates),
+        f"×{_spread(ratios)}",
+        f"{ours.peak:,.0f}",
+        f"{theirs.peak:,.0f}",
+        f"×{ours.peak / theirs.peak:.2f}",
+    ]
+
+
+def _used(arm: Measured, flops: float, tflops: float) -> str:
+    """The share of the device's peak that an arm used."""
+    return f"{statistics.median(arm.rates) * flops / tflops / 1e12:.1%}"
 
 
 def _spread(values: Sequence[float]) -> str:
-    low, middle, high = (f"{x:.3g}" for x in (min(values), statistics.median(values), max(values)))
-    return f"{middle} ({low}–{high})"
-
-
-def _rows(task: Task, measured: dict[str, Measured], *, flops: float, tflops: float) -> list[str]:
-    """One line for each arm that ours is compared with. `tflops`: the device's peak, 0 for no column."""
-    ours, rows = measured["ours"], []
-    for other in task.others or (None,):
-        theirs = measured.get(other)
-        cells = [task.label + (f"; {other}" if other else ""), task.unit, _spread(ours.rates)]
-        if theirs:
-            ratios = [a / b for a, b in zip(ours.rates, theirs.rates, strict=True)]
-            cells += [
-                _spread(theirs.rates),
-                f"×{_spread(ratios)}",
-                f"{ours.peak:,.0f}",
-                f"{theirs.peak:,.0f}",
-            ]
-            cells += [f"×{ours.peak / theirs.peak:.2f}"]
-        else:
-            cells += ["–", "–", f"{ours.peak:,.0f}", "–", "–"]
-        if tflops:
-            used = [
-                statistics.median(arm.rates) * flops / tflops / 1e12 if arm else None
-                for arm in (ours, theirs)
-            ]
-            cells += ["–" if share is None else f"{share:.1%}" for share in used]
-        rows.append("| " + " | ".join(cells) + " |")
-    return rows
+    return f"{statistics.median(values):.3g} ({min(values):.3g}–{max(values):.3g})"
 
 
 def _notes(
     benchmark: Benchmark,
     job: Job,
-    found: dict[str, dict[str, Measured]],
+    found: Mapping[str, Mapping[str, Measured]],
     *,
-    check: str,
+    checked: str,
     load: float,
     tflops: float,
 ) -> list[str]:
-    gpu = job.device == "gpu"
-    precision = (
-        "bfloat16 on float32 weights (the reference's pipeline: bfloat16 weights)"
-        if gpu
-        else "float32"
-    )
+    """What stands under the table."""
     first = next(iter(found.values()))
-    memory = "the most that the framework's allocator had in use on the device"
-    if not gpu:
-        imports = ", ".join(f"{arm} {m.imports:,.0f}" for arm, m in first.items() if arm != CACHED)
-        memory = f"peak resident set of the arm's own process, of which after the imports alone: {imports}"
-    warm = "; ".join(
-        f"{benchmark.tasks[task].label}: "
-        + ", ".join(f"{arm} {m.warm_up:.1f}" for arm, m in arms.items())
-        for task, arms in found.items()
-    )
-    libraries = ", ".join(
-        f"{name} {version(name)}" for name in ("jax", "flax", "torch", "diffusers", "transformers")
-    )
+    precision = "float32"
+    if job.device == "gpu":
+        precision = "bfloat16 on float32 weights (the reference's pipeline: bfloat16 weights)"
     model = "/".join(job.folder.parts[-2:]) if ASSETS in job.folder.parents else job.folder.name
+    warm = []
+    for task, arms in found.items():
+        seconds = [f"{arm} {measured.warm_up:.1f}" for arm, measured in arms.items()]
+        warm.append(f"{benchmark.tasks[task].label}: {', '.join(seconds)}")
+    libraries = [f"{name} {version(name)}" for name in _LIBRARIES]
     lines = [
-        f"{model} on the {job.device}, {precision}, batch {job.batch}; {benchmark.setting}; Adam; ours "
-        f"{job.steps_per_call} steps a call. Median (min–max) of {len(first['ours'].rates)} turns of {job.train_steps} "
-        f"training steps or {job.batches * job.batch} images, the arms in turn.",
-        check,
+        f"{model} on the {job.device}, {precision}, batch {job.batch}; {benchmark.setting}; Adam; "
+        f"ours {job.steps_per_call} steps a call. Median (min–max) of {len(first['ours'].rates)} "
+        f"turns of {job.train_steps} training steps or {job.batches * job.batch} images, "
+        "the arms in turn.",
+        checked,
         benchmark.reference,
-        f"Memory: {memory}.",
-        f"Seconds to load, encode, compile and take the first turn: {warm}.",
-        f"{os.cpu_count()} cores, {job.torch_threads} torch threads, load average before the run {load:.1f}; "
-        f"{libraries}.",
+        f"Memory: {_memory(job, first)}.",
+        f"Seconds to load, encode, compile and take the first turn: {'; '.join(warm)}.",
+        f"{os.cpu_count()} cores, {job.torch_threads} torch threads, load average before the run "
+        f"{load:.1f}; {', '.join(libraries)}.",
     ]
     if tflops:
         lines.append(
-            f"FLOP utilisation counts the denoiser's operations alone; assumed peak {tflops:g} TFLOP/s."
+            "FLOP utilisation counts the denoiser's operations alone; "
+            f"assumed peak {tflops:g} TFLOP/s."
         )
     return lines
+
+
+def _memory(job: Job, arms: Mapping[str, Measured]) -> str:
+    """What the columns of memory count."""
+    if job.device == "gpu":
+        return "the most that the framework's allocator had in use on the device"
+    imports = []
+    for arm, measured in arms.items():
+        if arm != CACHED:
+            imports.append(f"{arm} {measured.imports:,.0f}")
+    return (
+        "peak resident set of the arm's own process, of which after the imports alone: "
+        + ", ".join(imports)
+    )

@@ -1,41 +1,45 @@
-"""Every method on the same held-out styles: Text, Style, leakage, KID, what trains, seconds, memory; one sheet.
+"""Every method on the same held-out styles: Text, Style, leakage, KID, cost, and one sheet.
 
-    python benchmarks/methods.py --corpus corpus --workdir runs/methods --out docs/images [--only lora,styo] [--seeds 2]
-    python benchmarks/methods.py --corpus corpus --workdir runs/methods --out docs/images --on muse --seeds 1
+    python benchmarks/methods.py --corpus corpus --workdir runs/methods --out docs/images \\
+        [--only lora,styo] [--seeds 2]
+    python benchmarks/methods.py --corpus corpus --workdir runs/methods --out docs/images \\
+        --on muse --seeds 1
 
-Each run is a `styledrop personalize` of its own, on one reference; StyleBoost's heirs get 15 true drawings of the style
-instead, and 30 in other styles as Aux; DreamBooth learns the reference's subject, Cut-Mix-Unmix it and a cat by the
-same artist; StyO redraws a plain drawing of what the reference shows, by another artist. Scores are means over images
-with a 95% bootstrap interval over (style, seed, prompt) means; KID is of a run's drawings and the style's true ones, in
-CLIP features, its mean over runs; seconds are those of the fastest run. Resumable.
+Each run is a process of its own, for its peak memory, and learns from one reference. StyleBoost's
+heirs get 15 true drawings of the style instead, and 30 in other styles as Aux. DreamBooth learns
+the reference's subject, Cut-Mix-Unmix it and a cat by the same artist. StyO redraws a plain drawing
+of what the reference shows, by another artist. Scores are means over images with a 95% bootstrap
+interval over (style, seed, prompt) means. KID is of a run's samples and the style's true drawings,
+in CLIP features, its mean over runs. Seconds are those of the fastest run. Resumable.
 """
 
 import argparse
-import itertools
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from held_out_styles import STYLES, write_style
-from PIL import Image
+from held_out_styles import STYLES, Style, by_prompt, features, intervals, write_style
 
 from styledrop_jax import log
 from styledrop_jax.emoji import corpus
 from styledrop_jax.emoji.compose import noun_phrase
 from styledrop_jax.emoji.references import write_truth
 from styledrop_jax.io import hub, image_files, sheets
-from styledrop_jax.io.files import read_json, read_jsonl, write_json
+from styledrop_jax.io.files import read_json, write_json
 from styledrop_jax.methods.prompts import noun
-from styledrop_jax.metrics.clip_scores import ClipScorer, mean_interval
+from styledrop_jax.metrics.clip_scores import ClipScorer
 from styledrop_jax.metrics.distances import kernel_distance, scaled
+from styledrop_jax.stages.samples import Sample, read_samples
 
 ANIMALS = ("a bear", "a chick", "a dolphin", "a frog", "a horse face", "a ladybug", "an octopus")
 THINGS = ("a bell", "a boot", "a camera", "a clock", "a donut", "a hammer", "a hat", "a lemon")
+SETS = {"": ANIMALS + THINGS, "_animals": ANIMALS, "_things": THINGS}
+"""What the sets of images show, by the end of their folders' names."""
 OTHER_STYLES = (
     ("noto", "watercolor"),
     ("twemoji", "pencil"),
@@ -57,13 +61,22 @@ PAIRS = (
 )
 SOURCE = "references/001.png"  # of a StyO run's folder
 SHOWN = ("a cat", "a guitar", "a key")
+PRESETS = {"sd": "emoji64", "muse": "emoji64-muse"}
+_HEAD = "| method | Text ↑ | Style ↑ | leakage ↓ | KID ↓ | trainable | seconds | peak memory |"
+_STYO_HEAD = "| method | source ↑ | Style ↑ | diversity ↑ | trainable | seconds | peak memory |"
+
+Overrides = dict[str, Any]
+"""Dotted fields of a config → values."""
 
 
 class Given(NamedTuple):
     """What a run may use of a held-out style.
 
     Attributes:
-        style: its folder. content: of its reference image, "a house". descriptor: its words. seed: of the run.
+        style: the style's folder.
+        content: of its reference image, "a house".
+        descriptor: its words.
+        seed: of the run.
     """
 
     style: Path
@@ -71,87 +84,107 @@ class Given(NamedTuple):
     descriptor: str
     seed: int
 
-    def shared(self, name: str) -> Path:
-        return self.style.parent / name
+    @property
+    def reference(self) -> Overrides:
+        return {"reference.image": str(self.style / "reference.png")}
 
-    def reference(self) -> list[str]:
-        return [f"--config.reference.image={self.style / 'reference.png'}"]
-
-
-def _style_word(given: Given) -> list[str]:
-    return [*given.reference(), f"--config.reference.content={given.content}"]
+    def shared(self, name: str) -> str:
+        """A file or folder that all styles share."""
+        return str(self.style.parent / name)
 
 
-def _styledrop(given: Given) -> list[str]:
-    return [*_style_word(given), f"--config.reference.descriptor={given.descriptor}"]
+# -------------------------------------------------------------- what each method is given
 
 
-def _styleforge(given: Given) -> list[str]:
-    images = (
-        f"--config.reference.image={given.style / 'ref'}",
-        f"--config.aux.image={given.shared('aux')}",
-    )
-    return [*images, "--config.words.identifier=ged"]
+def _style_word(given: Given) -> Overrides:
+    return given.reference | {"reference.content": given.content}
 
 
-def _multi(given: Given) -> list[str]:
-    return [
-        f"--config.component_{i}.{field}={path}"
-        for i, name in ((1, "animals"), (2, "things"))
-        for field, path in (
-            ("image", given.style / f"ref_{name}"),
-            ("aux.image", given.shared(f"aux_{name}")),
-        )
-    ]
+def _styledrop(given: Given) -> Overrides:
+    return _style_word(given) | {"reference.descriptor": given.descriptor}
 
 
-def _dreambooth(given: Given) -> list[str]:
-    words = "--config.words.identifier=ged", f"--config.words.noun={noun(given.content)}"
-    return [*given.reference(), *words, f"--config.prompts={given.shared('scenes.txt')}"]
+def _styleforge(given: Given) -> Overrides:
+    return {
+        "reference.image": str(given.style / "ref"),
+        "aux.image": given.shared("aux"),
+        "words.identifier": "ged",
+    }
 
 
-def _cut_mix(given: Given) -> list[str]:
+def _multi_styleforge(given: Given) -> Overrides:
+    return {
+        "component_1.image": str(given.style / "ref_animals"),
+        "component_1.aux.image": given.shared("aux_animals"),
+        "component_2.image": str(given.style / "ref_things"),
+        "component_2.aux.image": given.shared("aux_things"),
+    }
+
+
+def _dreambooth(given: Given) -> Overrides:
+    return given.reference | {
+        "words.identifier": "ged",
+        "words.noun": noun(given.content),
+        "prompts": given.shared("scenes.txt"),
+    }
+
+
+def _dreambooth_lora(given: Given) -> Overrides:
+    low_rank = {"round_1.adapter.kind": "lora", "round_1.train.learning_rate": 4e-4}
+    return _dreambooth(given) | low_rank
+
+
+def _cut_mix(given: Given) -> Overrides:
     prompts = given.style / "pairs.txt"
-    prompts.write_text(
-        "\n".join(PAIRS).format(subject=noun(given.content)) + "\n", encoding="utf-8"
-    )
-    return [f"--config.reference.image={given.style / 'pair'}", f"--config.prompts={prompts}"]
+    lines = "\n".join(PAIRS).format(subject=noun(given.content))
+    prompts.write_text(lines + "\n", encoding="utf-8")
+    return {
+        "reference.image": str(given.style / "pair"),
+        "prompts": str(prompts),
+        "mix.unmix": 0.1,
+    }
 
 
-def _styo(given: Given) -> list[str]:
-    thing, artist = noun(given.content), SOURCE_ARTISTS[given.seed % 2]
-    images = (
-        f"--config.source.image={given.shared(f'{thing} by {artist}.png')}",
-        f"--config.target.image={given.style / 'reference.png'}",
-    )
-    return [*images, f"--config.words.noun={thing}", "--config.round_1.sample.images_per_prompt=8"]
+def _styo(given: Given) -> Overrides:
+    thing = noun(given.content)
+    return {
+        "source.image": given.shared(f"{thing} by {SOURCE_ARTISTS[given.seed % 2]}.png"),
+        "target.image": str(given.style / "reference.png"),
+        "words.noun": thing,
+        "round_1.sample.images_per_prompt": 8,
+    }
 
 
-PRESETS = {"sd": "emoji64", "muse": "emoji64-muse"}
-LOW_RANK = ("--config.round_1.adapter.kind=lora", "--config.round_1.train.learning_rate=4e-4")
-METHODS: dict[str, tuple[str, Callable[[Given], list[str]], tuple[str, ...]]] = {
-    "StyleDrop": ("styledrop.py", _styledrop, ()),
-    "LoRA": ("lora.py", _styledrop, ()),
-    "SVDiff": ("svdiff.py", _styledrop, ()),
-    "Textual Inversion": ("textual_inversion.py", _style_word, ()),
-    "Custom Diffusion": ("custom_diffusion.py", _style_word, ()),
-    "StyleForge": ("styleforge.py", _styleforge, ()),
-    "Multi-StyleForge": ("multi_styleforge.py", _multi, ()),
-    "DreamBooth (subject)": ("dreambooth.py", _dreambooth, ()),
-    "DreamBooth, LoRA (subject)": ("dreambooth.py", _dreambooth, LOW_RANK),
-    "Cut-Mix-Unmix (subjects)": ("cut_mix.py", _cut_mix, ("--config.mix.unmix=0.1",)),
-    "StyO": ("styo.py", _styo, ()),
-    "StyO, no negator": ("styo.py", _styo, ("--config.contrast.negator=",)),
-    "StyO, no control": ("styo.py", _styo, ("--config.source.control=0",)),
+def _styo_no_negator(given: Given) -> Overrides:
+    return _styo(given) | {"contrast.negator": ""}
+
+
+def _styo_no_control(given: Given) -> Overrides:
+    return _styo(given) | {"source.control": 0}
+
+
+METHODS: dict[str, tuple[str, Callable[[Given], Overrides]]] = {
+    "StyleDrop": ("styledrop", _styledrop),
+    "LoRA": ("lora", _styledrop),
+    "SVDiff": ("svdiff", _styledrop),
+    "Textual Inversion": ("textual_inversion", _style_word),
+    "Custom Diffusion": ("custom_diffusion", _style_word),
+    "StyleForge": ("styleforge", _styleforge),
+    "Multi-StyleForge": ("multi_styleforge", _multi_styleforge),
+    "DreamBooth (subject)": ("dreambooth", _dreambooth),
+    "DreamBooth, LoRA (subject)": ("dreambooth", _dreambooth_lora),
+    "Cut-Mix-Unmix (subjects)": ("cut_mix", _cut_mix),
+    "StyO": ("styo", _styo),
+    "StyO, no negator": ("styo", _styo_no_negator),
+    "StyO, no control": ("styo", _styo_no_control),
 }
-"""Name → config, what it is given of a style, and what else differs."""
-OF_SUBJECTS = tuple(
-    name for name in METHODS if "(subject" in name
-)  # what they draw, no artist has drawn
-OF_SOURCES = tuple(
-    name for name in METHODS if name.startswith("StyO")
-)  # judged by source and target, not by prompts
-OF_DIFFUSION = (*OF_SOURCES, "Cut-Mix-Unmix (subjects)")  # with its control of the attention
+"""Name → its config, and what it is given of a style."""
+OF_SUBJECTS = ("DreamBooth (subject)", "DreamBooth, LoRA (subject)", "Cut-Mix-Unmix (subjects)")
+"""No artist has drawn what they sample."""
+OF_SOURCES = ("StyO", "StyO, no negator", "StyO, no control")
+"""Judged by source and target, not by prompts."""
+OF_DIFFUSION = (*OF_SOURCES, "Cut-Mix-Unmix (subjects)")
+"""They control the attention of a Stable Diffusion."""
 
 
 def main() -> None:
@@ -165,231 +198,235 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="where methods_sd.png or methods_muse.png goes"
     )
-    parser.add_argument(
-        "--only",
-        default="",
-        help="methods whose config files have these names, with commas; all else",
-    )
+    parser.add_argument("--only", default="", help="configs of methods, with commas; all else")
     parser.add_argument("--on", choices=tuple(PRESETS), default="sd", help="the pipeline")
     parser.add_argument("--seeds", type=int, default=2)
     flags = parser.parse_args()
-    files = [f"{name}.py" for name in flags.only.split(",") if name]
-    left_out = OF_DIFFUSION if flags.on == "muse" else ()
-    named = (name for name, parts in METHODS.items() if not files or parts[0] in files)
-    methods = [name for name in named if name not in left_out]
-    data, scorer = corpus.load(flags.corpus), ClipScorer.load(hub.resolve("emoji64/clip"))
+    data = corpus.load(flags.corpus)
     write_shared(data, flags.workdir)
-    runs: dict[str, list[Path]] = {name: [] for name in methods}
+    every = []
     contents = []
-    for seed, (artist, treatment, concept, words) in itertools.product(range(flags.seeds), STYLES):
-        style, descriptor = write_given(data, flags.workdir, artist, treatment, concept)
-        contents.append(noun_phrase(concept))
-        for name in methods:
-            runs[name].append(
-                run_method(name, Given(style, contents[-1], words or descriptor, seed), flags.on)
-            )
-    styo = {name: runs.pop(name) for name in OF_SOURCES if name in runs}
-    if runs:
-        print(
-            "| method | Text ↑ | Style ↑ | leakage ↓ | KID ↓ | trainable | seconds | peak memory |\n"
-            + "|---" * 8
-            + "|"
+    for seed in range(flags.seeds):
+        for style in STYLES:
+            every.append(write_given(data, flags.workdir, style, seed))
+            contents.append(noun_phrase(style.concept))
+    runs: dict[str, list[Path]] = {}
+    styo: dict[str, list[Path]] = {}
+    for name in _chosen(flags.only, flags.on):
+        kind = styo if name in OF_SOURCES else runs
+        kind[name] = [run_method(name, given, flags.on) for given in every]
+    scorer = ClipScorer.load(hub.resolve("emoji64/clip"))
+    _print_methods(scorer, runs, contents)
+    _print_styo(scorer, styo)
+    _write_sheet(runs | styo, flags.out / f"methods_{flags.on}.png")
+
+
+def _chosen(only: str, on: str) -> list[str]:
+    """The methods whose configs `only` names, or all, of those that go on a pipeline."""
+    names = []
+    for name, (config, _) in METHODS.items():
+        if on == "muse" and name in OF_DIFFUSION:
+            continue
+        if not only or config in only.split(","):
+            names.append(name)
+    return names
+
+
+# -------------------------------------------------------------- runs
+
+
+def write_given(data: corpus.Corpus, workdir: Path, style: Style, seed: int) -> Given:
+    """Writes all that any method may be given of a style into a folder."""
+    folder = write_style(data, workdir, style)
+    for end, contents in SETS.items():
+        write_truth(
+            data,
+            folder / f"ref{end}",
+            artist=style.artist,
+            treatment=style.treatment,
+            contents=contents,
         )
-    for name, folders_ in runs.items():
-        more = ("base", "truth") if name.startswith("StyleDrop") else ()
-        for stage in stages(folders_[0], *more):
-            scores = [
-                scores_of(scorer, run, stage, content)
-                for run, content in zip(folders_, contents, strict=True)
-            ]
-            distance = "–"
-            if name not in OF_SUBJECTS:
-                distance = f"{np.mean([_distance(scorer, run, stage) for run in folders_]):.3f}"
-            _print_row(f"{name}, {stage}", scores, folders_, stage, distance)
-    if styo:
-        print(
-            "\n| method | source ↑ | Style ↑ | diversity ↑ | trainable | seconds | peak memory |\n"
-            + "|---" * 7
-            + "|"
-        )
-    for name, folders_ in styo.items():
-        _print_row(name, [_styo_scores(scorer, run) for run in folders_], folders_, "round_1")
-    _sheet({**runs, **styo}, flags.out / f"methods_{flags.on}.png")
-
-
-def write_given(
-    data: corpus.Corpus, workdir: Path, artist: str, treatment: str, concept: str
-) -> tuple[Path, str]:
-    """A style's folder, with all that any method may be given of it, and the corpus's own descriptor."""
-    folder, descriptor = write_style(data, workdir, artist, treatment, concept)
-    for name, shown in (
-        ("ref", ANIMALS + THINGS),
-        ("ref_animals", ANIMALS),
-        ("ref_things", THINGS),
-    ):
-        write_truth(data, folder / name, artist=artist, treatment=treatment, contents=shown)
-    _write_pair(data, folder / "pair", artist, treatment, concept)
-    return folder, descriptor
-
-
-def run_method(name: str, given: Given, on: str) -> Path:
-    """The folder of a method's run on a style, which it makes if it is missing; `on` is a key of `PRESETS`."""
-    file, options, more = METHODS[name]
-    label = name if on == "sd" else f"{name}, on Muse"
-    run = given.style / f"seed_{given.seed}" / label.replace(", ", "_").replace(" ", "_")
-    line = [*options(given), *more]
-    line += [] if name in OF_SUBJECTS + OF_SOURCES else [f"--config.truth={given.style / 'truth'}"]
-    _run(run, f"configs/{file}:{PRESETS[on]}", [*line, f"--config.seed={given.seed}"])
-    return run
-
-
-def _write_pair(
-    data: corpus.Corpus, folder: Path, artist: str, treatment: str, concept: str
-) -> None:
-    """Cut-Mix-Unmix's two subjects, a drawing of each."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for words in (f"ged {concept}", "aug cat"):
-        image = data.true_image(words.partition(" ")[2], artist, treatment)
-        Image.fromarray(image).save(folder / f"a {words}-1.png")
+    for words, concept in (("ged " + style.concept, style.concept), ("aug cat", "cat")):
+        image = data.true_image(concept, style.artist, style.treatment)
+        image_files.write_png(folder / "pair" / f"a {words}-1.png", image)
+    descriptor = style.words or style.descriptor
+    return Given(folder, noun_phrase(style.concept), descriptor, seed)
 
 
 def write_shared(data: corpus.Corpus, folder: Path) -> None:
     """Aux images in other styles, StyO's sources, DreamBooth's prompts."""
-    for name, shown in (
-        ("aux", ANIMALS + THINGS),
-        ("aux_animals", ANIMALS),
-        ("aux_things", THINGS),
-    ):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for i, content in enumerate(shown):
+    for end, contents in SETS.items():
+        for i, content in enumerate(contents):
             for artist, treatment in OTHER_STYLES[i % 2 :: 2]:
                 image = data.true_image(noun(content), artist, treatment)
-                Image.fromarray(image).save(folder / name / f"{noun(content)} {treatment}.png")
+                name = f"{noun(content)} {treatment}.png"
+                image_files.write_png(folder / f"aux{end}" / name, image)
     for artist in SOURCE_ARTISTS:
-        for thing in sorted({concept for *_, concept, _ in STYLES}):
-            Image.fromarray(data.true_image(thing, artist, "plain")).save(
-                folder / f"{thing} by {artist}.png"
-            )
+        for style in STYLES:
+            image = data.true_image(style.concept, artist)
+            image_files.write_png(folder / f"{style.concept} by {artist}.png", image)
     (folder / "scenes.txt").write_text("\n".join(SCENES) + "\n", encoding="utf-8")
 
 
-def _run(run: Path, config: str, line: list[str]) -> None:
-    """One `styledrop personalize`; its seconds and its peak memory go to `cost.json`, if it was not interrupted."""
+def run_method(name: str, given: Given, on: str) -> Path:
+    """The folder of a method's run on a style, made if it is missing; `on` is one of `PRESETS`."""
+    config, overrides = METHODS[name]
+    label = name if on == "sd" else f"{name}, on Muse"
+    run = given.style / f"seed_{given.seed}" / label.replace(", ", "_").replace(" ", "_")
+    values = overrides(given) | {"seed": given.seed}
+    if name not in OF_SUBJECTS + OF_SOURCES:
+        values["truth"] = str(given.style / "truth")
+    _run(run, f"{config}:{PRESETS[on]}", values)
+    return run
+
+
+def _run(run: Path, config: str, overrides: Overrides) -> None:
+    """Runs `styledrop personalize`, unless `cost.json` is there, and writes its costs to that."""
     if (run / "cost.json").exists():
         return
     log.say(str(run))
-    start, fresh = time.monotonic(), not run.exists()
+    is_new = not run.exists()
+    start = time.monotonic()
     program = str(Path(sys.executable).with_name("styledrop"))
+    words = [f"--config.{field}={value}" for field, value in overrides.items()]
     process = subprocess.Popen(
-        [program, "personalize", "--config", config, "--workdir", str(run), *line]
+        [program, "personalize", "--config", config, "--workdir", str(run), *words]
     )
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{run}: the run failed")
-    seconds = time.monotonic() - start if fresh else None
+    seconds = time.monotonic() - start if is_new else None  # else only a part was timed
     write_json(run / "cost.json", {"seconds": seconds, "peak_mib": usage.ru_maxrss / 1024})
 
 
 def stages(run: Path, *more: str) -> list[str]:
-    return [
-        stage for stage in ("round_1", "round_2", *more) if (run / stage / "scores.jsonl").exists()
-    ]
+    """The rounds of a run, and those stages of `more` that it has."""
+    names = ("round_1", "round_2", *more)
+    return [stage for stage in names if (run / stage / "scores.jsonl").exists()]
 
 
-def _print_row(
-    name: str, scores: Sequence[np.ndarray], runs: Sequence[Path], stage: str, *more: str
-) -> None:
-    together = np.concatenate(scores)
-    cells = [
-        "{:.3f} [{:.3f}, {:.3f}]".format(*mean_interval(together[:, i])) for i in range(3)
-    ] + list(more)
-    manifests = [read_json(run / "manifest.json")["rounds"].get(stage, {}) for run in runs]
-    costs = [read_json(run / "cost.json") for run in runs]
-    if manifests[0]:
-        cells.append(f"{manifests[0]['trainable']:,}")
-        training, whole = (
-            min(m["training_seconds"] for m in manifests),
-            min(c["seconds"] or np.inf for c in costs),
-        )
-        cells.append(f"{training:.0f} of {whole:.0f}")
-        cells.append(f"{np.median([c['peak_mib'] for c in costs]):.0f} MiB")
-    print(f"| {name} | " + " | ".join(cells + ["–"] * (6 + len(more) - len(cells))) + " |")
+# -------------------------------------------------------------- scores
+
+
+def _samples(run: Path, stage: str) -> list[Sample]:
+    return read_samples(run / stage / "scores.jsonl")
 
 
 def scores_of(scorer: ClipScorer, run: Path, stage: str, reference: str) -> np.ndarray:
-    """Means over each prompt's images, [prompts, 3]: cosine with the prompt without words of style, with the reference
-    image, and with the words of the reference's content."""
-    rows = [
-        row
-        for row in read_jsonl(run / stage / "scores.jsonl")
-        if noun(row["content"]) != noun(reference)
-    ]
-    features = _features(scorer, [run / stage / row["file"] for row in rows])
-    plain = [row["content"].replace("{subject}", noun(reference)) for row in rows]
-    text = (features * scorer.text_features([noun_phrase(noun(words)) for words in plain])).sum(
-        axis=1
-    )
-    leakage = features @ scorer.text_features([reference])[0]
-    scores = np.stack([text, [row["scores"]["clip_style"] for row in rows], leakage], axis=1)
-    prompts = np.array([row["prompt"] for row in rows])
-    return np.stack([scores[prompts == p].mean(axis=0) for p in np.unique(prompts)])
+    """Means over each prompt's images, [prompts, 3]: Text, Style, leakage.
 
-
-def _features(scorer: ClipScorer, files: Sequence[Path]) -> np.ndarray:
-    return scorer.image_features(
-        np.stack([image_files.read_image(file) for file in files]).astype(np.float32) / 255
-    )
+    Text: cosine with the prompt without words of style. Style: with the reference image. Leakage:
+    with the words of the reference's content.
+    """
+    samples = []
+    texts = []
+    style = []
+    for sample in _samples(run, stage):
+        if noun(sample.content) != noun(reference):
+            samples.append(sample)
+            content = sample.content.replace("{subject}", noun(reference))
+            texts.append(noun_phrase(noun(content)))
+            style.append(sample.scores["clip_style"])
+    seen = features(scorer, run / stage, samples)
+    text = (seen * scorer.text_features(texts)).sum(axis=1)
+    leakage = seen @ scorer.text_features([reference])[0]
+    return by_prompt(samples, np.stack([text, style, leakage], axis=1))
 
 
 def _distance(scorer: ClipScorer, run: Path, stage: str) -> float:
     """KID to the true drawings."""
-    files = (
-        [run / name / row["file"] for row in read_jsonl(run / name / "scores.jsonl")]
-        for name in (stage, "truth")
-    )
-    return kernel_distance(*(scaled(_features(scorer, each)) for each in files))
+    found = features(scorer, run / stage, _samples(run, stage))
+    truth = features(scorer, run / "truth", _samples(run, "truth"))
+    return kernel_distance(scaled(found), scaled(truth))
 
 
 def _styo_scores(scorer: ClipScorer, run: Path) -> np.ndarray:
-    """Of each drawing, [images, 3]: cosine with the source picture, with the target, its mean distance to others."""
-    rows = read_jsonl(run / "round_1" / "scores.jsonl")
-    features = _features(scorer, [run / SOURCE, *(run / "round_1" / row["file"] for row in rows)])
-    source, drawn = features[0], features[1:]
-    others = (drawn @ drawn.T).sum(axis=1) - 1
-    style = [row["scores"]["clip_style"] for row in rows]
-    return np.stack([drawn @ source, style, 1 - others / (len(rows) - 1)], axis=1)
+    """Of each sample, [images, 3]: cosine with the source, with the target, distance to others."""
+    samples = _samples(run, "round_1")
+    seen = features(scorer, run / "round_1", samples)
+    image = image_files.read_image(run / SOURCE).astype(np.float32) / 255
+    source = scorer.image_features(image[None])[0]
+    others = (seen @ seen.T).sum(axis=1) - 1
+    style = [sample.scores["clip_style"] for sample in samples]
+    return np.stack([seen @ source, style, 1 - others / (len(samples) - 1)], axis=1)
 
 
-def first_of_each(folder: Path) -> dict[str, dict]:
-    """Of a folder of drawings, content → the row of its first."""
-    rows: dict[str, dict] = {}
-    for row in read_jsonl(folder / "scores.jsonl"):
-        rows.setdefault(noun(row["content"]), row)
-    return rows
+def _print_methods(
+    scorer: ClipScorer, runs: Mapping[str, Sequence[Path]], contents: Sequence[str]
+) -> None:
+    if runs:
+        print(f"{_HEAD}\n{'|---' * 8}|")
+    for name, folders in runs.items():
+        more = ("base", "truth") if name == "StyleDrop" else ()
+        for stage in stages(folders[0], *more):
+            scores = []
+            distances = []
+            for run, content in zip(folders, contents, strict=True):
+                scores.append(scores_of(scorer, run, stage, content))
+                if name not in OF_SUBJECTS:
+                    distances.append(_distance(scorer, run, stage))
+            distance = f"{np.mean(distances):.3f}" if distances else "–"
+            cells = [*intervals(scores), distance, *_costs(folders, stage)]
+            print(f"| {name}, {stage} | {' | '.join(cells)} |")
 
 
-def _sheet(runs: dict[str, list[Path]], path: Path) -> None:
-    """A row a method; of each style, first seed, three drawings of its last round."""
-    images, captions = [], []
-    for name, folders_ in runs.items():
-        for run in folders_[: len(STYLES)]:
-            stage = stages(run)[-1]
-            rows = first_of_each(run / stage)
-            shown = [rows[noun(content)] for content in SHOWN if noun(content) in rows] or list(
-                rows.values()
-            )[:3]
+def _print_styo(scorer: ClipScorer, runs: Mapping[str, Sequence[Path]]) -> None:
+    if runs:
+        print(f"\n{_STYO_HEAD}\n{'|---' * 7}|")
+    for name, folders in runs.items():
+        scores = [_styo_scores(scorer, run) for run in folders]
+        cells = [*intervals(scores), *_costs(folders, "round_1")]
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+def _costs(runs: Sequence[Path], stage: str) -> list[str]:
+    """Trainable numbers, seconds of training and of the whole, and memory, if `stage` trains."""
+    trainable = 0
+    training = []
+    whole = []
+    peaks = []
+    for run in runs:
+        found = read_json(run / "manifest.json")["rounds"].get(stage)
+        if found is None:
+            return ["–"] * 3
+        trainable = found["trainable"]
+        training.append(found["training_seconds"])
+        cost = read_json(run / "cost.json")
+        whole.append(cost["seconds"] or np.inf)
+        peaks.append(cost["peak_mib"])
+    seconds = f"{min(training):.0f} of {min(whole):.0f}"
+    return [f"{trainable:,}", seconds, f"{np.median(peaks):.0f} MiB"]
+
+
+def first_of_each(folder: Path) -> dict[str, Sample]:
+    """What a stage's samples show → the first sample of it."""
+    found: dict[str, Sample] = {}
+    for sample in read_samples(folder / "scores.jsonl"):
+        found.setdefault(noun(sample.content), sample)
+    return found
+
+
+def _write_sheet(runs: Mapping[str, Sequence[Path]], path: Path) -> None:
+    """A row a method; of each style, first seed, three samples of its last round."""
+    images = []
+    captions = []
+    for name, folders in runs.items():
+        for run in folders[: len(STYLES)]:
+            folder = run / stages(run)[-1]
+            found = first_of_each(folder)
             if name in OF_SOURCES:
-                drawn = read_jsonl(run / stage / "scores.jsonl")[:2]
-                shown = [
-                    {"file": f"../{SOURCE}", "content": "source"},
-                    *({**row, "content": "drawn"} for row in drawn),
-                ]
-            images += [image_files.read_image(run / stage / row["file"]) for row in shown]
-            captions += [noun(row["content"]) for row in shown]
-    image_files.write_png(
-        path, sheets.grid(images, columns=len(images) // len(runs), scale=1, captions=captions)
-    )
+                images.append(image_files.read_image(run / SOURCE))
+                captions.append("source")
+                shown = read_samples(folder / "scores.jsonl")[:2]
+            else:
+                shown = [found[noun(content)] for content in SHOWN if noun(content) in found]
+                shown = shown or list(found.values())[:3]
+            for sample in shown:
+                images.append(image_files.read_image(folder / sample.file))
+                captions.append("drawn" if name in OF_SOURCES else noun(sample.content))
+    columns = len(images) // len(runs)
+    image_files.write_png(path, sheets.grid(images, columns=columns, captions=captions))
 
 
 if __name__ == "__main__":

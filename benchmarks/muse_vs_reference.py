@@ -1,21 +1,23 @@
-"""Training steps/s, images/s and peak memory against the reference PyTorch modules, on the same weights, in one run.
+"""Muse against the reference PyTorch modules: training steps/s, images/s and peak memory.
 
     source launch/environment.sh dev
     python benchmarks/muse_vs_reference.py --model emoji64 --device cpu
-    python benchmarks/muse_vs_reference.py --model amused-256 --device gpu    # random weights, the public config
+    python benchmarks/muse_vs_reference.py --model amused-256 --device gpu    # random weights
 
-Prints one markdown table. Every arm runs in a process of its own, so that its peak memory is its own; the arms of a row
-take turns (A B A B), so that a change of the machine's speed meets all of them. Before anything is timed, both sides
-compute the same masked batch in float32 through the same adapter: if logits, loss, gradient or decoded images differ
-by more than 1e-3, there are no ratios.
+Prints one markdown table; both sides have the same weights. Every arm runs in a process of its own,
+so that its peak memory is its own; the arms of a row take turns (A B A B), so that a change of the
+machine's speed meets all of them. Before anything is timed, both sides compute the same masked
+batch in float32 through the same adapter: if logits, loss, gradient or decoded images differ by
+more than 1e-3, there are no ratios.
 """
 
 import argparse
 import functools
 import json
 import tempfile
-from multiprocessing.connection import Connection
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from harness import (
@@ -23,6 +25,7 @@ from harness import (
     CACHED,
     CHECKED,
     Benchmark,
+    Pipe,
     Side,
     Task,
     make_job,
@@ -33,18 +36,19 @@ from harness import (
 from sides.job import RANK, Job
 
 _RANDOM = ("tiny", "amused-256", "amused-512")
-_GUIDANCE = 10.0  # aMUSEd's default
+_GUIDANCE = 10.0  # aMUSEd's default scale
 _TASKS = {
     "adapter": Task("StyleDrop adapter, training", "steps/s", ("reference", CACHED)),
     "full": Task("whole transformer, training", "steps/s", ("reference", CACHED)),
     "sample": Task("sampling, guided (2 branches)", "images/s", ("reference",)),
     "style": Task("sampling, StyleDrop (3 branches)", "images/s", ()),
 }
+_LIMITS = {"logits": 1e-3, "loss": 1e-3, "images": 1e-3, "gradient": 1e-3, "tokens": 0.01}
 _REFERENCE = (
-    "The reference trainer, train_amused.py, needs torchvision, datasets and wandb, so its modules run in the same "
-    "loop here, with images and token ids already in memory. Like it, `reference` encodes images and prompts in every "
-    f"step (prompts once, if it is given a single image); `{CACHED}` is the same loop without that, which is how ours "
-    "trains."
+    "The reference trainer, train_amused.py, needs torchvision, datasets and wandb, so its modules "
+    "run in the same loop here, with images and token ids already in memory. Like it, `reference` "
+    "encodes images and prompts in every step (prompts once, if it is given a single image); "
+    f"`{CACHED}` is the same loop without that, which is how ours trains."
 )
 
 
@@ -52,17 +56,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    model = "emoji64 (ships with the package); amused-256, amused-512, tiny (random weights); or a diffusers folder"
+    shipped = "emoji64 (ships with the package)"
+    model = f"{shipped}; {', '.join(_RANDOM)} (random weights); or a diffusers folder"
     parser.add_argument("--model", default="emoji64", help=model)
     flags = read_flags(parser, _TASKS, steps=12)
     with tempfile.TemporaryDirectory() as work:
-        job, config = _job(flags, Path(work))
+        folder = _folder(flags.model, Path(work))
+        config = _config(folder, "transformer")
+        job = _job(flags, folder, Path(work), config)
+        text_length = _config(folder, "text_encoder")["max_position_embeddings"]
         benchmark = Benchmark(
             side=_side,
             tasks=_TASKS,
-            limits={"logits": 1e-3, "loss": 1e-3, "images": 1e-3, "gradient": 1e-3, "tokens": 0.01},
-            flops=functools.partial(_flops, config, job),
-            setting=f"{job.steps} steps of decoding, guidance {_GUIDANCE:g}; adapter of rank {RANK}, shared",
+            limits=_LIMITS,
+            flops=functools.partial(_flops, config, text_length, job),
+            setting=(
+                f"{job.steps} steps of decoding, guidance {_GUIDANCE:g}; "
+                f"adapter of rank {RANK}, shared"
+            ),
             reference=_REFERENCE,
         )
         run(benchmark, job, flags)
@@ -72,67 +83,68 @@ def _side(arm: str) -> Side:
     if arm == "ours":
         from sides import jax_loops, muse_ours
 
-        return Side(
-            functools.partial(muse_ours.prepare, guidance=_GUIDANCE),
-            muse_ours.check,
-            jax_loops.peak,
-        )
+        prepare = functools.partial(muse_ours.prepare, guidance_scale=_GUIDANCE)
+        return Side(prepare, muse_ours.check, jax_loops.peak)
     from sides import muse_reference, torch_loops
 
-    prepare = functools.partial(muse_reference.prepare, cached=arm == CACHED, guidance=_GUIDANCE)
+    prepare = functools.partial(
+        muse_reference.prepare, cached=arm == CACHED, guidance_scale=_GUIDANCE
+    )
     return Side(prepare, muse_reference.check, torch_loops.peak)
 
 
-def _write_random(_pipe: Connection, folder: Path, name: str) -> None:
+def _folder(model: str, work: Path) -> Path:
+    """The folder of a model; one of random weights is written first."""
+    for folder in (ASSETS / model / "muse", Path(model).expanduser()):
+        if folder.is_dir():
+            return folder
+    if model not in _RANDOM:
+        names = ", ".join(_RANDOM)
+        raise SystemExit(f"--model {model}: no such folder, and not one of emoji64, {names}")
+    with process(_write_random, work / model, model):
+        pass
+    return work / model
+
+
+def _write_random(_pipe: Pipe, folder: Path, name: str) -> None:
     from sides import muse_reference
 
     muse_reference.write_random(folder, name)
 
 
-def _job(flags: argparse.Namespace, work: Path) -> tuple[Job, dict]:
-    """Finds or writes the model, and writes the inputs: the bundled pictures and their prompts.
+def _config(folder: Path, part: str) -> dict[str, Any]:
+    return json.loads((folder / part / "config.json").read_text())
 
-    Returns:
-        the job; the transformer's config with the prompts' `text_length`.
+
+def _job(flags: argparse.Namespace, folder: Path, work: Path, config: Mapping[str, Any]) -> Job:
+    """Writes the inputs: the bundled images and their prompts, and what the check masks.
+
+    As much is masked of each image, so that the mean over all masked tokens is the mean of the
+    images' means.
     """
-    shipped = ASSETS / flags.model / "muse"
-    folder = shipped if shipped.is_dir() else Path(flags.model).expanduser()
-    if not folder.is_dir():
-        if flags.model not in _RANDOM:
-            raise SystemExit(
-                f"--model {flags.model}: no such folder, and not one of emoji64, {', '.join(_RANDOM)}"
-            )
-        folder = work / flags.model
-        with process(_write_random, folder, flags.model):
-            pass
-    config, text, codec = (
-        json.loads((folder / part / "config.json").read_text())
-        for part in ("transformer", "text_encoder", "vqvae")
-    )
     side = config["sample_size"]
-    job = make_job(flags, folder, work, pixels=side * 2 ** (len(codec["block_out_channels"]) - 1))
-    rng, shape = np.random.default_rng(0), (min(CHECKED, job.batch), side, side)
-    half = (
-        np.arange(side * side) < side * side // 2
-    )  # the same count in each: both means are then one
-    mask = np.stack([rng.permutation(half) for _ in range(shape[0])]).reshape(shape)
+    blocks = len(_config(folder, "vqvae")["block_out_channels"])
+    job = make_job(flags, folder, work, pixels=side * 2 ** (blocks - 1))
+    rng = np.random.default_rng(0)
+    shape = (min(CHECKED, job.batch), side, side)
+    half = np.tile(np.arange(side * side) < side * side // 2, (shape[0], 1))
+    mask = rng.permuted(half, axis=1).reshape(shape)
     np.savez(work / "check.npz", tokens=rng.integers(0, config["codebook_size"], shape), mask=mask)
-    return job, config | {"text_length": text["max_position_embeddings"]}
+    return job
 
 
-def _flops(config: dict, job: Job, task: str) -> float:
+def _flops(config: Mapping[str, Any], text_length: int, job: Job, task: str) -> float:
     """Floating-point operations of the transformer's matrix products for one unit of a task.
 
-    A training step of the adapter is a forward, and the gradients of activations, not of weights, from the first
-    layer on; one of the whole transformer is three forwards.
+    A training step of the adapter is a forward, and the gradients of activations, not of weights,
+    from the first layer on; one of the whole transformer is three forwards.
     """
-    d, c, e, t = (
-        config["hidden_size"],
-        config["block_out_channels"],
-        config["in_channels"],
-        config["text_length"],
-    )
-    layers, blocks = config["num_hidden_layers"], config["num_res_blocks"]
+    d = config["hidden_size"]
+    c = config["block_out_channels"]
+    e = config["in_channels"]
+    t = text_length
+    layers = config["num_hidden_layers"]
+    blocks = config["num_res_blocks"]
     n = config["sample_size"] ** 2
     m = n // 4 if config["downsample"] else n
     resample = 8 * m * c * c if config["downsample"] else 0

@@ -1,25 +1,28 @@
-"""The figures and pictures of docs/shipped_models.md, from the shipped weights and the corpus.
+"""The figures and images of docs/shipped_models.md, from the shipped weights and the corpus.
 
 python benchmarks/shipped_models.py --corpus corpus --out docs/images
 """
 
 import argparse
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from held_out_styles import interval
 
 from styledrop_jax import guidance
 from styledrop_jax.emoji import corpus
 from styledrop_jax.emoji.compose import descriptor, noun_phrase
-from styledrop_jax.emoji.drawings import ARTISTS
+from styledrop_jax.emoji.drawings import HELD_OUT_ARTISTS, TRAINED_ARTISTS, Artist
+from styledrop_jax.emoji.tasks import muse, unet
 from styledrop_jax.io import hub, image_files, sheets
 from styledrop_jax.methods.prompts import POOL, noun
-from styledrop_jax.metrics.clip_scores import ClipScorer, mean_interval, recall
+from styledrop_jax.metrics.clip_scores import ClipScorer, recall
 from styledrop_jax.metrics.distances import frechet_distance, kernel_distance, scaled
-from styledrop_jax.pipelines.base import Pipeline, SampleSettings
+from styledrop_jax.pipelines.base import Pipeline
 from styledrop_jax.pipelines.load import load
+from styledrop_jax.pipelines.muse import Muse
+from styledrop_jax.pipelines.stable_diffusion import StableDiffusion
 
 PROMPTS = (
     *POOL[:12],
@@ -80,12 +83,11 @@ UNSEEN = {
         "a yacht in glowing x-ray style on a light blue background",
     ),
 }
-"""40 prompts that training did not say, or hardly: `data/compose.py` leaves these colours and counts of them out;
-a pair in a style, or a place on a background, is one of thousands; a background is named under few styles."""
-MODELS = {
-    "muse": SampleSettings(steps=12, temperature=2.0, lambda_b=1.0),
-    "sd": SampleSettings(steps=20, lambda_b=2.0),
-}
+"""40 prompts that training did not say, or hardly. `emoji/compose.py` leaves out these colours and
+counts of them. A pair in a style, or a place on a background, is one of thousands. A background is
+named under few styles."""
+SAMPLE = {"muse": muse.SAMPLE, "sd": unet.SAMPLE}
+_EACH = 4  # samples of a prompt
 
 
 def main() -> None:
@@ -95,148 +97,160 @@ def main() -> None:
     parser.add_argument(
         "--corpus", type=Path, required=True, help="what launch/fetch_corpus.sh made"
     )
-    parser.add_argument("--out", type=Path, required=True, help="where the pictures go")
+    parser.add_argument("--out", type=Path, required=True, help="where the images go")
     flags = parser.parse_args()
-    data, scorer = corpus.load(flags.corpus), ClipScorer.load(hub.resolve("emoji64/clip"))
-    models = {name: load(f"emoji64/{name}") for name in MODELS}
+    data = corpus.load(flags.corpus)
+    scorer = ClipScorer.load(hub.resolve("emoji64/clip"))
+    models = {name: load(f"emoji64/{name}") for name in SAMPLE}
     _reconstruction(data, models, scorer, flags.out)
     _print_recall(data, scorer)
     for name, model in models.items():
-        _drawings(data, name, model, scorer, flags.out)
+        _samples(data, name, model, scorer, flags.out)
     _distances(data, models, scorer)
     _unseen(models, scorer, flags.out)
+
+
+def _generated(kind: str, model: Pipeline, prompts: Sequence[str]) -> np.ndarray:
+    branches = guidance.classifier_free(guidance.bare(model), prompts, SAMPLE[kind])
+    chunks = guidance.generate(branches, range(len(prompts)), settings=SAMPLE[kind])
+    return np.concatenate(list(chunks))
+
+
+def _repeated(prompts: Sequence[str], times: int = _EACH) -> list[str]:
+    """Each of them so many times, one after the other."""
+    return np.repeat(prompts, times).tolist()
+
+
+def _restored(model: Pipeline, images: np.ndarray) -> np.ndarray:
+    """What a pipeline's autoencoder makes of images [n, h, w, 3], uint8."""
+    if isinstance(model, Muse):
+        return model.decode_tokens(model.encode_images(images))
+    assert isinstance(model, StableDiffusion)
+    return model.decode_latents(model.encode_images(images).mode(), 16)
 
 
 def _reconstruction(
     data: corpus.Corpus, models: dict[str, Pipeline], scorer: ClipScorer, out: Path
 ) -> None:
-    images = data.held_out_images(376)
-    tokens, posterior = (models[name].encode_images(images) for name in ("muse", "sd"))
-    decoded = {
-        "muse": models["muse"].decode_tokens(tokens),
-        "sd": models["sd"].decode_latents(posterior.mode(), 16),
-    }
-    for name, again in decoded.items():
-        error = np.abs(again - images / 255).mean(axis=(1, 2, 3))
-        seen = 1 - (scorer.image_features(again) * scorer.image_features(images / 255)).sum(axis=1)
+    given = data.held_out_images(376)
+    images = given / 255
+    seen = scorer.image_features(images)
+    columns = [images]
+    for name, model in models.items():
+        restored = _restored(model, given)
+        columns.append(restored)
+        error = np.abs(restored - images).mean(axis=(1, 2, 3))
+        distance = 1 - (scorer.image_features(restored) * seen).sum(axis=1)
         for figure, values in (
             ("mean absolute error", error),
-            ("cosine distance in CLIP features", seen),
+            ("cosine distance in CLIP features", distance),
         ):
-            interval = "{:.4f} [{:.4f}, {:.4f}]".format(*mean_interval(values))
-            print(f"codec of {name}, {figure} on held-out concepts: {interval}")
-    triples = [
-        picture
-        for i in range(24)
-        for picture in (images[i] / 255, decoded["muse"][i], decoded["sd"][i])
-    ]
-    image_files.write_png(out / "reconstruction.png", sheets.grid(triples, columns=18))
+            print(f"codec of {name}, {figure} on held-out concepts: {interval(values, '.4f')}")
+    triples = np.stack(columns, axis=1)[:24].reshape(-1, *images.shape[1:])
+    image_files.write_png(out / "reconstruction.png", sheets.grid(list(triples), columns=18))
 
 
 def _print_recall(data: corpus.Corpus, scorer: ClipScorer) -> None:
-    core = [concept for concept, known in zip(data.concepts, data.core, strict=True) if known][:200]
+    core = np.array(data.concepts)[data.core][:200].tolist()
     pairs = {"held-out pairs": data.held_out_pairs(200)}
-    for artist in (artist for artist in ARTISTS if artist.held_out):
-        images = np.stack([data.true_image(concept, artist.name) for concept in core])
-        pairs[artist.name] = (
-            images,
-            [f"{noun_phrase(concept)} {descriptor(artist, None)}" for concept in core],
-        )
+    for artist in HELD_OUT_ARTISTS:
+        images = []
+        captions = []
+        for concept in core:
+            images.append(data.true_image(concept, artist.name))
+            captions.append(f"{noun_phrase(concept)} {descriptor(artist, None)}")
+        pairs[artist.name] = (np.stack(images), captions)
     for name, (images, captions) in pairs.items():
         similarity = scorer.image_features(images / 255) @ scorer.text_features(captions).T
-        at = ", ".join(f"recall@{k} {recall(similarity, k):.1%}" for k in (1, 5))
-        print(f"CLIP, image → text among {len(captions)}, {name}: {at}")
+        first = f"recall@1 {recall(similarity, 1):.1%}, recall@5 {recall(similarity, 5):.1%}"
+        print(f"CLIP, image → text among {len(captions)}, {name}: {first}")
 
 
-def _drawn(kind: str, model: Pipeline, prompts: Sequence[str]) -> np.ndarray:
-    branches = guidance.base_branches(model, prompts, MODELS[kind])
-    return np.concatenate(
-        list(guidance.generate(branches, range(len(prompts)), settings=MODELS[kind], batch_size=16))
-    )
+def _true_features(
+    data: corpus.Corpus, scorer: ClipScorer, artists: Sequence[Artist]
+) -> np.ndarray:
+    """Of every content of the pool by every one of the artists."""
+    images = []
+    for content in POOL:
+        for artist in artists:
+            images.append(data.true_image(noun(content), artist.name))
+    return scaled(scorer.image_features(np.stack(images) / 255))
 
 
 def _distances(data: corpus.Corpus, models: dict[str, Pipeline], scorer: ClipScorer) -> None:
-    """FID and KID to the pool's true drawings by the artists of training, as many of each content."""
-    artists = {
-        held: [artist.name for artist in ARTISTS if artist.held_out == held]
-        for held in (False, True)
-    }
-
-    def true(held_out: bool) -> np.ndarray:
-        pairs = itertools.product(POOL, artists[held_out])
-        images = (
-            np.stack([data.true_image(noun(content), artist) for content, artist in pairs]) / 255
-        )
-        return scaled(scorer.image_features(images))
-
-    known, contents = true(False), [content for content in POOL for _ in artists[False]]
+    """FID and KID to the pool's true drawings by the artists of training, as many of each."""
+    known = _true_features(data, scorer, TRAINED_ARTISTS)
+    contents = _repeated(POOL, len(TRAINED_ARTISTS))
     for kind, model in models.items():
-        drawn = scaled(scorer.image_features(_drawn(kind, model, contents)))
-        fid, kid = frechet_distance(drawn, known), kernel_distance(drawn, known)
-        print(
-            f"{kind}, {len(drawn)} drawings against {len(known)} true ones: FID {fid:.2f}, KID {kid:.4f}"
-        )
-    other = true(True)
-    print(
-        f"true drawings by held-out artists, {len(other)}, against the same: KID {kernel_distance(other, known):.4f}"
-    )
+        found = scaled(scorer.image_features(_generated(kind, model, contents)))
+        fid = frechet_distance(found, known)
+        kid = kernel_distance(found, known)
+        words = f"{len(found)} drawings against {len(known)} true ones"
+        print(f"{kind}, {words}: FID {fid:.2f}, KID {kid:.4f}")
+    other = _true_features(data, scorer, HELD_OUT_ARTISTS)
+    kid = kernel_distance(other, known)
+    words = f"true drawings by held-out artists, {len(other)}, against the same"
+    print(f"{words}: KID {kid:.4f}")
 
 
 def _unseen(models: dict[str, Pipeline], scorer: ClipScorer, out: Path) -> None:
-    """A row a prompt, the mean of its drawings' text scores; a sheet of two drawings by each model."""
-    prompts = [prompt for group in UNSEEN.values() for prompt in group]
-    repeated = [prompt for prompt in prompts for _ in range(4)]
-    images = {kind: _drawn(kind, model, repeated) for kind, model in models.items()}
-    scores = {
-        kind: scorer.text_score(drawn, repeated).reshape(-1, 4).mean(axis=1)
-        for kind, drawn in images.items()
-    }
-    print(
-        "| prompt | "
-        + " | ".join(f"{kind}, Text" for kind in models)
-        + " |\n"
-        + "|---" * (1 + len(models))
-        + "|"
-    )
+    """A row a prompt: the mean of its samples' text scores. A sheet of two samples by each."""
+    prompts = []
+    for group in UNSEEN.values():
+        prompts += group
+    repeated = _repeated(prompts)
+    images = []
+    scores = []
+    for kind, model in models.items():
+        found = _generated(kind, model, repeated)
+        images.append(found.reshape(len(prompts), _EACH, *found.shape[1:])[:, :2])
+        scores.append(scorer.text_score(found, repeated).reshape(-1, _EACH).mean(axis=1))
+    table = np.stack(scores, axis=1)  # [prompts, models]
+    names = " | ".join(f"{kind}, Text" for kind in models)
+    print(f"| prompt | {names} |\n{'|---' * (1 + len(models))}|")
     for name, group in UNSEEN.items():
         rows = [prompts.index(prompt) for prompt in group]
-        for label, at in ((f"**{name}**", rows), *((prompts[i], [i]) for i in rows)):
-            print(
-                f"| {label} | "
-                + " | ".join(f"{scores[kind][at].mean():.3f}" for kind in models)
-                + " |"
-            )
-    pictures = [
-        images[kind][4 * i + j] for i in range(len(prompts)) for kind in models for j in range(2)
-    ]
-    captions = [f"{kind}: {prompt}" for prompt in prompts for kind in models for _ in range(2)]
-    image_files.write_png(
-        out / "prompts.png", sheets.grid(pictures, columns=8, scale=1, captions=captions)
-    )
+        _print_scores(f"**{name}**", table[rows].mean(axis=0))
+        for row in rows:
+            _print_scores(prompts[row], table[row])
+    captions = []
+    for prompt in prompts:
+        for kind in models:
+            captions += [f"{kind}: {prompt}"] * 2
+    shown = np.stack(images, axis=1)  # [prompts, models, 2, h, w, 3]
+    shown = shown.reshape(-1, *shown.shape[3:])
+    sheet = sheets.grid(list(shown), columns=8, captions=captions)
+    image_files.write_png(out / "prompts.png", sheet)
 
 
-def _drawings(
+def _print_scores(label: str, scores: np.ndarray) -> None:
+    print(f"| {label} | {' | '.join(f'{score:.3f}' for score in scores)} |")
+
+
+def _samples(
     data: corpus.Corpus, kind: str, model: Pipeline, scorer: ClipScorer, out: Path
 ) -> None:
-    contents = [content for content in POOL for _ in range(4)]
+    """How many samples of the pool are named right, and a sheet of samples beside true drawings."""
+    contents = _repeated(POOL)
     truth = np.stack([data.true_image(noun(content)) for content in POOL]) / 255
     texts = scorer.text_features(POOL)
     for name, images, own in (
-        ("drawn", _drawn(kind, model, contents), contents),
-        ("true", truth, POOL),
+        ("drawn", _generated(kind, model, contents), contents),
+        ("true", truth, list(POOL)),
     ):
         nearest = (scorer.image_features(images) @ texts.T).argmax(axis=1)
-        share = np.mean([POOL[best] == content for best, content in zip(nearest, own, strict=True)])
+        share = np.mean(np.array(POOL)[nearest] == own)
         print(
-            f"{kind}, concept named right by the shipped CLIP among {len(POOL)}, {name}: {share:.1%} of {len(images)}"
+            f"{kind}, concept named right by the shipped CLIP among {len(POOL)}, {name}: "
+            f"{share:.1%} of {len(images)}"
         )
-    pictures, captions = [], []
+    shown = []
+    captions = []
     for prompt in PROMPTS:
-        images = _drawn(kind, model, [prompt] * 4)
-        label = next(noun(c) for c in POOL if noun(c) in prompt)
-        pictures += [data.true_image(label) / 255, *images]
-        captions += [f"true {label}", *[prompt] * 4]
-    sheet = sheets.grid(pictures, columns=10, scale=2, captions=captions)
+        label = next(noun(content) for content in POOL if noun(content) in prompt)
+        shown += [data.true_image(label) / 255, *_generated(kind, model, [prompt] * _EACH)]
+        captions += [f"true {label}", *[prompt] * _EACH]
+    sheet = sheets.grid(shown, columns=10, scale=2, captions=captions)
     image_files.write_png(out / f"{kind}.png", sheet)
 
 

@@ -1,39 +1,42 @@
-"""Which size of each shipped model a short training makes the best of: three sizes, the same floating-point operations.
+"""Which size of each shipped model a short training makes the best of: three sizes, equal work.
 
     python benchmarks/sizes.py --corpus corpus --workdir runs/sizes [--teraflop 8] [--only vq,clip]
 
-Each size is a `styledrop pretrain` of its own from random weights, with its config's settings but those of `FIXED` and
-the number of steps, which XLA's count of a step's operations sets. Judged are the tokenizer and the autoencoder by the
-mean absolute error on held-out concepts, CLIP by its image → text recall among 200 held-out pairs, Muse and the U-Net
-by the mean loss over the last tenth of their steps, on examples mostly not seen before; those two also by the pictures
-a second that they draw. Resumable.
+Each size trains from random weights with the same floating-point operations. It has its config's
+settings but for those of `FIXED` and the number of steps, which XLA's count of a step's operations
+sets. The tokenizer and the autoencoder are judged by the mean absolute error on held-out concepts,
+CLIP by its image → text recall among 200 held-out pairs, Muse and the U-Net by the mean loss over
+the last tenth of their steps, on examples mostly not seen before. For those two the table also has
+the images a second that they sample. Resumable.
 """
 
 import argparse
+import dataclasses
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
-from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
-from styledrop_jax import config as schema
-from styledrop_jax import guidance, log
-from styledrop_jax.emoji import corpus
+from styledrop_jax import config_files, guidance, log
+from styledrop_jax.emoji import corpus, settings
 from styledrop_jax.emoji.pretrain import TASKS, pretrain
+from styledrop_jax.emoji.settings import CommonSettings
+from styledrop_jax.emoji.tasks import muse, unet
 from styledrop_jax.emoji.tasks.base import Task
 from styledrop_jax.io import hub
 from styledrop_jax.methods.prompts import POOL
 from styledrop_jax.metrics.clip_scores import ClipScorer, recall
 from styledrop_jax.pipelines import muse_files, stable_diffusion_files
-from styledrop_jax.pipelines.base import SampleSettings
 from styledrop_jax.pipelines.load import load
 from styledrop_jax.training import loop
 
-SIZES = {
+SIZES: dict[str, tuple[dict[str, int], ...]] = {
     "vq": ({"width": 4}, {"width": 8}, {"width": 16}),
     "clip": ({"width": 96}, {"width": 192}, {"width": 288}),
     "muse": ({"width": 96, "layers": 4}, {"width": 192, "layers": 6}, {"width": 288, "layers": 8}),
@@ -42,7 +45,8 @@ SIZES = {
 }
 """The second is what ships; of CLIP, one 128 wide."""
 _SHIPPED = hub.SHIPPED / "emoji64"
-FIXED = {
+FIXED: dict[str, dict[str, Any]] = {
+    "vq": {},
     "clip": {
         "text_layers": 3,
         "vision_layers": 4,
@@ -60,10 +64,16 @@ FIXED = {
     "unet": {"clip": str(_SHIPPED / "sd"), "codec": str(_SHIPPED / "sd" / "vae"), "pack": 16000},
     "vae": {"init": ""},
 }
-DRAWING = {
-    "muse": SampleSettings(steps=12, temperature=2.0, lambda_b=1.0),
-    "unet": SampleSettings(steps=20, lambda_b=2.0),
+WEIGHTS = {
+    "vq": "vqvae",
+    "clip": "clip",
+    "muse": "muse/transformer",
+    "vae": "vae",
+    "unet": "sd/unet",
 }
+SAMPLE = {"muse": ("muse", muse.SAMPLE), "unet": ("sd", unet.SAMPLE)}
+"""The exported pipeline of a denoiser, and how it samples."""
+_HEAD = "| model | size | parameters | Mflop an example | examples | judged | pictures/s |"
 
 
 def main() -> None:
@@ -81,96 +91,92 @@ def main() -> None:
     flags = parser.parse_args()
     data = corpus.load(flags.corpus)
     rows = []
-    for name in [name for name in flags.only.split(",") if name] or SIZES:
+    for name in flags.only.split(",") if flags.only else SIZES:
         for size in SIZES[name]:
             words = ", ".join(f"{field} {value}" for field, value in size.items())
             log.say(f"{name}, {words}")
-            rows.append(f"| {name} | {words} | " + " | ".join(_row(name, size, data, flags)) + " |")
-    print(
-        "| model | size | parameters | Mflop an example | examples | judged | pictures/s |\n"
-        + "|---" * 7
-        + "|"
-    )
-    print("\n".join(rows))
+            rows.append(" | ".join([name, words, *_row(name, size, data, flags)]))
+    print(f"{_HEAD}\n{'|---' * 7}|")
+    for row in rows:
+        print(f"| {row} |")
 
 
 def _row(
     name: str, size: dict[str, int], data: corpus.Corpus, flags: argparse.Namespace
 ) -> list[str]:
+    """The cells of one size after its name."""
     folder = flags.workdir / "-".join([name, *map(str, size.values())])
-    settings = FIXED.get(name, {}) | size | {"corpus": str(flags.corpus)}
-    words = [
-        word for field, value in settings.items() for word in (f"--config.{field}", str(value))
-    ]
-    argv = ["--config", f"configs/pretrain_{name}.py", *words]
-    config, _ = schema.parse(argv, schema=schema.pretrain_schema)
-    pack, shared = folder / "pack.npz", flags.workdir / f"{name}.npz"
-    if shared.exists() and not pack.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(shared, pack)
     folder.mkdir(parents=True, exist_ok=True)
-    cost = _flops(TASKS[name](config, data, folder), config)
-    if pack.exists() and not shared.exists():
-        shutil.copyfile(pack, shared)
+    config = config_files.load(f"pretrain_{name}", settings.complete).to_dict()
+    value = settings.from_config(config | FIXED[name] | size | {"corpus": str(flags.corpus)})
+    # The examples that a denoiser learns from are encoded once for all its sizes.
+    own = folder / "pack.safetensors"
+    shared = flags.workdir / f"{name}.safetensors"
+    if shared.exists() and not own.exists():
+        shutil.copyfile(shared, own)
+    cost = _flops(TASKS[name](value, data, folder), value)
+    if own.exists() and not shared.exists():
+        shutil.copyfile(own, shared)
     steps = max(1, round(flags.teraflop * 1e12 / cost))
-    config, _ = schema.parse([*argv, "--config.steps", str(steps)], schema=schema.pretrain_schema)
-    pretrain(config, folder)
-    weights = {"muse": "muse/transformer", "unet": "sd/unet"}.get(
-        name, {"vq": "vqvae"}.get(name, name)
-    )
-    (file,) = (folder / "export" / weights).glob("*.safetensors")
+    pretrain(dataclasses.replace(value, steps=steps), folder)
+    (file,) = (folder / "export" / WEIGHTS[name]).glob("*.safetensors")
     parameters = sum(tensor.size for tensor in load_file(file).values())
-    judged, rate = _judge(name, folder, data)
     return [
         f"{parameters:,}",
-        f"{cost / config.batch_size / 1e6:.0f}",
-        f"{steps * config.batch_size:,}",
-        judged,
-        rate,
+        f"{cost / value.batch_size / 1e6:.0f}",
+        f"{steps * value.batch_size:,}",
+        _judged(name, folder, data),
+        f"{_rate(name, folder / 'export'):.1f}" if name in SAMPLE else "–",
     ]
 
 
-def _flops(task: Task, config: ConfigDict) -> float:
+def _flops(task: Task[Any], value: CommonSettings) -> float:
     """Floating-point operations of a step: loss and gradient."""
     graphdef, params, frozen = loop.split(task.model, task.trainable)
     batch = jax.tree.map(lambda x: x[0], task.batches(0, 1))
-    keys = jax.random.split(jax.random.key(0), config.batch_size)
+    keys = jax.random.split(jax.random.key(0), value.batch_size)
 
-    def loss(params: dict) -> jax.Array:
+    def loss(params: Any) -> jax.Array:
         return task.loss(nnx.merge(graphdef, params, frozen), batch, keys)[0]
 
-    return jax.jit(jax.grad(loss)).lower(params).cost_analysis()["flops"]
+    cost: Any = jax.jit(jax.grad(loss)).lower(params).cost_analysis()
+    return cost["flops"]
 
 
-def _judge(name: str, folder: Path, data: corpus.Corpus) -> tuple[str, str]:
-    export = folder / "export"
+def _judged(name: str, folder: Path, data: corpus.Corpus) -> str:
+    if name in SAMPLE:
+        losses = [row["loss"] for row in log.read_metrics(folder, name)]
+        return f"loss {np.mean(losses[-len(losses) // 10 :]):.4f}"
     if name == "clip":
         images, captions = data.held_out_pairs(200)
-        scorer = ClipScorer.load(export / "clip")
+        scorer = ClipScorer.load(folder / "export" / "clip")
         similarity = scorer.image_features(images / 255) @ scorer.text_features(captions).T
-        return f"recall@1 {recall(similarity, 1):.1%}, @5 {recall(similarity, 5):.1%}", "–"
-    if name in DRAWING:
-        losses = [row["loss"] for row in log.read_metrics(folder, name)]
-        return f"loss {np.mean(losses[-len(losses) // 10 :]):.4f}", f"{_rate(name, export):.1f}"
-    images = data.held_out_images(376)
-    inputs = np.float32(images / 255)
+        return f"recall@1 {recall(similarity, 1):.1%}, @5 {recall(similarity, 5):.1%}"
+    images = np.float32(data.held_out_images(376) / 255)
+    restored = _restore(name, folder / "export")(images)
+    return f"error {np.abs(np.clip(restored, 0, 1) - images).mean():.4f}"
+
+
+def _restore(name: str, export: Path) -> Callable[[np.ndarray], jax.Array]:
+    """Images → what the exported tokenizer or autoencoder makes of them again."""
     if name == "vq":
-        codec = muse_files.VQVAE.load(export / "vqvae")
-        again = nnx.jit(lambda model, x: model.decode(model.encode(x)))(codec, inputs)
-    else:
-        codec = stable_diffusion_files.VAE.load(export / "vae")
-        again = nnx.jit(lambda model, x: model.decode(model.encode(x).mode()))(codec, inputs)
-    return f"error {np.abs(np.clip(again, 0, 1) - inputs).mean():.4f}", "–"
+        tokenizer = muse_files.VQVAE.load(export / "vqvae")
+        return nnx.jit(lambda images: tokenizer.decode(tokenizer.encode(images)))
+    autoencoder = stable_diffusion_files.VAE.load(export / "vae")
+    return nnx.jit(lambda images: autoencoder.decode(autoencoder.encode(images).mode()))
 
 
 def _rate(name: str, export: Path) -> float:
-    """Pictures a second, of 30 in batches of 15, once compiled."""
-    model = load(str(export / {"muse": "muse", "unet": "sd"}[name]))
+    """Images a second, of 30 in batches of 15, once compiled."""
+    folder, sample = SAMPLE[name]
+    sample = dataclasses.replace(sample, batch_size=15)
+    model = guidance.bare(load(str(export / folder)))
     seconds = []
     for _ in range(3):
         start = time.monotonic()
-        branches = guidance.base_branches(model, POOL, DRAWING[name])
-        list(guidance.generate(branches, range(len(POOL)), settings=DRAWING[name], batch_size=15))
+        branches = guidance.classifier_free(model, POOL, sample)
+        for _ in guidance.generate(branches, range(len(POOL)), settings=sample):
+            pass
         seconds.append(time.monotonic() - start)
     return len(POOL) / min(seconds)
 

@@ -102,13 +102,9 @@ def read(name: str, overrides: Mapping[str, Any] | None = None) -> spec.RunSpec:
     with config.ignore_type():  # `from_config` says better what is wrong
         for field, value in (overrides or {}).items():
             if field not in fields:
-                raise UserError(f"config.{field}: unknown field{_closest(field, fields)}")
-            parent, _, key = field.rpartition(".")
-            section: Any = config
-            for part in filter(None, parent.split(".")):
-                section = section[part]
-            section[key] = value
-    return spec.from_config(spec.absolute(config.to_dict()))
+                raise UserError(_unknown(field, fields))
+            config.update_from_flattened_dict({field: value})
+    return spec.from_config(spec.absolute(spec.complete(config.to_dict())))
 
 
 def from_arguments(
@@ -121,7 +117,8 @@ def from_arguments(
         complete: fills in what a config file leaves out.
 
     Returns:
-        the config as nested plain data, and the arguments that are not about it, in their order.
+        the complete config as nested plain data, and the arguments that are not about it, in their
+        order.
 
     Raises:
         UserError: no such config or field, or a value that is not of its field's type.
@@ -137,7 +134,7 @@ def from_arguments(
     with _flag_errors(values):
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=words)
         rest = values(words, known_only=True)[1:]
-    return config.to_dict(), rest
+    return complete(config.to_dict()), rest  # again: a section may be given as a whole
 
 
 def _split_name(argv: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -176,15 +173,13 @@ def _file_errors(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        lines = [part.lineno for part in traceback.extract_tb(error.__traceback__)]
-        own = traceback.extract_tb(error.__traceback__)
-        mine = [part.lineno for part in own if part.filename == str(path)] or lines[-1:]
-        if isinstance(error, SyntaxError):
-            mine = [error.lineno]
+        line = error.lineno if isinstance(error, SyntaxError) else None
+        for part in traceback.extract_tb(error.__traceback__):
+            if part.filename == str(path):
+                line = part.lineno
         said = " ".join(str(error).split())[:150]
-        raise UserError(
-            f"--config: {path} line {mine[-1]} failed: {type(error).__name__}: {said}"
-        ) from error
+        where = f"{path} line {line}" if line else str(path)
+        raise UserError(f"--config: {where} failed: {type(error).__name__}: {said}") from error
 
 
 @contextlib.contextmanager
@@ -213,9 +208,13 @@ def _check_overrides(argv: Sequence[str], config: ConfigDict) -> None:
             break
         match = re.match(r"--?(?:no)?config\.([^=]*)", word)
         if match and match[1] not in fields:
-            problems.append(f"config.{match[1][:80]}: unknown field{_closest(match[1], fields)}")
+            problems.append(_unknown(match[1], fields))
     if problems:
         raise UserError(" | ".join(problems))
+
+
+def _unknown(field: str, fields: Sequence[str]) -> str:
+    return f"config.{field[:80]}: unknown field{_closest(field, fields)}"
 
 
 def _closest(name: str, fields: Sequence[str]) -> str:

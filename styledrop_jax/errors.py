@@ -24,5 +24,8 @@ def did_you_mean(name: str, options: Iterable[str], *, part: Callable[[str], str
 
 def shown(value: object, longest: int = 60) -> str:
     """`value` as an error shows it: one line, not much longer than `longest` letters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a {type(value).__name__} of very many levels"
     return text if len(text) <= longest else f"{text[:longest]}…"

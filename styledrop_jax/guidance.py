@@ -3,6 +3,7 @@ generated.
 """
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -137,7 +138,9 @@ def style_branches(style: Tuned, prompts: Sequence[str], settings: SampleSetting
 
 
 def _check_negative(style: Tuned, settings: SampleSettings) -> None:
-    """Warns of learnt words in a negative prompt: two-scale guidance has the base model read that."""
+    """Warns of learnt words in a negative prompt: two-scale guidance has the base model read
+    that.
+    """
     if style.what.words is None:
         return
     for token in style.what.words.tokens:
@@ -275,25 +278,32 @@ def generate_files(
 ) -> None:
     """Generates those of the images `paths` that are not there yet, under a progress bar.
 
+    Their chunks are those of all images, so that an image is the same to the last bit whenever it
+    is generated: its place in a chunk decides how sums in it are rounded.
+
     Args:
         description: of the bar.
         paths, texts, seeds: of each image.
         branches: prompts → their branches.
         settings, follow: see `generate`.
     """
-    missing = []
-    for path, text, seed in zip(paths, texts, seeds, strict=True):
-        if not path.is_file():
-            missing.append((path, text, seed))
-    with log.progress(description, len(paths), start=len(paths) - len(missing)) as advance:
-        if not missing:
+    room = settings.batch_size if follow is None else max(1, settings.batch_size // 2)
+    todo: list[int] = []
+    for start in range(0, len(paths), room):
+        chunk = range(start, min(start + room, len(paths)))
+        if not all(paths[i].is_file() for i in chunk):
+            todo += chunk
+    made = sum(path.is_file() for path in paths)
+    with log.progress(description, len(paths), start=made) as advance:
+        if not todo:
             return
-        files, prompts, own_seeds = zip(*missing, strict=True)
-        todo = iter(files)
-        for chunk in generate(branches(prompts), own_seeds, settings=settings, follow=follow):
-            for image, path in zip(chunk, todo, strict=False):
-                image_files.write_png(path, image)
-            advance(len(chunk))
+        chosen = branches([texts[i] for i in todo])
+        own_seeds = [seeds[i] for i in todo]
+        images = generate(chosen, own_seeds, settings=settings, follow=follow)
+        for i, image in zip(todo, itertools.chain.from_iterable(images), strict=True):
+            if not paths[i].is_file():
+                image_files.write_png(paths[i], image)
+                advance(1)
 
 
 def _groups(branches: Sequence[Branch], texts: Sequence[Any], rows: np.ndarray) -> list[Group]:

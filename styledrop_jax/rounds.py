@@ -40,6 +40,8 @@ def personalize(spec: RunSpec, workdir: Path, *, command: str, base: str = "") -
         UserError: anything in the settings, the images or the folder that is not right.
         Paused: a person has to choose images first.
     """
+    if base:
+        spec = _began_on(workdir, spec)
     images = begin.read_images(spec)
     program = METHODS[spec.method].program(spec, images)
     begin.check_words(program)
@@ -66,6 +68,14 @@ def personalize(spec: RunSpec, workdir: Path, *, command: str, base: str = "") -
                 run.discard()
             raise
         return carry_out(job, command=command)
+
+
+def _began_on(workdir: Path, spec: RunSpec) -> RunSpec:
+    """The settings with the base model under the name that it had when the run began."""
+    if not (workdir.expanduser() / "config.json").exists():
+        return spec
+    name = Run.load(workdir).config.get("base")
+    return dataclasses.replace(spec, base=name) if isinstance(name, str) else spec
 
 
 def carry_out(job: Job, *, command: str) -> Path:

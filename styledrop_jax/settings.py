@@ -9,7 +9,8 @@ says everything that is wrong with it in one error.
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeVar, cast, get_type_hints
 
 from styledrop_jax.errors import UserError, did_you_mean, shown
@@ -54,13 +55,13 @@ class Rule:
         """Whether `value` is of `kind` and in range; a whole number is a number too."""
         if kind is bool or isinstance(value, bool):
             return kind is bool and isinstance(value, bool)
-        if kind is str:
+        if kind is str and isinstance(value, str):
             chosen = not self.choices or value in self.choices
-            return isinstance(value, str) and chosen and (self.empty or bool(value.strip()))
-        if not isinstance(value, int if kind is int else int | float):
+            return chosen and (self.empty or bool(value.strip()))
+        if kind is str or not isinstance(value, int if kind is int else int | float):
             return False
         inside = self.low <= value <= self.high and not (self.above and value == self.low)
-        return math.isfinite(value) and inside
+        return inside and abs(value) <= sys.float_info.max
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,23 +205,29 @@ class Described:
     path: str = ""
 
 
-def describe(kind: type, data: Mapping[str, Any], where: str = "") -> Iterator[Described]:
-    """Every field of `data`, which `complete` made, in the order of the fields of `kind`."""
+def describe(kind: type, data: Any, where: str = "") -> Iterator[Described]:
+    """Every field of `data`, which `complete` made, in the order of the fields of `kind`.
+
+    A section that is none, which `parse` complains of, has no fields.
+    """
+    values = _mapping(data)
+    if values is None:
+        return
     for field, rule, hint in _fields(kind):
         name = f"{where}{field.name}"
         if isinstance(rule, _Numbered):
-            for key in _numbers(data, rule.prefix):
-                yield from describe(rule.kind, data[key], f"{where}{key}.")
+            for key in _numbers(values, rule.prefix):
+                yield from describe(rule.kind, values[key], f"{where}{key}.")
         elif isinstance(rule, _Section):
-            yield from describe(rule.kind, data[field.name], f"{name}.")
+            yield from describe(rule.kind, values[field.name], f"{name}.")
         elif isinstance(rule, _Variant):
-            yield from _describe_variant(rule, data[field.name], name)
+            yield from _describe_variant(rule, _mapping(values[field.name]) or {}, name)
         elif isinstance(rule, _Weights):
-            for key, weight in data[field.name].items():
-                words = f"one of {', '.join(rule.names)}"
+            words = f"one of {', '.join(rule.names)}"
+            for key, weight in (_mapping(values[field.name]) or {}).items():
                 yield Described(name=f"{name}.{key}", value=weight, help=rule.help, expected=words)
         else:
-            yield _described(name, data[field.name], rule, hint)
+            yield _described(name, values[field.name], rule, hint)
 
 
 def _described(name: str, value: Any, rule: Rule, kind: type) -> Described:
@@ -231,8 +238,9 @@ def _described(name: str, value: Any, rule: Rule, kind: type) -> Described:
 
 def _describe_variant(rule: _Variant, data: Mapping[str, Any], name: str) -> Iterator[Described]:
     words = f"one of {', '.join(rule.kinds)}"
-    yield Described(name=f"{name}.{rule.key}", value=data[rule.key], help=rule.help, expected=words)
-    for key, (inner, hint, owners) in _variant_rules(rule, data[rule.key]).items():
+    chosen = data.get(rule.key, "")
+    yield Described(name=f"{name}.{rule.key}", value=chosen, help=rule.help, expected=words)
+    for key, (inner, hint, owners) in _variant_rules(rule, chosen).items():
         if key in data:
             line = _described(f"{name}.{key}", data[key], inner, hint)
             yield dataclasses.replace(line, help=f"{line.help} ({', '.join(owners)})")
@@ -319,7 +327,7 @@ def _numbers(data: Mapping[str, Any], prefix: str) -> list[str]:
 
 def _read(kind: Any, data: Any, where: str, problems: list[str]) -> Any:
     """The value, or a default in place of what is wrong, which `problems` then has."""
-    names = [field.name for field in dataclasses.fields(kind)]
+    names = _names(kind)
     given_data = _mapping(data)
     if given_data is None:
         problems.append(f"{where}: found {shown(data)}, expected the fields {', '.join(names)}")
@@ -350,8 +358,26 @@ def _read(kind: Any, data: Any, where: str, problems: list[str]) -> Any:
             values[field.name] = float(given) if hint is float else given
     for key in given_data:
         if key not in known:
-            problems.append(f"{where}.{key}: unknown field{did_you_mean(key, names)}")
+            problems.append(_unknown(where, key, names))
     return kind(**values)
+
+
+def _names(kind: type) -> list[str]:
+    """The keys of a section, of those that are numbered the first."""
+    names: list[str] = []
+    for field, rule, _ in _fields(kind):
+        names.append(f"{rule.prefix}1" if isinstance(rule, _Numbered) else field.name)
+    return names
+
+
+def _unknown(where: str, key: Any, names: Iterable[str]) -> str:
+    return f"{where}.{_short(key)}: unknown field{did_you_mean(key, names)}"
+
+
+def _short(key: Any) -> str:
+    """A key as an error shows it."""
+    words = " ".join(str(key).split())
+    return words if len(words) <= 60 else f"{words[:60]}…"
 
 
 def _check(value: Any, rule: Rule, kind: type, name: str, problems: list[str]) -> bool:
@@ -386,7 +412,7 @@ def _read_variant(rule: _Variant, data: Any, where: str, problems: list[str]) ->
         if key == rule.key:
             continue
         if key not in rules:
-            problems.append(f"{where}.{key}: unknown field{did_you_mean(key, rules)}")
+            problems.append(_unknown(where, key, rules))
             continue
         inner, hint, owners = rules[key]
         if _check(value, inner, hint, f"{where}.{key}", problems) and name in owners:
@@ -407,7 +433,7 @@ def _read_weights(
     for key, value in section.items():
         if key not in rule.names:
             close = did_you_mean(key, rule.names)
-            problems.append(f"{where}.{key}: unknown{close} (one of {names})")
+            problems.append(f"{where}.{_short(key)}: unknown{close} (one of {names})")
         elif _check(value, number, float, f"{where}.{key}", problems):
             kept[key] = float(value)
     if not any(kept.values()):
@@ -425,7 +451,7 @@ def changed(value: Any, changes: Mapping[str, Any]) -> Any:
     kept: dict[str, Any] = {}
     for name, given in changes.items():
         if name not in known:
-            raise UserError(f"{name}: unknown{did_you_mean(name, known)}")
+            raise UserError(f"{_short(name)}: unknown{did_you_mean(name, known)}")
         if given is None:
             continue
         rule, hint = known[name]

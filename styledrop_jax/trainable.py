@@ -85,7 +85,8 @@ def attach(base: Pipeline, what: Trainable, *, rngs: nnx.Rngs) -> Pipeline:
     if what.text is not None:
         what.text.attach(changed["text"], rngs=rngs)
     if what.words is not None:
-        textual_inversion.attach(changed["text"], what.words, rngs=rngs, tokenizer=base.tokenizer)
+        tower: Any = changed["text"]
+        textual_inversion.attach(tower, what.words, rngs=rngs, tokenizer=base.tokenizer)
         changed["tokenizer"] = textual_inversion.extend(base.tokenizer, what.words)
         changed["expand"] = functools.partial(textual_inversion.expand, config=what.words)
     return dataclasses.replace(base, **changed)

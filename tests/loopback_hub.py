@@ -6,6 +6,7 @@ import json
 import threading
 import urllib.parse
 from collections.abc import Mapping
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -35,7 +36,7 @@ class LoopbackHub(http.server.ThreadingHTTPServer):
         monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *exception: Any) -> None:
         self.shutdown()
         super().__exit__(*exception)
 

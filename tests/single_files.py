@@ -3,6 +3,7 @@ files have them."""
 
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
@@ -37,7 +38,7 @@ _CLIP = {
 }
 
 
-def ldm_tensors(version: str, modules: Mapping[str, torch.nn.Module]) -> dict[str, torch.Tensor]:
+def ldm_tensors(version: str, modules: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """What a single file of the modules `unet`, `vae` and `text_encoder` holds.
 
     Args:
@@ -119,8 +120,8 @@ def _ldm_vae(tensors: Mapping[str, torch.Tensor], blocks: int) -> dict[str, torc
 
 
 def _open_clip(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The text tower as OpenCLIP has it: fused projections, one layer more, a projection and a logit
-    scale."""
+    """The text tower as OpenCLIP has it: fused projections, one layer more, a projection and a
+    logit scale."""
     found = {}
     for name, tensor in tensors.items():
         if match := re.fullmatch(r"(.+self_attn\.)q_proj\.(weight|bias)", name):

@@ -1,5 +1,7 @@
 """Rounds: what feedback chooses, who chooses, and what the next round makes of it."""
 
+import json
+
 import numpy as np
 import pytest
 import runs
@@ -7,9 +9,9 @@ import tiny
 
 from styledrop_jax.adapters.base import load_adapter
 from styledrop_jax.feedback import scorers
-from styledrop_jax.io import files as run_folder
 from styledrop_jax.io import image_files
 from styledrop_jax.io.files import read_json, read_jsonl, write_json
+from styledrop_jax.io.run_folder import Run
 
 
 def test_round_2_trains_a_new_adapter_on_what_was_selected(tmp_path):
@@ -19,7 +21,7 @@ def test_round_2_trains_a_new_adapter_on_what_was_selected(tmp_path):
     others = [row for row in rows if row["file"] not in chosen]
     write_json(workdir / "round_1" / "selected.json", {"selected": others})
     runs.forget(workdir, "report.html", "round_2")
-    assert runs.run_until_death(workdir, 4)  # the manifest may stay as it is
+    runs.train_until_death(workdir, 1)  # the manifest may stay as it is
     first, second = (read_jsonl(folder / "metrics.jsonl") for folder in (tiny.finished(), workdir))
     assert first[:2] == second[:2]
     assert first[2]["loss"] != second[2]["loss"]
@@ -37,36 +39,30 @@ def test_round_2_trains_a_new_adapter_on_what_was_selected(tmp_path):
 )
 def test_scorers_decide_by_their_weighted_sum(tmp_path, weights):
     workdir = runs.copy(tmp_path)
-    scorers = {"clip_text": 0.0, "clip_style": 0.0, "random": 0.0} | weights
-    runs.back_to_selection(workdir, scorers=scorers)
-    words = [
-        word
-        for name, value in scorers.items()
-        for word in (f"--config.round_1.select.scorers.{name}", value)
-    ]
+    whole = {"clip_text": 0.0, "clip_style": 0.0, "random": 0.0} | weights
+    runs.back_to_selection(workdir, scorers=whole)
+    words = runs.flags(**{f"round_1__select__scorers__{name}": w for name, w in whole.items()})
     assert runs.run_until_death(workdir, 2, *words)
     rows = read_jsonl(workdir / "round_1" / "scores.jsonl")
     for row in rows:
-        assert row["score"] == pytest.approx(
-            sum(weights[name] * row["scores"][name] for name in weights), abs=1e-6
-        )
+        total = sum(weight * row["scores"][name] for name, weight in weights.items())
+        assert row["score"] == pytest.approx(total, abs=1e-6)
     best = [max(rows[i : i + 2], key=lambda row: row["score"]) for i in (0, 2)]
     assert read_json(workdir / "round_1" / "selected.json")["selected"] == best
 
 
 def test_random_feedback_looks_at_nothing_but_the_seed():
     rows = read_jsonl(tiny.finished() / "round_1" / "scores.jsonl")
-    ids = [(row["prompt"], row["image"]) for row in rows]
+    places = [(row["prompt"], row["image"]) for row in rows]
 
-    def chance(seed: int) -> list[float]:
-        samples = scorers.Samples(
-            images=None, prompts=[], ids=ids, references=None, clip=None, seed=seed
+    def chance(seed):
+        seen = scorers.Scored(
+            images=None, prompts=[], ids=places, references=None, clip=None, seed=seed
         )
-        return list(scorers.SCORERS["random"](samples))
+        return list(scorers.random(seen))
 
-    assert [row["scores"]["random"] for row in rows] == chance(
-        read_json(tiny.finished() / "config.json")["seed"]
-    )
+    seed = read_json(tiny.finished() / "config.json")["seed"]
+    assert [row["scores"]["random"] for row in rows] == chance(seed)
     assert chance(1) != chance(2)
 
 
@@ -74,81 +70,60 @@ def test_top_k_and_threshold(tmp_path, capfd):
     rows = read_jsonl(tiny.finished() / "round_1" / "scores.jsonl")
     ranked = sorted((row["score"] for row in rows), reverse=True)
     middle = (ranked[0] + ranked[1]) / 2
-    for i, (settings, count) in enumerate(
-        [({"by": "top_k", "k": 3}, 3), ({"by": "threshold", "threshold": middle}, 1)]
+    for settings, count in (
+        ({"by": "top_k", "k": 3}, 3),
+        ({"by": "threshold", "threshold": middle}, 1),
     ):
-        workdir = runs.copy(tmp_path / str(i))
+        workdir = runs.copy(tmp_path / settings["by"])
         assert runs.run_until_death(workdir, 2, *runs.back_to_selection(workdir, **settings))
         chosen = read_json(workdir / "round_1" / "selected.json")["selected"]
         assert sorted((row["score"] for row in chosen), reverse=True) == ranked[:count]
     workdir = runs.copy(tmp_path / "none")
     words = runs.back_to_selection(workdir, by="threshold", threshold=2.0)
-    assert tiny.styledrop(*tiny.arguments(workdir, *words)) == 2
-    assert "threshold: 2.0" in runs.one_line(capfd)
+    assert "threshold: 2.0" in runs.refused(capfd, *tiny.arguments(workdir, *words))
     assert not (workdir / "round_1" / "selected.json").exists()
 
 
-def test_more_to_choose_than_is_drawn_is_found_before_anything_runs(tmp_path, capfd):
+def test_more_to_choose_than_is_sampled_is_found_before_anything_runs(tmp_path, capfd):
     for by, k, most in (("prompt", 3, 2), ("top_k", 5, 4)):
-        words = ["--config.round_1.select.by", by, "--config.round_1.select.k", k]
-        assert tiny.styledrop(*tiny.arguments(tmp_path / "run", *words)) == 2
-        error = runs.one_line(capfd)
+        words = runs.flags(round_1__select__by=by, round_1__select__k=k)
+        error = runs.refused(capfd, *tiny.arguments(tmp_path / "run", *words))
         assert f"config.round_1.select.k: found {k}, expected at most {most}" in error
     assert not (tmp_path / "run").exists()
 
 
-def test_a_third_round_takes_the_settings_of_the_second(tmp_path):
-    workdir = runs.copy(tmp_path)
-    config = read_json(workdir / "config.json")
-    write_json(workdir / "config.json", config | {"rounds": 3})
-    runs.forget(workdir, "report.html")
-    assert tiny.styledrop(*tiny.arguments(workdir, "--config.rounds", 3)) == 0
-    second, third = (load_adapter(workdir / f"round_{n}" / "adapter.safetensors") for n in (2, 3))
-    assert third.config == second.config and third.round == 3
-    assert not np.array_equal(
-        *(next(iter(adapter.tensors.values())) for adapter in (second, third))
-    )
-    assert len(read_jsonl(workdir / "round_3" / "scores.jsonl")) == 4
-    assert "Round 3" in (workdir / "report.html").read_text(encoding="utf-8")
-    before = runs.results(tiny.finished())
-    after = runs.results(workdir)
-    assert all(
-        after[name] == before[name]
-        for name in before
-        if name.startswith(("round_1", "round_2", "base"))
-    )
+def test_prompts_of_a_round_of_its_own(tmp_path):
+    path = tmp_path / "other.txt"
+    path.write_text("a dog\n", encoding="utf-8")
+    workdir = tmp_path / "run"
+    words = runs.flags(round_2__prompts=path)
+    assert tiny.styledrop(*tiny.arguments(workdir, *words)) == 0
+    contents = {}
+    for stage in ("base", "round_1", "round_2"):
+        rows = read_jsonl(workdir / stage / "scores.jsonl")
+        contents[stage] = [row["content"] for row in rows]
+    assert contents["base"] == list(tiny.PROMPTS)
+    assert contents["round_1"] == [tiny.PROMPTS[0]] * 2 + [tiny.PROMPTS[1]] * 2
+    assert contents["round_2"] == ["a dog"] * 2
 
 
 def test_a_person_chooses(tmp_path, capfd):
     workdir = runs.copy(tmp_path)
-    words = runs.back_to_selection(workdir, by="human")
-    line = tiny.arguments(workdir, *words)
+    line = tiny.arguments(workdir, *runs.back_to_selection(workdir, by="human"))
     feedback = workdir / "round_1" / "feedback"
     for _ in range(2):  # asking twice is not an answer
         assert tiny.styledrop(*line) == 0
         said = capfd.readouterr().out
-        assert (
-            str(feedback / "selected.json") in said and str(feedback / "contact_sheet.png") in said
-        )
+        assert str(feedback / "selected.json") in said
+        assert str(feedback / "contact_sheet.png") in said
         assert image_files.read_image(feedback / "contact_sheet.png").size
         assert read_json(feedback / "selected.json")["selected"] == []
-        assert (
-            not (workdir / "round_1" / "selected.json").exists()
-            and not (workdir / "round_2").exists()
-        )
+        assert not (workdir / "round_1" / "selected.json").exists()
+        assert not (workdir / "round_2").exists()
 
-    wrong = (
-        "not json",
-        "[1]",
-        "{}",
-        '{"selected": null}',
-        '{"selected": [5]}',
-        '{"selected": [1, 1]}',
-    )
-    for text in wrong:
+    for text in ("not json", "[1]", "{}", '{"selected": null}', '{"selected": [5]}'):
         (feedback / "selected.json").write_text(text, encoding="utf-8")
-        assert tiny.styledrop(*line) == 2, text
-        assert str(feedback / "selected.json") in runs.one_line(capfd)
+        assert str(feedback / "selected.json") in runs.refused(capfd, *line), text
 
     write_json(feedback / "selected.json", {"selected": [3, 2]})
     assert tiny.styledrop(*line) == 0
@@ -158,22 +133,15 @@ def test_a_person_chooses(tmp_path, capfd):
     assert (workdir / "report.html").exists()
 
 
-def test_prompts_of_any_script(tmp_path, capfd):
-    """From the pool through names, the contact sheet and the report; and one that is too long, with a warning."""
+def test_prompts_of_any_script(tmp_path, caplog):
+    """From the pool through names, the contact sheet and the report; and one that is too long."""
     prompts = ["赤い家", "قطة", "🐱", "🐶", "a cat " + "and a very long tail " * 4]
     path = tmp_path / "prompts.txt"
     path.write_text("\n".join(prompts), encoding="utf-8")
-    words = [
-        "--config.prompts",
-        path,
-        "--config.rounds",
-        1,
-        "--config.round_1.sample.images_per_prompt",
-        1,
-    ]
-    line = tiny.arguments(tmp_path / "run", *words, "--config.round_1.select.by", "human")
-    assert tiny.styledrop(*line) == 0
-    assert "cut: " in capfd.readouterr().err
+    words = runs.flags(prompts=path, rounds=1, round_1__sample__images_per_prompt=1)
+    line = tiny.arguments(tmp_path / "run", *words, *runs.flags(round_1__select__by="human"))
+    with pytest.warns(UserWarning, match="cut: "):
+        assert tiny.styledrop(*line) == 0
     answer = tmp_path / "run" / "round_1" / "feedback" / "selected.json"
     write_json(answer, {"selected": [2]})
     assert tiny.styledrop(*line) == 0
@@ -183,21 +151,205 @@ def test_prompts_of_any_script(tmp_path, capfd):
     assert all(prompt.strip() in report for prompt in prompts)
 
 
-def test_true_drawings_are_scored_beside_the_rounds(tmp_path, capfd):
+def test_true_images_are_scored_beside_the_rounds(tmp_path, capfd):
     truth = tmp_path / "truth"
     tiny.picture(truth / "cat.png", seed=5)
     workdir = runs.copy(tmp_path)
     config = read_json(workdir / "config.json")
     write_json(workdir / "config.json", config | {"truth": str(truth)})
     runs.forget(workdir, "report.html")
-    assert tiny.styledrop(*tiny.arguments(workdir, "--config.truth", truth)) == 0
+    assert tiny.styledrop(*tiny.arguments(workdir, *runs.flags(truth=truth))) == 0
     (row,) = read_jsonl(workdir / "truth" / "scores.jsonl")
     assert row["content"] == "a cat" and set(row["scores"]) == {"clip_text", "clip_style", "random"}
-    assert "True drawing" in (workdir / "report.html").read_text(encoding="utf-8")
+
+    (truth / "cat.png").rename(truth / "dog.png")
+    write_json(workdir / "config.json", config | {"truth": str(truth)})
+    runs.forget(workdir, "report.html", "truth")
+    error = runs.refused(capfd, *tiny.arguments(workdir, *runs.flags(truth=truth)))
+    assert f"config.truth: no image of a prompt in {truth}" in error
 
 
 def test_two_processes_do_not_share_a_run(tmp_path, capfd):
     workdir = runs.copy(tmp_path)
-    with run_folder.Run.open(workdir, read_json(workdir / "config.json")):
-        assert tiny.styledrop(*tiny.arguments(workdir)) == 2
-    assert "another process" in runs.one_line(capfd)
+    with Run.open(workdir, read_json(workdir / "config.json")):
+        assert "another process" in runs.refused(capfd, *tiny.arguments(workdir))
+
+
+# -------------------------------------------------------------- a finished run goes on
+
+
+def _kept(workdir):
+    """What the first two rounds left is as it was."""
+    before = runs.results(tiny.finished())
+    after = runs.results(workdir)
+    for name, content in before.items():
+        if name.startswith(("round_1", "round_2", "base")):
+            assert after[name] == content, name
+
+
+def _adapters(workdir, *numbers):
+    return [load_adapter(workdir / f"round_{n}" / "adapter.safetensors") for n in numbers]
+
+
+def test_a_run_goes_on_for_more_rounds_like_its_last(tmp_path, capfd):
+    workdir = runs.copy(tmp_path)
+    assert tiny.styledrop("extend", "--run", workdir, "--rounds", 1) == 0
+    assert f"report: {workdir / 'report.html'}" in capfd.readouterr().out
+    second, third = _adapters(workdir, 2, 3)
+    assert third.config == second.config and third.round == 3
+    assert any((third.tensors[name] != second.tensors[name]).any() for name in second.tensors)
+    assert len(read_jsonl(workdir / "round_3" / "scores.jsonl")) == 4
+    config = read_json(workdir / "config.json")
+    assert config["rounds"] == 3 and config["round_3"] == config["round_2"]
+    manifest = read_json(workdir / "manifest.json")
+    assert manifest["changes"] == {"3 rounds": f"styledrop extend --run {workdir} --rounds 1"}
+    assert manifest["rounds"]["round_3"]["images"] == 2, "those that were chosen in round 2"
+    assert "Round 3" in (workdir / "report.html").read_text(encoding="utf-8")
+    _kept(workdir)
+
+    same = tiny.arguments(workdir, *runs.flags(rounds=3))
+    assert tiny.styledrop(*same) == 0, "the command that says so finds it finished"
+    assert "is finished" in capfd.readouterr().out
+    assert "rounds was 3, now 2" in runs.refused(capfd, *tiny.arguments(workdir))
+
+
+def test_three_rounds_at_once_are_what_two_and_one_more_are(tmp_path):
+    extended = runs.copy(tmp_path)
+    assert tiny.styledrop("extend", "--run", extended, "--rounds", 1) == 0
+    whole = tmp_path / "whole"
+    assert tiny.styledrop(*tiny.arguments(whole, *runs.flags(rounds=3))) == 0
+    found = runs.results(extended)
+    for name, content in runs.results(whole).items():
+        if name.startswith("round_3"):
+            assert found[name] == content, name
+
+
+def test_training_goes_on_for_more_steps_on_the_same_images(tmp_path):
+    workdir = runs.copy(tmp_path)
+    assert tiny.styledrop("extend", "--run", workdir, "--steps", 2) == 0
+    second, third = _adapters(workdir, 2, 3)
+    assert third.config == second.config
+    moved = [np.abs(third.tensors[name] - second.tensors[name]).max() for name in second.tensors]
+    assert 0 < max(moved) < 0.01, "a step or two from where the last adapter was"
+    rows = [row for row in read_jsonl(workdir / "metrics.jsonl") if row["stage"] == "round_3"]
+    assert [row["step"] for row in rows] == [2]
+    config = read_json(workdir / "config.json")["round_3"]
+    assert (config["start"], config["images"], config["train"]["steps"]) == ("last", "same", 2)
+    _kept(workdir)
+
+
+def test_other_prompts_are_sampled_by_the_last_adapter(tmp_path, monkeypatch):
+    workdir = runs.copy(tmp_path)
+    (tmp_path / "other.txt").write_text("a dog\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert tiny.styledrop("extend", "--run", workdir, "--prompts", "other.txt") == 0
+    second, third = _adapters(workdir, 2, 3)
+    for name, tensor in second.tensors.items():
+        np.testing.assert_array_equal(third.tensors[name], tensor)
+    rows = read_jsonl(workdir / "round_3" / "scores.jsonl")
+    assert [row["content"] for row in rows] == ["a dog", "a dog"]
+    config = read_json(workdir / "config.json")
+    assert config["round_3"]["prompts"] == str(tmp_path / "other.txt")
+    assert config["prompts"] == str(tiny.prompt_file())
+    _kept(workdir)
+
+
+def test_an_extension_that_was_stopped_goes_on_by_the_same_command(tmp_path, capfd):
+    whole = runs.copy(tmp_path / "whole")
+    words = ["--rounds", 1, "--steps", 2]
+    assert tiny.styledrop("extend", "--run", whole, *words) == 0
+
+    workdir = runs.copy(tmp_path)
+    line = ["extend", "--run", workdir, *words]
+    deaths = 0
+    while runs.command_until_death(workdir, (1, 2, 7)[deaths % 3], *line):
+        deaths += 1
+        assert deaths < 40
+        if deaths == 3:
+            other = ["extend", "--run", workdir, "--rounds", 2]
+            assert "this run is not finished" in runs.refused(capfd, *other)
+    assert deaths > 4
+    found = runs.results(workdir)
+    expected = runs.results(whole)
+    assert found.pop("manifest.json")["rounds"] == expected.pop("manifest.json")["rounds"]
+    assert found == expected
+    changes = read_json(workdir / "manifest.json")["changes"]
+    assert changes == {"4 rounds": f"styledrop extend --run {workdir} --rounds 1 --steps 2"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "nothing to add; expected --rounds, --steps or --prompts"),
+        (["--rounds", -1], "--rounds: found -1"),
+        (["--steps", -1], "--steps: found -1"),
+        (["--rounds", 1000], "config.rounds: found 1002"),
+        (["--prompts", "nowhere.txt"], "nowhere.txt: no such file"),
+    ],
+)
+def test_an_extension_that_cannot_be_leaves_the_run_as_it_is(tmp_path, capfd, words, message):
+    workdir = runs.copy(tmp_path)
+    before = runs.results(workdir)
+    assert message in runs.refused(capfd, "extend", "--run", workdir, *words)
+    assert runs.results(workdir) == before and (workdir / "report.html").exists()
+
+
+def test_only_a_finished_run_is_extended(tmp_path, capfd):
+    workdir = runs.copy(tmp_path)
+    runs.forget(workdir, "report.html")
+    error = runs.refused(capfd, "extend", "--run", workdir, "--rounds", 1)
+    assert "this run is not finished; the command that began it continues it" in error
+    assert "no such run folder" in runs.refused(
+        capfd, "extend", "--run", tmp_path / "x", "--rounds", 1
+    )
+
+
+# -------------------------------------------------------------- records of someone else's
+
+
+BAD_ROWS = [
+    ("[1]", "expected a sample with prompt"),
+    ("3", "expected a sample with prompt"),
+    ("null", "expected a sample with prompt"),
+    ("[" * 900 + "]" * 900, "expected a sample with prompt"),
+    ('{"prompt": 0, "image": 0, "seed": 1}', "not a whole record"),
+    ('{"more": 1}', "expected a sample with prompt"),
+]
+BAD_FIELDS = [
+    ("file", "../../secret.png", "is not in the run folder"),
+    ("file", "/etc/passwd", "is not in the run folder"),
+    ("file", "samples/../../x.png", "is not in the run folder"),
+    ("file", "a\0b", "is not in the run folder"),
+    ("file", 3, "file is 3, expected text"),
+    ("file", ["x"], "file is ['x'], expected text"),
+    ("source", "../x", "is not in the run folder"),
+    ("content", {"a": 1}, "content is {'a': 1}, expected text"),
+    ("text", None, "text is None, expected text"),
+    ("prompt", -1, "prompt is -1, expected a whole number"),
+    ("image", "0", "image is '0', expected a whole number"),
+    ("seed", True, "seed is True, expected a whole number"),
+    ("scores", [1], "scores are [1], expected numbers by name"),
+    ("scores", {"clip_text": "high"}, "expected numbers by name"),
+    ("score", "high", "expected numbers by name"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["scores.jsonl", "selected.json"])
+def test_records_that_cannot_be_are_one_line(tmp_path, capfd, name):
+    workdir = runs.copy(tmp_path)
+    runs.forget(workdir, "report.html")
+    path = workdir / "round_1" / name
+    row = read_jsonl(workdir / "round_1" / "scores.jsonl")[0]
+    texts = list(BAD_ROWS)
+    for field, value, words in BAD_FIELDS:
+        texts.append((json.dumps(row | {field: value}), words))
+    for text, words in texts:
+        whole = f"{text}\n{text}\n" if name == "scores.jsonl" else f'{{"selected": [{text}]}}'
+        path.write_text(whole, encoding="utf-8")
+        error = runs.refused(capfd, *tiny.arguments(workdir))
+        assert str(path) in error and words in error and len(error) < 400, text
+    if name == "selected.json":
+        for text in ("[]", "3", '{"selected": 3}', "{}", "[" * 200_000):
+            path.write_text(text, encoding="utf-8")
+            error = runs.refused(capfd, *tiny.arguments(workdir))
+            assert str(path) in error and "expected" in error

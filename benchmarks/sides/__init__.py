@@ -1,1 +1,1 @@
-"""What the benchmarks run in processes of their own: each side imports its own framework and not the other's."""
+"""The two sides of a benchmark, in processes of their own, each with its own framework alone."""

@@ -16,8 +16,8 @@ class Job:
     Attributes:
         folder: of the model, in the diffusers layout.
         work: holds `images.npy` uint8 [n, r, r, 3], and `check.npz`, the inputs of the check.
-        device: "cpu" (float32) or "gpu" (bfloat16).
-        prompts: b of them, one for each image that is drawn.
+        device: "cpu" or "gpu".
+        prompts: b of them, one for each image that is sampled.
         steps: of decoding or denoising.
         train_steps, steps_per_call: training steps in one turn, and in one dispatch of ours.
         batches: batches of images in one turn.
@@ -38,6 +38,11 @@ class Job:
     def batch(self) -> int:
         return len(self.prompts)
 
+    @property
+    def dtype(self) -> str:
+        """What is computed in where speed is measured; the check is always in float32."""
+        return "bfloat16" if self.device == "gpu" else "float32"
+
     def images(self) -> np.ndarray:
-        """[n, r, r, 3] float32 in [0, 1]."""
-        return np.load(self.work / "images.npy").astype(np.float32) / 255
+        """[n, r, r, 3] uint8."""
+        return np.load(self.work / "images.npy")

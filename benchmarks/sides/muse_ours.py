@@ -9,66 +9,66 @@ from flax import nnx
 
 from sides import jax_loops
 from sides.job import RANK, Job
-from styledrop_jax import trainable, tree
-from styledrop_jax.adapters import styledrop
+from styledrop_jax import guidance, trainable
+from styledrop_jax.adapters import full, styledrop
+from styledrop_jax.adapters.base import Trainable
 from styledrop_jax.pipelines.base import SampleSettings
 from styledrop_jax.pipelines.load import load
+from styledrop_jax.pipelines.muse import Muse
 from styledrop_jax.stages import objective
-from styledrop_jax.training import loop, losses
+from styledrop_jax.training import losses
 
-_ADAPTER = trainable.Trainable(
-    denoiser=styledrop.Config(bottleneck=RANK, shared=True)
-)  # round 1 of 2306.00983
+_ADAPTER = Trainable(denoiser=styledrop.Config(bottleneck=RANK, shared=True))
+_TRAINED = {"adapter": _ADAPTER, "full": Trainable(denoiser=full.Config())}
 
 
-def prepare(job: Job, task: str, *, guidance: float) -> Callable[[], int]:
-    """Loads the model; each call of the result does one turn's work, to the end, and returns its units."""
-    model = load(str(job.folder), jnp.bfloat16 if job.device == "gpu" else jnp.float32)
-    if task in ("adapter", "full"):
-        plan = trainable.Trainable(denoiser=trainable.Full()) if task == "full" else _ADAPTER
-        sources, hyper = (
-            [objective.Stream(job.images(), job.prompts)],
-            {"text_dropout": 0.0, "remat": False},
-        )
-        return jax_loops.training(job, model, plan, sources, hyper)
-    settings = SampleSettings(steps=job.steps, temperature=2.0, lambda_b=guidance - 1)
+def prepare(job: Job, task: str, *, guidance_scale: float) -> Callable[[], int]:
+    """Loads the model.
+
+    Returns:
+        what does one turn's work, to the end, and returns its units.
+    """
+    model = load(str(job.folder), jnp.dtype(job.dtype))
+    if task in _TRAINED:
+        batch = objective.Batch(images=job.images(), prompts=job.prompts)
+        return jax_loops.training(job, model, _TRAINED[task], [batch])
+    settings = SampleSettings(
+        batch_size=job.batch, steps=job.steps, temperature=2.0, lambda_b=guidance_scale - 1
+    )
     if task == "style":
-        tuned = trainable.attach(model, _ADAPTER, rngs=nnx.Rngs(0))
-        branches = guidance.style_branches(
-            guidance.adapted(model, tuned, _ADAPTER), job.prompts, settings
-        )
+        attached = trainable.attach(model, _ADAPTER, rngs=nnx.Rngs(0))
+        style = guidance.tuned(model, attached, _ADAPTER)
+        branches = guidance.style_branches(style, job.prompts, settings)
     else:
-        branches = guidance.base_branches(model, job.prompts, settings)
+        branches = guidance.classifier_free(guidance.bare(model), job.prompts, settings)
     return jax_loops.sampling(job, branches, settings)
 
 
 def check(job: Job) -> dict[str, np.ndarray]:
-    """What both sides must agree on, in float32; writes the adapter that both use, `adapter.npz`."""
+    """What both sides must agree on, in float32; writes `adapter.npz`, which both use."""
     jax.config.update("jax_default_matmul_precision", "highest")
-    model, inputs = load(str(job.folder)), np.load(job.work / "check.npz")
-    tuned = trainable.attach(model, _ADAPTER, rngs=nnx.Rngs(0))
-    graphdef, params, frozen = loop.split(tuned.denoiser, _ADAPTER.filter())
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda p: jnp.asarray(rng.normal(0, 0.05, p.shape), p.dtype), params)
-    np.savez(job.work / "adapter.npz", **tree.flatten(params))
-    tokens, mask = inputs["tokens"], inputs["mask"]
+    model = load(str(job.folder))
+    assert isinstance(model, Muse)
+    inputs = np.load(job.work / "check.npz")
+    tokens = inputs["tokens"]
+    mask = inputs["mask"]
     b, h, w = tokens.shape
     text = model.encode_text(job.prompts[:b])
+    graphdef, params, frozen = jax_loops.adapted(job, model, _ADAPTER)
 
-    def objective(params):
+    def loss_of(params):
         grid = jnp.where(mask, model.mask_id, tokens)
         denoiser = nnx.merge(graphdef, params, frozen)
-        logits = denoiser(grid, text.states, text.pooled, jnp.tile(model.micro, (b, 1))).reshape(
-            b, h * w, -1
-        )
+        logits = denoiser(grid, text.states, text.pooled, jnp.tile(model.micro, (b, 1)))
+        logits = logits.reshape(b, h * w, -1)
         loss, _ = losses.masked_token_loss(logits, tokens.reshape(b, -1), mask.reshape(b, -1))
         return loss.mean(), logits
 
-    (loss, logits), grads = jax.jit(jax.value_and_grad(objective, has_aux=True))(params)
+    (loss, logits), gradient = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(params)
     return {
         "logits": np.asarray(logits),
         "loss": np.asarray(loss),
-        "gradient": np.concatenate([np.ravel(leaf) for leaf in tree.flatten(grads).values()]),
+        "gradient": jax_loops.flat(gradient),
         "images": model.decode_tokens(tokens),
         "tokens": model.encode_images(job.images()[:b]),
     }

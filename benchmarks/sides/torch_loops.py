@@ -1,6 +1,6 @@
 """The loops of the reference's trainers and pipelines."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,6 @@ for library in (diffusers, transformers):
     library.utils.logging.set_verbosity_error()
     library.utils.logging.disable_progress_bar()
 
-LOCAL: dict[str, Any] = dict(local_files_only=True)
-WHOLE: dict[str, Any] = dict(low_cpu_mem_usage=False, **LOCAL)  # anything else asks for accelerate
-
 
 def setup(job: Job) -> str:
     """Sets the threads; returns the device's name in torch."""
@@ -27,14 +24,26 @@ def setup(job: Job) -> str:
     return "cuda" if job.device == "gpu" else "cpu"
 
 
+def load(kind: Any, folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    """A pipeline or a part of one from a folder on this machine.
+
+    Args:
+        kind: a class of diffusers or transformers; what it returns is Any since their decorators
+            hide the types of their methods.
+        folder: in the diffusers layout.
+        dtype: of the weights.
+        options: of `kind.from_pretrained`.
+    """
+    if kind.__module__.startswith("diffusers"):
+        options["low_cpu_mem_usage"] = False  # anything else asks for accelerate
+    return kind.from_pretrained(folder, dtype=dtype, local_files_only=True, **options)
+
+
 def token_ids(folder: Path, prompts: Sequence[str], length: int) -> torch.Tensor:
     """[b, length] with the model's own tokenizer."""
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", **LOCAL)
-    return torch.tensor(
-        tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length)[
-            "input_ids"
-        ]
-    )
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    encoded = tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length)
+    return torch.tensor(encoded["input_ids"])
 
 
 def training(
@@ -57,18 +66,18 @@ def training(
     return run
 
 
-def sampling(
-    job: Job, pipeline: diffusers.DiffusionPipeline, *, guidance: float
-) -> Callable[[], int]:
-    """One turn of drawing."""
+def sampling(job: Job, pipeline: Any, *, guidance_scale: float) -> Callable[[], int]:
+    """One turn of sampling with a pipeline of diffusers."""
     pipeline.set_progress_bar_config(disable=True)
-    settings: dict[str, Any] = dict(
-        num_inference_steps=job.steps, guidance_scale=guidance, output_type="pt"
-    )
 
     def run() -> int:
         for _ in range(job.batches):
-            images = pipeline(list(job.prompts), **settings).images
+            images = pipeline(
+                list(job.prompts),
+                num_inference_steps=job.steps,
+                guidance_scale=guidance_scale,
+                output_type="pt",
+            ).images
             assert np.isfinite(images.float().cpu().numpy()).all()
         return job.batches * job.batch
 
@@ -80,7 +89,7 @@ def peak() -> float:
     return torch.cuda.max_memory_allocated() / 2**20
 
 
-def set_values(parameters: dict[str, nn.Parameter], file: Path) -> None:
+def set_values(parameters: Mapping[str, nn.Parameter], file: Path) -> None:
     """Gives the parameters the values that our side wrote.
 
     Raises:
@@ -94,18 +103,23 @@ def set_values(parameters: dict[str, nn.Parameter], file: Path) -> None:
             parameter.copy_(torch.from_numpy(values[name]))
 
 
-def flat_gradient(loss: torch.Tensor, parameters: dict[str, nn.Parameter]) -> torch.Tensor:
+def flat_gradient(loss: torch.Tensor, parameters: Mapping[str, nn.Parameter]) -> torch.Tensor:
+    """The gradient as one vector, in the order of the parameters."""
     gradients = torch.autograd.grad(loss, list(parameters.values()))
     return torch.cat([gradient.flatten() for gradient in gradients])
 
 
-def numpy(found: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+def numpy(found: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
     return {name: value.detach().cpu().numpy() for name, value in found.items()}
 
 
 @torch.no_grad()
-def enliven(*modules: nn.Module) -> None:
-    """Makes every constant parameter of fresh modules, a norm's or a bias, random, so that it counts."""
-    for parameter in (p for module in modules for p in module.parameters()):
-        if parameter.numel() > 1 and parameter.min() == parameter.max():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+def randomize_constants(*modules: nn.Module) -> None:
+    """Makes every constant parameter of fresh modules, a norm's or a bias, random.
+
+    At their initial zeros and ones they would hide what they do.
+    """
+    for module in modules:
+        for parameter in module.parameters():
+            if parameter.numel() > 1 and parameter.min() == parameter.max():
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)

@@ -4,7 +4,7 @@
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,10 @@ import tensorflow_datasets as tfds
 
 from styledrop_jax.emoji.drawings import (
     ARTISTS,
+    HELD_OUT_ARTISTS,
     SIZE,
+    TRAINED_ARTISTS,
+    Artist,
     Concept,
     match_drawings,
     read_concepts,
@@ -67,11 +70,11 @@ class Emoji64(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         del dl_manager
         return {
-            "train": self._generate_examples(held_out=False),
-            "test": self._generate_examples(held_out=True),
+            "train": self._generate_examples(TRAINED_ARTISTS),
+            "test": self._generate_examples(HELD_OUT_ARTISTS),
         }
 
-    def _generate_examples(self, *, held_out: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _generate_examples(self, artists: Sequence[Artist]) -> Iterator[tuple[str, dict[str, Any]]]:
         if self._npm is None:
             raise UserError(
                 "corpus: no node_modules folder given to build from; see launch/fetch_corpus.sh"
@@ -80,10 +83,8 @@ class Emoji64(tfds.core.GeneratorBasedBuilder):
         matched = match_drawings(self._npm)
         sets: Counter[str] = Counter()
         for found in matched.values():
-            sets.update(found)
-        for artist in ARTISTS:
-            if artist.held_out != held_out:
-                continue
+            sets.update(found.keys())
+        for artist in artists:
             icons = read_icons(self._npm, artist)
             for code, name in sorted(matched[artist.name].items()):
                 image = render(icons, name) if sets[code] >= MIN_SETS else None

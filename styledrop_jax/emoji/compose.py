@@ -198,7 +198,7 @@ def caption(rng: np.random.Generator, scene: Scene) -> str:
     content = _content(rng, scene)
     style = _style(rng, scene)
     ground = "" if scene.background == "white" else f"on {noun_phrase(scene.background)} background"
-    return " ".join(part for part in (content, scene.position, ground, style) if part)
+    return " ".join(f"{content} {scene.position} {ground} {style}".split())
 
 
 def _content(rng: np.random.Generator, scene: Scene) -> str:

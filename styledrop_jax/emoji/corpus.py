@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 from styledrop_jax.emoji import compose
 from styledrop_jax.emoji.builder import Emoji64
 from styledrop_jax.emoji.compose import Scene, choose
-from styledrop_jax.emoji.drawings import ARTISTS, Artist
+from styledrop_jax.emoji.drawings import ARTISTS, ARTISTS_BY_NAME, TRAINED_ARTISTS, Artist
 from styledrop_jax.emoji.inks import TWO_COLOUR
-from styledrop_jax.emoji.treatments import TREATMENTS, Treatment
+from styledrop_jax.emoji.treatments import TRAINED_TREATMENTS, TREATMENTS_BY_NAME, Treatment
 from styledrop_jax.emoji.words import EVERYDAY, STARTER, SYNONYMS
 from styledrop_jax.errors import UserError, did_you_mean, shown
 
 SPLITS = ("train", "held_out_pairs", "held_out_concepts")
 VOCABULARIES = ("starter", "core", "full")
 """Each holds the one before it: what the shipped models know, what all sets drew, everything."""
-_TRAINING = tuple(treatment for treatment in TREATMENTS if not treatment.held_out)
-_PLAIN = _TRAINING[0]
+_PLAIN = TRAINED_TREATMENTS[0]
+_TREATED = TRAINED_TREATMENTS[1:]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,8 +95,7 @@ class Corpus:
             else:
                 chosen = int(_share(f"pair {label}") * 10)
                 split[mine & (self.artist == chosen)] = SPLITS.index("held_out_pairs")
-        held_out = np.array([artist.held_out for artist in ARTISTS])
-        split[held_out[self.artist]] = -1
+        split[self.artist >= len(TRAINED_ARTISTS)] = -1
         return split
 
     def vocabulary(self, name: str) -> NDArray[np.bool_]:
@@ -110,7 +109,7 @@ class Corpus:
             return np.ones(len(self.concepts), bool)
         if name == "core":
             return self.core
-        return self.core & np.array([label in STARTER for label in self.concepts])
+        return self.core & np.isin(self.concepts, list(STARTER))
 
     @cached_property
     def _pools(self) -> dict[tuple[str, str], NDArray[np.int32]]:
@@ -189,15 +188,14 @@ class Corpus:
         Raises:
             UserError: a name the corpus does not know, or a concept this artist did not draw.
         """
-        treatments = {known.name: known for known in TREATMENTS}
         _check("concept", concept, self.concepts)
-        _check("artist", artist, [known.name for known in ARTISTS])
-        _check("treatment", treatment, treatments)
+        _check("artist", artist, ARTISTS_BY_NAME)
+        _check("treatment", treatment, TREATMENTS_BY_NAME)
         if (concept, artist) not in self._index:
             raise UserError(
                 f"corpus: '{artist}' did not draw '{concept}'; expected a pair it holds"
             )
-        return self.centred(self._index[concept, artist], treatments[treatment])
+        return self.centred(self._index[concept, artist], TREATMENTS_BY_NAME[treatment])
 
     def centred(self, drawing: int, treatment: Treatment) -> NDArray[np.uint8]:
         """A drawing, treated, in the middle of a white square: uint8 [64, 64, 3]."""
@@ -210,10 +208,9 @@ class Corpus:
         """Images [count, 64, 64, 3] of concepts no model saw, plain and treated in turn."""
         pool = self.pool("held_out_concepts", "full")
         order = np.argsort([_share(f"image {self._label(i)} {self.artist[i]}") for i in pool])
-        treated = _TRAINING[1:]
         images = []
         for i, drawing in enumerate(pool[np.resize(order, count)]):
-            treatment = treated[i // 2 % len(treated)] if i % 2 else _PLAIN
+            treatment = _TREATED[i // 2 % len(_TREATED)] if i % 2 else _PLAIN
             images.append(self.centred(drawing, treatment))
         return np.stack(images)
 
@@ -251,7 +248,7 @@ def _random_treatment(rng: np.random.Generator) -> Treatment:
     roll = rng.random()
     if roll < 0.35:
         return _PLAIN
-    return choose(rng, _TRAINING[1:] if roll < 0.7 else TWO_COLOUR)
+    return choose(rng, _TREATED if roll < 0.7 else TWO_COLOUR)
 
 
 def _share(text: str) -> float:
@@ -283,22 +280,23 @@ def load(corpus_dir: Path | str) -> Corpus:
         raise UserError(
             f"corpus {corpus_dir}: no built corpus found; run launch/fetch_corpus.sh first"
         )
-    artists = [artist.name for artist in ARTISTS]
-    records = []
-    core = {}
+    artist_names = list(ARTISTS_BY_NAME)
     sources: Any = builder.as_data_source()
+    records = []
     for split in ("train", "test"):
         for record in sources[split]:
             label = record["concept"].decode()
-            records.append((label, artists.index(record["artist"].decode()), record["image"]))
-            core[label] = bool(record["core"])
+            artist = artist_names.index(record["artist"].decode())
+            records.append((label, artist, record["image"], record["core"]))
     records.sort(key=lambda record: record[:2])
-    concepts = sorted(core)
-    index = {label: i for i, label in enumerate(concepts)}
+    labels, artists, drawings, is_core = zip(*records, strict=True)
+    concepts, concept = np.unique(labels, return_inverse=True)
+    core = np.zeros(len(concepts), bool)
+    core[concept] = is_core
     return Corpus(
-        drawings=np.stack([image for _, _, image in records]),
-        concept=np.array([index[label] for label, _, _ in records], np.int32),
-        artist=np.array([artist for _, artist, _ in records], np.int32),
-        concepts=tuple(concepts),
-        core=np.array([core[label] for label in concepts]),
+        drawings=np.stack(drawings),
+        concept=concept.astype(np.int32),
+        artist=np.array(artists, np.int32),
+        concepts=tuple(concepts.tolist()),
+        core=core,
     )

@@ -36,16 +36,14 @@ class Artist:
         name: short name, used as the value of the corpus's `artist` feature.
         package: the npm package below `@iconify-json/`.
         words: the artist's manner as a prompt says it, without "in" and "style".
-        held_out: never used to train a base model or its tokenizer.
     """
 
     name: str
     package: str
     words: str
-    held_out: bool = False
 
 
-ARTISTS = (
+TRAINED_ARTISTS = (
     Artist(name="noto", package="noto", words="soft cartoon"),
     Artist(name="noto v1", package="noto-v1", words="warm paper cutout"),
     Artist(name="twemoji", package="twemoji", words="flat sticker"),
@@ -53,14 +51,18 @@ ARTISTS = (
     Artist(name="fluent flat", package="fluent-emoji-flat", words="flat design"),
     Artist(name="emojione", package="emojione", words="bright clipart"),
     Artist(name="fxemoji", package="fxemoji", words="clean poster"),
-    Artist(name="openmoji", package="openmoji", words="outlined comic", held_out=True),
+)
+HELD_OUT_ARTISTS = (
+    Artist(name="openmoji", package="openmoji", words="outlined comic"),
     Artist(
         name="fluent high contrast",
         package="fluent-emoji-high-contrast",
         words="black and white icon",
-        held_out=True,
     ),
 )
+"""Never used to train a base model or its tokenizer."""
+ARTISTS = TRAINED_ARTISTS + HELD_OUT_ARTISTS
+ARTISTS_BY_NAME = {artist.name: artist for artist in ARTISTS}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,9 +135,10 @@ def read_concepts(npm: Path) -> dict[str, Concept]:
     Raises:
         UserError: a package is missing.
     """
+    every = _emoji(npm)
     groups = _read_json(npm / "emojibase-data/meta/groups.json")
     concepts = {}
-    for emoji in _emoji(npm):
+    for emoji in every:
         if emoji.get("group") is None:
             continue
         subgroup = groups["subgroups"][str(emoji["subgroup"])]

@@ -15,8 +15,14 @@ import numpy as np
 from PIL import Image
 
 from styledrop_jax.emoji.corpus import Corpus
-from styledrop_jax.emoji.drawings import ARTISTS, match_drawings, read_concepts, read_icons, render
-from styledrop_jax.emoji.treatments import TREATMENTS
+from styledrop_jax.emoji.drawings import (
+    ARTISTS_BY_NAME,
+    match_drawings,
+    read_concepts,
+    read_icons,
+    render,
+)
+from styledrop_jax.emoji.treatments import TREATMENTS_BY_NAME
 from styledrop_jax.errors import UserError
 from styledrop_jax.io.captions import BUNDLED
 from styledrop_jax.io.files import read_jsonl
@@ -51,14 +57,12 @@ def write(npm: Path | str, folder: Path | str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     matched = match_drawings(npm)
     codes = {concept.label: code for code, concept in read_concepts(npm).items()}
-    artists = {artist.name: artist for artist in ARTISTS}
-    treatments = {treatment.name: treatment for treatment in TREATMENTS}
     for row in read_jsonl(BUNDLED):
         icon = matched[row["artist"]][codes[noun(row["content"])]]
-        drawing = render(read_icons(npm, artists[row["artist"]]), icon, size=SIZE)
+        drawing = render(read_icons(npm, ARTISTS_BY_NAME[row["artist"]]), icon, size=SIZE)
         if drawing is None:
             raise UserError(f"corpus source {npm}: {icon} by {row['artist']} is empty")
         canvas = Image.new("RGBA", drawing.size, "white")
         canvas.alpha_composite(drawing)
-        image = treatments[row["treatment"]].apply(np.asarray(canvas.convert("RGB")))
+        image = TREATMENTS_BY_NAME[row["treatment"]].apply(np.asarray(canvas.convert("RGB")))
         Image.fromarray(image).save(folder / row["image"], optimize=True)

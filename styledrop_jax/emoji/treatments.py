@@ -25,14 +25,12 @@ class Treatment:
         words: how a prompt says it, without "in" and "style"; empty for the untreated drawing.
         apply: uint8 [h, w, 3] → uint8 [h, w, 3].
         keeps_colour: a background of a named colour is still that colour afterwards.
-        held_out: never used to train a base model or its tokenizer.
     """
 
     name: str
     words: str
     apply: Callable[[Image], Image]
     keeps_colour: bool = False
-    held_out: bool = False
 
 
 # -------------------------------------------------------------- treatments of training
@@ -319,7 +317,7 @@ def _paper_cut(image: Image) -> Image:
     return px.through(1 - cut, "5b2a86", "ffd9a0")
 
 
-TREATMENTS = (
+TRAINED_TREATMENTS = (
     Treatment(name="plain", words="", apply=_plain, keeps_colour=True),
     Treatment(name="grayscale", words="black and white photo", apply=_grayscale),
     Treatment(name="sepia", words="old sepia photo", apply=_sepia),
@@ -341,19 +339,23 @@ TREATMENTS = (
     Treatment(name="pastel", words="pink pastel", apply=_pastel, keeps_colour=True),
     Treatment(name="comic", words="yellow comic book", apply=_comic, keeps_colour=True),
     Treatment(name="x-ray", words="glowing x-ray", apply=_xray),
-    Treatment(name="blueprint", words="blueprint", apply=_blueprint, held_out=True),
-    Treatment(name="halftone", words="halftone dots", apply=_halftone, held_out=True),
-    Treatment(name="mosaic", words="mosaic tile", apply=_mosaic, keeps_colour=True, held_out=True),
-    Treatment(name="woodcut", words="woodcut print", apply=_woodcut, held_out=True),
+)
+HELD_OUT_TREATMENTS = (
+    Treatment(name="blueprint", words="blueprint", apply=_blueprint),
+    Treatment(name="halftone", words="halftone dots", apply=_halftone),
+    Treatment(name="mosaic", words="mosaic tile", apply=_mosaic, keeps_colour=True),
+    Treatment(name="woodcut", words="woodcut print", apply=_woodcut),
     Treatment(
         name="cross stitch",
         words="cross stitch",
         apply=_cross_stitch,
         keeps_colour=True,
-        held_out=True,
     ),
-    Treatment(name="gold foil", words="gold foil", apply=_gold_foil, held_out=True),
-    Treatment(name="old screen", words="old television", apply=_old_screen, held_out=True),
-    Treatment(name="comic dots", words="orange dot print", apply=_comic_dots, held_out=True),
-    Treatment(name="paper cut", words="paper cut", apply=_paper_cut, held_out=True),
+    Treatment(name="gold foil", words="gold foil", apply=_gold_foil),
+    Treatment(name="old screen", words="old television", apply=_old_screen),
+    Treatment(name="comic dots", words="orange dot print", apply=_comic_dots),
+    Treatment(name="paper cut", words="paper cut", apply=_paper_cut),
 )
+"""Never used to train a base model or its tokenizer."""
+TREATMENTS = TRAINED_TREATMENTS + HELD_OUT_TREATMENTS
+TREATMENTS_BY_NAME = {treatment.name: treatment for treatment in TREATMENTS}

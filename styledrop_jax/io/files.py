@@ -100,7 +100,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: expected JSON, found something else: {error}") from error
 
 
@@ -139,9 +139,13 @@ class JsonLines:
                 f"{self.path.parent}: another command writes into this folder; "
                 "wait for it, or pass another --out"
             )
-        self.rows, size = _whole_lines(self.path)
-        with guard(self.path):
-            self._file.truncate(size)
+        try:
+            self.rows, size = _whole_lines(self.path)
+            with guard(self.path):
+                self._file.truncate(size)
+        except BaseException:
+            self._file.close()
+            raise
 
     def append(self, row: Any) -> None:
         """Appends one record and waits until it is on the disk."""
@@ -181,16 +185,20 @@ def plain(value: Any) -> Any:
 
 def _whole_lines(path: Path) -> tuple[list[Any], int]:
     """The records of a JSON-lines file and the bytes that they take, without a torn last line."""
-    if not path.exists():
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
         return [], 0
-    rows, size = [], 0
-    lines = path.read_bytes().splitlines(keepends=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    rows = []
+    size = 0
     for number, line in enumerate(lines, 1):
         try:
             if not line.endswith(b"\n"):
                 raise ValueError("cut short")
             rows.append(json.loads(line))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number < len(lines):
                 raise UserError(f"{path}: line {number} is not JSON: {error}") from error
             break

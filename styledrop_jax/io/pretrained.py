@@ -12,9 +12,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from numpy.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -33,7 +35,7 @@ _PERMUTATIONS: dict[Layout, tuple[int, ...]] = {
 _FLOATS = ("F16", "BF16", "F32", "F64")  # quantised weights mean nothing without their scales
 _VARIANTS = ("", ".fp16", ".bf16")  # of a weight file's name, the preferred first
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-_SHOWN = 4  # of the tensors that do not fit
+_SHOWN = 4  # of the tensors that do not fit, or of the files that are missing
 
 
 def _to_file(array: np.ndarray, layout: Layout) -> np.ndarray:
@@ -219,7 +221,9 @@ def choose_weights(
             missing = sorted(set(shards).difference(names))
             if not missing:
                 return [index, *shards]
-            incomplete = f"{source}/{index}: shards not found: {', '.join(missing)}"
+            more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+            first = ", ".join(missing[:_SHOWN])
+            incomplete = incomplete or f"{source}/{index}: shards not found: {first}{more}"
         single = f"{stem}{variant}.safetensors"
         if single in names:
             return [single]
@@ -232,8 +236,8 @@ def choose_weights(
 
 def _shards(index: Path) -> list[str]:
     try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        return sorted(shards)
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return sorted(set(map(str, shards)))
     except (ValueError, KeyError, TypeError, AttributeError):
         expected = "expected JSON with a weight_map"
         raise UserError(f"{index}: not an index of shards, {expected}") from None
@@ -245,7 +249,7 @@ def load(
     rules: Rules,
     *,
     source: str,
-    dtype=jnp.float32,
+    dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> _Module:
     """Builds a module without initialising it and fills every parameter from `tensors`.
 
@@ -294,7 +298,9 @@ def _holds_the_same(shape: tuple[int, ...], slot: _Slot) -> bool:
     return is_linear and shape[:2] == slot.shape[:2] and set(shape[2:]) <= {1}
 
 
-def export(module: nnx.Module, rules: Rules, *, dtype=np.float32) -> dict[str, np.ndarray]:
+def export(
+    module: nnx.Module, rules: Rules, *, dtype: DTypeLike = np.float32
+) -> dict[str, np.ndarray]:
     """{tensor name: array in the file's layout}: what the reference library loads."""
     params = dict(nnx.to_flat_state(nnx.state(module, nnx.Param)))
     tensors = {}

@@ -129,7 +129,7 @@ class Example:
         images.
         """
         if self.right is not None:
-            return halves(self.at(resolution), self.right.at(resolution))
+            return halves(to_square(self.image, resolution), self.right.at(resolution))
         return to_square(self.image, resolution, crop=crop)
 
 
@@ -217,9 +217,9 @@ class Method:
 
 
 def word(value: str, field: str, prompt: str) -> str:
-    """`value`; UserError if it is empty, which `prompt` cannot do without."""
-    if value:
-        return value
+    """`value` as prompts say it; UserError if it is empty, which `prompt` cannot do without."""
+    if said := joined(value):
+        return said
     advice = ", such as `styledrop rare-tokens` finds" if field.endswith("identifier") else ""
     raise UserError(f'config.{field}: empty; expected a word for the prompt "{prompt}"{advice}')
 

@@ -31,13 +31,19 @@ def rare_words(
         UserError: the vocabulary has too few.
     """
     size = len(tokenizer)
-    low, high = _T5 if size > 30_000 and tokenizer.bos_token_id is None else (size // 2, size)
+    low, high = (size // 2, size)
+    if size > 30_000 and tokenizer.bos_token_id is None:
+        low, high = _T5
     ids = np.random.default_rng(seed).permutation(np.arange(low, min(high, size)))
-    decoded = dict.fromkeys(
-        tokenizer.decode([i]).strip() for i in ids
-    )  # some pieces differ by a space alone
-    pieces = [word for word in decoded if _fits(tokenizer, word, low)]
-    words = ["".join(pieces[i : i + tokens]) for i in range(0, tokens * count, tokens)]
+    pieces: list[str] = []
+    for i in ids:
+        word = str(tokenizer.decode([i])).strip()
+        # Some pieces differ by a space alone.
+        if word not in pieces and _fits(tokenizer, word, low):
+            pieces.append(word)
+    words = []
+    for first in range(0, tokens * count, tokens):
+        words.append("".join(pieces[first : first + tokens]))
     if len(pieces) < tokens * count:
         raise UserError(
             f"rare words: found {len(pieces)} rare tokens of the kind, "

@@ -112,7 +112,7 @@ def load_file(name: str, file: Path, dtype: jnp.dtype = jnp.float32) -> StableDi
     tensors = Tensors.of_single_file(file)
     is_2 = "text_model.encoder.layers.12.layer_norm1.weight" in tensors["text_encoder"]
     version = 2 if is_2 else 1
-    schedule = _schedule_of_file(file, version)
+    schedule = schedule_of_file(file, version)
     parts = {}
     for folder, config in PRESETS[version].items():
         if folder == "unet" and version == 2 and schedule.prediction_type == "epsilon":
@@ -135,7 +135,12 @@ def _tokenizer_of_file(file: Path, version: int) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _schedule_of_file(file: Path, version: int) -> NoiseSchedule:
+def schedule_of_file(file: Path, version: int) -> NoiseSchedule:
+    """The noise schedule of a single file of Stable Diffusion `version`, 1 or 2; see `load_file`.
+
+    Raises:
+        UserError: its marks contradict each other, or it is a 2.x that has none.
+    """
     marks = prediction_type.read(file, version=version)
     beside = file.with_suffix("") / _SCHEDULER
     schedule = None

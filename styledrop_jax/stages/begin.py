@@ -8,6 +8,7 @@ import logging
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,7 +23,16 @@ from styledrop_jax.io import hub, image_files
 from styledrop_jax.io.captions import Reference, read_references
 from styledrop_jax.io.run_folder import Run
 from styledrop_jax.methods import identifiers, prompts
-from styledrop_jax.methods.base import Captioned, Given, Images, Prior, Program, Prompt, Stream
+from styledrop_jax.methods.base import (
+    Captioned,
+    Given,
+    Images,
+    Prior,
+    Program,
+    Prompt,
+    Stream,
+    joined,
+)
 from styledrop_jax.pipelines.base import Pipeline
 from styledrop_jax.pipelines.load import load as load_pipeline
 from styledrop_jax.registry import ADAPTERS, METHODS
@@ -86,7 +96,8 @@ def check_words(program: Program) -> None:
     prompt.
     """
     known: dict[str, str] = {}
-    for field, word in program.identifiers.items():
+    for field, given in program.identifiers.items():
+        word = joined(given)
         other = known.setdefault(word.lower(), field)
         if word and other != field:
             raise UserError(
@@ -113,18 +124,17 @@ def check_inputs(run: Run, given: Sequence[Taught], contents: Sequence[str]) -> 
     """UserError if images, words or prompts are not those that the run began with: a file may
     change under its path.
     """
-    began = run.manifest
-    if not began:
+    if not run.manifest:
         return
     found: dict[str, list] = {"prompts": list(contents)}
-    before: dict[str, list] = {"prompts": began["prompts"]}
+    before: dict[str, list] = {"prompts": run.prompts}
     for item in given:
         reference = item.reference
         words = [reference.sha256, reference.content, reference.descriptor]
         found.setdefault(item.section, []).append(words)
-    for entry in began["references"]:
-        words = [entry["sha256"], entry["content"], entry["descriptor"]]
-        before.setdefault(entry["section"], []).append(words)
+    for entry in run.references:
+        words = [entry.get(name) for name in ("sha256", "content", "descriptor")]
+        before.setdefault(str(entry.get("section")), []).append(words)
     changed = [f"config.{name}" for name in found if found[name] != before.get(name)]
     if changed:
         raise UserError(
@@ -156,7 +166,7 @@ def begin(
     clip_folder = hub.resolve(spec.clip, field="config.clip")
     pipeline = load_pipeline(base or spec.base, jnp.dtype(spec.dtype))
     _check_base(run, pipeline)
-    initial = read_init(spec.init, pipeline) if spec.init else None
+    initial = read_init(Path(spec.init), pipeline) if spec.init else None
     job = Job(
         spec=spec,
         run=run,
@@ -192,7 +202,7 @@ def _check_base(run: Run, pipeline: Pipeline) -> None:
 
 def _trainables(spec: RunSpec, program: Program, initial: Initial | None) -> list[Trainable]:
     """What trains in each round; in the first what `config.init` holds, if that names a file."""
-    words = [word for word in program.identifiers.values() if word]
+    words = _identifiers(program)
     found = []
     for number in range(1, spec.rounds + 1):
         adapter = spec.round(number).adapter
@@ -201,6 +211,12 @@ def _trainables(spec: RunSpec, program: Program, initial: Initial | None) -> lis
     if initial is not None:
         found[0] = _started(found[0], initial, spec.init)
     return found
+
+
+def _identifiers(program: Program) -> list[str]:
+    """The words that stand for something new, as prompts say them."""
+    said = [joined(word) for word in program.identifiers.values()]
+    return [word for word in said if word]
 
 
 def _started(what: Trainable, initial: Initial, path: str) -> Trainable:
@@ -269,7 +285,7 @@ def _identifier_remarks(job: Job) -> list[str]:
     """Of identifiers that are words already; where new words are learnt they are not."""
     if any(what.words for what in job.trainables):
         return []
-    words = [word for word in job.program.identifiers.values() if word]
+    words = _identifiers(job.program)
     remarks = []
     for word in words:
         remark = identifiers.remark(job.pipeline.tokenizer, word)

@@ -14,8 +14,7 @@ from styledrop_jax.interchange.read import read_init
 from styledrop_jax.methods.base import Stream
 from styledrop_jax.stages import objective
 from styledrop_jax.stages.job import Job
-from styledrop_jax.training import loop, optim
-from styledrop_jax.training.checkpoint import Checkpoints
+from styledrop_jax.training import checkpoint, loop, optim
 
 _MOST_STEPS_PER_CALL = 10
 
@@ -27,7 +26,7 @@ def train_round(job: Job, number: int, streams: Sequence[Stream]) -> None:
     folder = job.run.path(stage, "checkpoints")
     if job.run.done(f"{stage}/adapter.safetensors"):
         job.logger.start(stage, step=settings.steps)
-        Checkpoints.remove(folder)
+        checkpoint.remove(folder)
         return
     start = time.monotonic()
     what = job.trainables[number - 1]
@@ -66,7 +65,7 @@ def train_round(job: Job, number: int, streams: Sequence[Stream]) -> None:
         round=number,
         extra={"descriptor": job.descriptor, "content": job.given[0].reference.content},
     )
-    Checkpoints.remove(folder)  # the optimizer's states are of no more use
+    checkpoint.remove(folder)  # the optimizer's states are of no more use
 
 
 def _initial(job: Job, number: int) -> Any:

@@ -29,12 +29,6 @@ class Checkpoints:
         with guard(folder):
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
-    @staticmethod
-    def remove(folder: Path) -> None:
-        import shutil
-
-        shutil.rmtree(folder, ignore_errors=True)
-
     def latest(self) -> int | None:
         """The step of the last whole checkpoint, or None."""
         return self._manager.latest_step()
@@ -85,19 +79,20 @@ class Checkpoints:
         """Frees Orbax's threads."""
         self._manager.close()
 
-    def remove(self) -> None:
-        """Closes, and deletes the whole folder, which is of no more use when the stage is done.
 
-        The folder disappears at once, by a new name that begins with a dot, and is then deleted.
-        After a death in the middle, another call deletes what is left.
+def remove(folder: Path) -> None:
+    """Deletes the checkpoints of a stage that is done; nothing happens if there are none.
 
-        Raises:
-            UserError: the disk is read-only, or deleting is forbidden.
-        """
-        self.close()
-        removed = self.folder.with_name(f".{self.folder.name}.removed")
-        with guard(self.folder):
-            if removed.exists():
-                shutil.rmtree(removed)
-            self.folder.rename(removed)
+    The folder disappears at once, by a new name that begins with a dot, and is then deleted. After
+    a death in the middle, another call deletes what is left.
+
+    Raises:
+        UserError: the disk is read-only, or deleting is forbidden.
+    """
+    removed = folder.with_name(f".{folder.name}.removed")
+    with guard(folder):
+        if removed.exists():
+            shutil.rmtree(removed)
+        if folder.exists():
+            folder.rename(removed)
             shutil.rmtree(removed)

@@ -79,10 +79,10 @@ def test_names_are_those_of_the_released_files():
 
 
 def _second_version():
-    """The tiny pipeline with a tower of 23 layers, linear projections and OpenCLIP's activation."""
+    """The tiny pipeline with a longer tower, linear projections and OpenCLIP's activation."""
     base = worlds.base()
     text_config = dataclasses.replace(
-        base.text.config, num_hidden_layers=23, hidden_act="gelu", projection=False
+        base.text.config, num_hidden_layers=13, hidden_act="gelu", projection=False
     )
     unet_config = dataclasses.replace(base.denoiser.config, use_linear_projection=True)
     parts = {}
@@ -99,7 +99,7 @@ def _second_version():
 
 def test_a_second_version_is_the_same_model(tmp_path, monkeypatch):
     base = _second_version()
-    config = lora.Config(rank=2, alpha=4.0, targets="all")
+    config = lora.Config(rank=2, alpha=4.0)
     what = Trainable(denoiser=config, text=config)
     model = worlds.with_state(base, what)
     exported = Trained(base=base, model=model, what=what, base_name="tiny", info={})
@@ -113,7 +113,7 @@ def test_a_second_version_is_the_same_model(tmp_path, monkeypatch):
 
     names = set(load_file(path))
     stem = "cond_stage_model.model.transformer.resblocks"
-    assert f"{stem}.22.attn.in_proj_weight" in names and f"{stem}.23.ln_1.bias" not in names
+    assert f"{stem}.12.attn.in_proj_weight" in names
     configs = {"unet": base.denoiser.config, "vae": base.autoencoder.config}
     configs["text_encoder"] = base.text.config
     monkeypatch.setitem(stable_diffusion_files.PRESETS, 2, configs)

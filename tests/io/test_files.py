@@ -1,3 +1,7 @@
+"""Files that survive any death: whole or absent, appended line by line, and read with one line of
+error.
+"""
+
 import errno
 import json
 import os
@@ -10,18 +14,19 @@ import numpy as np
 import pytest
 
 from styledrop_jax.errors import UserError
-from styledrop_jax.io import files as run_module
+from styledrop_jax.io import files
 from styledrop_jax.io.files import (
     JsonLines,
-    Run,
     guard,
+    plain,
     read_json,
     read_jsonl,
     write_bytes,
     write_json,
+    write_jsonl,
 )
 
-CONFIG = {"seed": 0, "round_1": {"train": {"steps": 200}}, "names": ("a", "b")}
+DEEP = "[" * 200_000
 
 
 def _python(code, *arguments):
@@ -29,51 +34,7 @@ def _python(code, *arguments):
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def test_a_new_folder_gets_its_config_and_continues(tmp_path):
-    with Run.open(tmp_path / "runs" / "a", CONFIG) as run:
-        assert read_json(run.path("config.json")) == {**CONFIG, "names": ["a", "b"]}
-    with Run.open(tmp_path / "runs" / "a", CONFIG) as run:
-        assert run.config["seed"] == 0
-
-
-def test_another_config_names_each_field(tmp_path):
-    Run.open(tmp_path, CONFIG).close()
-    other = {
-        "seed": 1,
-        "round_1": {"train": {"steps": 50}},
-        "names": ["a", "b"],
-        "dtype": "float32",
-    }
-    with pytest.raises(UserError) as caught:
-        Run.open(tmp_path, other)
-    message = str(caught.value)
-    assert "seed was 0, now 1" in message and "round_1.train.steps was 200, now 50" in message
-    assert (
-        'dtype was not there, now "float32"' in message
-        and "names was" not in message
-        and "\n" not in message
-    )
-    Run.open(tmp_path, CONFIG).close()  # the refused one left neither a lock nor a change
-
-
-def test_a_second_process_is_refused_until_the_first_one_dies(tmp_path):
-    process = _python(
-        """
-        import sys
-        from styledrop_jax.run import Run
-        run = Run.open(sys.argv[1], {"seed": 0})
-        print("open", flush=True)
-        sys.stdin.read()
-        """,
-        tmp_path,
-    )
-    assert process.stdout.readline() == "open\n"
-    with pytest.raises(UserError, match=f"another process \\({process.pid}\\)"):
-        Run.open(tmp_path, {"seed": 0})
-    assert Run.load(tmp_path).config == {"seed": 0}  # looking is allowed
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    Run.open(tmp_path, {"seed": 0}).close()
+# -------------------------------------------------------------- whole files
 
 
 def test_a_file_is_whole_or_absent_after_a_kill(tmp_path):
@@ -82,9 +43,9 @@ def test_a_file_is_whole_or_absent_after_a_kill(tmp_path):
     process = _python(
         """
         import os, sys
-        from styledrop_jax import run
-        run.os.replace = lambda *names: os.kill(os.getpid(), 9)
-        run.write_json(sys.argv[1], ["new"] * 1000)
+        from styledrop_jax.io import files
+        files.os.replace = lambda *names: os.kill(os.getpid(), 9)
+        files.write_json(sys.argv[1], ["new"] * 1000)
         """,
         path,
     )
@@ -94,38 +55,13 @@ def test_a_file_is_whole_or_absent_after_a_kill(tmp_path):
     assert read_json(path) == ["newer"]
 
 
-def test_done_is_the_final_file(tmp_path):
-    with Run.open(tmp_path, CONFIG) as run:
-        assert not run.done("round_1/adapter.safetensors")
-        write_bytes(run.path("round_1", "adapter.safetensors"), b"x")
-        assert run.done("round_1/adapter.safetensors")
-
-
-def test_manifest_is_merged(tmp_path):
-    with Run.open(tmp_path, CONFIG) as run:
-        assert run.manifest == {}
-        run.update_manifest({"device": "cpu", "counts": {"train": np.int64(3)}})
-        run.update_manifest({"counts": {"frozen": 4}, "loss": np.float32("nan")})
-        assert run.manifest == {"device": "cpu", "counts": {"train": 3, "frozen": 4}, "loss": None}
-
-
-def test_load_refuses_what_is_no_run(tmp_path):
-    (tmp_path / "mine").mkdir()
-    with pytest.raises(UserError, match="did you mean 'mine'"):
-        Run.load(tmp_path / "mien")
-    with pytest.raises(UserError, match="not a run folder"):
-        Run.load(tmp_path / "mine")
-    (tmp_path / "mine" / "config.json").write_text("{")
-    with pytest.raises(UserError, match="expected JSON"):
-        Run.load(tmp_path / "mine")
-
-
 @pytest.mark.parametrize(
     ("number", "words"),
     [
         (errno.ENOSPC, "disk is full"),
         (errno.EROFS, "read-only"),
         (errno.EACCES, "permission denied"),
+        (errno.EIO, "input/output error"),
     ],
 )
 def test_a_bad_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, number, words):
@@ -134,29 +70,14 @@ def test_a_bad_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, number
     def fail(*_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(run_module.os, "fsync", fail)
+    monkeypatch.setattr(files.os, "fsync", fail)
     with pytest.raises(UserError, match=f"a.json: .*{words}") as caught:
         write_json(tmp_path / "a.json", 2)
     assert "\n" not in str(caught.value)
-    assert [p.name for p in tmp_path.iterdir()] == ["a.json"] and read_json(
-        tmp_path / "a.json"
-    ) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert read_json(tmp_path / "a.json") == 1
     with pytest.raises(UserError, match=words):
         JsonLines(tmp_path / "rows.jsonl").append({})
-
-
-def test_a_workdir_that_cannot_be_made(tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    for workdir in (tmp_path / "file", tmp_path / "file" / "sub"):
-        with pytest.raises(UserError, match="a part of this path is a file"):
-            Run.open(workdir, CONFIG)
-
-    def fail(*_, **__):
-        raise OSError(errno.EROFS, "Read-only file system")
-
-    monkeypatch.setattr(run_module.Path, "mkdir", fail)
-    with pytest.raises(UserError, match="read-only"):
-        Run.open(tmp_path / "new", CONFIG)
 
 
 def test_other_errors_are_not_hidden(tmp_path):
@@ -164,9 +85,24 @@ def test_other_errors_are_not_hidden(tmp_path):
         (tmp_path / "absent").read_bytes()
     with pytest.raises(TypeError):
         write_json(tmp_path / "a.json", {"x": object()})
+    assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("torn", [b'{"i": 2, "te', b'{"i": 2}', b"\0\0\0\0\n"])
+def test_folders_are_made_and_a_file_in_their_place_is_named(tmp_path):
+    write_bytes(tmp_path / "a" / "b" / "c.bin", b"x")
+    with pytest.raises(UserError, match="a part of this path is a file"):
+        write_bytes(tmp_path / "a" / "b" / "c.bin" / "d.bin", b"x")
+
+
+def test_what_json_has_no_word_for():
+    value = {"nan": np.float32("nan"), 1: (np.int64(3), float("inf")), "array": np.eye(2)}
+    assert plain(value) == {"nan": None, "1": [3, None], "array": [[1.0, 0.0], [0.0, 1.0]]}
+
+
+# -------------------------------------------------------------- lines
+
+
+@pytest.mark.parametrize("torn", [b'{"i": 2, "te', b'{"i": 2}', b"\0\0\0\0\n", DEEP.encode()])
 def test_a_torn_last_line_is_dropped_and_written_again(tmp_path, torn):
     path = tmp_path / "rows.jsonl"
     with JsonLines(path) as lines:
@@ -186,7 +122,7 @@ def test_rows_survive_a_kill(tmp_path):
     path = tmp_path / "rows.jsonl"
     code = """
         import os, sys
-        from styledrop_jax.run import JsonLines
+        from styledrop_jax.io.files import JsonLines
         lines = JsonLines(sys.argv[1])
         for i in range(3):
             lines.append({"i": i})
@@ -196,9 +132,66 @@ def test_rows_survive_a_kill(tmp_path):
     assert [row["i"] for row in read_jsonl(path)] == [0, 1, 2]
 
 
-def test_a_broken_line_in_the_middle_is_an_error(tmp_path):
+def test_rows_are_written_all_or_none(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"i": 0}\n{"i"\n{"i": 2}\n')
-    with pytest.raises(UserError, match="line 2"):
-        read_jsonl(path)
+    write_jsonl(path, [{"i": 0}, [1]])
+    with pytest.raises(TypeError):
+        write_jsonl(path, [{"i": 0}, object()])
+    assert read_jsonl(path) == [{"i": 0}, [1]]
+    assert read_jsonl(tmp_path / "nowhere.jsonl") == []
+
+
+def test_a_second_process_that_wants_a_file_alone_is_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    process = _python(
+        """
+        import sys
+        from styledrop_jax.io.files import JsonLines
+        lines = JsonLines(sys.argv[1], alone=True)
+        print("open", flush=True)
+        sys.stdin.read()
+        """,
+        path,
+    )
+    assert process.stdout.readline() == "open\n"
+    with pytest.raises(UserError, match="another command writes into this folder"):
+        JsonLines(path, alone=True)
+    process.communicate("")
+    JsonLines(path, alone=True).close()
+
+
+def test_a_file_that_cannot_be_read_is_not_kept_open(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("{\n{}\n", encoding="utf-8")
+    with pytest.raises(UserError, match="line 1 is not JSON") as caught:
+        JsonLines(path, alone=True)
+    path.write_text("{}\n", encoding="utf-8")
+    with JsonLines(path, alone=True) as lines:
+        assert lines.rows == [{}]
+    assert caught.value.__traceback__ is not None, "which may keep what failed alive"
+
+
+# -------------------------------------------------------------- what cannot be read
+
+
+@pytest.mark.parametrize("text", ["{", "", "[1, 2", "\0", DEEP, "9" * 5000, "\ufffe{}"])
+def test_what_is_no_json_is_one_line(tmp_path, refused, text):
+    path = tmp_path / "a.json"
+    path.write_text(text, encoding="utf-8")
+    assert refused(read_json, path).startswith(f"{path}: expected JSON")
+    path.write_bytes(b"\xff\xfe")
+    assert refused(read_json, path).startswith(f"{path}: expected JSON")
+
+
+def test_a_broken_line_in_the_middle_is_an_error(tmp_path, refused):
+    path = tmp_path / "rows.jsonl"
+    for broken in ('{"i"', "", DEEP):
+        path.write_text(f'{{"i": 0}}\n{broken}\n{{"i": 2}}\n', encoding="utf-8")
+        assert "line 2 is not JSON" in refused(read_jsonl, path)
     assert json.loads(path.read_text().splitlines()[2]) == {"i": 2}
+
+
+def test_a_file_that_is_not_there_or_is_a_folder(tmp_path, refused):
+    assert "no such file" in refused(read_json, tmp_path / "nowhere.json")
+    assert "cannot be read" in refused(read_json, tmp_path)
+    assert "cannot be read" in refused(read_jsonl, tmp_path)

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
+from numpy.typing import DTypeLike
 from safetensors.numpy import load_file, save_file
 
 from styledrop_jax.errors import UserError
@@ -72,7 +73,7 @@ def _build() -> Tiny:
     return Tiny(nnx.Rngs(0))
 
 
-def _tensors(dtype=np.float32) -> dict[str, np.ndarray]:
+def _tensors(dtype: DTypeLike = np.float32) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     return {name: rng.normal(size=shape).astype(dtype) for name, shape in SHAPES.items()}
 

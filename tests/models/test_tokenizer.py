@@ -1,6 +1,7 @@
 """Tokenizers: CLIP's and T5's layouts on disk, cutting, padding, and training a new one."""
 
 import copy
+import dataclasses
 import json
 import shutil
 import warnings
@@ -151,8 +152,11 @@ def test_plain_words_are_not_warned_of(trained, prompt):
 
 
 def _tower(tokenizer, **changed) -> TextConfig:
-    sizes = {"hidden_size": 8, "num_attention_heads": 2, "vocab_size": len(tokenizer)}
-    return TextConfig(**sizes | {"eos_token_id": tokenizer.eos_token_id} | changed)
+    eos = tokenizer.eos_token_id
+    tower = TextConfig(
+        hidden_size=8, num_attention_heads=2, vocab_size=len(tokenizer), eos_token_id=eos
+    )
+    return dataclasses.replace(tower, **changed)
 
 
 def test_a_tokenizer_of_the_tower_is_accepted(trained):

@@ -2,14 +2,19 @@
 
 import copy
 import dataclasses
+import functools
 import json
 import shutil
+import tempfile
+from pathlib import Path
 
+import huggingface_hub
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import references
 import torch
+from loopback_hub import LoopbackHub
 from references import SCHEDULER, schedule
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -19,11 +24,17 @@ from styledrop_jax.errors import UserError
 from styledrop_jax.io import hub, pretrained
 from styledrop_jax.models import clip, unet, vae
 from styledrop_jax.models.tokenizer import save_tokenizer, train_tokenizer
+from styledrop_jax.pipelines import load as loading
 from styledrop_jax.pipelines import stable_diffusion_files
-from styledrop_jax.pipelines.load import load
 from styledrop_jax.pipelines.stable_diffusion import StableDiffusion
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def load(name: object, dtype=jnp.float32) -> StableDiffusion:
+    found = loading.load(str(name), dtype)
+    assert isinstance(found, StableDiffusion)
+    return found
 
 
 @pytest.fixture
@@ -54,7 +65,7 @@ def test_half_precision_and_shards_are_read(parts, folder):
     half.save_pretrained(folder / "unet", variant="fp16", max_shard_size="20KB")
     shards = sorted((folder / "unet").glob("*.fp16-*.safetensors"))
     assert len(shards) > 1
-    model = load(str(folder), jnp.bfloat16)
+    model = load(folder, jnp.bfloat16)
     for name, tensor in pretrained.export(model.denoiser, unet.RULES).items():
         np.testing.assert_array_equal(tensor, half.state_dict()[name].float().numpy())
     assert model.denoiser.conv_in.dtype == jnp.bfloat16
@@ -62,10 +73,10 @@ def test_half_precision_and_shards_are_read(parts, folder):
 
     shards[0].write_bytes(shards[0].read_bytes()[:-100])
     with pytest.raises(UserError, match=r"00001-of-.*not a readable safetensors file"):
-        load(str(folder))
+        load(folder)
     shards[1].unlink()
     with pytest.raises(UserError, match=r"shards not found: .*00002-of-.*finish the download"):
-        load(str(folder))
+        load(folder)
 
 
 @pytest.mark.parametrize("size", ["10GB", "20KB"])
@@ -74,12 +85,29 @@ def test_a_bfloat16_variant_alone_is_loaded(size, parts, folder):
         shutil.rmtree(folder / name)
         part = copy.deepcopy(parts[name]).bfloat16()
         part.save_pretrained(folder / name, variant="bf16", max_shard_size=size)
-        assert not list((folder / name).glob(f"{WEIGHTS}")) and list(
-            (folder / name).glob("*.bf16*.safetensors")
-        )
-    model = load(str(folder))
+        assert all(".bf16" in path.name for path in (folder / name).glob("*.safetensors"))
+    model = load(folder)
     weight = parts["unet"].conv_in.weight.bfloat16().float().detach().numpy()
     np.testing.assert_array_equal(model.denoiser.conv_in.kernel[...], weight.transpose(2, 3, 1, 0))
+
+
+def test_a_model_of_the_hub_is_loaded_from_what_is_fetched_of_it(models, folders, monkeypatch):
+    """Which is all that is opened, and nothing else that lies there."""
+    files = {"README.md": b"", "safety_checker/model.safetensors": b"", "unet/old.bin": b""}
+    for path in folders["epsilon"].rglob("*"):
+        if path.is_file():
+            files[path.relative_to(folders["epsilon"]).as_posix()] = path.read_bytes()
+    with tempfile.TemporaryDirectory() as cache, LoopbackHub({"owner/tiny": files}) as server:
+        server.use(monkeypatch)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", cache)
+        model = load("owner/tiny")
+        assert set(server.served) == {
+            "scheduler/scheduler_config.json",
+            *("text_encoder/config.json", "text_encoder/model.safetensors"),
+            *("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"),
+            *("unet/config.json", f"unet/{WEIGHTS}", "vae/config.json", f"vae/{WEIGHTS}"),
+        }
+    assert model.name == "owner/tiny" and model.base_hash == models["epsilon"].base_hash
 
 
 def _resaved(file) -> None:
@@ -93,7 +121,7 @@ def _resaved(file) -> None:
 
 def test_the_same_model_has_the_same_hash_whatever_files_hold_it(models, parts, folder):
     expected = models["epsilon"].base_hash
-    assert len(expected) == 64 and load(str(folder)).base_hash == expected
+    assert len(expected) == 64 and load(folder).base_hash == expected
     before = (folder / "unet" / WEIGHTS).read_bytes()
     _resaved(folder / "unet" / WEIGHTS)
     assert (folder / "unet" / WEIGHTS).read_bytes() != before
@@ -102,11 +130,11 @@ def test_the_same_model_has_the_same_hash_whatever_files_hold_it(models, parts, 
     (folder / "unet/config.json").write_text(json.dumps(config))
     scheduler = json.loads((folder / SCHEDULER).read_text()) | {"skip_prk_steps": True}
     (folder / SCHEDULER).write_text(json.dumps(scheduler))
-    assert load(str(folder)).base_hash == expected
+    assert load(folder).base_hash == expected
     shutil.rmtree(folder / "vae")
     parts["vae"].save_pretrained(folder / "vae", max_shard_size="20KB")
     assert len(list((folder / "vae").glob("*-of-*.safetensors"))) > 1
-    assert load(str(folder)).base_hash == expected
+    assert load(folder).base_hash == expected
 
 
 def _other_weights(parts, folder, name: str) -> None:
@@ -141,9 +169,9 @@ def _other_config(parts, folder) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda *given: _other_weights(*given, "unet"),
-        lambda *given: _other_weights(*given, "vae"),
-        lambda *given: _other_weights(*given, "text_encoder"),
+        functools.partial(_other_weights, name="unet"),
+        functools.partial(_other_weights, name="vae"),
+        functools.partial(_other_weights, name="text_encoder"),
         _other_scheduler,
         _other_tokenizer,
         _other_padding,
@@ -153,50 +181,61 @@ def _other_config(parts, folder) -> None:
 )
 def test_every_part_that_decides_what_is_computed_changes_the_hash(change, models, parts, folder):
     change(parts, folder)
-    assert load(str(folder)).base_hash != models["epsilon"].base_hash
+    assert load(folder).base_hash != models["epsilon"].base_hash
+
+
+class SingleFile:
+    """Makes a single file of the tiny parts; CLIP's tokenizer is in a cache.
+
+    Attributes:
+        file: where it is.
+        asked: the names that the hub was asked for.
+    """
+
+    def __init__(self, parts, folder: Path, monkeypatch: pytest.MonkeyPatch):
+        self.file = folder / "tuned.safetensors"
+        self.asked: list[str] = []
+        self._parts = parts
+        self._patch = monkeypatch
+        save_tokenizer(parts["tokenizer"], folder / "openai")
+
+        def resolve(name, layouts):
+            self.asked.append(name)
+            return folder / "openai"
+
+        monkeypatch.setattr(hub, "resolve", resolve)
+
+    def write(self, version: int, metadata: dict[str, str] | None = None) -> dict:
+        """Returns the reference's modules."""
+        text = self._parts["text_encoder"]
+        if version == 2:
+            text = references.tower(self._parts["tokenizer"], layers=23, hidden_act="gelu")
+        modules = self._parts | {"text_encoder": text}
+        text_config = text.config.to_dict() | {"architectures": ["CLIPTextModel"]}
+        presets = {
+            "unet": unet.Config.from_dict(dict(modules["unet"].config)),
+            "vae": vae.Config.from_dict(dict(modules["vae"].config)),
+            "text_encoder": clip.TextConfig.from_dict(text_config),
+        }
+        self._patch.setitem(stable_diffusion_files.PRESETS, version, presets)
+        tensors = {}
+        for name, tensor in ldm_tensors(f"tiny {version}.x", modules).items():
+            tensors[name] = tensor.clone().contiguous()
+        save_file(tensors, self.file, metadata=metadata)
+        return modules
 
 
 @pytest.fixture
-def single_file(parts, tmp_path, monkeypatch):
-    """(version, metadata, more tensors) → a single file of the tiny parts; CLIP's tokenizer is in
-    the cache. `asked` are the names that the hub was asked for."""
-    asked = []
-    save_tokenizer(parts["tokenizer"], tmp_path / "openai")
-    file = tmp_path / "tuned.safetensors"
-
-    def resolve(name, layouts):
-        asked.append(name)
-        return tmp_path / "openai"
-
-    monkeypatch.setattr(hub, "resolve", resolve)
-
-    def make(version: int, metadata: dict[str, str] | None = None, **more):
-        text = parts["text_encoder"]
-        if version == 2:
-            text = references.tower(parts["tokenizer"], layers=23, hidden_act="gelu")
-        modules = parts | {"text_encoder": text}
-        text_config = text.config.to_dict() | {"architectures": ["CLIPTextModel"]}
-        presets = {
-            "unet": unet.Config.from_dict(dict(parts["unet"].config)),
-            "vae": vae.Config.from_dict(dict(parts["vae"].config)),
-            "text_encoder": clip.TextConfig.from_dict(text_config),
-        }
-        monkeypatch.setitem(stable_diffusion_files.PRESETS, version, presets)
-        tensors = dict(more)
-        for name, tensor in ldm_tensors(f"tiny {version}.x", modules).items():
-            tensors[name] = tensor.clone().contiguous()
-        save_file(tensors, file, metadata=metadata)
-        return modules
-
-    make.file = file
-    make.asked = asked
-    return make
+def single_file(parts, tmp_path, monkeypatch) -> SingleFile:
+    return SingleFile(parts, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_single_file_is_loaded(version, single_file):
-    modules = single_file(version, {"modelspec.prediction_type": "v"} if version == 2 else None)
-    model = load(str(single_file.file))
+    modules = single_file.write(
+        version, {"modelspec.prediction_type": "v"} if version == 2 else None
+    )
+    model = load(single_file.file)
     prediction = "epsilon" if version == 1 else "v_prediction"
     assert (model.resolution, model.schedule) == (8, schedule(prediction))
     assert single_file.asked == ["openai/clip-vit-large-patch14"]
@@ -215,32 +254,27 @@ def test_a_single_file_is_loaded(version, single_file):
 
 
 def test_a_single_file_has_the_hash_of_its_tensors_not_of_its_header(single_file):
-    single_file(1)
-    expected = load(str(single_file.file)).base_hash
+    single_file.write(1)
+    expected = load(single_file.file).base_hash
     _resaved(single_file.file)
-    assert load(str(single_file.file)).base_hash == expected
-    single_file(1, {"modelspec.prediction_type": "v"})
-    assert load(str(single_file.file)).base_hash != expected
+    assert load(single_file.file).base_hash == expected
+    single_file.write(1, {"modelspec.prediction_type": "v"})
+    assert load(single_file.file).base_hash != expected
 
 
 def test_what_stands_beside_a_single_file_wins(single_file, parts):
-    single_file(1)
+    single_file.write(1)
     beside = single_file.file.with_suffix("")
     save_tokenizer(parts["tokenizer"], beside / "tokenizer")
     references.save_scheduler(beside, schedule("v_prediction"))
-    assert load(str(single_file.file)).schedule == schedule("v_prediction")
+    assert load(single_file.file).schedule == schedule("v_prediction")
     assert single_file.asked == []
-    single_file(1, {"modelspec.prediction_type": "epsilon"})
-    with pytest.raises(UserError, match=r"is epsilon in modelspec\S+ of its .* in .*scheduler_con"):
-        load(str(single_file.file))
 
 
-def test_a_2_x_has_to_say_what_it_predicts(single_file):
-    single_file(2)
-    with pytest.raises(UserError, match=r"a 2\.x model that does not say .*tuned/scheduler/"):
-        load(str(single_file.file))
+def test_a_2_x_of_the_noise_has_smaller_images(single_file):
+    single_file.write(2)
     single_file.file.with_suffix(".yaml").write_text("model: {params: {linear_start: 0.00085}}")
-    model = load(str(single_file.file))
+    model = load(single_file.file)
     assert (model.resolution, model.schedule) == (128, schedule("epsilon"))  # 64×64 latents
 
 
@@ -249,28 +283,53 @@ ZERO_SNR = dataclasses.replace(
 )
 
 
+def _marked(folder: Path, metadata=None, tensors=()) -> Path:
+    """A file of nothing but marks."""
+    file = folder / "tuned.safetensors"
+    save_file({name: torch.zeros(()) for name in ("betas", *tensors)}, file, metadata=metadata)
+    return file
+
+
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize(
     ("metadata", "tensors", "expected"),
     [
+        ({"modelspec.prediction_type": "epsilon"}, (), schedule("epsilon")),
         ({"ss_v_parameterization": "True"}, (), schedule("v_prediction")),
         (None, ("v_pred",), schedule("v_prediction")),
         (None, ("v_pred", "ztsnr"), ZERO_SNR),
         ({"modelspec.prediction_type": "v", "ss_zero_terminal_snr": "True"}, (), ZERO_SNR),
     ],
 )
-def test_the_marks_of_other_tools_decide_the_schedule(
-    version, metadata, tensors, expected, single_file
-):
-    single_file(version, metadata, **{name: torch.zeros(()) for name in tensors})
-    assert load(str(single_file.file)).schedule == expected
+def test_marks_decide_the_schedule(version, metadata, tensors, expected, tmp_path):
+    file = _marked(tmp_path, metadata, tensors)
+    assert stable_diffusion_files.schedule_of_file(file, version) == expected
 
 
-def test_a_yaml_beside_decides_the_schedule_of_a_1_x(single_file):
-    single_file(1)
-    config = single_file.file.with_suffix(".yaml")
-    config.write_text('model:\n  params:\n    parameterization: "v"\n')
-    assert load(str(single_file.file)).schedule == schedule("v_prediction")
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_yaml_beside_decides_the_schedule(version, tmp_path):
+    file = _marked(tmp_path)
+    file.with_suffix(".yaml").write_text('model:\n  params:\n    parameterization: "v"\n')
+    found = stable_diffusion_files.schedule_of_file(file, version)
+    assert found == schedule("v_prediction")
+
+
+def test_without_a_mark_a_1_x_predicts_the_noise_and_a_2_x_is_refused(tmp_path):
+    file = _marked(tmp_path)
+    assert stable_diffusion_files.schedule_of_file(file, 1) == schedule("epsilon")
+    with pytest.raises(UserError, match=r"a 2\.x model that does not say .*tuned/scheduler/"):
+        stable_diffusion_files.schedule_of_file(file, 2)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_scheduler_beside_that_contradicts_a_mark_is_refused(version, tmp_path):
+    file = _marked(tmp_path, {"modelspec.prediction_type": "epsilon"})
+    references.save_scheduler(file.with_suffix(""), schedule("v_prediction"))
+    with pytest.raises(UserError, match=r"is epsilon in modelspec\S+ of its .* in .*scheduler_con"):
+        stable_diffusion_files.schedule_of_file(file, version)
+    file = _marked(tmp_path, None, ("v_pred", "ztsnr"))
+    with pytest.raises(UserError, match=r"zero terminal SNR is True in .* and False in .*sched"):
+        stable_diffusion_files.schedule_of_file(file, version)
 
 
 @pytest.mark.parametrize(
@@ -309,13 +368,13 @@ def test_what_is_wrong_with_a_folder_is_said_in_one_line(part, changes, words, f
     else:
         path.unlink()
     with pytest.raises(UserError, match=words) as error:
-        load(str(folder))
+        load(folder)
     assert "\n" not in str(error.value)
 
 
 def test_a_file_that_is_none_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"gone\.safetensors: no such weight file"):
-        load(str(tmp_path / "gone.safetensors"))
+        load(tmp_path / "gone.safetensors")
     (tmp_path / "old.ckpt").write_bytes(b"PK\x03\x04 a pickle")
     with pytest.raises(UserError, match=r"old\.ckpt: not a readable .*pickles are never opened"):
-        load(str(tmp_path / "old.ckpt"))
+        load(tmp_path / "old.ckpt")

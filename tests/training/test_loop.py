@@ -14,8 +14,7 @@ from flax import nnx
 
 from styledrop_jax import log
 from styledrop_jax.errors import UserError
-from styledrop_jax.training import loop, optim
-from styledrop_jax.training.checkpoint import Checkpoints
+from styledrop_jax.training import checkpoint, loop, optim
 
 # when one read of a damaged checkpoint fails, Orbax drops its others
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -243,7 +242,7 @@ def test_given_weights_that_do_not_fit_are_refused(tmp_path):
 
 def test_checkpoints_are_removed_as_a_whole(tmp_path):
     _fit(tmp_path, steps=4)
-    Checkpoints(tmp_path / "checkpoints").remove()
+    checkpoint.remove(tmp_path / "checkpoints")
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
@@ -259,11 +258,11 @@ def test_removing_checkpoints_survives_a_kill(killed_at, tmp_path, monkeypatch):
     _fit(tmp_path, steps=4)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(shutil, "rmtree", killed)
-        Checkpoints(tmp_path / "checkpoints").remove()
+        checkpoint.remove(tmp_path / "checkpoints")
     assert not (tmp_path / "checkpoints").exists(), "no half of it can be taken for a checkpoint"
     _fit(tmp_path, steps=4)  # there may even be new ones
-    Checkpoints(tmp_path / "checkpoints").remove()
-    Checkpoints(tmp_path / "checkpoints").remove()
+    checkpoint.remove(tmp_path / "checkpoints")
+    checkpoint.remove(tmp_path / "checkpoints")
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 

@@ -16,7 +16,7 @@ from styledrop_jax.models import uvit, vqgan
 from styledrop_jax.pipelines import muse, muse_files
 from styledrop_jax.pipelines.base import SampleSettings, TrainSettings
 
-SAMPLE = SampleSettings(temperature=2.0, lambda_b=1.0, batch_size=16)
+SAMPLE = SampleSettings(steps=12, temperature=2.0, lambda_b=1.0, batch_size=16)
 _SCHEDULER = {"_class_name": "AmusedScheduler", "masking_schedule": "cosine"}
 _PARTS = {
     "transformer": ("diffusers", "UVit2DModel"),
