@@ -1,7 +1,7 @@
 """Embedding files: the new words of Textual Inversion, one word in one file."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,20 @@ _WORD = "styledrop_jax.word"
 _TWO_TOWERS = {"clip_l", "clip_g"}
 
 
-def file_name(word: str) -> str:
-    """The word's file: "<hut>" → "hut.safetensors", since some file systems forbid brackets."""
-    allowed = re.sub(r'[<>:"/|?*\\]', "", word)
-    return f"{allowed or 'word'}.safetensors"
+def file_names(words: Iterable[str]) -> dict[str, str]:
+    """{word: its file}: "<hut>" → "hut.safetensors", since some file systems forbid brackets."""
+    found: dict[str, str] = {}
+    taken = set()
+    for word in words:
+        stem = re.sub(r'[<>:"/|?*\\]', "", word) or "word"
+        name = stem
+        number = 1
+        while name.lower() in taken:
+            number += 1
+            name = f"{stem}_{number}"
+        taken.add(name.lower())
+        found[word] = f"{name}.safetensors"
+    return found
 
 
 def nameless(word: str, rows: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, str]]:

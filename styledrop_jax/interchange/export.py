@@ -158,13 +158,14 @@ def _write_kohya(trained: Trained, out: Path, dtype: str) -> list[Path]:
 
 
 def _write_nameless(trained: Trained, out: Path, dtype: str) -> list[Path]:
-    """A file for each new word, as A1111 reads it."""
+    """A file for each new word, as A1111 reads it, in the folder `embeddings`."""
     base = _stable_diffusion(trained)
     assert base is not None
     files = []
-    for word, rows in _rows(trained).items():
-        tensors, metadata = embeddings.nameless(word, rows)
-        path = out / embeddings.file_name(word)
+    rows = _rows(trained)
+    for word, name in embeddings.file_names(rows).items():
+        tensors, metadata = embeddings.nameless(word, rows[word])
+        path = out / "embeddings" / name
         _save(path, tensors, dtype, modelspec(trained, base, kind="textual-inversion") | metadata)
         files.append(path)
     return files
@@ -236,9 +237,9 @@ def _write_diffusers(trained: Trained, out: Path, dtype: str) -> list[Path]:
         usage.append(
             f'pipeline.unet.load_attn_procs(folder, weight_name="{name}", _pipeline=pipeline)'
         )
-    for word, rows in _rows(trained).items():
-        name = embeddings.file_name(word)
-        _save(out / name, {word: rows}, dtype)
+    rows = _rows(trained)
+    for word, name in embeddings.file_names(rows).items():
+        _save(out / name, {word: rows[word]}, dtype)
         files.append(out / name)
         tags.append("textual_inversion")
         usage.append(f'pipeline.load_textual_inversion(folder, weight_name="{name}")')

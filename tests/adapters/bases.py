@@ -1,7 +1,7 @@
 """Tiny bases of random weights that adapters are put into, and the reference's same models."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +13,8 @@ import transformers
 from diffusers import UNet2DConditionModel, UVit2DModel
 from flax import nnx
 
+from styledrop_jax import tree
+from styledrop_jax.adapters import slots
 from styledrop_jax.adapters.base import AdapterParam
 from styledrop_jax.io import pretrained
 from styledrop_jax.models import clip, unet, uvit
@@ -107,9 +109,10 @@ def tensors(name: str) -> dict[str, np.ndarray]:
     Nothing is zero, so that no bias, norm or output layer hides a mistake.
     """
     shapes = pretrained.shapes(nnx.eval_shape(BASES[name].build), BASES[name].rules)
-    return {
-        key: _normal(*shape) * np.float32(0.3) + ("norm" in key) for key, shape in shapes.items()
-    }
+    found = {}
+    for key, shape in shapes.items():
+        found[key] = _normal(*shape) * np.float32(0.3) + ("norm" in key)
+    return found
 
 
 @functools.cache
@@ -145,9 +148,8 @@ _jit = functools.partial(
         "xla_llvm_disable_expensive_passes": True,
     },
 )
-_jit_output, _jit_gradient = (
-    _jit(function, static_argnums=(0, 1)) for function in (_output, _gradient)
-)
+_jit_output = _jit(_output, static_argnums=(0, 1))
+_jit_gradient = _jit(_gradient, static_argnums=(0, 1))
 
 
 class Adapted(NamedTuple):
@@ -192,13 +194,38 @@ def with_kernels(
 ) -> np.ndarray:
     """The bare base's output after `change(layer's path, kernel)` of every kernel in it."""
     graphdef, state = _bare(name)
-    flat = {
-        path: change(".".join(map(str, path[:-1])), np.asarray(leaf))
-        if path[-1] == "kernel"
-        else leaf
-        for path, leaf in nnx.traversals.flatten_mapping(state).items()
-    }
+    flat = nnx.traversals.flatten_mapping(state)
+    for path, leaf in flat.items():
+        if path[-1] == "kernel":
+            flat[path] = change(tree.path_name(path[:-1]), np.asarray(leaf))
     return np.asarray(_jit_output(name, graphdef, nnx.traversals.unflatten_mapping(flat)))
+
+
+def merged(name: str, module: nnx.Module) -> np.ndarray:
+    """The bare base's output with the kernels of `module`, whose adapters are merged into them."""
+    slots.merge(module)
+    kernels = tree.flatten(nnx.state(module))
+    assert "adapter" not in " ".join(kernels)
+    return with_kernels(name, lambda path, _: np.asarray(kernels[f"{path}.kernel"]))
+
+
+def by_layer(state: Any, weight: str) -> dict[str, np.ndarray]:
+    """{path of a layer: the adapter's weight of that name in it}."""
+    found = {}
+    for path, leaf in tree.flatten(state).items():
+        layer, _, name = path.rpartition(".adapter.")
+        if name == weight:
+            found[layer] = np.asarray(leaf)
+    return found
+
+
+def silent(gradients: Any) -> list[str]:
+    """The names of the gradients that are zero throughout."""
+    found = []
+    for name, gradient in tree.flatten(gradients).items():
+        if not np.asarray(gradient).any():
+            found.append(name)
+    return found
 
 
 def random(state: Any, *, scale: float = 0.2, seed: int = 0) -> Any:
@@ -209,13 +236,19 @@ def random(state: Any, *, scale: float = 0.2, seed: int = 0) -> Any:
     )
 
 
+def load_weights(model: torch.nn.Module, weights: Mapping[str, np.ndarray]) -> None:
+    """Puts arrays into a module of the reference, which must be exactly its own."""
+    found = {}
+    for key, value in weights.items():
+        found[key] = torch.from_numpy(np.array(value))
+    model.load_state_dict(found)
+
+
 @torch.no_grad()
 def reference(name: str, weights: dict[str, np.ndarray]) -> np.ndarray:
     """The reference model's output with these weights, as `with_kernels` gives it."""
     model = BASES[name].reference().train(False)
-    model.load_state_dict(
-        {key: torch.from_numpy(np.asarray(value)) for key, value in weights.items()}
-    )
+    load_weights(model, weights)
     inputs = [torch.from_numpy(part) for part in BASES[name].inputs]
     if name == "text":
         out = model(*inputs)

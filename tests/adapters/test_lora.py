@@ -8,13 +8,12 @@ import re
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from bases import BASES, adapted, load, random, with_kernels
+from bases import BASES, adapted, by_layer, load, merged, random, silent, with_kernels
 from flax import nnx
 
 from styledrop_jax import tree
 from styledrop_jax.adapters import lora
 from styledrop_jax.adapters.base import AdapterParam, identity
-from styledrop_jax.adapters.slots import merge
 from styledrop_jax.errors import UserError
 from styledrop_jax.models import unet
 
@@ -45,22 +44,19 @@ def _trained_output(name):
 
 def _changes(config, state):
     """{layer's path: what its kernel gains}, in NumPy."""
-    flat = {path: np.asarray(leaf) for path, leaf in tree.flatten(state).items()}
-    return {
-        path.removesuffix(".adapter.down"): config.alpha
-        / config.rank
-        * np.tensordot(down, flat[path.removesuffix("down") + "up"], 1)
-        for path, down in flat.items()
-        if path.endswith(".adapter.down")
-    }
+    up = by_layer(state, "up")
+    changes = {}
+    for layer, down in by_layer(state, "down").items():
+        changes[layer] = config.alpha / config.rank * np.tensordot(down, up[layer], 1)
+    return changes
 
 
 @ALL
 def test_output_is_that_of_the_merged_weights(name):
     changes = _changes(_config(name), _trained(name))
-    merged = with_kernels(name, lambda path, kernel: kernel + changes.get(path, 0))
-    assert np.abs(merged - with_kernels(name)).max() > 0.05
-    np.testing.assert_allclose(_trained_output(name), merged, atol=1e-4)
+    expected = with_kernels(name, lambda path, kernel: kernel + changes.get(path, 0))
+    assert np.abs(expected - with_kernels(name)).max() > 0.05
+    np.testing.assert_allclose(_trained_output(name), expected, atol=1e-4)
 
 
 @ALL
@@ -68,17 +64,17 @@ def test_fresh_and_zero_states_change_nothing(name):
     model = _attached(name)
     for state in (model.fresh, identity(model.fresh)):
         np.testing.assert_array_equal(model.run(state), with_kernels(name))
-    assert all(
-        (leaf == 0).all() == path.endswith("up") for path, leaf in tree.flatten(model.fresh).items()
-    )
+    for path, leaf in tree.flatten(model.fresh).items():
+        assert (leaf == 0).all() == path.endswith("up")
 
 
 @ALL
 def test_gradients_reach_every_adapter_weight_and_nothing_else(name):
     gradients = tree.flatten(_attached(name).gradient(_trained(name)))
     assert gradients.keys() == tree.flatten(_trained(name)).keys()
-    assert all(re.search(r"\.adapter\.(down|up)$", path) for path in gradients)
-    assert all((gradient != 0).any() for gradient in gradients.values())
+    for path in gradients:
+        assert re.search(r"\.adapter\.(down|up)$", path)
+    assert not silent(gradients)
 
 
 def test_parameter_counts():
@@ -116,8 +112,10 @@ def test_attaching_again_leaves_only_the_new_adapter():
     lora.attach(module, CONFIG, rngs=nnx.Rngs(0))
     lora.attach(module, lora.Config(rank=2), rngs=nnx.Rngs(0))
     state = tree.flatten(nnx.state(module, AdapterParam))
-    assert state and all(re.search(r"self_attn\.\w+\.adapter", path) for path in state)
-    assert {leaf.shape for leaf in state.values()} == {(8, 2), (2, 8)}
+    assert state
+    for path, leaf in state.items():
+        assert re.search(r"self_attn\.\w+\.adapter", path)
+        assert leaf.shape == ((8, 2) if path.endswith("down") else (2, 8))
 
 
 @ALL
@@ -126,11 +124,7 @@ def test_merging_gives_the_same_output_without_adapters(name):
     lora.attach(module, _config(name), rngs=nnx.Rngs(1))
     nnx.update(module, nnx.State(_trained(name)))
     before = nnx.state(module, nnx.Param)
-    merge(module)
-    kernels = tree.flatten(nnx.state(module))
-    assert not any("adapter" in path for path in kernels)
-    merged = with_kernels(name, lambda path, kernel: np.asarray(kernels[f"{path}.kernel"]))
-    np.testing.assert_allclose(merged, _trained_output(name), atol=1e-4)
+    np.testing.assert_allclose(merged(name, module), _trained_output(name), atol=1e-4)
     kernels = tree.flatten(nnx.state(load(name)))
     for path, leaf in tree.flatten(before).items():
         if "adapter" not in path:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from bases import silent
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
@@ -84,7 +85,8 @@ def test_a_fresh_adapter_changes_nothing(config):
     graph, adapter, frozen, x = _split(config)
     bare_graph, bare = nnx.split(Denoiser())
     np.testing.assert_array_equal(_run(graph)(adapter, frozen, x), nnx.merge(bare_graph, bare)(x))
-    assert all((leaf != 0).any() for name, leaf in tree.flatten(adapter).items() if "down" in name)
+    for name, leaf in tree.flatten(adapter).items():
+        assert (leaf != 0).any() == ("down" in name)
 
 
 def test_output_is_the_papers_formula():
@@ -97,7 +99,8 @@ def test_output_is_the_papers_formula():
                 wd = generator.down[0] + generator.down_shift[layer][None, :]
                 wu = generator.up[0] + generator.up_shift[layer][None, :]
             else:
-                wd, wu = generator.down[layer], generator.up[layer]
+                wd = generator.down[layer]
+                wu = generator.up[layer]
             inner = np.asarray(emb @ wd)
             inner = 0.5 * inner * (1 + np.tanh(np.sqrt(2 / np.pi) * (inner + 0.044715 * inner**3)))
             np.testing.assert_allclose(
@@ -107,7 +110,8 @@ def test_output_is_the_papers_formula():
 
 def test_the_identity_state_turns_a_trained_adapter_off_exactly():
     graph, adapter, frozen, x = _split(ROUND_1)
-    run, trained = _run(graph), _filled(adapter)
+    run = _run(graph)
+    trained = _filled(adapter)
     base = nnx.merge(*nnx.split(Denoiser()))(x)
     assert jnp.abs(run(trained, frozen, x) - base).max() > 0.1
     np.testing.assert_array_equal(run(identity(trained), frozen, x), run(adapter, frozen, x))
@@ -116,28 +120,25 @@ def test_the_identity_state_turns_a_trained_adapter_off_exactly():
 @pytest.mark.parametrize("config", [ROUND_1, ROUND_2])
 def test_gradients_reach_every_adapter_weight_and_nothing_else(config):
     graph, adapter, frozen, x = _split(config)
-    assert not any("attn.kernel" in name for name in tree.flatten(adapter))
     assert tree.count(adapter) + tree.count(frozen) == tree.count(
         nnx.state(nnx.merge(graph, adapter, frozen))
     )
     loss = jax.jit(jax.grad(lambda state: (nnx.merge(graph, state, frozen)(x) ** 2).sum()))
     gradients = tree.flatten(loss(_filled(adapter)))
     assert gradients.keys() == tree.flatten(adapter).keys()
-    assert all((gradient != 0).any() for gradient in gradients.values())
+    assert "attn.kernel" not in " ".join(gradients) and not silent(gradients)
     # At the start only the up weights can move: the others are multiplied by zero.
-    assert all(
-        (gradient != 0).any() == ("up" in name)
-        for name, gradient in tree.flatten(loss(adapter)).items()
-    )
+    for name, gradient in tree.flatten(loss(adapter)).items():
+        assert (gradient != 0).any() == ("up" in name)
 
 
 def test_each_site_has_one_generator_that_all_layers_share():
     _, adapter, _, _ = _split(ROUND_1)
-    assert list(tree.flatten(adapter)) == [
-        f"transformer_layers.0.{site}_adapter.generator.{name}"
-        for site in ("attn", "mlp")
-        for name in ("down", "down_shift", "up", "up_shift")
-    ]
+    expected = []
+    for site in ("attn", "mlp"):
+        for name in ("down", "down_shift", "up", "up_shift"):
+            expected.append(f"transformer_layers.0.{site}_adapter.generator.{name}")
+    assert list(tree.flatten(adapter)) == expected
 
 
 def test_a_vmap_over_stacked_adapters_is_each_on_its_own():

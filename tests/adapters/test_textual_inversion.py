@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from bases import load_weights
 from diffusers.loaders import TextualInversionLoaderMixin
 from flax import nnx
 from safetensors.numpy import save_file
@@ -34,15 +35,12 @@ from styledrop_jax.io import pretrained
 from styledrop_jax.models.clip import RULES, ClipText, TextConfig
 from styledrop_jax.models.tokenizer import tokenize, train_tokenizer
 
-CAT, HUT = (
-    Token(word="<cat>", initializer="cat"),
-    Token(word="<hut>", initializer="red house", vectors=3),
-)
+CAT = Token(word="<cat>", initializer="cat")
+HUT = Token(word="<hut>", initializer="red house", vectors=3)
 CONFIG = Config(tokens=(CAT, HUT))
-WITH, WITHOUT = (
-    "a <cat> in a <hut>",
-    "a cat in a red house red",
-)  # the same tokens as long as nothing is trained
+# The same tokens as long as nothing is trained.
+WITH = "a <cat> in a <hut>"
+WITHOUT = "a cat in a red house red"
 EVERY_EOS = pytest.mark.parametrize("eos", ["first", "highest"])
 
 
@@ -74,9 +72,9 @@ def _base(eos):
     rng = np.random.default_rng(0)
     build = lambda: ClipText(config, rngs=nnx.Rngs(0))  # noqa: E731
     shapes = pretrained.shapes(nnx.eval_shape(build), RULES)
-    tensors = {
-        name: rng.normal("norm" in name, 0.3, shape).astype("f") for name, shape in shapes.items()
-    }
+    tensors = {}
+    for name, shape in shapes.items():
+        tensors[name] = rng.normal("norm" in name, 0.3, shape).astype("f")
     return nnx.split(pretrained.load(build, tensors, RULES, source="random"))
 
 
@@ -89,7 +87,10 @@ def _text(eos="first", config=CONFIG):
 
 def _rows(config=CONFIG, seed=1):
     rng = np.random.default_rng(seed)
-    return {token.word: rng.normal(size=(token.vectors, 8)).astype("f") for token in config.tokens}
+    rows = {}
+    for token in config.tokens:
+        rows[token.word] = rng.normal(size=(token.vectors, 8)).astype("f")
+    return rows
 
 
 def _ids(*prompts):
@@ -104,14 +105,14 @@ _encode = nnx.jit(lambda text, ids: text(ids))
 def _reference(eos):
     config = transformers.CLIPTextConfig(**nnx.merge(*_base(eos)).config.to_dict())
     model = transformers.CLIPTextModelWithProjection(config).train(False)
-    weights = pretrained.export(nnx.merge(*_base(eos)), RULES)
-    model.load_state_dict({key: torch.from_numpy(tensor) for key, tensor in weights.items()})
+    load_weights(model, pretrained.export(nnx.merge(*_base(eos)), RULES))
     return model
 
 
 @EVERY_EOS
 def test_an_untrained_word_is_its_initializer(eos):
-    found, expected = _encode(_text(eos), _ids(WITH)), _encode(_text(eos, None), _ids(WITHOUT))
+    found = _encode(_text(eos), _ids(WITH))
+    expected = _encode(_text(eos, None), _ids(WITHOUT))
     np.testing.assert_array_equal(found.last_hidden_state, expected.last_hidden_state)
     np.testing.assert_array_equal(found.pooled, expected.pooled)
     np.testing.assert_array_equal(found.embeds, expected.embeds)
@@ -119,21 +120,22 @@ def test_an_untrained_word_is_its_initializer(eos):
 
 @EVERY_EOS
 def test_texts_without_the_words_and_the_table_stay_as_they_were(eos):
-    text, bare, ids = _text(eos), _text(eos, None), _ids("a cat in style", "")
+    text = _text(eos)
+    bare = _text(eos, None)
+    ids = _ids("a cat in style", "")
     set_rows(text, CONFIG, _rows())
     for found, expected in zip(_encode(text, ids)[1:], _encode(bare, ids)[1:], strict=True):
         np.testing.assert_array_equal(found, expected)
     before = tree.flatten(nnx.state(bare))
     after = tree.flatten(nnx.state(text, nnx.Not(AdapterParam)))
     assert after.keys() - before.keys() == {"text_model.embeddings.adapter.initial"}
-    assert all((after[name] == leaf).all() for name, leaf in before.items())
+    for name, leaf in before.items():
+        np.testing.assert_array_equal(after[name], leaf)
 
 
 @EVERY_EOS
 def test_trained_words_are_diffusers_words(eos, tmp_path):
-    """The reference reads the files, and both encode a prompt with their own tokenizer and
-    tower.
-    """
+    """The reference reads the files; both encode a prompt with their own tokenizer and tower."""
 
     class Pipeline(TextualInversionLoaderMixin):
         hf_device_map = None
@@ -141,7 +143,9 @@ def test_trained_words_are_diffusers_words(eos, tmp_path):
 
     text = _text(eos)
     set_rows(text, CONFIG, _rows())
-    pipeline, model, tokenizer = Pipeline(), _reference(eos), _new_tokenizer()
+    pipeline = Pipeline()
+    model = _reference(eos)
+    tokenizer = _new_tokenizer()
     for i, (word, rows) in enumerate(trained_rows(text, CONFIG).items()):
         save_file({word: rows}, tmp_path / f"{i}.safetensors")
         pipeline.load_textual_inversion(
@@ -174,10 +178,7 @@ def test_gradients_reach_the_new_rows_and_nothing_else():
 def test_the_zero_state_is_the_initial_rows():
     text = _text()
     table = text.text_model.embeddings.token_embedding.embedding[...]
-    cat, red, house = (
-        _tokenizer()(word, add_special_tokens=False)["input_ids"][0]
-        for word in ("cat", "red", "house")
-    )
+    cat, red, house = _tokenizer()("cat red house", add_special_tokens=False)["input_ids"]
     set_rows(text, CONFIG, _rows())
     nnx.update(text, identity(nnx.state(text, AdapterParam)))
     found = trained_rows(text, CONFIG)

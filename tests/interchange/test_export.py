@@ -18,6 +18,7 @@ from styledrop_jax.adapters import lora, styledrop
 from styledrop_jax.adapters.base import Trainable
 from styledrop_jax.errors import UserError
 from styledrop_jax.interchange import merged
+from styledrop_jax.interchange.embeddings import file_names
 from styledrop_jax.interchange.export import EXPORTS, Trained, possible
 from styledrop_jax.pipelines.load import load
 
@@ -62,6 +63,12 @@ def test_diffusers_files_have_its_names(tmp_path):
     assert files[0].name == "pytorch_custom_diffusion_weights.safetensors"
 
 
+def test_every_word_has_a_file_of_its_own():
+    words = ["<hut>", "hut", "HUT", "<>", "a/b", "猫"]
+    names = [name.removesuffix(".safetensors") for name in file_names(words).values()]
+    assert names == ["hut", "hut_2", "HUT_3", "word", "ab", "猫"]
+
+
 @pytest.mark.parametrize("name", ["lora", "lora everywhere"])
 def test_peft_loads_its_folders(name, tmp_path):
     files = EXPORTS["peft"](trained(name), tmp_path)
@@ -80,7 +87,9 @@ def test_peft_loads_its_folders(name, tmp_path):
 @pytest.mark.parametrize("kind", ["kohya", "a1111"])
 def test_kohyas_and_a1111s_files_are_the_same_model(kind, tmp_path):
     files = EXPORTS[kind](trained("lora and words"), tmp_path)
-    assert _names(files) == ["mine.safetensors", "hut.safetensors", "cat.safetensors"]
+    embeddings = tmp_path / "embeddings"
+    hut = embeddings / "hut.safetensors"
+    assert files == [tmp_path / "mine.safetensors", hut, embeddings / "cat.safetensors"]
     pipeline = reference()
     pipeline.load_lora_weights(tmp_path, weight_name="mine.safetensors")
     for path in files[1:]:

@@ -19,6 +19,7 @@ from styledrop_jax.io.single_file import split
 from styledrop_jax.models import clip, unet, vae
 from styledrop_jax.pipelines import stable_diffusion_files
 from styledrop_jax.pipelines.load import load
+from styledrop_jax.pipelines.stable_diffusion import StableDiffusion
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -27,7 +28,13 @@ def _names(config, module, rules):
     return list(pretrained.shapes(nnx.eval_shape(lambda: module(config, rngs=nnx.Rngs(0))), rules))
 
 
-@pytest.mark.parametrize("config", [unet.Config.sd15(), unet.Config.sd21(), unet.Config.emoji64()])
+def _same_names(back, there):
+    assert set(back) == set(there.values())
+    for name, source in back.items():
+        assert there[source.name] == name
+
+
+@pytest.mark.parametrize("config", [unet.Config.sd15(), unet.Config.emoji64()])
 def test_the_u_nets_names_go_back_and_forth(config):
     names = _names(config, unet.UNet, unet.RULES)
     there = {}
@@ -35,10 +42,7 @@ def test_the_u_nets_names_go_back_and_forth(config):
         there[f"model.diffusion_model.{single_file.unet_name(name, config)}"] = name
     assert len(there) == len(names)
     others = ["first_stage_model.decoder.conv_in.bias", "cond_stage_model.transformer.x.y"]
-    back = split([*there, *others], source="file")["unet"]
-    assert {name: source.name for name, source in back.items()} == {
-        name: stored for stored, name in there.items()
-    }
+    _same_names(split([*there, *others], source="file")["unet"], there)
 
 
 @pytest.mark.parametrize("config", [vae.Config.sd(), vae.Config.emoji64()])
@@ -50,10 +54,7 @@ def test_the_autoencoders_names_go_back_and_forth(config):
         there[f"first_stage_model.{single_file.vae_name(name, blocks=blocks)}"] = name
     assert len(there) == len(names)
     others = ["model.diffusion_model.out.0.bias", "cond_stage_model.transformer.x.y"]
-    back = split([*there, *others], source="file")["vae"]
-    assert {name: source.name for name, source in back.items()} == {
-        name: stored for stored, name in there.items()
-    }
+    _same_names(split([*there, *others], source="file")["vae"], there)
 
 
 def test_names_are_those_of_the_released_files():
@@ -78,10 +79,10 @@ def test_names_are_those_of_the_released_files():
 
 
 def _second_version():
-    """The tiny pipeline with a tower of 23 layers, linear projections and OpenCLIP's activation."""
+    """The tiny pipeline with a longer tower, linear projections and OpenCLIP's activation."""
     base = worlds.base()
     text_config = dataclasses.replace(
-        base.text.config, num_hidden_layers=23, hidden_act="gelu", projection=False
+        base.text.config, num_hidden_layers=13, hidden_act="gelu", projection=False
     )
     unet_config = dataclasses.replace(base.denoiser.config, use_linear_projection=True)
     parts = {}
@@ -98,26 +99,29 @@ def _second_version():
 
 def test_a_second_version_is_the_same_model(tmp_path, monkeypatch):
     base = _second_version()
-    config = lora.Config(rank=2, alpha=4.0, targets="all")
+    config = lora.Config(rank=2, alpha=4.0)
     what = Trainable(denoiser=config, text=config)
     model = worlds.with_state(base, what)
     exported = Trained(base=base, model=model, what=what, base_name="tiny", info={})
     (path,) = EXPORTS["single_file"](exported, tmp_path)
-    expected = worlds.sampled(model)
-    assert np.abs(expected - worlds.sampled(base)).max() > 0.1
 
     merged.save(tmp_path / "config", base, dtype="float32")
     pipeline = StableDiffusionPipeline.from_single_file(
         str(path), config=str(tmp_path / "config"), local_files_only=True, safety_checker=None
     )
-    np.testing.assert_allclose(worlds.theirs(pipeline), expected, atol=1e-4)
+    np.testing.assert_allclose(worlds.theirs(pipeline), worlds.sampled(model), atol=1e-4)
 
     names = set(load_file(path))
     stem = "cond_stage_model.model.transformer.resblocks"
-    assert f"{stem}.22.attn.in_proj_weight" in names and f"{stem}.23.ln_1.bias" not in names
+    assert f"{stem}.12.attn.in_proj_weight" in names
     configs = {"unet": base.denoiser.config, "vae": base.autoencoder.config}
     configs["text_encoder"] = base.text.config
     monkeypatch.setitem(stable_diffusion_files.PRESETS, 2, configs)
     merged.save(path.with_suffix(""), base, dtype="float32")  # its tokenizer and its schedule
     again = load(str(path))
-    np.testing.assert_allclose(worlds.sampled(again), expected, atol=1e-4)
+    assert isinstance(again, StableDiffusion) and again.schedule == base.schedule
+    expected = single_file.tensors(merged.merged(model, what), dtype="float32")
+    found = single_file.tensors(again, dtype="float32")
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(found[name], tensor)

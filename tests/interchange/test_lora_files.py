@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from adapters.bases import BASES, adapted, load, random, reference, tensors
+from adapters.bases import BASES, adapted, by_layer, load, random, reference, tensors
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.utils.state_dict_utils import (
     convert_state_dict_to_diffusers,
@@ -17,7 +17,6 @@ from diffusers.utils.state_dict_utils import (
 )
 from flax import nnx
 
-from styledrop_jax import tree
 from styledrop_jax.adapters import lora
 from styledrop_jax.errors import UserError
 from styledrop_jax.interchange import lora_read, lora_write
@@ -94,13 +93,10 @@ def _changes(found):
 @functools.cache
 def _expected(name):
     config = _config(name)
-    flat = tree.flatten(_trained(name))
+    up = by_layer(_trained(name), "up")
     changes = {}
-    for path, down in flat.items():
-        if path.endswith(".adapter.down"):
-            up = flat[path.removesuffix("down") + "up"]
-            layer = path.removesuffix(".adapter.down")
-            changes[layer] = config.alpha / config.rank * np.tensordot(down, up, 1)
+    for layer, down in by_layer(_trained(name), "down").items():
+        changes[layer] = config.alpha / config.rank * np.tensordot(down, up[layer], 1)
     return changes
 
 
@@ -133,6 +129,15 @@ def _halves(file):
     return halves
 
 
+def _without(prefix, entries):
+    """The entries whose names begin with the prefix, without it."""
+    found = {}
+    for key, value in entries.items():
+        if key.startswith(prefix):
+            found[key.removeprefix(prefix)] = value
+    return found
+
+
 @ALL
 def test_a_diffusers_file_is_the_same_model_in_the_reference(name, tmp_path):
     pretrained.save(tmp_path / "lora.safetensors", *_diffusers(name))
@@ -140,10 +145,9 @@ def test_a_diffusers_file_is_the_same_model_in_the_reference(name, tmp_path):
         tmp_path, weight_name="lora.safetensors", return_lora_metadata=True
     )
     prefix = BASES[name].prefix
-    peft = {key.removeprefix(f"{prefix}."): value for key, value in metadata.items()}
+    peft = _without(f"{prefix}.", metadata)
     assert peft.keys() == {"r", "lora_alpha", "target_modules"} and alphas is None
-    halves = _halves({key.removeprefix(f"{prefix}."): tensor for key, tensor in found.items()})
-    assert all(a.shape[0] == peft["r"] for a, _ in halves.values())
+    halves = _halves(_without(f"{prefix}.", found))
     # peft: a module is meant if its name is a target or ends in a dot and one
     meant = set()
     for key, module in BASES[name].reference().named_modules():
@@ -160,13 +164,9 @@ def test_a_kohya_file_is_the_same_model_in_the_reference():
     both = {key: torch.tensor(tensor) for key, tensor in _kohya("unet", "text").items()}
     converted, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(dict(both))
     assert set(alphas.values()) == {7.5} and 3 * len(alphas) == len(both)
-    parts = {"unet.": {}, "text_encoder.": {}}
-    for key, value in converted.items():
-        for prefix, part in parts.items():
-            if key.startswith(prefix):
-                part[key.removeprefix(prefix)] = value
-    denoiser = convert_unet_state_dict_to_peft(parts["unet."])
-    text = convert_state_dict_to_peft(convert_state_dict_to_diffusers(parts["text_encoder."]))
+    denoiser = convert_unet_state_dict_to_peft(_without("unet.", converted))
+    text = convert_state_dict_to_diffusers(_without("text_encoder.", converted))
+    text = convert_state_dict_to_peft(text)
     for name, found in (("unet", denoiser), ("text", text)):
         halves = _halves(found)
         np.testing.assert_allclose(_merged(name, halves, 7.5 / 3), _trained_output(name), atol=1e-4)
@@ -318,7 +318,8 @@ def test_a_file_of_two_models_is_split():
             _read(file, fields, "unet")
 
 
-FIRST, SECOND = "lora_unet_conv_in", "lora_unet_mid_block_attentions_0_proj_in"
+FIRST = "lora_unet_conv_in"
+SECOND = "lora_unet_mid_block_attentions_0_proj_in"
 
 
 @pytest.mark.parametrize(

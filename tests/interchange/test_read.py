@@ -108,11 +108,12 @@ def test_what_a_file_leaves_out_changes_nothing_and_still_trains(tmp_path):
 
 @pytest.mark.parametrize("kind", ["diffusers", "a1111"])
 def test_a_new_word_is_read(kind, tmp_path):
-    EXPORTS[kind](trained("words"), tmp_path)
-    initial = read_init(tmp_path / "hut.safetensors", base())
+    path, *_ = EXPORTS[kind](trained("words"), tmp_path)
+    assert path.name == "hut.safetensors"
+    initial = read_init(path, base())
     token = Token(word="<hut>", initializer="a", vectors=2)
     assert initial.what == Trainable(words=Config(tokens=(token,)))
-    np.testing.assert_allclose(_sampled(tmp_path / "hut.safetensors"), ours("words"), atol=1e-4)
+    np.testing.assert_allclose(_sampled(path), ours("words"), atol=1e-4)
 
 
 def test_the_name_of_the_file_is_the_word_if_nothing_else_says(tmp_path):

@@ -26,7 +26,8 @@ from styledrop_jax.pipelines.stable_diffusion import StableDiffusion, TextStates
 from styledrop_jax.sampling.noise_schedule import NoiseSchedule
 
 PROMPT = "a red house in <hut> style"
-STEPS, SCALE = 4, 3.0
+STEPS = 4
+SCALE = 3.0
 SCHEDULE = NoiseSchedule(
     beta_start=0.00085,
     beta_end=0.012,
