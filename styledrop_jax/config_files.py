@@ -117,7 +117,8 @@ def from_arguments(
         complete: fills in what a config file leaves out.
 
     Returns:
-        the complete config as nested plain data, and the arguments that are not about it, in their order.
+        the complete config as nested plain data, and the arguments that are not about it, in their
+        order.
 
     Raises:
         UserError: no such config or field, or a value that is not of its field's type.

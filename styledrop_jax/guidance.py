@@ -138,7 +138,9 @@ def style_branches(style: Tuned, prompts: Sequence[str], settings: SampleSetting
 
 
 def _check_negative(style: Tuned, settings: SampleSettings) -> None:
-    """Warns of learnt words in a negative prompt: two-scale guidance has the base model read that."""
+    """Warns of learnt words in a negative prompt: two-scale guidance has the base model read
+    that.
+    """
     if style.what.words is None:
         return
     for token in style.what.words.tokens:

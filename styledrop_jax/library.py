@@ -1,5 +1,6 @@
 """The library's door: see the package's own docstring for an example."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ import numpy as np
 from PIL import Image
 
 from styledrop_jax import config_files
-from styledrop_jax.errors import UserError
+from styledrop_jax.errors import UserError, shown
 from styledrop_jax.io import image_files
-from styledrop_jax.io.files import write_jsonl
+from styledrop_jax.io.files import read_jsonl, write_jsonl
 from styledrop_jax.pipelines.base import Pipeline
 from styledrop_jax.pipelines.load import load as load_pipeline
 from styledrop_jax.rounds import personalize as carry_out
+from styledrop_jax.spec import DTYPES
 from styledrop_jax.style import Picture, Style, array
 
 
@@ -34,7 +36,9 @@ def load(base: str = "emoji64/sd", *, dtype: str = "float32") -> Pipeline:
     Raises:
         UserError: the model is nowhere, or a file of it is missing, damaged or does not fit.
     """
-    return load_pipeline(base, jnp.dtype(dtype))
+    if dtype not in DTYPES:
+        raise UserError(f"dtype: found {shown(dtype)}, expected one of {', '.join(DTYPES)}")
+    return load_pipeline(base, jnp.dtype(dtype), field="base")
 
 
 def personalize(
@@ -61,36 +65,51 @@ def personalize(
         UserError: anything in the settings, the images or the folder that is not right.
         Paused: a person has to choose between rounds.
     """
-    folder = Path(workdir).expanduser()
-    given = {"reference.image": _kept(images, content, folder), "reference.descriptor": descriptor}
+    folder = Path(os.path.abspath(Path(workdir).expanduser()))
+    named = isinstance(images, str | Path) and isinstance(content, str)
+    listed = folder / "given" / "images.jsonl"
+    given = {"reference.image": str(images if named else listed)}
+    given["reference.descriptor"] = descriptor
     if isinstance(content, str):
         given["reference.content"] = content
     spec = config_files.read(config, {**given, **(overrides or {})})
+    if not named:
+        _keep(images, content, listed)
     carry_out(spec, folder, command="styledrop_jax.personalize(...)")
     return Style.load(folder)
 
 
-def _kept(images: Picture | Sequence[Picture], content: str | Sequence[str], folder: Path) -> str:
-    """The file or folder of the images; those that are in memory are written into the run
-    folder.
-    """
-    if isinstance(images, str | Path):
-        return str(images)
-    several = [images] if isinstance(images, Image.Image | np.ndarray) else list(images)
+def _keep(images: Picture | Sequence[Picture], content: str | Sequence[str], listed: Path) -> None:
+    """Writes the images that are in memory beside a list of all and of what they show."""
+    one = isinstance(images, str | Path | Image.Image | np.ndarray)
+    several = [images] if one else list(images)
     contents = [content] * len(several) if isinstance(content, str) else list(content)
     if len(contents) != len(several):
         raise UserError(
             f"content: found {len(contents)} for {len(several)} images, "
             "expected one each, or one for all"
         )
+    began = (listed.parents[1] / "manifest.json").exists()
     lines: list[dict[str, str]] = []
     for number, (image, words) in enumerate(zip(several, contents, strict=True)):
         if isinstance(image, str | Path):
-            file = Path(image).expanduser().absolute()
+            file = Path(os.path.abspath(Path(image).expanduser()))
         else:
-            file = (folder / "given" / f"{number:03d}.png").absolute()
-            image_files.write_png(file, array(image))
+            file = listed.parent / f"{number:03d}.png"
+            pixels = array(image)
+            if not began:
+                image_files.write_png(file, pixels)
+            elif not file.exists() or not np.array_equal(image_files.read_image(file), pixels):
+                raise _changed(listed)
         lines.append({"image": str(file), "content": words})
-    listed = folder / "given" / "images.jsonl"
-    write_jsonl(listed, lines)
-    return str(listed)
+    if not began:
+        write_jsonl(listed, lines)
+    elif read_jsonl(listed) != lines:
+        raise _changed(listed)
+
+
+def _changed(listed: Path) -> UserError:
+    return UserError(
+        f"{listed.parents[1]}: holds a run of other images; expected the same ones, or another "
+        "workdir"
+    )

@@ -14,6 +14,7 @@ from styledrop_jax.pipelines.base import SampleSettings, TrainSettings
 from styledrop_jax.registry import ADAPTERS, METHODS, SCORERS, SELECTORS
 from styledrop_jax.settings import numbered, section, setting, variant, weights
 
+DTYPES = ("float32", "bfloat16")
 _SHIPPED_IMAGE = "bundled:"
 
 
@@ -77,7 +78,7 @@ class RunSpec:
         path="model",
     )
     method: str = setting("styledrop", "which images train under which prompts", choices=METHODS)
-    dtype: str = setting("float32", "precision of the computation", choices=("float32", "bfloat16"))
+    dtype: str = setting("float32", "precision of the computation", choices=DTYPES)
     seed: int = setting(0, "the one source of randomness", low=0, high=2**31 - 1)
     init: str = setting(
         "",

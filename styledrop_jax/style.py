@@ -90,8 +90,8 @@ class Style:
                 on.
         """
         opened = Run.load(run)
-        references = opened.manifest.get("references")
-        if not isinstance(references, list) or not references:
+        references = opened.references
+        if not references:
             raise UserError(
                 f"{run}: holds no run of `styledrop personalize`, or one that has not begun"
             )
@@ -106,7 +106,7 @@ class Style:
             tuned=guidance.load(model, path) if path else guidance.bare(model),
             descriptor=str(references[0].get("descriptor", "")),
             content=str(references[0].get("content", "")),
-            prompts=[str(prompt) for prompt in opened.manifest.get("prompts", [])],
+            prompts=opened.prompts,
             sampling=spec.round(number or 1).sample,
             adapter=path,
         )
@@ -419,7 +419,8 @@ class Style:
             )
         image = array(given)
         size = self.pipeline.canvas(*image.shape[:2])
-        record = {"image": named, "sha256": hashlib.sha256(image.tobytes()).hexdigest()}
+        data = paths.expanded(named).read_bytes() if named else image.tobytes()
+        record = {"image": named, "sha256": hashlib.sha256(data).hexdigest()}
         return _Picture(
             image=image_files.to_size(image, size),
             name=named,
@@ -556,6 +557,8 @@ def _pictures(images: Picture | Sequence[Picture]) -> list[Picture]:
         return list(captions.images_in(paths.expanded(images)))
     if isinstance(images, str | Path | Image.Image | np.ndarray):
         return [images]
+    if not images:
+        raise UserError("images: none; expected one or several")
     return list(images)
 
 

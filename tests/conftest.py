@@ -1,11 +1,14 @@
-"""What all tests share: how JAX compiles for them, and a Muse small enough to draw with in a test."""
+"""What all tests share: how JAX compiles for them, and a Muse small enough to draw with in a
+test.
+"""
 
 import os
 import tempfile
 
 import pytest
 
-# Tests compile much and run little. Set before JAX is imported, and inherited by the processes that tests run in or
+# Tests compile much and run little. Set before JAX is imported, and inherited by the processes that
+# tests run in or
 # start: LLVM optimises nothing, and each program is compiled once for all of them.
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 " + os.environ.get("XLA_FLAGS", "")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -21,7 +24,9 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 @pytest.fixture(scope="session")
 def tiny_muse():
-    """A Muse of random weights: 4×4 tokens of 64 codes, 8-pixel images, a text tower of 12 tokens."""
+    """A Muse of random weights: 4×4 tokens of 64 codes, 8-pixel images, a text tower of 12
+    tokens.
+    """
     import numpy as np
     from flax import nnx
 

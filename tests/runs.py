@@ -77,15 +77,25 @@ def train_until_death(workdir, checkpoints, *more, **options):
         assert _died(tiny.arguments(workdir, *more, **options))
 
 
-def train_only(patch):
-    """Runs train the first round without anything before it, and die when it is trained."""
+def _stop(*args, **kwargs):
+    raise Death
 
-    def stop(*args, **kwargs):
-        raise Death
 
+def _nothing_first(patch):
     patch.setattr(rounds, "sample_base", lambda job: [])
     patch.setattr(rounds, "score_base", lambda job, samples: [])
-    patch.setattr(train, "save_adapter", stop)
+
+
+def train_only(patch):
+    """Runs train the first round without anything before it, and die when it is trained."""
+    _nothing_first(patch)
+    patch.setattr(train, "save_adapter", _stop)
+
+
+def sample_nothing(patch):
+    """Runs leave the adapter of the first round, and die before anything else."""
+    _nothing_first(patch)
+    patch.setattr(rounds, "sample_round", _stop)
 
 
 def begun(workdir, *more, references=1, **options):

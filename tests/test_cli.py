@@ -1,4 +1,6 @@
-"""The command line: it teaches, and whatever the user gets wrong is one line, exit code 2 and nothing half-written."""
+"""The command line: it teaches, and whatever the user gets wrong is one line, exit code 2 and
+nothing half-written.
+"""
 
 import os
 import pickle
@@ -11,33 +13,47 @@ import zlib
 from pathlib import Path
 
 import pytest
+import runs
 import tiny
 from PIL import Image
 
-from styledrop_jax import cli, style
+from styledrop_jax import __version__, cli, config_files
 from styledrop_jax.io import hub
 from styledrop_jax.io.files import read_json, write_json
+from styledrop_jax.style import Style
 
-COMMANDS = ("personalize", "sample", "mix", "edit", "stylize", "rare-tokens", "pretrain")
-
-
-def _refused(capfd, *words):
-    """The one line of a command that ends with exit code 2."""
-    assert tiny.styledrop(*words) == 2
-    said = capfd.readouterr()
-    assert said.err.startswith("error: ") and said.err.count("\n") == 1, said.err
-    assert "Traceback" not in said.out
-    return said.err
+HELP = {
+    "personalize": ("--workdir", "--base", "--config.reference.image", "--config.round_1.train."),
+    "extend": ("--rounds", "--steps", "--prompts", "--base"),
+    "runs": ("runs/",),
+    "sample": ("--prompt-file", "--num", "--seed", "--lambda-a", "--negative-prompt", "--round"),
+    "mix": ("--subject", "--gamma"),
+    "edit": ("--mask", "--strength", "styledrop stylize"),
+    "stylize": ("photos/", "--strength", "--prompt", "--num", "grid.png", "SDEdit"),
+    "export": ("--format", "kohya", "a1111", "--dtype"),
+    "configs": ("my_configs/",),
+    "rare-tokens": ("--base", "--tokens"),
+    "pretrain": ("pretrain_vq", "--workdir"),
+    "completion": ("bash", "zsh"),
+}
 
 
 def _nothing_left(workdir):
     """No result, and no file that is half one."""
-    left = [path.name for path in workdir.rglob("*")] if workdir.exists() else []
-    assert not [
-        name
-        for name in left
-        if "tmp" in name or name.endswith((".html", ".png", ".safetensors", ".jsonl"))
-    ]
+    made = (".html", ".png", ".safetensors", ".jsonl")
+    for path in workdir.rglob("*") if workdir.exists() else []:
+        assert "tmp" not in path.name and not path.name.endswith(made), path
+
+
+def _python(code, *arguments, cwd=None):
+    """Runs a program on this checkout; returns its exit code, output and what it said of errors."""
+    environment = {**os.environ, "PYTHONPATH": str(tiny.ROOT)}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd)
+    return done.returncode, done.stdout, done.stderr
+
+
+MAIN = "from styledrop_jax.cli import main; main()"
 
 
 # -------------------------------------------------------------- help
@@ -47,104 +63,146 @@ def _nothing_left(workdir):
 def test_help_names_every_command(capfd, words):
     assert tiny.styledrop(*words) == 0
     out = capfd.readouterr().out
-    assert all(f"    {name} " in out for name in COMMANDS)
+    assert all(f"    {name} " in out for name in HELP)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_parser_and_a_help():
+    assert tuple(cli.COMMANDS) == tuple(cli._PARSERS) == tuple(HELP)
+
+
+@pytest.mark.parametrize("command", HELP)
 def test_the_help_of_a_command_teaches(capfd, command):
     assert tiny.styledrop(command, "--help") == 0
     said = capfd.readouterr()
-    assert f"styledrop {command} --" in said.out, "an example to copy"
+    assert f"    styledrop {command} " in said.out, "an example to copy"
     assert not said.err
-    expected = {
-        "personalize": (
-            "--workdir",
-            "--config.reference.image",
-            "--config.round_1.train.steps",
-            "amused-256",
-        ),
-        "sample": (
-            "--prompt-file",
-            "--num",
-            "--seed",
-            "--lambda-a",
-            "--lambda-b",
-            "--negative-prompt",
-            "--round",
-        ),
-        "mix": ("--subject", "--gamma"),
-        "edit": ("--mask", "--strength", "styledrop stylize"),
-        "stylize": ("photos/", "--strength", "--prompt", "--num", "grid.png", "SDEdit"),
-        "rare-tokens": ("--base", "--tokens"),
-        "pretrain": ("configs/pretrain_vq.py", "--workdir"),
-    }
-    assert all(word in said.out for word in expected[command])
+    assert all(word in said.out for word in HELP[command])
 
 
 def test_the_help_of_a_config_is_its_own(capfd):
-    assert tiny.styledrop("personalize", "--config", "configs/styo.py", "--help") == 0
+    assert tiny.styledrop("personalize", "--config", "styo", "--help") == 0
     out = capfd.readouterr().out
     assert "--config.source.image face.png" in out and "--config.source.strength 0.8" in out
-    assert "--config.reference.image" not in out and "The same command continues a run" in out
+    assert "--config.reference.image" not in out and "The same command continues" in out
+
+
+def test_help_shows_what_the_command_would_use(capfd):
+    words = ["--config", "lora:sd15", "--config.round_1.train.steps", 77, "--help"]
+    assert tiny.styledrop("personalize", *words) == 0
+    out = capfd.readouterr().out
+    assert "--config.round_1.train.steps 77: training steps" in out
+    assert "--config.round_1.adapter.kind lora: what trains (one of styledrop, lora," in out
+    assert tiny.styledrop("personalize", "--config", "nowhere", "--help") == 0
+    assert "not shown: --config: no such file or name 'nowhere'" in capfd.readouterr().out
+
+
+def test_personalize_without_a_config_explains_itself(capfd):
+    for words in ([], ["--workdir", "x"], ["--config.rounds", "1"]):
+        assert tiny.styledrop("personalize", *words) == 2
+        error = capfd.readouterr().err
+        assert error.startswith("error: styledrop personalize learns from your images")
+        assert "--config.reference.image my.png" in error
+        assert all(name in error for name in config_files.names())
+    assert not Path("x").exists()
+
+
+@pytest.mark.parametrize("words", [["--version"], ["-V"]])
+def test_the_version(capfd, words):
+    assert tiny.styledrop(*words) == 0
+    assert capfd.readouterr().out == f"styledrop {__version__}\n"
+
+
+def test_the_package_is_a_program_too():
+    command = [sys.executable, "-m", "styledrop_jax", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tiny.ROOT)
+    assert (done.returncode, done.stdout) == (0, f"styledrop {__version__}\n"), done.stderr
+
+
+def test_help_does_not_wait_for_jax():
+    code = (
+        f"import sys; sys.argv = ['styledrop', '--help']; {MAIN}; assert 'jax' not in sys.modules"
+    )
+    exit_code, out, error = _python(code)
+    assert exit_code == 0 and "personalize" in out, error
+
+
+def test_configs_are_listed_and_copied(capfd, tmp_path):
+    assert tiny.styledrop("configs") == 0
+    assert capfd.readouterr().out.split() == config_files.names()
+    assert tiny.styledrop("configs", tmp_path / "mine") == 0
+    assert capfd.readouterr().out == f"configs: {tmp_path / 'mine'}\n"
+    assert config_files.read(str(tmp_path / "mine" / "svdiff.py")) == config_files.read("svdiff")
+    (tmp_path / "file").touch()
+    error = runs.refused(capfd, "configs", tmp_path / "file")
+    assert str(tmp_path / "file") in error and "a part of this path is a file" in error
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_knows_every_command_and_flag(capfd, tmp_path, shell):
+    assert tiny.styledrop("completion", shell) == 0
+    script = capfd.readouterr().out
+    assert all(command in script for command in HELP)
+    assert "--negative-prompt" in script and "--gamma" in script
+    if shell == "bash":
+        (tmp_path / "styledrop").write_text(script, encoding="utf-8")
+        subprocess.run(["bash", "-n", tmp_path / "styledrop"], check=True)
+    assert "invalid choice" in runs.refused(capfd, "completion", "fishy")
 
 
 def test_no_rare_words_are_not_asked_for(capfd):
-    assert tiny.styledrop("rare-tokens", "--num", 0) == 2
-    assert capfd.readouterr().err == "error: --num: found 0, expected at least 1\n"
+    assert runs.refused(capfd, "rare-tokens", "--num", 0) == (
+        "error: --num: found 0, expected at least 1\n"
+    )
+
+
+def test_rare_words_of_a_model(capfd):
+    words = ["rare-tokens", "--base", "emoji64/sd", "--num", 3]
+    assert tiny.styledrop(*words) == 0
+    found = capfd.readouterr().out.split()
+    assert len(set(found)) == 3
+    assert tiny.styledrop(*words) == 0
+    assert capfd.readouterr().out.split() == found
+    assert tiny.styledrop(*words, "--seed", 1) == 0
+    assert capfd.readouterr().out.split() != found
 
 
 # -------------------------------------------------------------- mistyped
+
+
+RUN = ["personalize", "--config", "styledrop", "--workdir", "x"]
 
 
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
         (["personalise"], "did you mean 'personalize'?"),
+        (["x" * 1000], "unknown command"),
         (["sample", "--run", "x", "--promt", "a cat"], "did you mean '--prompt'?"),
         (["sample", "--run", "x", "--prompt=a cat", "--lambda_a=1"], "did you mean '--lambda-a'?"),
-        (["personalize", "--workdr", "x"], "--workdir"),
-        (
-            ["personalize", "--workdir", "x", "--config.round_1.train.stepz", "4"],
-            "'config.round_1.train.steps'?",
-        ),
-        (
-            ["personalize", "--workdir", "x", "--config", "configs/styledrpo.py"],
-            "did you mean 'configs/styledrop.py'?",
-        ),
-        (
-            ["personalize", "--workdir", "x", "--config", "configs/styledrop.py:emoji46"],
-            "did you mean 'emoji64'?",
-        ),
-        (
-            ["personalize", "--workdir", "x", "--config.round_1.select.scorers.clip_txt", "1"],
-            "scorers.clip_text'?",
-        ),
-        (
-            ["personalize", "--workdir", "x", "--config.round_1.select.by", "promt"],
-            "did you mean 'prompt'?",
-        ),
-        (
-            ["personalize", "--workdir", "x", "--config.round_1.train.learning_rate", "1e30"],
-            "at most 1",
-        ),
-        (
-            ["personalize", "--workdir", "x", "--config.round_1.train.steps", "many"],
-            "expected a whole number",
-        ),
-        (
-            ["personalize", "--workdir", "x", "--config.rounds", "0"],
-            "expected a whole number of at least 1",
-        ),
-        (["personalize", "--config.rounds", "1"], "--workdir"),
+        (["personalize", "--config", "styledrop", "--workdr", "x"], "--workdir"),
+        ([*RUN, "--config.round_1.train.stepz", "4"], "'config.round_1.train.steps'?"),
+        ([*RUN, "--config", "styledrpo"], "did you mean 'styledrop'?"),
+        ([*RUN, "--config", "configs/styledrpo.py"], "did you mean 'styledrop'?"),
+        ([*RUN, "--config", "styledrop:emoji46"], "did you mean 'emoji64'?"),
+        ([*RUN, "--config.round_1.select.scorers.clip_txt", "1"], "scorers.clip_text'?"),
+        ([*RUN, "--config.round_1.select.by", "promt"], "did you mean 'prompt'?"),
+        ([*RUN, "--config.round_1.train.learning_rate", "1e30"], "at most 1"),
+        ([*RUN, "--config.round_1.train.steps", "many"], "expected a whole number"),
+        ([*RUN, "--config.rounds", "0"], "expected a whole number of at least 1"),
+        ([*RUN, "--config.round_1.train.steps", "0"], "expected a whole number of at least 1"),
+        ([*RUN, "--config.round_1", "3"], "config.round_1: found '3', expected a dict"),
+        (["personalize", "--config", "styledrop"], "--workdir"),
+        (["extend", "--rounds", "1"], "--run"),
         (["sample", "--prompt", "a cat"], "--run"),
         (["mix", "--style", "x", "--prompt", "a cat"], "--subject"),
         (["pretrain", "--workdir", "x"], "--config"),
+        (["rare-tokens", "--tokens", "9"], "--tokens"),
     ],
 )
 def test_a_slip_is_answered_with_what_was_meant(capfd, monkeypatch, tmp_path, words, hint):
-    shutil.copytree(tiny.ROOT / "configs", tmp_path / "configs")
     monkeypatch.chdir(tmp_path)
-    assert hint in _refused(capfd, *words)
+    error = runs.refused(capfd, *words)
+    assert hint in error and len(error) < 500
     assert not (tmp_path / "x").exists()
 
 
@@ -155,23 +213,18 @@ def _header(width, height):
     """A PNG that only promises its pixels."""
 
     def chunk(kind, data):
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
+        crc = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + crc
 
     size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", size)
-        + chunk(b"IDAT", zlib.compress(b""))
-        + chunk(b"IEND", b"")
-    )
+    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size)
+    return start + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
 def _write_bad_image(path, kind):
     tiny.picture(path)
     if kind == "text":
-        path.write_text("this is no picture", encoding="utf-8")
+        path.write_text("this is no image", encoding="utf-8")
     if kind == "empty":
         path.write_bytes(b"")
     if kind == "truncated":
@@ -203,15 +256,16 @@ def _write_bad_image(path, kind):
 def test_an_image_that_cannot_be_used(tmp_path, capfd, kind, message):
     image = tmp_path / "mine.png"
     _write_bad_image(image, kind)
-    error = _refused(capfd, *tiny.arguments(tmp_path / "run", image=image))
+    error = runs.refused(capfd, *tiny.arguments(tmp_path / "run", image=image))
     assert str(image) in error and message in error
     assert not (tmp_path / "run").exists()
 
 
 def test_an_image_without_words(tmp_path, capfd):
     for word in ("content", "descriptor"):
-        error = _refused(capfd, *tiny.arguments(tmp_path / "run", f"--config.reference.{word}="))
-        assert f"config.reference.{word}" in error or word in error
+        words = [f"--config.reference.{word}="]
+        error = runs.refused(capfd, *tiny.arguments(tmp_path / "run", *words))
+        assert f"config.reference.{word}" in error
     assert not (tmp_path / "run").exists()
 
 
@@ -227,20 +281,20 @@ def test_prompt_files_that_hold_none(tmp_path, capfd):
         path = tmp_path / name
         if content is not None:
             path.write_bytes(content)
-        error = _refused(capfd, *tiny.arguments(tmp_path / "run", "--config.prompts", path))
-        assert str(path) in error and message in error
+        for field in ("prompts", "round_2__prompts"):
+            words = runs.flags(**{field: path})
+            error = runs.refused(capfd, *tiny.arguments(tmp_path / "run", *words))
+            assert str(path) in error and message in error
     assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, capfd, monkeypatch):
     (tmp_path / "file").write_text("here is no folder", encoding="utf-8")
-    error = _refused(capfd, *tiny.arguments(tmp_path / "file" / "run"))
+    error = runs.refused(capfd, *tiny.arguments(tmp_path / "file" / "run"))
     assert str(tmp_path / "file" / "run") in error and "expected folders" in error
 
-    lines = (
-        tiny.arguments(tmp_path / "run"),
-        ["sample", "--run", tiny.finished(), "--prompt", "a cat", "--out", tmp_path / "run"],
-    )
+    run = tmp_path / "run"
+    sample = ["sample", "--run", tiny.finished(), "--prompt", "a cat", "--out", run]
     mkdir = Path.mkdir
 
     def read_only(path, *args, **kwargs):
@@ -249,17 +303,20 @@ def test_a_folder_that_cannot_be_written(tmp_path, capfd, monkeypatch):
         mkdir(path, *args, **kwargs)
 
     monkeypatch.setattr(Path, "mkdir", read_only)
-    capfd.readouterr()
-    for words in lines:
-        error = _refused(capfd, *words)
-        assert str(tmp_path / "run") in error and "read-only" in error
+    for words in (tiny.arguments(run), sample):
+        error = runs.refused(capfd, *words)
+        assert str(run) in error and "read-only" in error
 
 
 def test_a_folder_of_something_else(tmp_path, capfd):
     (tmp_path / "config.json").write_text('{"task": ', encoding="utf-8")
-    assert "expected JSON" in _refused(capfd, *tiny.arguments(tmp_path))
-    write_json(tmp_path / "config.json", {"task": "vq"})
-    assert "holds a run of another config" in _refused(capfd, *tiny.arguments(tmp_path))
+    assert "expected JSON" in runs.refused(capfd, *tiny.arguments(tmp_path))
+    for config in ({"task": "vq"}, {"round_1": 3}, {"method": ["styo"]}, {}):
+        write_json(tmp_path / "config.json", config)
+        error = runs.refused(capfd, *tiny.arguments(tmp_path))
+        assert "holds a run of another config" in error
+    (tmp_path / "config.json").write_text("[" * 200_000, encoding="utf-8")
+    assert "expected JSON" in runs.refused(capfd, *tiny.arguments(tmp_path))
 
 
 # -------------------------------------------------------------- bad weights
@@ -276,20 +333,21 @@ class _Trap:
 
 
 def test_a_pickle_is_never_opened(tmp_path, capfd):
-    mark, models = tmp_path / "opened", tmp_path / "models"
+    mark = tmp_path / "opened"
     trap = pickle.dumps(_Trap(mark))
-    shutil.copytree(tiny.models(), models)
+    models = shutil.copytree(tiny.models(), tmp_path / "models")
     weights = models / "muse" / "transformer" / "diffusion_pytorch_model.safetensors"
     for name in (weights.name, "diffusion_pytorch_model.bin"):
         weights.unlink(missing_ok=True)
         (weights.parent / name).write_bytes(trap)
-        error = _refused(capfd, *tiny.arguments(tmp_path / "run", "--config.base", models / "muse"))
+        words = runs.flags(base=models / "muse")
+        error = runs.refused(capfd, *tiny.arguments(tmp_path / "run", *words))
         assert "pickle" in error and str(weights.parent) in error
         _nothing_left(tmp_path / "run")
 
     run = shutil.copytree(tiny.finished(), tmp_path / "finished")
     (run / "round_2" / "adapter.safetensors").write_bytes(trap)
-    error = _refused(capfd, "sample", "--run", run, "--prompt", "a cat")
+    error = runs.refused(capfd, "sample", "--run", run, "--prompt", "a cat")
     assert "round_2/adapter.safetensors" in error and "pickle" in error
     assert not mark.exists() and not (run / "drawn").exists()
 
@@ -301,54 +359,42 @@ def test_a_corrupted_adapter_is_named(tmp_path, capfd, how):
     data = bytearray(path.read_bytes())
     data[-1] ^= 255
     path.write_bytes({"truncated": bytes(data[:-9]), "flipped": bytes(data), "empty": b""}[how])
-    assert str(path) in _refused(capfd, "sample", "--run", run, "--prompt", "a cat")
+    assert str(path) in runs.refused(capfd, "sample", "--run", run, "--prompt", "a cat")
     assert not (run / "drawn").exists()
-    (run / "report.html").unlink()
-    assert str(path) in _refused(capfd, *tiny.arguments(run))
+    runs.forget(run, "report.html", "round_2/samples", "round_2/scores.jsonl")
+    assert str(path) in runs.refused(capfd, *tiny.arguments(run))
 
 
 def test_a_model_that_is_not_there_says_how_to_get_it(tmp_path, capfd, monkeypatch):
     def unreachable(*args, **kwargs):
         raise ConnectionError
 
-    monkeypatch.setattr(hub, "snapshot_download", unreachable)
-    error = _refused(
-        capfd, *tiny.arguments(tmp_path / "run", "--config.base", "amused/amused-none")
-    )
-    assert "hf download amused/amused-none" in error
-    error = _refused(
-        capfd, *tiny.arguments(tmp_path / "run", "--config.base", tmp_path / "nowhere")
-    )
-    assert "nowhere" in error and "no such folder" in error
+    for name in ("snapshot_download", "hf_hub_download", "HfApi"):
+        monkeypatch.setattr(hub, name, unreachable)
+    run = tmp_path / "run"
+
+    def error(base):
+        return runs.refused(capfd, *tiny.arguments(run, *runs.flags(base=base)))
+
+    assert "hf download amused/amused-none" in error("amused/amused-none")
+    said = error(tmp_path / "nowhere")
+    assert "nowhere" in said and "no such folder" in said
     shutil.copytree(tiny.models() / "muse", tmp_path / "muse")
     shutil.rmtree(tmp_path / "muse" / "vqvae")
-    error = _refused(capfd, *tiny.arguments(tmp_path / "run", "--config.base", tmp_path / "muse"))
-    assert "vqvae" in error
-    _nothing_left(tmp_path / "run")
+    assert "vqvae" in error(tmp_path / "muse")
+    _nothing_left(run)
 
 
 # -------------------------------------------------------------- the process
 
 
 def test_ctrl_c_says_how_to_go_on(capfd, monkeypatch):
-    def interrupted(flags):
+    def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(style, "sample", interrupted)
+    monkeypatch.setattr(Style, "load", interrupted)
     assert tiny.styledrop("sample", "--run", "x", "--prompt", "a cat") == 130
     assert capfd.readouterr().err == "stopped; the same command continues\n"
-
-
-def test_warnings_are_one_line(tmp_path, capfd):
-    prompt = "a cat " + "and another cat " * 9
-    words = ["--prompt", prompt, "--num", 1, "--out", tmp_path]
-    assert tiny.styledrop("sample", "--run", tiny.finished(), *words) == 0
-    error = capfd.readouterr().err
-    assert (
-        error.startswith("warning: prompt 'a cat and another")
-        and "cut: " in error
-        and error.count("\n") == 1
-    )
 
 
 _KILLED = """
@@ -367,36 +413,38 @@ cli.main()
 
 
 def test_a_killed_process_is_continued_by_the_same_command(tmp_path):
-    """A true SIGKILL, between a drawing's last byte and its name; then the command itself, as a user runs it."""
+    """A true SIGKILL, between a sample's last byte and its name; then the command itself."""
     workdir = tmp_path / "run"
     line = tiny.arguments(workdir)
-    killed = subprocess.run([sys.executable, "-c", _KILLED, "6", *line], capture_output=True)
-    assert killed.returncode == -signal.SIGKILL
-    assert len(list((workdir / "round_1" / "samples").glob("*.png"))) == 2, (
-        "killed at the third of four"
-    )
+    exit_code, _, _ = _python(_KILLED, 6, *line)
+    assert exit_code == -signal.SIGKILL
+    made = list((workdir / "round_1" / "samples").glob("*.png"))
+    assert len(made) == 2, "killed at the third of four"
 
-    program = "from styledrop_jax.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", program, *line], capture_output=True, text=True)
-    assert done.returncode == 0 and not done.stderr, done.stderr
-    assert done.stdout.splitlines()[-1] == f"report: {workdir / 'report.html'}"
-    assert "round_1: drawing: 2 of 4" in done.stdout
-    for path in tiny.finished().rglob("*"):
-        if path.suffix in (".png", ".safetensors") and "checkpoints" not in path.parts:
-            assert (workdir / path.relative_to(tiny.finished())).read_bytes() == path.read_bytes()
-    counts = read_json(workdir / "manifest.json")["rounds"]
-    assert set(counts) == {"round_1", "round_2"}
+    exit_code, out, error = _python(MAIN, *line)
+    assert exit_code == 0, error
+    assert all(said.startswith("warning: ") for said in error.splitlines()), error
+    assert out.splitlines()[-1] == f"report: {workdir / 'report.html'}"
+    assert "round_1: sampling: 2 of 4" in out
+    expected = runs.results(tiny.finished())
+    for name, content in runs.results(workdir).items():
+        if name.endswith((".png", ".safetensors", ".jsonl")):
+            assert content == expected[name], name
+    assert set(read_json(workdir / "manifest.json")["rounds"]) == {"round_1", "round_2"}
+
+
+def test_warnings_are_one_line(tmp_path):
+    prompt = "a cat " + "and another cat " * 9
+    words = ["sample", "--run", tiny.finished(), "--prompt", prompt, "--num", 1]
+    exit_code, _, error = _python(MAIN, *words, "--out", tmp_path)
+    assert exit_code == 0, error
+    assert error.startswith("warning: prompt 'a cat and another") and error.count("\n") == 1
+    assert "cut: " in error
 
 
 def test_a_reader_that_stops_early_is_no_error():
     """`styledrop --help | head -1`"""
-    program = "from styledrop_jax.cli import main; main()"
-    command = f'"{sys.executable}" -c "{program}" --help | head -c 1'
-    done = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True
-    )
+    environment = {**os.environ, "PYTHONPATH": str(tiny.ROOT)}
+    command = f'set -o pipefail; "{sys.executable}" -c "{MAIN}" --help | head -c 1'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment)
     assert not done.stderr
-
-
-def test_a_new_command_is_documented():
-    assert tuple(cli.COMMANDS) == COMMANDS

@@ -43,7 +43,9 @@ def _part(path: Path) -> str:
 
 
 def _imports(source: str) -> set[str]:
-    """Dotted names of all that is imported anywhere in a file, in functions and under TYPE_CHECKING too."""
+    """Dotted names of all that is imported anywhere in a file, in functions and under TYPE_CHECKING
+    too.
+    """
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -60,7 +62,7 @@ def _parts_imported(path: Path) -> set[str]:
 
 
 def test_imports_are_found_wherever_they_stand():
-    source = "import a.b\nfrom c import d, e\ndef f():\n    if TYPE_CHECKING:\n        from c.g import h as i\n"
+    source = "import a.b\nfrom c import d, e\ndef f():\n    if T:\n        from c.g import h as i\n"
     assert _imports(source) == {"a.b", "c.d", "c.e", "c.g.h"}
 
 

@@ -1,4 +1,6 @@
-"""The engine of settings, on a small set of its own: what it fills in, reads, describes and refuses."""
+"""The engine of settings, on a small set of its own: what it fills in, reads, describes and
+refuses.
+"""
 
 import dataclasses
 import math

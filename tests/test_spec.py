@@ -173,7 +173,7 @@ def _rounds(**changes):
     [
         ({"train": {"steps": 0}}, "train.steps: found 0, expected a whole number of at least 1"),
         ({"train": {"accumulate": 3}}, "found 3, expected a divisor of batch_size 8"),
-        ({"select": {"k": 65}}, "k: found 65, expected at most 64, the images sampled for a prompt"),
+        ({"select": {"k": 65}}, "k: found 65, expected at most 64, the images sampled"),
         ({"select": {"by": "top_k", "k": 129}}, "k: found 129, expected at most 128, the images"),
     ],
 )  # fmt: skip

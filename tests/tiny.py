@@ -1,4 +1,5 @@
-"""The smallest whole world: a Muse and a CLIP of random weights on disk, one finished run, and the command line.
+"""The smallest whole world: a Muse and a CLIP of random weights on disk, one finished run, and the
+command line.
 
 Each is made once a session, on first use. Tests that change a folder copy it.
 """
@@ -26,7 +27,9 @@ def home() -> Path:
 
 @functools.cache
 def models() -> Path:
-    """A folder with `muse` (16-pixel images, 4×4 tokens of 32 codes, texts of 16 tokens) and `clip`."""
+    """A folder with `muse` (16-pixel images, 4×4 tokens of 32 codes, texts of 16 tokens) and
+    `clip`.
+    """
     return build_models(home() / "models", seed=1)
 
 
@@ -150,7 +153,9 @@ def stable_diffusion() -> Path:
 
 
 def _weights(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
-    """Random, with scales at which different images are different tokens, and different tokens different images."""
+    """Random, with scales at which different images are different tokens, and different tokens
+    different images.
+    """
     rng = np.random.default_rng(seed)
 
     def weight(name: str) -> np.ndarray:
@@ -161,7 +166,9 @@ def _weights(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndar
 
 
 def picture(path: Path, *, seed: int = 0, size: tuple[int, int] = (20, 16), **save: object) -> Path:
-    """Writes a image of coloured squares, `size` = (width, height), in the format of the path's suffix."""
+    """Writes a image of coloured squares, `size` = (width, height), in the format of the path's
+    suffix.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     squares = np.random.default_rng(seed).integers(0, 256, (4, 4, 3)).astype(np.uint8)
     Image.fromarray(squares).resize(size, Image.Resampling.NEAREST).save(path, **save)
@@ -181,7 +188,9 @@ def prompt_file() -> Path:
 
 
 def arguments(workdir: Path, *more: object, image: object = None) -> list[str]:
-    """The command line of the smallest run: two rounds of 4 steps, 2 prompts × 2 images, 2 at a time."""
+    """The command line of the smallest run: two rounds of 4 steps, 2 prompts × 2 images, 2 at a
+    time.
+    """
     config = {
         "base": models() / "muse",
         "clip": models() / "clip",

@@ -16,7 +16,6 @@ from styledrop_jax.interchange import attention, embeddings, lora_write, merged,
 from styledrop_jax.interchange.trained import Trained, base_version, modelspec, write_card
 from styledrop_jax.io import pretrained
 from styledrop_jax.io.files import write_json
-from styledrop_jax.models import clip
 from styledrop_jax.pipelines.stable_diffusion import StableDiffusion
 
 DTYPES = ("float32", "float16")
@@ -230,7 +229,7 @@ def _write_diffusers(trained: Trained, out: Path, dtype: str) -> list[Path]:
         usage.append(f'{loader}, weight_name="{name}")')
     if isinstance(trained.what.denoiser, custom_diffusion.Config):
         name = "pytorch_custom_diffusion_weights.safetensors"
-        rules = merged.layout(trained.base).rules
+        rules = merged.layout(trained.base).denoiser.rules
         _save(out / name, attention.tensors(trained.model.denoiser, rules), dtype)
         files.append(out / name)
         tags.append("custom-diffusion")
@@ -274,10 +273,9 @@ def _lora_parts(trained: Trained) -> list[lora_write.Part]:
     what = trained.what
     parts = []
     if isinstance(what.denoiser, lora.Config):
-        module = trained.model.denoiser
-        parts.append(lora_write.part(module, what.denoiser, names.rules, names.denoiser))
+        parts.append(lora_write.part(trained.model.denoiser, what.denoiser, names.denoiser))
     if isinstance(what.text, lora.Config):
-        part = lora_write.part(trained.model.text, what.text, clip.RULES, "text_encoder")
+        part = lora_write.part(trained.model.text, what.text, names.text)
         halves = dict(part.halves)
         if not names.projection:
             halves.pop("text_projection", None)

@@ -11,7 +11,8 @@ from flax import nnx
 
 from styledrop_jax.adapters import lora
 from styledrop_jax.adapters.slots import slots
-from styledrop_jax.models.rules import Layout, Rules
+from styledrop_jax.models.rules import Layout
+from styledrop_jax.pipelines.components import Component
 
 METADATA = "lora_adapter_metadata"
 """Where diffusers keeps the peft config of each component in a safetensors file, as JSON."""
@@ -36,7 +37,7 @@ class Part:
     """The LoRA of one component.
 
     Attributes:
-        prefix: its place in a pipeline: "unet", "transformer" or "text_encoder".
+        prefix: its folder in a pipeline: "unet", "transformer" or "text_encoder".
         config: the adapter's size.
         halves: {name of a layer in the reference library: its A and B}.
     """
@@ -46,16 +47,22 @@ class Part:
     halves: Mapping[str, Halves]
 
 
-def part(module: nnx.Module, config: lora.Config, rules: Rules, prefix: str) -> Part:
-    """The LoRA that `module` carries; see `Part` for the arguments."""
+def part(module: nnx.Module, config: lora.Config, component: Component[Any]) -> Part:
+    """The LoRA that `module` carries.
+
+    Args:
+        module: with the adapters in it.
+        config: what they were attached with.
+        component: which one it is.
+    """
     found = {}
     for path, layer in slots(module).items():
         adapter: Any = layer.adapter
         if isinstance(adapter, lora.Adapter):
-            name, layout = rules.name_of(f"{path}.kernel")
+            name, layout = component.rules.name_of(f"{path}.kernel")
             halves = Halves(_half(adapter.down[...], layout), _half(adapter.up[...], layout))
             found[name.removesuffix(".weight")] = halves
-    return Part(prefix=prefix, config=config, halves=found)
+    return Part(prefix=component.folder, config=config, halves=found)
 
 
 def _half(weight: jax.Array, layout: Layout) -> np.ndarray:

@@ -15,10 +15,11 @@ from styledrop_jax.adapters import slots, textual_inversion
 from styledrop_jax.adapters.base import Trainable
 from styledrop_jax.io import hub, pretrained
 from styledrop_jax.io.files import write_json
-from styledrop_jax.models import clip, unet, uvit, vae, vqgan
 from styledrop_jax.models.rules import Rules
 from styledrop_jax.models.tokenizer import save_tokenizer
+from styledrop_jax.pipelines import muse_files, stable_diffusion_files
 from styledrop_jax.pipelines.base import Pipeline
+from styledrop_jax.pipelines.components import Component
 from styledrop_jax.pipelines.muse import Muse
 from styledrop_jax.pipelines.stable_diffusion import StableDiffusion
 
@@ -30,27 +31,24 @@ class Layout(NamedTuple):
 
     Attributes:
         pipeline: the reference's class.
-        denoiser, autoencoder: the names of their folders. rules: of the denoiser.
-        autoencoder_rules: of the autoencoder.
+        denoiser, autoencoder, text: its components.
         parts: {folder: (library, class)}, the entries of `model_index.json`.
         projection: whether the text tower has its projection.
     """
 
     pipeline: str
-    denoiser: str
-    autoencoder: str
-    rules: Rules
-    autoencoder_rules: Rules
+    denoiser: Component[Any]
+    autoencoder: Component[Any]
+    text: Component[Any]
     parts: dict[str, tuple[str, str]]
     projection: bool
 
 
 _STABLE_DIFFUSION = Layout(
     pipeline="StableDiffusionPipeline",
-    denoiser="unet",
-    autoencoder="vae",
-    rules=unet.RULES,
-    autoencoder_rules=vae.RULES,
+    denoiser=stable_diffusion_files.UNET,
+    autoencoder=stable_diffusion_files.VAE,
+    text=stable_diffusion_files.TEXT,
     parts={
         "unet": ("diffusers", "UNet2DConditionModel"),
         "vae": ("diffusers", "AutoencoderKL"),
@@ -62,10 +60,9 @@ _STABLE_DIFFUSION = Layout(
 )
 _MUSE = Layout(
     pipeline="AmusedPipeline",
-    denoiser="transformer",
-    autoencoder="vqvae",
-    rules=uvit.RULES,
-    autoencoder_rules=vqgan.RULES,
+    denoiser=muse_files.TRANSFORMER,
+    autoencoder=muse_files.VQVAE,
+    text=muse_files.TEXT,
     parts={
         "transformer": ("diffusers", "UVit2DModel"),
         "vqvae": ("diffusers", "VQModel"),
@@ -126,8 +123,9 @@ def tensors(module: nnx.Module, rules: Rules, *, dtype: str) -> dict[str, np.nda
 
 def text_tensors(pipeline: Pipeline, *, dtype: str) -> dict[str, np.ndarray]:
     """The text tower's tensors in transformers' names, without a projection that is not used."""
-    found = tensors(pipeline.text, clip.RULES, dtype=dtype)
-    if not layout(pipeline).projection:
+    names = layout(pipeline)
+    found = tensors(pipeline.text, names.text.rules, dtype=dtype)
+    if not names.projection:
         found.pop("text_projection.weight", None)
     return found
 
@@ -144,17 +142,15 @@ def save(folder: Path, pipeline: Pipeline, *, dtype: str) -> list[Path]:
         The files.
     """
     names = layout(pipeline)
-    modules = (
-        (names.denoiser, pipeline.denoiser, names.rules),
-        (names.autoencoder, pipeline.autoencoder, names.autoencoder_rules),
-    )
-    for name, module, rules in modules:
-        found = tensors(module, rules, dtype=dtype)
-        hub.save_component(folder / name, module.config.to_dict(), found)
+    for component, module in (
+        (names.denoiser, pipeline.denoiser),
+        (names.autoencoder, pipeline.autoencoder),
+    ):
+        found = tensors(module, component.rules, dtype=dtype)
+        hub.save_component(folder / component.folder, module.config.to_dict(), found)
     text_config = dataclasses.replace(pipeline.text.config, projection=names.projection)
-    hub.save_component(
-        folder / "text_encoder", text_config.to_dict(), text_tensors(pipeline, dtype=dtype)
-    )
+    found = text_tensors(pipeline, dtype=dtype)
+    hub.save_component(folder / names.text.folder, text_config.to_dict(), found)
     tokenizer = copy.deepcopy(pipeline.tokenizer)
     tokenizer.model_max_length = pipeline.text.config.max_position_embeddings
     save_tokenizer(tokenizer, folder / "tokenizer")

@@ -23,7 +23,6 @@ from styledrop_jax.adapters.base import (
 from styledrop_jax.errors import UserError, shown
 from styledrop_jax.interchange import embeddings, lora_read, lora_write, merged
 from styledrop_jax.io.files import read_json
-from styledrop_jax.models import clip
 from styledrop_jax.pipelines.base import Pipeline
 
 _PEFT_CONFIG = "adapter_config.json"
@@ -107,9 +106,10 @@ def _lora(base: Pipeline, tensors: Mapping[str, np.ndarray], peft: Mapping[str, 
 
     There B is zero, so that it changes nothing, and A is not, so that it trains.
     """
+    names = merged.layout(base)
     modules = {
-        "denoiser": (base.denoiser, merged.layout(base).rules),
-        "text": (base.text, clip.RULES),
+        "denoiser": (base.denoiser, names.denoiser.rules),
+        "text": (base.text, names.text.rules),
     }
     found = lora_read.read(tensors, peft, modules)
     denoiser = found.get("denoiser")

@@ -63,6 +63,9 @@ def version(pipeline: StableDiffusion) -> int:
 def tensors(pipeline: StableDiffusion, *, dtype: str) -> dict[str, np.ndarray]:
     """The whole file's tensors.
 
+    The numbers of such a file do not tell what it predicts. Two empty tensors do, for tools that
+    look for them: `v_pred`, and `ztsnr` for a schedule that ends in pure noise.
+
     Args:
         pipeline: without adapters.
         dtype: of the weights, "float32" or "float16".
@@ -84,6 +87,10 @@ def tensors(pipeline: StableDiffusion, *, dtype: str) -> dict[str, np.ndarray]:
     else:
         for name, tensor in _fused(text).items():
             found[f"cond_stage_model.model.{_renamed(name, _OPEN_CLIP)}"] = tensor
+    if pipeline.schedule.prediction_type == "v_prediction":
+        found["v_pred"] = np.zeros(0, np.dtype(dtype))
+    if pipeline.schedule.rescale_betas_zero_snr:
+        found["ztsnr"] = np.zeros(0, np.dtype(dtype))
     return found
 
 

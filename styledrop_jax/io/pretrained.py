@@ -35,7 +35,7 @@ _PERMUTATIONS: dict[Layout, tuple[int, ...]] = {
 _FLOATS = ("F16", "BF16", "F32", "F64")  # quantised weights mean nothing without their scales
 _VARIANTS = ("", ".fp16", ".bf16")  # of a weight file's name, the preferred first
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-_SHOWN = 4  # of the tensors that do not fit
+_SHOWN = 4  # of the tensors that do not fit, or of the files that are missing
 
 
 def _to_file(array: np.ndarray, layout: Layout) -> np.ndarray:
@@ -221,7 +221,9 @@ def choose_weights(
             missing = sorted(set(shards).difference(names))
             if not missing:
                 return [index, *shards]
-            incomplete = f"{source}/{index}: shards not found: {', '.join(missing)}"
+            more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+            first = ", ".join(missing[:_SHOWN])
+            incomplete = incomplete or f"{source}/{index}: shards not found: {first}{more}"
         single = f"{stem}{variant}.safetensors"
         if single in names:
             return [single]
@@ -234,8 +236,8 @@ def choose_weights(
 
 def _shards(index: Path) -> list[str]:
     try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        return sorted(shards)
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return sorted(set(map(str, shards)))
     except (ValueError, KeyError, TypeError, AttributeError):
         expected = "expected JSON with a weight_map"
         raise UserError(f"{index}: not an index of shards, {expected}") from None

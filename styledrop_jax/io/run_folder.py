@@ -89,6 +89,25 @@ class Run:
         """What `manifest.json` holds now; UserError if that is no object."""
         return _read_object(self.path("manifest.json")) if self.done("manifest.json") else {}
 
+    @property
+    def references(self) -> list[dict[str, Any]]:
+        """The user's images as the manifest records them; none before the run has begun."""
+        return self._recorded("references", dict)
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompts of the run as the manifest records them."""
+        return self._recorded("prompts", str)
+
+    def _recorded(self, name: str, kind: type) -> list[Any]:
+        found = self.manifest.get(name, [])
+        if not isinstance(found, list) or not all(isinstance(entry, kind) for entry in found):
+            raise UserError(
+                f"{self.path('manifest.json')}: {name} are {shown(found)}, expected a list as a "
+                "run leaves it"
+            )
+        return found
+
     def extend(self, config: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
         """Makes a finished run an unfinished one of another config, and records the changes in the
         manifest.

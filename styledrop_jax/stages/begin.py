@@ -124,18 +124,17 @@ def check_inputs(run: Run, given: Sequence[Taught], contents: Sequence[str]) -> 
     """UserError if images, words or prompts are not those that the run began with: a file may
     change under its path.
     """
-    began = run.manifest
-    if not began:
+    if not run.manifest:
         return
     found: dict[str, list] = {"prompts": list(contents)}
-    before: dict[str, list] = {"prompts": began["prompts"]}
+    before: dict[str, list] = {"prompts": run.prompts}
     for item in given:
         reference = item.reference
         words = [reference.sha256, reference.content, reference.descriptor]
         found.setdefault(item.section, []).append(words)
-    for entry in began["references"]:
-        words = [entry["sha256"], entry["content"], entry["descriptor"]]
-        before.setdefault(entry["section"], []).append(words)
+    for entry in run.references:
+        words = [entry.get(name) for name in ("sha256", "content", "descriptor")]
+        before.setdefault(str(entry.get("section")), []).append(words)
     changed = [f"config.{name}" for name in found if found[name] != before.get(name)]
     if changed:
         raise UserError(

@@ -95,7 +95,7 @@ def following(
     if not pipeline.controllable:
         raise UserError(
             f"{field}: found {redrawn.share}, expected 0: control of the attention needs "
-            f"Stable Diffusion, and config.base is {pipeline.name!r}, which samples from words alone"
+            f"Stable Diffusion, and config.base is {pipeline.name!r}"
         )
     padded = pipeline.text_ids([redrawn.prompt, text, redrawn.kept])
     source, result, kept = _without_padding(padded, pipeline.tokenizer.eos_token_id)

@@ -131,7 +131,9 @@ def test_texts_without_the_words_and_the_table_stay_as_they_were(eos):
 
 @EVERY_EOS
 def test_trained_words_are_diffusers_words(eos, tmp_path):
-    """The reference reads the files, and both encode a prompt with their own tokenizer and tower."""
+    """The reference reads the files, and both encode a prompt with their own tokenizer and
+    tower.
+    """
 
     class Pipeline(TextualInversionLoaderMixin):
         hf_device_map = None

@@ -19,7 +19,7 @@ from styledrop_jax.adapters.base import Trainable
 from styledrop_jax.errors import UserError
 from styledrop_jax.interchange import merged
 from styledrop_jax.interchange.export import EXPORTS, Trained, possible
-from styledrop_jax.pipelines import muse, stable_diffusion
+from styledrop_jax.pipelines.load import load
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -122,7 +122,7 @@ def test_a_merged_folder_is_the_same_model(name, tmp_path):
     files = EXPORTS["pipeline"](trained(name), tmp_path)
     assert set(files) == {path for path in tmp_path.rglob("*") if path.is_file()}
     _same(theirs(follow_card(tmp_path, None)), name)
-    again = stable_diffusion.load(str(tmp_path))
+    again = load(str(tmp_path))
     if trained(name).what.words is not None:
         again = dataclasses.replace(again, expand=trained(name).model.expand)
     _same(worlds.sampled(again), name)
@@ -300,7 +300,7 @@ def test_a_merged_muse_is_the_same_model(tiny_muse, tmp_path):
     expected = _logits(exported.model, prompt)
     theirs = _their_logits(pipeline, exported.model, prompt)
     np.testing.assert_allclose(theirs, expected, atol=1e-3)
-    again = dataclasses.replace(muse.load(str(tmp_path)), expand=exported.model.expand)
+    again = dataclasses.replace(load(str(tmp_path)), expand=exported.model.expand)
     np.testing.assert_allclose(_logits(again, prompt), expected, atol=1e-3)
 
 

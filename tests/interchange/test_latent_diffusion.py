@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -18,7 +17,8 @@ from styledrop_jax.interchange.export import EXPORTS, Trained
 from styledrop_jax.io import pretrained
 from styledrop_jax.io.single_file import split
 from styledrop_jax.models import clip, unet, vae
-from styledrop_jax.pipelines import stable_diffusion
+from styledrop_jax.pipelines import stable_diffusion_files
+from styledrop_jax.pipelines.load import load
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -117,7 +117,7 @@ def test_a_second_version_is_the_same_model(tmp_path, monkeypatch):
     assert f"{stem}.22.attn.in_proj_weight" in names and f"{stem}.23.ln_1.bias" not in names
     configs = {"unet": base.denoiser.config, "vae": base.autoencoder.config}
     configs["text_encoder"] = base.text.config
-    monkeypatch.setitem(stable_diffusion._PRESETS, 2, configs)
+    monkeypatch.setitem(stable_diffusion_files.PRESETS, 2, configs)
     merged.save(path.with_suffix(""), base, dtype="float32")  # its tokenizer and its schedule
-    again = stable_diffusion.load(str(path), jnp.float32)
+    again = load(str(path))
     np.testing.assert_allclose(worlds.sampled(again), expected, atol=1e-4)

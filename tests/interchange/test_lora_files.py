@@ -22,9 +22,15 @@ from styledrop_jax.adapters import lora
 from styledrop_jax.errors import UserError
 from styledrop_jax.interchange import lora_read, lora_write
 from styledrop_jax.io import pretrained
+from styledrop_jax.pipelines import muse_files, stable_diffusion_files
 
 CONFIG = lora.Config(rank=3, alpha=7.5, targets="all")
 TARGETS = {"uvit": "all", "unet": "all", "text": "attention"}
+COMPONENTS = {
+    "uvit": muse_files.TRANSFORMER,
+    "unet": stable_diffusion_files.UNET,
+    "text": stable_diffusion_files.TEXT,
+}
 ALL = pytest.mark.parametrize("name", TARGETS)
 
 
@@ -53,7 +59,7 @@ def _part(name):
     module = load(name)
     lora.attach(module, _config(name), rngs=nnx.Rngs(1))
     nnx.update(module, nnx.State(_trained(name)))
-    return lora_write.part(module, _config(name), BASES[name].rules, BASES[name].prefix)
+    return lora_write.part(module, _config(name), COMPONENTS[name])
 
 
 def _diffusers(*names):

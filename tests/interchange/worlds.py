@@ -20,8 +20,8 @@ from styledrop_jax.adapters.base import Trainable
 from styledrop_jax.adapters.textual_inversion import Config, Token
 from styledrop_jax.interchange import merged
 from styledrop_jax.interchange.trained import Trained
-from styledrop_jax.pipelines import load
 from styledrop_jax.pipelines.base import Group, Pipeline
+from styledrop_jax.pipelines.load import load
 from styledrop_jax.pipelines.stable_diffusion import StableDiffusion, TextStates
 from styledrop_jax.sampling.noise_schedule import NoiseSchedule
 
@@ -57,7 +57,7 @@ WHAT = {
 
 @functools.cache
 def base() -> StableDiffusion:
-    loaded = load.load(str(tiny.stable_diffusion()))
+    loaded = load(str(tiny.stable_diffusion()))
     assert isinstance(loaded, StableDiffusion)
     return dataclasses.replace(loaded, schedule=SCHEDULE)
 

@@ -1,4 +1,6 @@
-"""Files that survive any death: whole or absent, appended line by line, and read with one line of error."""
+"""Files that survive any death: whole or absent, appended line by line, and read with one line of
+error.
+"""
 
 import errno
 import json

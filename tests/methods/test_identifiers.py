@@ -1,4 +1,6 @@
-"""Rare words: short, one token each, the same for a seed; and what is said of a word that is a bad choice."""
+"""Rare words: short, one token each, the same for a seed; and what is said of a word that is a bad
+choice.
+"""
 
 import pytest
 import tiny
