@@ -1,4 +1,4 @@
-"""Using a finished run: the same words and seed give the same image, an edit what it was told
+"""Using a finished run: the same words give the same image, an edit what it was told to."""
 to.
 """
 
