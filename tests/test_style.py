@@ -1,6 +1,4 @@
 """Using a finished run: the same words give the same image, an edit what it was told to."""
-to.
-"""
 
 import hashlib
 import json

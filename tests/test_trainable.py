@@ -1,6 +1,4 @@
 """Every kind of trainable on one pipeline: what trains, that the base stays, what a file holds."""
-holds.
-"""
 
 import dataclasses
 import functools
