@@ -186,8 +186,10 @@ def _runs_parser() -> _Parser:
 def runs(argv: Sequence[str]) -> None:
     """List the runs of a folder: their state, best scores and sizes.
 
-    styledrop runs
+        styledrop runs
         styledrop runs experiments/
+
+    Waiting and stopped runs say what they wait for, and where they stopped.
     """
     flags = _runs_parser().read(argv)
     from styledrop_jax.runs import list_runs, table
@@ -396,8 +398,10 @@ def export(argv: Sequence[str]) -> None:
 def configs(argv: Sequence[str]) -> None:
     """Copy the configs that ship into a folder, to be edited.
 
-    styledrop configs my_configs/
-    styledrop personalize --config my_configs/styledrop.py --workdir runs/mine
+        styledrop configs my_configs/
+        styledrop personalize --config my_configs/styledrop.py --workdir runs/mine
+
+    A copy is a file of your own: edit it, and pass its path. Files that are there stay.
     """
     flags = _configs_parser().read(argv)
     from styledrop_jax import config_files
@@ -486,8 +490,10 @@ def pretrain(argv: Sequence[str]) -> None:
 def completion(argv: Sequence[str]) -> None:
     """Print a completion script for your shell.
 
-    styledrop completion bash > ~/.local/share/bash-completion/completions/styledrop
-    styledrop completion zsh  > ~/.zfunc/_styledrop
+        styledrop completion bash > ~/.local/share/bash-completion/completions/styledrop
+        styledrop completion zsh  > ~/.zfunc/_styledrop
+
+    Put it where your shell looks for completions, and start a new shell.
     """
     flags = _completion_parser().read(argv)
     import shtab
