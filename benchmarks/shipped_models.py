@@ -126,7 +126,7 @@ def _restored(model: Pipeline, images: np.ndarray) -> np.ndarray:
     if isinstance(model, Muse):
         return model.decode_tokens(model.encode_images(images))
     assert isinstance(model, StableDiffusion)
-    return model.decode_latents(model.encode_images(images).mode(), 16)
+    return model.decode_latents(np.asarray(model.encode_images(images).mode()), 16)
 
 
 def _reconstruction(

@@ -152,7 +152,7 @@ def _judged(name: str, folder: Path, data: corpus.Corpus) -> str:
         scorer = ClipScorer.load(folder / "export" / "clip")
         similarity = scorer.image_features(images / 255) @ scorer.text_features(captions).T
         return f"recall@1 {recall(similarity, 1):.1%}, @5 {recall(similarity, 5):.1%}"
-    images = np.float32(data.held_out_images(376) / 255)
+    images = (data.held_out_images(376) / 255).astype(np.float32)
     restored = _restore(name, folder / "export")(images)
     return f"error {np.abs(np.clip(restored, 0, 1) - images).mean():.4f}"
 

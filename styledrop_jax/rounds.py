@@ -8,13 +8,13 @@ settings, so the same command continues a run wherever it was stopped.
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from styledrop_jax import log
 from styledrop_jax.errors import UserError
 from styledrop_jax.io import captions, image_files
 from styledrop_jax.io.run_folder import Run
-from styledrop_jax.methods.base import Example, Prompt, Stream
+from styledrop_jax.methods.base import Example, Program, Prompt, Stream
 from styledrop_jax.registry import METHODS
 from styledrop_jax.spec import RunSpec, check_rounds, from_config, normal, to_config
 from styledrop_jax.stages import begin
@@ -42,6 +42,50 @@ def personalize(spec: RunSpec, workdir: Path, *, command: str, base: str = "") -
     """
     if base:
         spec = _began_on(workdir, spec)
+    plan = _planned(spec)
+    with (
+        Run.open(workdir, to_config(spec), completed=normal) as run,
+        log.Logger(run.workdir) as logger,
+    ):
+        begin.check_inputs(run, plan.given, plan.contents)
+        if run.done("report.html"):
+            log.say(f"{workdir}: this run is finished; see {run.path('report.html')}")
+            return run.path("report.html")
+        try:
+            job = begin.begin(
+                spec,
+                run,
+                logger,
+                plan.program,
+                plan.said,
+                plan.given,
+                plan.by_round,
+                base=base,
+            )
+        except UserError:
+            # It never began: the folder shall not hold the user to a mistaken config.
+            if not run.manifest:
+                run.discard()
+            raise
+        return carry_out(job, command=command)
+
+
+class _Plan(NamedTuple):
+    """What is known before anything is loaded: see the fields of `Job` of the same names."""
+
+    program: Program
+    given: list[Taught]
+    contents: list[str]
+    said: list[Prompt]
+    by_round: dict[int, list[Prompt]]
+
+
+def _planned(spec: RunSpec) -> _Plan:
+    """Reads what the user gave, and checks all that can be checked without a model.
+
+    Raises:
+        UserError: anything in the settings, the images or the prompts that is not right.
+    """
     images = begin.read_images(spec)
     program = METHODS[spec.method].program(spec, images)
     begin.check_words(program)
@@ -50,24 +94,12 @@ def personalize(spec: RunSpec, workdir: Path, *, command: str, base: str = "") -
     contents = _contents(spec.prompts) or list(program.contents)
     said = _said(spec, contents, descriptor)
     by_round = _said_by_round(spec, descriptor)
-    check_rounds(spec, len(said) * _sources(program.redrawn, given))
-    with (
-        Run.open(workdir, to_config(spec), completed=normal) as run,
-        log.Logger(run.workdir) as logger,
-    ):
-        begin.check_inputs(run, given, contents)
-        if run.done("report.html"):
-            log.say(f"{workdir}: this run is finished; see {run.path('report.html')}")
-            return run.path("report.html")
-        try:
-            job = begin.begin(spec, run, logger, program, said, given, by_round, base=base)
-        except UserError:
-            if (
-                not run.manifest
-            ):  # it never began: the folder shall not hold the user to a mistaken config
-                run.discard()
-            raise
-        return carry_out(job, command=command)
+    sources = _sources(program.redrawn, given)
+    counts = []
+    for number in range(1, spec.rounds + 1):
+        counts.append(len(by_round.get(number, said)) * sources)
+    check_rounds(spec, counts)
+    return _Plan(program, given, contents, said, by_round)
 
 
 def _began_on(workdir: Path, spec: RunSpec) -> RunSpec:
@@ -159,7 +191,8 @@ def extend(
 
     Args:
         workdir: the run folder.
-        rounds: rounds to add, each like the last one, on what was chosen before it.
+        rounds: rounds to add, each like the last one that began with a fresh adapter, on what was
+            chosen before it.
         steps: training steps to add: a round that goes on with the last adapter, on the same
             images.
         prompts: text file of other prompts to sample: in the rounds that are added, or else by the
@@ -173,27 +206,40 @@ def extend(
     """
     if not (rounds or steps or prompts):
         raise UserError("extend: nothing to add; expected --rounds, --steps or --prompts")
+    asked = {"rounds": rounds, "steps": steps, "prompts": prompts}
     run = Run.load(workdir)
     old = from_config(run.config)
+    spec = from_config(to_config(_extended(old, rounds, steps, prompts)))
+    changes = run.changes
     if not run.done("report.html"):
-        if run.manifest.get("changes", {}).get(f"{old.rounds} rounds") != command:
+        if changes.get(f"{old.rounds} rounds") == asked:
+            return personalize(old, workdir, command=command, base=base)  # this one was stopped
+        if changes.get(f"{spec.rounds} rounds") != asked:
             raise UserError(
                 f"{workdir}: this run is not finished; the command that began it continues it"
             )
-        return personalize(old, workdir, command=command, base=base)  # this one was stopped
-    spec = _extended(old, rounds, steps, prompts)
+    _planned(spec)
     with Run.open(workdir, run.config) as opened:
-        opened.extend(to_config(spec), {f"{spec.rounds} rounds": command})
+        opened.extend(to_config(spec), {f"{spec.rounds} rounds": asked})
     return personalize(spec, workdir, command=command, base=base)
 
 
 def _extended(spec: RunSpec, rounds: int, steps: int, prompts: str) -> RunSpec:
     """The settings with the rounds that are added."""
     stages = [spec.round(number) for number in range(1, spec.rounds + 1)]
-    last = dataclasses.replace(stages[-1], prompts=prompts or stages[-1].prompts)
+    last = stages[-1]
+    whole = [stage for stage in stages if stage.start == "fresh"] or stages
     if steps or not rounds:
-        train = dataclasses.replace(last.train, steps=steps)
-        stages.append(dataclasses.replace(last, train=train, start="last", images="same"))
+        stages.append(
+            dataclasses.replace(
+                last,
+                train=dataclasses.replace(last.train, steps=steps),
+                prompts=prompts or last.prompts,
+                start="last",
+                images="same",
+            )
+        )
+    again = whole[-1]
     for _ in range(rounds):
-        stages.append(dataclasses.replace(last, start="fresh", images="chosen"))
+        stages.append(dataclasses.replace(again, prompts=prompts or again.prompts, images="chosen"))
     return dataclasses.replace(spec, rounds=len(stages), round_settings=tuple(stages))

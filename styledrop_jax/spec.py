@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -212,9 +212,13 @@ def _put(data: Any, keys: list[str], value: str) -> None:
     data[keys[-1]] = value
 
 
-def check_rounds(spec: RunSpec, num_prompts: int) -> None:
+def check_rounds(spec: RunSpec, num_prompts: Sequence[int]) -> None:
     """What can be known before anything is trained: that there is enough to choose from, and that
     batches divide.
+
+    Args:
+        spec: of the run.
+        num_prompts: that each round samples.
 
     Raises:
         UserError: a round is to choose more images than it samples, or to cut a batch into uneven
@@ -234,7 +238,8 @@ def check_rounds(spec: RunSpec, num_prompts: int) -> None:
                 f"expected a divisor of batch_size {stage.train.batch_size}"
             )
         sampled = stage.sample.images_per_prompt
-        most = {"prompt": sampled, "top_k": sampled * num_prompts}.get(stage.select.by)
+        all_sampled = sampled * num_prompts[number - 1]
+        most = {"prompt": sampled, "top_k": all_sampled}.get(stage.select.by)
         if most is not None and stage.select.k > most:
             each = " for a prompt" if stage.select.by == "prompt" else ""
             raise UserError(

@@ -77,7 +77,7 @@ def train_until_death(workdir, checkpoints, *more, **options):
         assert _died(tiny.arguments(workdir, *more, **options))
 
 
-def _stop(*args, **kwargs):
+def stop(*_, **__):
     raise Death
 
 
@@ -89,13 +89,13 @@ def _nothing_first(patch):
 def train_only(patch):
     """Runs train the first round without anything before it, and die when it is trained."""
     _nothing_first(patch)
-    patch.setattr(train, "save_adapter", _stop)
+    patch.setattr(train, "save_adapter", stop)
 
 
 def sample_nothing(patch):
     """Runs leave the adapter of the first round, and die before anything else."""
     _nothing_first(patch)
-    patch.setattr(rounds, "sample_round", _stop)
+    patch.setattr(rounds, "sample_round", stop)
 
 
 def begun(workdir, *more, references=1, **options):

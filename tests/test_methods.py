@@ -331,16 +331,12 @@ def test_identifiers_that_should_not_be_are_warned_of(tmp_path, caplog):
     aux = flags(aux__image=tiny.picture(tmp_path / "aux.png", seed=1))
     shipped = flags(base="emoji64/sd", clip="emoji64/clip")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rounds, "sample_base", _stop)
+        patch.setattr(rounds, "sample_base", runs.stop)
         for word, more in (("xqzzyqxvwk", []), ("car", shipped)):
             with pytest.raises(runs.Death):
                 _run(tmp_path / word, "styleforge", *aux, *more, *flags(words__identifier=word))
     assert "identifier 'xqzzyqxvwk' is " in caplog.text
     assert "identifier 'car' already names something to emoji64/sd" in caplog.text
-
-
-def _stop(job):
-    raise runs.Death
 
 
 def test_a_batch_of_uneven_parts_stops_at_once(tmp_path, capfd):

@@ -7,6 +7,7 @@ import pytest
 import runs
 import tiny
 
+from styledrop_jax import rounds
 from styledrop_jax.adapters.base import load_adapter
 from styledrop_jax.feedback import scorers
 from styledrop_jax.io import image_files
@@ -202,7 +203,7 @@ def test_a_run_goes_on_for_more_rounds_like_its_last(tmp_path, capfd):
     config = read_json(workdir / "config.json")
     assert config["rounds"] == 3 and config["round_3"] == config["round_2"]
     manifest = read_json(workdir / "manifest.json")
-    assert manifest["changes"] == {"3 rounds": f"styledrop extend --run {workdir} --rounds 1"}
+    assert manifest["changes"] == {"3 rounds": {"rounds": 1, "steps": 0, "prompts": ""}}
     assert manifest["rounds"]["round_3"]["images"] == 2, "those that were chosen in round 2"
     assert "Round 3" in (workdir / "report.html").read_text(encoding="utf-8")
     _kept(workdir)
@@ -253,6 +254,36 @@ def test_other_prompts_are_sampled_by_the_last_adapter(tmp_path, monkeypatch):
     assert config["prompts"] == str(tiny.prompt_file())
     _kept(workdir)
 
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rounds, "train_round", _stop_at(4))
+        with pytest.raises(runs.Death):
+            tiny.styledrop("extend", "--run", workdir, "--rounds", 1)
+    config = read_json(workdir / "config.json")
+    assert config["round_4"] == config["round_2"], "like the last one that was a whole round"
+
+
+def _stop_at(number):
+    train = rounds.train_round
+
+    def call(job, at, streams):
+        if at == number:
+            raise runs.Death
+        train(job, at, streams)
+
+    return call
+
+
+def test_a_base_model_that_has_moved_does_not_stop_an_extension(tmp_path, capfd):
+    workdir = runs.copy(tmp_path)
+    config = read_json(workdir / "config.json")
+    write_json(workdir / "config.json", config | {"base": str(tmp_path / "was" / "here")})
+    line = ["extend", "--run", workdir, "--steps", 1]
+    assert "was/here" in runs.refused(capfd, *line)
+    assert tiny.styledrop(*line, "--base", tiny.models() / "muse") == 0
+    assert read_json(workdir / "config.json")["rounds"] == 3
+    assert tiny.styledrop(*line, "--base", tiny.models() / "muse") == 0
+    assert read_json(workdir / "config.json")["rounds"] == 4, "the same again is another one"
+
 
 def test_an_extension_that_was_stopped_goes_on_by_the_same_command(tmp_path, capfd):
     whole = runs.copy(tmp_path / "whole")
@@ -274,7 +305,7 @@ def test_an_extension_that_was_stopped_goes_on_by_the_same_command(tmp_path, cap
     assert found.pop("manifest.json")["rounds"] == expected.pop("manifest.json")["rounds"]
     assert found == expected
     changes = read_json(workdir / "manifest.json")["changes"]
-    assert changes == {"4 rounds": f"styledrop extend --run {workdir} --rounds 1 --steps 2"}
+    assert changes == {"4 rounds": {"rounds": 1, "steps": 2, "prompts": ""}}
 
 
 @pytest.mark.parametrize(

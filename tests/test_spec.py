@@ -179,8 +179,15 @@ def _rounds(**changes):
 )  # fmt: skip
 def test_rounds_that_cannot_be(changes, words):
     with pytest.raises(UserError, match="config.round_2") as caught:
-        spec.check_rounds(_rounds(**changes), 2)
+        spec.check_rounds(_rounds(**changes), [2, 2])
     assert words in str(caught.value)
+
+
+def test_a_round_chooses_among_its_own_prompts():
+    of_all = _rounds(select={"by": "top_k", "k": 128})
+    with pytest.raises(UserError, match="config.round_2.select.k: found 128, expected at most 64"):
+        spec.check_rounds(of_all, [2, 1])
+    spec.check_rounds(of_all, [1, 2])
 
 
 @pytest.mark.parametrize(
@@ -194,4 +201,4 @@ def test_rounds_that_cannot_be(changes, words):
     ],
 )
 def test_rounds_that_can_be(changes):
-    spec.check_rounds(_rounds(**changes), 2)
+    spec.check_rounds(_rounds(**changes), [2, 2])

@@ -1,6 +1,4 @@
-"""Using a finished run: the same words and seed give the same image, an edit what it was told
-to.
-"""
+"""Using a finished run: the same words give the same image, an edit what it was told to."""
 
 import hashlib
 import json

@@ -1,6 +1,4 @@
-"""Every kind of trainable on one pipeline: what trains, that the base stays, and what a file
-holds.
-"""
+"""Every kind of trainable on one pipeline: what trains, that the base stays, what a file holds."""
 
 import dataclasses
 import functools

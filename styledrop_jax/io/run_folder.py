@@ -99,6 +99,12 @@ class Run:
         """The prompts of the run as the manifest records them."""
         return self._recorded("prompts", str)
 
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What `extend` recorded."""
+        found = self.manifest.get("changes")
+        return found if isinstance(found, dict) else {}
+
     def _recorded(self, name: str, kind: type) -> list[Any]:
         found = self.manifest.get(name, [])
         if not isinstance(found, list) or not all(isinstance(entry, kind) for entry in found):
@@ -112,8 +118,8 @@ class Run:
         """Makes a finished run an unfinished one of another config, and records the changes in the
         manifest.
         """
-        self.path("report.html").unlink(missing_ok=True)
         self.update_manifest({"changes": changes})
+        self.path("report.html").unlink(missing_ok=True)
         write_json(self.path("config.json"), config)
         self.config = plain(config)
 

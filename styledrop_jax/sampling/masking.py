@@ -54,10 +54,10 @@ def mask_tokens(tokens: jax.Array, keys: jax.Array, *, mask_id: int) -> tuple[ja
     """
     n = tokens.shape[-1]
 
-    def draw(key: jax.Array) -> jax.Array:
+    def of_image(key: jax.Array) -> jax.Array:
         rate_key, order_key = jax.random.split(key)
         count = jnp.maximum(jnp.round(n * cosine_mask_rate(jax.random.uniform(rate_key))), 1)
         return jax.random.permutation(order_key, n) < count  # [n]
 
-    mask = jax.vmap(draw)(keys)
+    mask = jax.vmap(of_image)(keys)
     return jnp.where(mask, mask_id, tokens), mask

@@ -4,10 +4,11 @@ One function computes a step, many steps are dispatched together, and checkpoint
 died go on with the same bits.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -207,12 +208,14 @@ def _resume(
         return 0, state
     restored, found = checkpoints.restore(start, state)
     if found != meta:
-        one, other = shown(found, 100), shown(meta, 100)
-        raise UserError(f"{checkpoints.folder}: holds a checkpoint of {one}, this run has {other}")
+        saved = shown(found, 100)
+        ours = shown(meta, 100)
+        raise UserError(f"{checkpoints.folder}: holds a checkpoint of {saved}, this run has {ours}")
     return start, {**restored, "step": jnp.asarray(start, jnp.int32)}
 
 
-class _Dispatch(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _Dispatch:
     """The steps [start, start + count), which run in one call, and whether they are then saved."""
 
     start: int

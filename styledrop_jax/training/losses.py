@@ -50,7 +50,7 @@ def denoising_loss(
     min_snr_gamma: float | None = None,
     noise_offset: float = 0.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The error of the denoiser at one random timestep for each example: `loss_at` of `draw_noise`.
+    """The error of the denoiser at a random timestep for each example: `loss_at` of `sample_noise`.
 
     Args:
         denoiser: (latents, timesteps, states) → the noise or v.
@@ -60,11 +60,11 @@ def denoising_loss(
         keys: [b], of the examples.
         min_snr_gamma, noise_offset: see those functions.
     """
-    t, noise = draw_noise(schedule, latents.shape[1:], keys, noise_offset=noise_offset)
+    t, noise = sample_noise(schedule, latents.shape[1:], keys, noise_offset=noise_offset)
     return loss_at(denoiser, schedule, latents, states, t, noise, min_snr_gamma=min_snr_gamma)
 
 
-def draw_noise(
+def sample_noise(
     schedule: NoiseSchedule,
     shape: tuple[int, ...],
     keys: jax.Array,
@@ -85,13 +85,13 @@ def draw_noise(
         timesteps [b] int32 and noise [b, h, w, c] float32
     """
 
-    def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def of_example(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         time_key, noise_key, offset_key = jax.random.split(key, 3)
         offset = noise_offset * jax.random.normal(offset_key, shape[-1:])
         t = jax.random.randint(time_key, (), 0, schedule.num_train_timesteps)
         return t, jax.random.normal(noise_key, shape) + offset
 
-    return jax.vmap(draw)(keys)
+    return jax.vmap(of_example)(keys)
 
 
 def loss_at(

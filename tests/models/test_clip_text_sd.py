@@ -1,6 +1,5 @@
 """Stable Diffusion's text towers: `CLIPTextModel`s without projection, after the final norm."""
 
-import functools
 import json
 
 import jax.numpy as jnp
@@ -76,7 +75,10 @@ def _released(version: str) -> tuple[transformers.CLIPTextModel, dict[str, np.nd
 def _load(folder) -> ClipText:
     config = TextConfig.from_dict(hub.read_config(folder))
     tensors = pretrained.Tensors(pretrained.weight_files(folder, "model"), RULES)
-    build = functools.partial(ClipText, config, rngs=nnx.Rngs(0))
+
+    def build() -> ClipText:
+        return ClipText(config, rngs=nnx.Rngs(0))
+
     return pretrained.load(build, tensors, RULES, source=str(folder))
 
 

@@ -7,7 +7,12 @@ import pytest
 
 from styledrop_jax.sampling.masking import cosine_mask_rate, mask_tokens
 from styledrop_jax.sampling.noise_schedule import NoiseSchedule
-from styledrop_jax.training.losses import denoising_loss, draw_noise, masked_token_loss, unmix_loss
+from styledrop_jax.training.losses import (
+    denoising_loss,
+    masked_token_loss,
+    sample_noise,
+    unmix_loss,
+)
 
 
 def _example(b=3, n=10, v=17):
@@ -83,15 +88,15 @@ def test_timesteps_are_uniform_and_the_offset_moves_whole_channels():
     schedule = NoiseSchedule(num_train_timesteps=10)
     shape = (4, 4, 2)
     keys = jax.random.split(jax.random.key(0), 4000)
-    t, noise = jax.device_get(draw_noise(schedule, shape, keys, noise_offset=0.5))
+    t, noise = jax.device_get(sample_noise(schedule, shape, keys, noise_offset=0.5))
     counts = np.bincount(t, minlength=10)
     assert len(counts) == 10 and counts.min() > 320 and counts.max() < 480
     means = noise.mean(axis=(1, 2))  # [b, c]
     assert abs(means.var() - (0.25 + 1 / 16)) < 0.02 and abs(np.corrcoef(means.T)[0, 1]) < 0.06
     assert abs((noise - means[:, None, None]).var() - 15 / 16) < 0.01
-    plain = jax.device_get(draw_noise(schedule, shape, keys)[1])
+    plain = jax.device_get(sample_noise(schedule, shape, keys)[1])
     assert abs(plain.mean(axis=(1, 2)).var() - 1 / 16) < 0.005
-    few_t, few_noise = draw_noise(schedule, shape, keys[2:5], noise_offset=0.5)
+    few_t, few_noise = sample_noise(schedule, shape, keys[2:5], noise_offset=0.5)
     np.testing.assert_allclose(few_t, t[2:5])
     np.testing.assert_allclose(few_noise, noise[2:5], atol=1e-6)
 
