@@ -244,8 +244,11 @@ def test_styles_of_rounds_and_of_the_base_alone(style):
     base = Style.load(tiny.finished(), round=0, pipeline=style.pipeline)
     first = Style.load(tiny.finished(), round=1, pipeline=style.pipeline)
     assert (base.number, first.number, style.number) == (0, 1, 2)
-    images = [_pixels(each.sample("a cat"))[0] for each in (base, first, style)]
-    assert len({image.tobytes() for image in images}) == 3
+    images = []
+    for each in (base, first, style):
+        several = each.sample(["a cat", "a red house"], num=8)
+        images.append(np.stack(_pixels(several)).tobytes())
+    assert len(set(images)) == 3
     assert base.adapter is None and first.pipeline is style.pipeline
 
 
