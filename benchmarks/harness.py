@@ -157,7 +157,7 @@ def make_job(
         prompts.append(f"{entry['content']} {entry['descriptor']}")
     np.save(work / "images.npy", np.stack(images))
     return Job(
-        folder=folder,
+        folder=folder.resolve(),
         work=work,
         device=flags.device,
         prompts=tuple(prompts[: flags.batch_size]),
