@@ -101,7 +101,7 @@ class Measured:
 def read_flags(
     parser: argparse.ArgumentParser, tasks: Mapping[str, Task], *, steps: int
 ) -> argparse.Namespace:
-    """Adds the flags of every benchmark to its own, reads them, and chooses the device by them.
+    """Adds the flags of every benchmark to its own, reads them, and sets the environment by them.
 
     Args:
         parser: with the flags of one benchmark.
@@ -130,6 +130,8 @@ def read_flags(
     os.environ["JAX_PLATFORMS"] = "cuda" if flags.device == "gpu" else "cpu"
     # Several processes share the device, and the peak is to be read.
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    os.environ["DIFFUSERS_VERBOSITY"] = "error"
     return flags
 
 
@@ -155,7 +157,7 @@ def make_job(
         prompts.append(f"{entry['content']} {entry['descriptor']}")
     np.save(work / "images.npy", np.stack(images))
     return Job(
-        folder=folder,
+        folder=folder.resolve(),
         work=work,
         device=flags.device,
         prompts=tuple(prompts[: flags.batch_size]),

@@ -13,9 +13,8 @@ from transformers import CLIPTokenizer
 
 from sides.job import LEARNING_RATE, Job
 
-for library in (diffusers, transformers):
-    library.utils.logging.set_verbosity_error()
-    library.utils.logging.disable_progress_bar()
+diffusers.utils.logging.disable_progress_bar()
+transformers.utils.logging.disable_progress_bar()
 
 
 def setup(job: Job) -> str:
