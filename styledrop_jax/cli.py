@@ -76,10 +76,10 @@ def _personalize_parser() -> _Parser:
 def personalize(argv: Sequence[str]) -> None:
     """Teach a style from images, in rounds of training, sampling, scoring and selecting.
 
-    styledrop personalize --config styledrop --workdir runs/first
-    styledrop personalize --config styledrop --config.reference.image my.png \\
-        --config.reference.content "a house" \\
-        --config.reference.descriptor "in watercolor painting style" --workdir runs/mine
+        styledrop personalize --config styledrop --workdir runs/first
+        styledrop personalize --config styledrop --config.reference.image my.png \\
+            --config.reference.content "a house" \\
+            --config.reference.descriptor "in watercolor painting style" --workdir runs/mine
 
     Leaves adapters, samples, scores and report.html in the run folder. The same command continues a
     run that was stopped. `--config styledrop:amused-256` takes another base model; `--config.FIELD
@@ -144,9 +144,9 @@ def _extend_parser() -> _Parser:
 def extend(argv: Sequence[str]) -> None:
     """Go on with a finished run: more rounds, more steps, other prompts.
 
-    styledrop extend --run runs/mine --rounds 1
-    styledrop extend --run runs/mine --steps 200
-    styledrop extend --run runs/mine --prompts other.txt
+        styledrop extend --run runs/mine --rounds 1
+        styledrop extend --run runs/mine --steps 200
+        styledrop extend --run runs/mine --prompts other.txt
 
     --rounds adds rounds like the last one, on what was chosen before. --steps adds a round that
     goes on training the last adapter on the images that it trained on. --prompts alone samples
@@ -186,8 +186,10 @@ def _runs_parser() -> _Parser:
 def runs(argv: Sequence[str]) -> None:
     """List the runs of a folder: their state, best scores and sizes.
 
-    styledrop runs
-    styledrop runs experiments/
+        styledrop runs
+        styledrop runs experiments/
+
+    Waiting and stopped runs say what they wait for, and where they stopped.
     """
     flags = _runs_parser().read(argv)
     from styledrop_jax.runs import list_runs, table
@@ -209,7 +211,7 @@ def _sample_parser() -> _Parser:
 def sample(argv: Sequence[str]) -> None:
     """Sample prompts in the style of a run.
 
-    styledrop sample --run runs/mine --prompt "a cat" --prompt "a red car" --num 8 --seed 0
+        styledrop sample --run runs/mine --prompt "a cat" --prompt "a red car" --num 8 --seed 0
 
     Writes a PNG for each image, grid.png, and a line in images.jsonl with everything that
     reproduces it bit for bit. Image i of a prompt has seed SEED + i. The run's style descriptor is
@@ -244,7 +246,7 @@ def _mix_parser() -> _Parser:
 def mix(argv: Sequence[str]) -> None:
     """Sample my object in my style: the guided outputs of two runs on one base model, mixed.
 
-    styledrop mix --style runs/watercolor --subject runs/my_dog --gamma 0.6 --prompt "a dog"
+        styledrop mix --style runs/watercolor --subject runs/my_dog --gamma 0.6 --prompt "a dog"
 
     The style's run sees the prompt with its descriptor, the subject's run the prompt alone
     (StyleDrop 2306.00983).
@@ -282,8 +284,8 @@ def _edit_parser() -> _Parser:
 def edit(argv: Sequence[str]) -> None:
     """Generate the masked part of an image anew, or all of it in part, in the style of a run.
 
-    styledrop edit --run runs/mine --image in.png --mask mask.png --prompt "a cat"
-    styledrop edit --run runs/mine --image in.png --strength 0.5 --prompt "a cat"
+        styledrop edit --run runs/mine --image in.png --mask mask.png --prompt "a cat"
+        styledrop edit --run runs/mine --image in.png --strength 0.5 --prompt "a cat"
 
     White in the mask is generated anew, all else keeps its pixels. Without a mask the whole image
     is the start, as in `styledrop stylize`, which is for folders and for images beside what they
@@ -326,8 +328,8 @@ def _stylize_parser() -> _Parser:
 def stylize(argv: Sequence[str]) -> None:
     """Turn an image, or every image of a folder, into the style of a run.
 
-    styledrop stylize --run runs/mine --image photo.jpg --prompt "a house" --strength 0.5
-    styledrop stylize --run runs/mine --image photos/ --strength 0.3 --strength 0.5 --strength 0.7
+        styledrop stylize --run runs/mine --image photo.jpg --prompt "a house" --strength 0.5
+        styledrop stylize --run runs/mine --image photos/ --strength 0.3 --strength 0.5
 
     Say what an image shows, or let the name of its file say it (red_house-2.jpg is "red house").
     The strength is how much is generated anew: near 0 the image comes back, at 1 nothing of it is
@@ -376,8 +378,8 @@ def _export_parser() -> _Parser:
 def export(argv: Sequence[str]) -> None:
     """Write what a run learnt for another tool.
 
-    styledrop export --run runs/mine --format diffusers
-    styledrop export --run runs/mine --format kohya --out loras/
+        styledrop export --run runs/mine --format diffusers
+        styledrop export --run runs/mine --format kohya --out loras/
 
     diffusers, peft, kohya and a1111 are files that those tools load beside the base model; pipeline
     and single_file are the whole model with everything merged in; styledrop is the run's own file.
@@ -396,8 +398,10 @@ def export(argv: Sequence[str]) -> None:
 def configs(argv: Sequence[str]) -> None:
     """Copy the configs that ship into a folder, to be edited.
 
-    styledrop configs my_configs/
-    styledrop personalize --config my_configs/styledrop.py --workdir runs/mine
+        styledrop configs my_configs/
+        styledrop personalize --config my_configs/styledrop.py --workdir runs/mine
+
+    A copy is a file of your own: edit it, and pass its path. Files that are there stay.
     """
     flags = _configs_parser().read(argv)
     from styledrop_jax import config_files
@@ -432,7 +436,7 @@ def _rare_tokens_parser() -> _Parser:
 def rare_tokens(argv: Sequence[str]) -> None:
     """Print rare words that can stand for your subject or style.
 
-    styledrop rare-tokens --base emoji64/sd --num 5
+        styledrop rare-tokens --base emoji64/sd --num 5
 
     Chosen as DreamBooth does (2208.12242): short words that the model's tokenizer knows but has
     seldom seen. Take one as
@@ -463,9 +467,9 @@ def _pretrain_parser() -> _Parser:
 def pretrain(argv: Sequence[str]) -> None:
     """Train one of the shipped base models from the corpus (launch/fetch_corpus.sh).
 
-    styledrop pretrain --config pretrain_vq --workdir pretrain/vq
-    styledrop pretrain --config pretrain_clip --workdir pretrain/clip
-    styledrop pretrain --config pretrain_muse --workdir pretrain/muse
+        styledrop pretrain --config pretrain_vq --workdir pretrain/vq
+        styledrop pretrain --config pretrain_clip --workdir pretrain/clip
+        styledrop pretrain --config pretrain_muse --workdir pretrain/muse
 
     Resumable by the same command. Leaves the model in WORKDIR/export and images of its progress in
     WORKDIR/pictures.
@@ -486,8 +490,10 @@ def pretrain(argv: Sequence[str]) -> None:
 def completion(argv: Sequence[str]) -> None:
     """Print a completion script for your shell.
 
-    styledrop completion bash > ~/.local/share/bash-completion/completions/styledrop
-    styledrop completion zsh  > ~/.zfunc/_styledrop
+        styledrop completion bash > ~/.local/share/bash-completion/completions/styledrop
+        styledrop completion zsh  > ~/.zfunc/_styledrop
+
+    Put it where your shell looks for completions, and start a new shell.
     """
     flags = _completion_parser().read(argv)
     import shtab

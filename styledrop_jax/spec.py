@@ -153,13 +153,16 @@ def complete(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def normal(data: Mapping[str, Any]) -> dict[str, Any]:
-    """`data` as `to_config` gives it; what is no config of a run stays as it is, to be compared
-    with one.
+    """`data` in the form in which two configs of the same run are the same: every round in full.
+
+    What is no config of a run stays as it is.
     """
     try:
-        return to_config(from_config(data))
+        spec = from_config(data)
     except UserError:
         return dict(data)
+    stages = tuple(spec.round(number) for number in range(1, spec.rounds + 1))
+    return to_config(dataclasses.replace(spec, round_settings=stages))
 
 
 def describe(data: Mapping[str, Any]) -> list[str]:

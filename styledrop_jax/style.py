@@ -528,7 +528,7 @@ def array(picture: Picture) -> np.ndarray:
         return image_files.read_image(picture)
     if isinstance(picture, Image.Image):
         return image_files.from_pillow(picture)
-    return image_files.from_pillow(Image.fromarray(image_files.to_uint8(picture)))
+    return image_files.from_pillow(image_files.as_pillow(picture))
 
 
 def _named(picture: Picture | None) -> str:
@@ -543,7 +543,7 @@ def _region(mask: Picture | None, shape: tuple[int, ...]) -> np.ndarray:
     size = (shape[0], shape[1])
     if isinstance(mask, str | Path):
         return image_files.read_mask(mask, size)
-    layer = mask if isinstance(mask, Image.Image) else Image.fromarray(image_files.to_uint8(mask))
+    layer = mask if isinstance(mask, Image.Image) else image_files.as_pillow(mask, "the mask")
     return image_files.as_mask(layer, size)
 
 

@@ -162,6 +162,24 @@ def test_every_form_of_an_image_is_the_same(tmp_path, taught):
         assert found == expected, name
 
 
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros((8, 8, 3), np.int64), r"found an array \[8, 8, 3\] of int64, expected"),
+        (np.zeros((8, 8, 5), np.uint8), "of uint8, expected"),
+        (np.zeros((2, 8, 8, 3), np.uint8), "of uint8, expected"),
+        (np.zeros((0, 8, 3), np.uint8), "of uint8, expected"),
+        (np.full((8, 8, 3), 255.0), "found floats from 255 to 255, expected 0 to 1"),
+        (np.full((8, 8, 3), -0.5), "found floats from -0.5 to"),
+        (np.full((8, 8, 3), np.nan), "found floats from nan to nan"),
+    ],
+)
+def test_an_array_that_is_no_image(tmp_path, array, words):
+    with pytest.raises(UserError, match=words):
+        _taught(tmp_path / "run", array)
+    assert not (tmp_path / "run").exists()
+
+
 def test_several_images_have_their_own_words(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         runs.train_only(patch)
@@ -226,8 +244,11 @@ def test_styles_of_rounds_and_of_the_base_alone(style):
     base = Style.load(tiny.finished(), round=0, pipeline=style.pipeline)
     first = Style.load(tiny.finished(), round=1, pipeline=style.pipeline)
     assert (base.number, first.number, style.number) == (0, 1, 2)
-    images = [_pixels(each.sample("a cat"))[0] for each in (base, first, style)]
-    assert len({image.tobytes() for image in images}) == 3
+    images = []
+    for each in (base, first, style):
+        several = each.sample(["a cat", "a red house"], num=8)
+        images.append(np.stack(_pixels(several)).tobytes())
+    assert len(set(images)) == 3
     assert base.adapter is None and first.pipeline is style.pipeline
 
 

@@ -134,15 +134,15 @@ def test_a_person_chooses(tmp_path, capfd):
     assert (workdir / "report.html").exists()
 
 
-def test_prompts_of_any_script(tmp_path, caplog):
+def test_prompts_of_any_script(tmp_path, capfd):
     """From the pool through names, the contact sheet and the report; and one that is too long."""
     prompts = ["赤い家", "قطة", "🐱", "🐶", "a cat " + "and a very long tail " * 4]
     path = tmp_path / "prompts.txt"
     path.write_text("\n".join(prompts), encoding="utf-8")
     words = runs.flags(prompts=path, rounds=1, round_1__sample__images_per_prompt=1)
     line = tiny.arguments(tmp_path / "run", *words, *runs.flags(round_1__select__by="human"))
-    with pytest.warns(UserWarning, match="cut: "):
-        assert tiny.styledrop(*line) == 0
+    assert tiny.styledrop(*line) == 0
+    assert "cut: " in capfd.readouterr().err
     answer = tmp_path / "run" / "round_1" / "feedback" / "selected.json"
     write_json(answer, {"selected": [2]})
     assert tiny.styledrop(*line) == 0
@@ -296,6 +296,8 @@ def test_an_extension_that_was_stopped_goes_on_by_the_same_command(tmp_path, cap
     while runs.command_until_death(workdir, (1, 2, 7)[deaths % 3], *line):
         deaths += 1
         assert deaths < 40
+        if deaths > 4 and (workdir / "report.html").exists():
+            break  # it died after its last file: the run is whole
         if deaths == 3:
             other = ["extend", "--run", workdir, "--rounds", 2]
             assert "this run is not finished" in runs.refused(capfd, *other)

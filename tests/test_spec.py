@@ -32,7 +32,13 @@ def test_the_settings_of_a_method_are_fields_of_the_same_value(method):
 def test_what_config_json_holds_is_read_back(name):
     found = config_files.read(name)
     plain = spec.to_config(found)
-    assert spec.from_config(plain) == found and spec.normal(plain) == plain
+    assert spec.from_config(plain) == found
+    expected = {}
+    for key, value in plain.items():
+        number = key.removeprefix("round_")
+        if not number.isdigit() or int(number) <= found.rounds:
+            expected[key] = value
+    assert spec.normal(plain) == expected, "rounds that are not run do not count"
 
 
 def test_config_json_holds_the_chosen_adapters_fields_alone():

@@ -149,7 +149,7 @@ def _write_kohya(trained: Trained, out: Path, dtype: str) -> list[Path]:
     if parts:
         metadata = modelspec(trained, base, kind="lora") | base_version(base)
         metadata |= lora_write.kohya_metadata(parts)
-        metadata["ss_sd_model_name"] = trained.base_name
+        metadata["ss_sd_model_name"] = trained.base_title
         metadata["ss_output_name"] = trained.name
         path = out / f"{trained.name}.safetensors"
         _save(path, lora_write.kohya(parts), dtype, metadata)
@@ -187,7 +187,7 @@ def _write_peft(trained: Trained, out: Path, dtype: str) -> list[Path]:
         tensors, config = lora_write.peft(part, flat_text=flat_text)
         folder = out / part.prefix
         _save(folder / "adapter_model.safetensors", tensors, dtype)
-        config["base_model_name_or_path"] = trained.base_name
+        config["base_model_name_or_path"] = trained.base_title
         write_json(folder / "adapter_config.json", config)
         files.extend([folder / "adapter_config.json", folder / "adapter_model.safetensors"])
         usage.append(

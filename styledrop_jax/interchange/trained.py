@@ -1,6 +1,7 @@
 """What is exported, and what its files say of it: metadata, and a model card."""
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,13 @@ class Trained:
     def name(self) -> str:
         """What files are called that other tools know by their name."""
         return str(self.info.get("name") or "styledrop")
+
+    @property
+    def base_title(self) -> str:
+        """The base model's name for other people, without the folders of this machine."""
+        name = self.base_name
+        local = name.startswith(("/", ".", "~")) or name.endswith(".safetensors")
+        return Path(name).name if local else name
 
     @property
     def trigger(self) -> str:
@@ -100,7 +108,7 @@ def write_card(folder: Path, trained: Trained, *, tags: Sequence[str], usage: st
     path = folder / "README.md"
     if path.exists() and _TAG not in path.read_text(encoding="utf-8", errors="replace"):
         return []
-    lines = ["---", f"base_model: {trained.base_name}", "tags:"]
+    lines = ["---", f"base_model: {_quoted(trained.base_title)}", "tags:"]
     for tag in ("text-to-image", *tags, _TAG):
         lines.append(f"- {tag}")
     if trained.trigger:
@@ -119,7 +127,7 @@ def write_card(folder: Path, trained: Trained, *, tags: Sequence[str], usage: st
 def _sentence(trained: Trained) -> str:
     method = trained.info.get("method")
     version = trained.info.get("version")
-    text = f"Trained on {trained.base_name}"
+    text = f"Trained on {trained.base_title}"
     if method:
         text += f" by the method {method}"
     text += f" with styledrop_jax{f' {version}' if version else ''}."
@@ -129,5 +137,5 @@ def _sentence(trained: Trained) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A YAML string."""
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    """A YAML string; every string of JSON is one."""
+    return json.dumps(text, ensure_ascii=False)

@@ -118,7 +118,7 @@ def resolve(name: str, layouts: Sequence[Layout] = (CLIP,), *, field: str = "con
     folder = os.path.expanduser(name)  # which leaves an unknown user's home as it is
     if name and os.path.isdir(folder):
         return Path(folder)
-    model = f"model {shown(name)} (--{field})"
+    model = f"model {shown(name, 160)} (--{field})"
     if name.startswith(_OF_PATHS) or name.count("/") != 1:
         raise UserError(f"{model}: no such folder and not a shipped model{_meant(name)}")
     return _of_hub(name, layouts, model)

@@ -67,6 +67,27 @@ def from_pillow(image: Image.Image) -> np.ndarray:
     return _over_white(_in_srgb("the image", _upright("the image", image)))
 
 
+def as_pillow(array: np.ndarray, name: str = "the image") -> Image.Image:
+    """An array [h, w], [h, w, 3] or [h, w, 4], uint8, bool, or float in [0, 1], as an image.
+
+    Raises:
+        UserError: it is of another shape or type, or out of that range; the message calls it
+            `name`.
+    """
+    is_image = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))
+    known = array.dtype in (np.uint8, np.bool_) or array.dtype.kind == "f"
+    if not (is_image and known and array.size):
+        raise UserError(
+            f"{name}: found an array {list(array.shape)} of {array.dtype}, expected [h, w, 3] of "
+            "uint8, or of floats from 0 to 1"
+        )
+    if array.dtype.kind == "f" and not (array.min() >= 0 and array.max() <= 1):
+        raise UserError(
+            f"{name}: found floats from {array.min():.3g} to {array.max():.3g}, expected 0 to 1"
+        )
+    return Image.fromarray(to_uint8(array))
+
+
 def _over_white(image: Image.Image) -> np.ndarray:
     if image.mode == "RGBA":
         white = Image.new("RGBA", image.size, "white")

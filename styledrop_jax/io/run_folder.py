@@ -38,7 +38,8 @@ class Run:
         Args:
             workdir: new, or a run folder.
             config: what it is to do.
-            completed: fills in what a run folder of an older version does not say.
+            completed: the form of a config in which two are compared, with what a run folder of
+                an older version does not say.
 
         Raises:
             UserError: another process works in the folder; the folder holds a run of another config
@@ -183,7 +184,7 @@ def _check_same(
     completed: Callable[[Mapping[str, Any]], dict[str, Any]],
 ) -> None:
     old = _flat(completed(_read_object(path)))
-    new = _flat(config)
+    new = _flat(completed(config))
     changed = []
     for name in dict.fromkeys([*old, *new]):
         if name not in old or name not in new or old[name] != new[name]:

@@ -228,11 +228,24 @@ def test_an_unknown_precision_is_refused(tmp_path):
         EXPORTS["diffusers"](trained("lora"), tmp_path, dtype="float61")
 
 
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("emoji64/sd", "emoji64/sd"),
+        ("/home/me/models/mine", "mine"),
+        ("~/tuned.safetensors", "tuned.safetensors"),
+        ("models/tuned.safetensors", "tuned.safetensors"),
+    ],
+)
+def test_files_for_others_do_not_name_folders_of_this_machine(name, title):
+    assert dataclasses.replace(trained("lora"), base_name=name).base_title == title
+
+
 def test_the_card_says_how_to_use_it(tmp_path):
     EXPORTS["diffusers"](trained("lora"), tmp_path)
     card = (tmp_path / "README.md").read_text()
     for words in (
-        "base_model: tiny",
+        'base_model: "tiny"',
         "- lora",
         'instance_prompt: "in watercolor"',
         "Trained on tiny with styledrop_jax.",
