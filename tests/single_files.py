@@ -45,7 +45,9 @@ def ldm_tensors(version: str, modules: Mapping[str, Any]) -> dict[str, torch.Ten
         version: "1.5", "2.1", "tiny 1.x" or "tiny 2.x".
         modules: of the reference libraries.
     """
-    unet, vae, text = (modules[part].state_dict() for part in ("unet", "vae", "text_encoder"))
+    unet = modules["unet"].state_dict()
+    vae = modules["vae"].state_dict()
+    text = modules["text_encoder"].state_dict()
     if version.removeprefix("tiny ").startswith("2"):
         tower = _open_clip(text)
     else:

@@ -171,7 +171,10 @@ def _of_hub(name: str, layouts: Sequence[Layout], model: str) -> Path:
 def _cached(name: str, layouts: Sequence[Layout]) -> Path:
     """The model's folder in the cache; UserError if a file that the loader opens is not there."""
     folder = Path(snapshot_download(name, local_files_only=True, allow_patterns=[]))
-    paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    paths = []
+    for path in folder.rglob("*"):
+        if path.is_file():  # and not a link to a blob that was deleted
+            paths.append(path.relative_to(folder).as_posix())
     _best(paths, layouts).choose(paths, lambda index: folder / index, source=name)
     return folder
 

@@ -34,7 +34,11 @@ def choose_tokenizer(names: Collection[str], *, source: str) -> list[str]:
     """
     for form in _FORMS:
         if set(form).issubset(names):
-            return [*form, *(name for name in _SETTINGS if name in names)]
+            chosen = list(form)
+            for name in _SETTINGS:
+                if name in names:
+                    chosen.append(name)
+            return chosen
     expected = "tokenizer.json, vocab.json with merges.txt, or spiece.model"
     raise UserError(f"{source}: no tokenizer, expected {expected}")
 
@@ -151,7 +155,11 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int) -
         raise ValueError(f"vocab_size is {vocab_size}, expected at least {2 * len(letters) + 2}")
     # The library numbers the word-ending bytes in a random order, and ties between pairs are broken
     # by number. With one private character for each, they are plain letters of a fixed order.
-    ends = {letter: chr(0xE000 + i) for i, letter in enumerate(letters)}
+    ends = {}
+    written = {}
+    for number, letter in enumerate(letters):
+        ends[letter] = chr(0xE000 + number)
+        written[0xE000 + number] = letter + _WORD_END
     learner = Tokenizer(BPE())
     trainer = BpeTrainer(
         vocab_size=vocab_size - 2,
@@ -159,7 +167,6 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int) -
         show_progress=False,
     )
     learner.train_from_iterator(_words(captions, letters, ends), trainer)
-    written = str.maketrans({end: letter + _WORD_END for letter, end in ends.items()})
     merges = []
     for left, right in json.loads(learner.to_str())["model"]["merges"]:
         merges.append((left.translate(written), right.translate(written)))
@@ -178,10 +185,13 @@ def _words(captions: Iterable[str], letters: list[str], ends: Mapping[str, str])
 def _clip_tokenizer(
     letters: list[str], merges: list[tuple[str, str]], max_length: int
 ) -> CLIPTokenizer:
+    tokens = list(letters)
+    for letter in letters:
+        tokens.append(letter + _WORD_END)
+    for left, right in merges:
+        tokens.append(left + right)
     vocab: dict[str, int] = {}
-    endings = [letter + _WORD_END for letter in letters]
-    merged = [left + right for left, right in merges]
-    for token in [*letters, *endings, *merged, _BOS, _EOS]:
+    for token in [*tokens, _BOS, _EOS]:
         vocab.setdefault(token, len(vocab))
     return CLIPTokenizer(
         vocab=vocab,

@@ -84,8 +84,8 @@ def _whole(*weights: str) -> dict[str, bytes]:
     return _files(*CONFIGS, *OTHERS, *weights)
 
 
-def _plain(*stems: str) -> tuple[str, ...]:
-    return tuple(f"{stem}.safetensors" for stem in stems or (UNET, VAE, TEXT))
+def _plain(*stems: str, variant: str = "") -> list[str]:
+    return [f"{stem}{variant}.safetensors" for stem in stems or (UNET, VAE, TEXT)]
 
 
 def _cached(folder) -> set[str]:
@@ -139,8 +139,7 @@ def test_a_missing_folder_is_one_line(shipped, cache, name):
 
 def test_exactly_what_is_opened_is_downloaded_once(shipped, cache, monkeypatch):
     wanted = {*CONFIGS, *_plain()}
-    variants = [f"{stem}.fp16.safetensors" for stem in (UNET, VAE, TEXT)]
-    variants += [f"{stem}.bf16.safetensors" for stem in (UNET, VAE, TEXT)]
+    variants = _plain(variant=".fp16") + _plain(variant=".bf16")
     with LoopbackHub({"owner/name": _whole(*_plain(), *variants)}) as server:
         server.use(monkeypatch)
         folder = hub.resolve("owner/name", LAYOUTS)
@@ -157,15 +156,16 @@ def test_exactly_what_is_opened_is_downloaded_once(shipped, cache, monkeypatch):
 @pytest.mark.parametrize("variant", ["fp16", "bf16"])
 def test_a_variant_is_downloaded_where_there_is_no_other(variant, shipped, cache, monkeypatch):
     """Here of the U-Net alone, and in shards; of the rest the plain files are taken."""
-    shards = [f"diffusion_pytorch_model.{variant}-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    stem = f"diffusion_pytorch_model.{variant}"
+    shards = [f"{stem}-00001-of-00002.safetensors", f"{stem}-00002-of-00002.safetensors"]
+    paths = [f"unet/{shards[0]}", f"unet/{shards[1]}"]
     index = f"{UNET}.safetensors.index.{variant}.json"
     weights = [*_plain(VAE, TEXT), f"{VAE}.fp16.safetensors", f"{VAE}.bf16.safetensors"]
-    files = _whole(*weights, *(f"unet/{shard}" for shard in shards))
+    files = _whole(*weights, *paths)
     with LoopbackHub({"owner/name": files | {index: _index(*shards)}}) as server:
         server.use(monkeypatch)
         folder = hub.resolve("owner/name", LAYOUTS)
-    expected = {*CONFIGS, *_plain(VAE, TEXT), index, *(f"unet/{shard}" for shard in shards)}
-    assert _cached(folder) == expected
+    assert _cached(folder) == {*CONFIGS, *_plain(VAE, TEXT), index, *paths}
 
 
 def test_a_partial_cache_is_completed(shipped, cache, monkeypatch):
@@ -219,7 +219,7 @@ def test_a_shard_that_a_cache_lacks_is_named(shipped, cache, monkeypatch):
 
 def test_a_cache_of_another_variant_is_enough(shipped, cache, monkeypatch):
     """Downloaded by another program, of a repository that has the plain files too."""
-    half = [f"{stem}.fp16.safetensors" for stem in (UNET, VAE, TEXT)]
+    half = _plain(variant=".fp16")
     with LoopbackHub({"owner/name": _whole(*_plain(), *half)}) as server:
         server.use(monkeypatch)
         folder = huggingface_hub.snapshot_download("owner/name", allow_patterns=[*CONFIGS, *half])

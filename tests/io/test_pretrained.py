@@ -209,7 +209,8 @@ def test_one_variant_is_taken_and_the_plain_file_before_it(there, taken, tmp_pat
 @pytest.mark.parametrize("variant", [".fp16", ".bf16"])
 def test_shards_of_a_variant_are_one_model(variant, tmp_path):
     tensors = _tensors()
-    names = tuple(f"{STEM}{variant}-0000{number}-of-00002.safetensors" for number in (1, 2))
+    stem = f"{STEM}{variant}"
+    names = (f"{stem}-00001-of-00002.safetensors", f"{stem}-00002-of-00002.safetensors")
     _shard(tmp_path, tensors, names, variant)
     files = pretrained.weight_files(tmp_path, STEM)
     assert [file.name for file in files] == list(names)

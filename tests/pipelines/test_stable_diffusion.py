@@ -89,7 +89,8 @@ def _reference_sample(
     text = _reference_text(parts, PROMPTS)
     negative = _reference_text(parts, [NEGATIVE] * 2)
     for t in scheduler.timesteps[start:]:
-        cond, uncond = (parts["unet"](x, t, states).sample for states in (text, negative))
+        cond = parts["unet"](x, t, text).sample
+        uncond = parts["unet"](x, t, negative).sample
         output = rescale_noise_cfg(uncond + SCALE * (cond - uncond), cond, rescale)
         x = scheduler.step(output, t, x).prev_sample
     return _numpy(x)
@@ -168,9 +169,8 @@ def test_image_to_image_is_the_reference_from_the_seeds_own_noise(
     traces = _traces(monkeypatch)
     half = _sample(model, group, (7, 8), latents=own, strength=0.5)
     made = len(traces)
-    none, full = (
-        _sample(model, group, (7, 8), latents=own, strength=strength) for strength in (0.0, 1.0)
-    )
+    none = _sample(model, group, (7, 8), latents=own, strength=0.0)
+    full = _sample(model, group, (7, 8), latents=own, strength=1.0)
     assert len(traces) == made > 0, "one program for every strength"
     np.testing.assert_array_equal(none, own)
     scheduler = DDIMScheduler.from_pretrained(folders["epsilon"] / "scheduler")
@@ -215,7 +215,8 @@ def test_branches_are_added_by_their_weights_of_each_step_whatever_carries_them(
     double."""
     graphdef, own, frozen = _split(model, nnx.PathContains("conv_out"))
     states = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), own)
-    text, negative = (model.encode_text(prompts).states for prompts in (PROMPTS, [NEGATIVE] * 2))
+    text = model.encode_text(PROMPTS).states
+    negative = model.encode_text([NEGATIVE] * 2).states
     a, b, c = np.array([[1.5, 0.5], [-0.4, -0.2], [0.1, 0.6]], np.float32)  # of both steps
     groups = [
         Group(
@@ -259,9 +260,8 @@ def test_attention_is_edited_in_the_branch_and_step_of_choice(model, parts, fold
     other = sampled(1, 0)
     guided = sampled(0, STEPS, SCALE)
     assert len(traces) == made > 0, "one program for every choice"
-    assert (
-        min(np.abs(x - y).max() for x, y in ((always, late), (late, never), (always, never))) > 1e-2
-    )
+    for x, y in ((always, late), (late, never), (always, never)):
+        assert np.abs(x - y).max() > 1e-2
     np.testing.assert_array_equal(other, never)
     _close(guided, _reference_sample(parts, folders["epsilon"], _normal(0)), 1e-3)
 
@@ -304,9 +304,8 @@ def test_the_loss_is_the_reference(prediction, models, folders, parts):
 
     @nnx.jit
     def losses(denoiser, *inputs):
-        return [
-            loss_at(denoiser, model.schedule, *inputs, min_snr_gamma=gamma) for gamma in (None, 5.0)
-        ]
+        plain = loss_at(denoiser, model.schedule, *inputs, min_snr_gamma=None)
+        return plain, loss_at(denoiser, model.schedule, *inputs, min_snr_gamma=5.0)
 
     (plain, _), (weighted, metrics) = losses(
         model.denoiser, latents, model.encode_text(prompts).states, t, noise
