@@ -97,6 +97,14 @@ def _emoji64() -> ConfigDict:
                 "lambda_a": 0.5,
                 "lambda_b": 0.75,
             },
-            "select": {"scorers": {"clip_text": 1.0, "clip_style": 1.0, "random": 0.0}},
+            "select": {
+                "scorers": {
+                    "clip_text": 1.0,
+                    "clip_style": 1.0,
+                    "clip_content": 0.0,
+                    "clip_leakage": 0.0,
+                    "random": 0.0,
+                }
+            },
         }
     )

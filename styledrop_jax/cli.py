@@ -237,7 +237,7 @@ def _mix_parser() -> _Parser:
         "--gamma", type=float, default=0.6, help="share of the subject, 0 to 1 (default 0.6)"
     )
     parser.add_argument(
-        "--round", type=int, help="the round of both runs; default the last of each"
+        "--round", type=int, help="the round of both runs; default the best of each"
     )
     parser.add_argument("--base", default="", help="where the base model is now, if it has moved")
     return parser
@@ -610,7 +610,7 @@ def _add_run(parser: _Parser) -> None:
     parser.add_argument(
         "--round",
         type=int,
-        help="the round whose adapter is used; default the last; 0: the base model",
+        help="the round whose adapter is used; default the best by the verdict; 0: the base model",
     )
     parser.add_argument("--base", default="", help="where the base model is now, if it has moved")
 

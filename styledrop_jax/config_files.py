@@ -2,7 +2,8 @@
 one value.
 
 A config file is a Python file with `get_config(preset)`, which returns an ml_collections
-ConfigDict. It may leave out any field: the field's own default holds.
+ConfigDict. It may leave out any field: the field's own default holds. A run folder is a config too:
+what that run was told.
 """
 
 import contextlib
@@ -21,8 +22,9 @@ from ml_collections import ConfigDict, config_flags
 
 from styledrop_jax import spec
 from styledrop_jax.errors import UserError, did_you_mean, shown
-from styledrop_jax.io.files import guard
+from styledrop_jax.io.files import guard, read_json
 
+_OF_RUN = "config.json"
 _PACKAGE = Path(__file__).parent
 Complete = Callable[[Mapping[str, Any]], dict[str, Any]]
 
@@ -51,7 +53,8 @@ def copy(target: Path) -> Path:
 
 
 def find(name: str) -> tuple[Path, str]:
-    """The file and the preset of "styledrop", "styledrop:sd15", "mine.py" or "mine.py:preset".
+    """The file and the preset of "styledrop", "styledrop:sd15", "mine.py", "mine.py:preset" or of
+    a run folder.
 
     Raises:
         UserError: there is no such config.
@@ -63,10 +66,12 @@ def find(name: str) -> tuple[Path, str]:
     with contextlib.suppress(OSError, ValueError):
         if path.is_file():
             return path, preset
+        if (Path(name) / _OF_RUN).is_file():
+            return Path(name) / _OF_RUN, ""
     hint = did_you_mean(path.stem, names())
     raise UserError(
         f"--config: no such file or name {shown(file)}{hint}; "
-        f"expected a path, or one of {', '.join(names())}"
+        f"expected a file, a run folder, or one of {', '.join(names())}"
     )
 
 
@@ -77,6 +82,8 @@ def load(name: str, complete: Complete = spec.complete) -> ConfigDict:
         UserError: there is no such config, or its file fails.
     """
     path, preset = find(name)
+    if path.name == _OF_RUN:
+        return ConfigDict(complete(_told(path)))
     with _file_errors(path):
         get_config = runpy.run_path(str(path)).get("get_config")
         if not callable(get_config):
@@ -88,6 +95,14 @@ def load(name: str, complete: Complete = spec.complete) -> ConfigDict:
         kind = type(config).__name__
         raise UserError(f"--config: get_config of {path} returned a {kind}, expected a ConfigDict")
     return ConfigDict(complete(config.to_dict()))
+
+
+def _told(path: Path) -> dict[str, Any]:
+    """What the run of this `config.json` was told."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"--config: {path} is {shown(content)}, expected a JSON object")
+    return content
 
 
 def read(name: str, overrides: Mapping[str, Any] | None = None) -> spec.RunSpec:

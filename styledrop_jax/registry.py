@@ -47,6 +47,8 @@ ADAPTERS: dict[str, AdapterKind] = {
 SCORERS: dict[str, scorers.Scorer] = {
     "clip_text": scorers.clip_text,
     "clip_style": scorers.clip_style,
+    "clip_content": scorers.clip_content,
+    "clip_leakage": scorers.clip_leakage,
     "random": scorers.random,
 }
 

@@ -19,6 +19,7 @@ from styledrop_jax.registry import METHODS
 from styledrop_jax.spec import RunSpec, check_rounds, from_config, normal, to_config
 from styledrop_jax.stages import begin
 from styledrop_jax.stages.job import Job, Taught
+from styledrop_jax.stages.judge import judge_run
 from styledrop_jax.stages.report import write_report
 from styledrop_jax.stages.sample import sample_base, sample_round
 from styledrop_jax.stages.samples import Sample
@@ -120,31 +121,39 @@ def carry_out(job: Job, *, command: str) -> Path:
         samples = sample_round(job, number)
         scored = score_round(job, number, samples)
         chosen = select_round(job, number, scored)
-        streams = _next_streams(job, number, streams, chosen)
+        if number < job.spec.rounds and job.spec.round(number + 1).images == "chosen":
+            streams = _next_streams(job, number, chosen)
+    judge_run(job)
     return write_report(job.run, job.spec, command=command)
 
 
-def _next_streams(
-    job: Job, number: int, streams: Sequence[Stream], chosen: Sequence[Sample]
-) -> Sequence[Stream]:
+def _next_streams(job: Job, number: int, chosen: Sequence[Sample]) -> list[Stream]:
     """What the round after `number` trains on: the chosen samples in place of the images that
-    judge.
+    judge, or beside them.
     """
-    if job.spec.round(number + 1).images == "same":
-        return streams
+    share = job.spec.round(number + 1).own_share
     pictures = []
     for sample in chosen:
         pictures.append(image_files.read_image(job.run.path(f"round_{number}", sample.file)))
     following = []
-    for stream in streams:
+    for stream in job.program.streams:
         if stream.judges:
             examples = []
             for sample, image in zip(chosen, pictures, strict=True):
                 prompt = stream.caption(sample.content, job.descriptor)
                 examples.append(Example(image=image, prompt=prompt, content=sample.content))
-            stream = dataclasses.replace(stream, examples=examples)
+            own = _repeated(stream.examples, len(examples), share)
+            stream = dataclasses.replace(stream, examples=examples + own)
         following.append(stream)
     return following
+
+
+def _repeated(own: Sequence[Example], others: int, share: float) -> list[Example]:
+    """The user's own images as often as makes them `share` of all, beside `others` more."""
+    if not share:
+        return []
+    times = share / (1 - share) * others / len(own)
+    return list(own) * max(1, round(times))
 
 
 def _contents(file: str) -> list[str]:

@@ -31,7 +31,13 @@ class SelectSettings:
 
     scorers: Mapping[str, float] = weights(
         SCORERS,
-        {"clip_text": 1.0, "clip_style": 0.0, "random": 0.0},
+        {
+            "clip_text": 1.0,
+            "clip_style": 0.0,
+            "clip_content": 0.0,
+            "clip_leakage": 0.0,
+            "random": 0.0,
+        },
         "weight of each scorer in the sum",
     )
     by: str = setting("prompt", "how images are chosen for the next round", choices=SELECTORS)
@@ -52,6 +58,20 @@ class RoundSettings:
         "chosen",
         "what it trains on: what was chosen in the last round, or the same as the last round",
         choices=("chosen", "same"),
+    )
+    own_share: float = setting(
+        0.0,
+        "after round 1, share of the user's own images beside the chosen samples; the paper has "
+        "none",
+        low=0,
+        high=0.95,
+    )
+    keep: int = setting(
+        1,
+        "states of its training that are kept, evenly over the steps, to take the best of; 1 is "
+        "the last",
+        low=1,
+        high=20,
     )
     prompts: str = setting(
         "", "its own text file of prompts to sample; empty for those of the run", path="file"

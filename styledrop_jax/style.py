@@ -28,6 +28,7 @@ from styledrop_jax.pipelines.load import load as load_pipeline
 from styledrop_jax.registry import METHODS
 from styledrop_jax.spec import RunSpec, from_config
 from styledrop_jax.stages.begin import warn_of_unknown
+from styledrop_jax.stages.judge import read_verdict
 
 _LOG = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class Style:
 
         Args:
             run: a run folder.
-            round: whose adapter; None is the last one, 0 the base model alone.
+            round: whose adapter; None is the best by the run's verdict, 0 the base model alone.
             base: where the base model is now, if it has moved.
             pipeline: the base model, if it is loaded already.
 
@@ -495,7 +496,11 @@ def _chosen_round(run: Run, spec: RunSpec, asked: int | None) -> int:
     if asked == 0 or (asked is not None and asked in rounds):
         return asked
     if asked is None and rounds:
-        return rounds[-1]
+        verdict = read_verdict(run)
+        if verdict is None or verdict.round not in rounds or len(rounds) == 1:
+            return rounds[-1]
+        log.say(f"{run.workdir}: round {verdict.round} of {len(rounds)}, by the run's verdict")
+        return verdict.round
     found = ", ".join(map(str, rounds)) or "none yet: let `styledrop personalize` finish a round"
     raise UserError(f"round: found {asked}, rounds of {run.workdir} with an adapter: {found}")
 

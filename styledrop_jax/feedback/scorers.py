@@ -16,6 +16,8 @@ class Scored(NamedTuple):
         prompts: the prompt of each.
         ids: (prompt index, image index) of each.
         references: float32 [m, h, w, 3] in [0, 1].
+        contents: what the prompt of each asks for, without words of style.
+        shown: what the references show.
         clip: the scoring model.
         seed: for scorers that need chance.
     """
@@ -24,6 +26,8 @@ class Scored(NamedTuple):
     prompts: list[str]
     ids: list[tuple[int, int]]
     references: np.ndarray
+    contents: list[str]
+    shown: list[str]
     clip: ClipScorer
     seed: int
 
@@ -40,6 +44,28 @@ def clip_text(samples: Scored) -> np.ndarray:
 def clip_style(samples: Scored) -> np.ndarray:
     """Cosine of image and references: StyleDrop's Style score."""
     return samples.clip.style_score(samples.images, samples.references)
+
+
+def clip_content(samples: Scored) -> np.ndarray:
+    """Cosine of image and what its prompt asks for, without the words of style: those would pull
+    it to what CLIP takes the words for.
+    """
+    return samples.clip.text_score(samples.images, samples.contents)
+
+
+def clip_leakage(samples: Scored) -> np.ndarray:
+    """Cosine of image and the words for what the references show: what leaks from them, so that
+    less is better, and its weight is to be negative.
+
+    Of several references the likest; 0 where the prompt asks for what they show, which then
+    cannot leak.
+    """
+    if not samples.shown:
+        return np.zeros(len(samples.images))
+    likeness = samples.clip.likeness(samples.images, samples.shown)
+    same = np.array(samples.contents)[:, None] == np.array(samples.shown)
+    worst = np.where(same, -1, likeness).max(axis=1)
+    return np.where(same.all(axis=1), 0, worst)
 
 
 def random(samples: Scored) -> np.ndarray:

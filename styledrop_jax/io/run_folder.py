@@ -120,7 +120,8 @@ class Run:
         manifest.
         """
         self.update_manifest({"changes": changes})
-        self.path("report.html").unlink(missing_ok=True)
+        for name in ("report.html", "verdict.json"):
+            self.path(name).unlink(missing_ok=True)
         write_json(self.path("config.json"), config)
         self.config = plain(config)
 

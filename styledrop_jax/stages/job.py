@@ -13,7 +13,7 @@ from styledrop_jax import log
 from styledrop_jax.adapters.base import Trainable
 from styledrop_jax.io.captions import Reference
 from styledrop_jax.io.run_folder import Run
-from styledrop_jax.methods.base import Program, Prompt
+from styledrop_jax.methods.base import Example, Program, Prompt
 from styledrop_jax.metrics.clip_scores import ClipScorer
 from styledrop_jax.pipelines.base import Pipeline
 from styledrop_jax.spec import RunSpec
@@ -74,11 +74,19 @@ class Job:
     @functools.cached_property
     def judged_by(self) -> np.ndarray:
         """The images that samples are compared with, float32 [m, r, r, 3] in [0, 1]."""
-        judging = [stream.examples for stream in self.program.streams if stream.judges]
-        images = []
-        for example in itertools.chain.from_iterable(judging):
-            images.append(example.at(self.pipeline.resolution))
+        images = [example.at(self.pipeline.resolution) for example in self._judging]
         return np.stack(images).astype(np.float32) / 255
+
+    @property
+    def shown(self) -> list[str]:
+        """What the images that samples are compared with show."""
+        found = [example.content for example in self._judging if example.content]
+        return list(dict.fromkeys(found))
+
+    @property
+    def _judging(self) -> list[Example]:
+        judging = [stream.examples for stream in self.program.streams if stream.judges]
+        return list(itertools.chain.from_iterable(judging))
 
     @functools.cached_property
     def sources(self) -> dict[str, Taught]:

@@ -21,6 +21,8 @@ from styledrop_jax.io.run_folder import Run
 from styledrop_jax.metrics.clip_scores import mean_interval
 from styledrop_jax.settings import to_dict
 from styledrop_jax.spec import RunSpec, to_config
+from styledrop_jax.stages import steps
+from styledrop_jax.stages.judge import read_verdict
 from styledrop_jax.stages.samples import Sample, read_chosen, read_samples
 
 _ASSETS = Path(__file__).parents[1] / "assets"
@@ -98,6 +100,19 @@ class Stage:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Strip:
+    """Samples of the same prompts while a round trained, {step: samples}."""
+
+    title: str
+    rows: Mapping[int, Sequence[Shown]]
+    best: int
+
+    @property
+    def contents(self) -> list[str]:
+        return [item.sample.content for item in next(iter(self.rows.values()))]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Chart:
     """One metric over the training steps, 520 by 280 pixels.
 
@@ -138,16 +153,20 @@ def write_report(run: Run, spec: RunSpec, *, command: str) -> Path:
     manifest = _manifest(run)
     base = _stage(run, "base", "Base model, same prompts")
     stages = [_titled(base, manifest)]
+    strips = []
     settings_by_round = []
     for number in range(1, spec.rounds + 1):
         stages.append(_stage(run, f"round_{number}", f"Round {number}"))
+        strips += _strips(run, number)
         settings_by_round.append(_flat(to_dict(spec.round(number))))
     stages.append(_stage(run, "truth", "True image"))
     page = _template().stream(
         folder=run.workdir.resolve().name,
         spec=spec,
         manifest=manifest,
+        verdict=read_verdict(run),
         stages=stages,
+        strips=strips,
         rows=_rows(stages),
         charts=_charts(run),
         settings=_flat(to_config(spec)),
@@ -229,6 +248,23 @@ def _stage(run: Run, folder: str, title: str) -> Stage:
             is_chosen = sample.place in chosen
             samples.append(Shown(sample=sample, file=file, source=source, chosen=is_chosen))
     return Stage(title=title, samples=samples)
+
+
+def _strips(run: Run, number: int) -> list[Strip]:
+    """The strip of a round that kept more than its last state."""
+    folder = f"round_{number}/steps"
+    file = _inside(run, f"round_{number}", steps.FILE)
+    if file is None:
+        return []
+    rows = {}
+    for path in sorted(run.path(folder).iterdir()):
+        if path.name.isdecimal():
+            rows[int(path.name)] = _stage(run, f"{folder}/{path.name}", "").samples
+    content = read_json(file)
+    best = content.get("best") if isinstance(content, dict) else None
+    if type(best) is not int or best not in rows:
+        raise UserError(f"{file}: not as `personalize` leaves it: {shown(content)}")
+    return [Strip(title=f"Round {number}", rows=rows, best=best)]
 
 
 def _rows(stages: Sequence[Stage]) -> dict[tuple[str, str], Path | None]:

@@ -30,17 +30,17 @@ def sample_base(job: Job) -> list[Sample]:
     """The base model's samples of the prompts, by the words of the style alone."""
     base = guidance.bare(job.pipeline)
     settings = job.spec.round(1).sample
-    return _sample(job, "base", round_pool(job, 0), base, settings, base_alone=True)
+    return sample_with(job, "base", round_pool(job, 0), base, settings, base_alone=True)
 
 
 def sample_round(job: Job, number: int) -> list[Sample]:
     """The pool of a round, by its adapter."""
     stage = f"round_{number}"
     tuned = guidance.load(job.pipeline, job.run.path(stage, "adapter.safetensors"))
-    return _sample(job, stage, round_pool(job, number), tuned, job.spec.round(number).sample)
+    return sample_with(job, stage, round_pool(job, number), tuned, job.spec.round(number).sample)
 
 
-def _sample(
+def sample_with(
     job: Job,
     stage: str,
     samples: list[Sample],

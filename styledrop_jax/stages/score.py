@@ -21,12 +21,12 @@ _BY_TEXT = {"clip_text": 1.0}
 
 def score_base(job: Job, samples: Sequence[Sample]) -> list[Sample]:
     """The base model's samples with their scores."""
-    return _score(job, "base", samples, _BY_TEXT)
+    return score_stage(job, "base", samples, _BY_TEXT)
 
 
 def score_round(job: Job, number: int, samples: Sequence[Sample]) -> list[Sample]:
     """A round's samples with their scores, and the sum that selection goes by."""
-    return _score(job, f"round_{number}", samples, job.spec.round(number).select.scorers)
+    return score_stage(job, f"round_{number}", samples, job.spec.round(number).select.scorers)
 
 
 def score_truth(job: Job) -> None:
@@ -43,7 +43,7 @@ def score_truth(job: Job) -> None:
             image_files.write_png(job.run.path("truth", name), square)
             samples.append(dataclasses.replace(sample, file=name))
     if samples:
-        _score(job, "truth", samples, _BY_TEXT)
+        score_stage(job, "truth", samples, _BY_TEXT)
     elif job.spec.truth:
         raise UserError(
             f"config.truth: no image of a prompt in {folder}; expected files such as cat.png"
@@ -60,7 +60,7 @@ def _truth(job: Job) -> Path | None:
     return beside if bundled and beside.is_dir() else None
 
 
-def _score(
+def score_stage(
     job: Job, stage: str, samples: Sequence[Sample], weights: Mapping[str, float]
 ) -> list[Sample]:
     path = job.run.path(stage, "scores.jsonl")
@@ -78,6 +78,8 @@ def _score(
         prompts=prompts,
         ids=places,
         references=job.judged_by,
+        contents=[sample.content for sample in samples],
+        shown=job.shown,
         clip=job.clip,
         seed=job.spec.seed,
     )

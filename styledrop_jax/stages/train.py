@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,9 +12,11 @@ from flax import nnx
 from styledrop_jax import trainable, tree
 from styledrop_jax.adapters.base import save_adapter
 from styledrop_jax.interchange.read import read_init
+from styledrop_jax.io.files import write_bytes
 from styledrop_jax.methods.base import Stream
 from styledrop_jax.stages import objective
 from styledrop_jax.stages.job import Job
+from styledrop_jax.stages.steps import best_step, step_file
 from styledrop_jax.training import checkpoint, loop, optim
 
 _MOST_STEPS_PER_CALL = 10
@@ -29,6 +32,9 @@ def train_round(job: Job, number: int, streams: Sequence[Stream]) -> None:
         checkpoint.remove(folder)
         return
     start = time.monotonic()
+    last = job.run.path(stage, "adapter.safetensors")
+    at_once = _steps_per_call(settings.checkpoint_every)
+    kept = _kept(settings.steps, job.spec.round(number).keep, at_once)
     what = job.trainables[number - 1]
     key = jax.random.fold_in(jax.random.key(job.spec.seed), number)
     attach_key, step_key = jax.random.split(key)
@@ -38,6 +44,25 @@ def train_round(job: Job, number: int, streams: Sequence[Stream]) -> None:
     for stream, seed in zip(streams, seeds, strict=True):
         batches.append(objective.batch(stream, job.pipeline, settings, seed=seed))
     data, loss = objective.prepare(model, what, batches, settings)
+
+    def save(path: Path, params: Any) -> None:
+        save_adapter(
+            path,
+            params["parts"],
+            base_name=job.pipeline.name,
+            base_hash=job.pipeline.base_hash,
+            config=what.to_dict(),
+            round=number,
+            extra={"descriptor": job.descriptor, "content": job.given[0].reference.content},
+        )
+
+    def keep(step: int, state: dict, graphdef: nnx.GraphDef, frozen: nnx.State) -> dict:
+        if step in kept:
+            save(
+                job.run.path(stage, step_file(step)), optim.averaged(state["params"], state["opt"])
+            )
+        return state
+
     params = loop.fit(
         data,
         trainable.trained(what),
@@ -50,22 +75,27 @@ def train_round(job: Job, number: int, streams: Sequence[Stream]) -> None:
         logger=job.logger,
         stage=stage,
         accumulate=settings.accumulate,
-        steps_per_call=_steps_per_call(settings.checkpoint_every),
+        steps_per_call=at_once,
         checkpoint_every=settings.checkpoint_every,
         meta={"base": job.pipeline.base_hash},
+        after=keep,
         start_from=_initial(job, number),
     )
     _record(job, stage, params, data, streams, time.monotonic() - start)
-    save_adapter(
-        job.run.path(stage, "adapter.safetensors"),
-        params["parts"],
-        base_name=job.pipeline.name,
-        base_hash=job.pipeline.base_hash,
-        config=what.to_dict(),
-        round=number,
-        extra={"descriptor": job.descriptor, "content": job.given[0].reference.content},
-    )
+    if kept:
+        save(job.run.path(stage, step_file(settings.steps)), params)
+        write_bytes(last, best_step(job, number, [*kept, settings.steps]).read_bytes())
+    else:
+        save(last, params)
     checkpoint.remove(folder)  # the optimizer's states are of no more use
+
+
+def _kept(steps: int, count: int, at_once: int) -> list[int]:
+    """The steps before the last whose state is kept: at the ends of dispatches, which do not
+    change for it.
+    """
+    marks = [steps * i // count // at_once * at_once for i in range(1, count)]
+    return sorted({mark for mark in marks if 0 < mark < steps})
 
 
 def _initial(job: Job, number: int) -> Any:

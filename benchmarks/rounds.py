@@ -1,0 +1,143 @@
+"""What a second round does to a style: arms of its settings on styles for choosing them.
+
+    python benchmarks/rounds.py --icons icons/node_modules --workdir runs/rounds \\
+        [--preset emoji64-muse] [--seeds 3] [--arm defaults] [--style crayon]
+
+Every arm of a style and seed goes on from the same first round. Scores are means over the images
+of a prompt. By the CLIP that selects: Text, cosine with the prompt's content alone; Style, with the
+reference; leaks, the share that is nearer to what the reference shows than to its own content. By a
+judge that had no part in it: colour and texture, distances to the reference. The prompt that asks
+for what the reference shows is left out. An arm's differences from round 1 are paired by style,
+seed and prompt, with 95% bootstrap intervals. Resumable.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from held_out_styles import by_prompt, features, interval
+from validation_styles import STYLES, Style, write
+
+from styledrop_jax import config_files, log
+from styledrop_jax.io import hub, image_files
+from styledrop_jax.metrics.clip_scores import ClipScorer
+from styledrop_jax.metrics.statistics import colour_distance, texture_distance
+from styledrop_jax.rounds import personalize
+from styledrop_jax.stages.samples import read_samples
+
+_STRICT = {
+    "round_1.select.by": "top_k",
+    "round_1.select.k": 10,
+    "round_1.select.scorers.clip_text": 0.0,
+    "round_1.select.scorers.clip_style": 1.0,
+    "round_1.select.scorers.clip_content": 1.0,
+    "round_1.select.scorers.clip_leakage": -1.0,
+}
+_OWN = {"round_2.own_share": 0.5}
+_LAST = {"round_2.start": "last"}
+
+
+def _guided(first: float, second: float) -> dict[str, Any]:
+    return {"round_1.sample.lambda_a": first, "round_2.sample.lambda_a": second}
+
+
+ARMS: dict[str, dict[str, Any]] = {
+    "pick": {**_STRICT, **_guided(2, 2)},
+    "pick, own .2": {"round_2.own_share": 0.2, **_STRICT, **_guided(2, 2)},
+    "pick, 500": {"round_2.train.steps": 500, **_STRICT, **_guided(2, 2)},
+    "pick, 1 2": {**_STRICT, **_guided(1, 2)},
+    "pick, last": {**_LAST, **_STRICT, **_guided(2, 2)},
+}
+_SCORES = ("Text ↑", "Style ↑", "leaks ↓", "colour ↓", "texture ↓")
+_FIRST = shutil.ignore_patterns(
+    "round_2", "scores.jsonl", "selected.json", "grid.png", "report.html", "config.json", ".lock"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--icons", type=Path, required=True, help="node_modules of the icon sets")
+    parser.add_argument("--workdir", type=Path, required=True, help="where the runs go")
+    parser.add_argument("--preset", default="emoji64", help="of configs/styledrop.py")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=2, help="images of each prompt in a round")
+    parser.add_argument("--arm", action="append", choices=tuple(ARMS), help="default: all")
+    parser.add_argument("--style", action="append", help="default: all")
+    flags = parser.parse_args()
+    styles = [style for style in STYLES if not flags.style or style.name in flags.style]
+    scorer = ClipScorer.load(hub.resolve("emoji64/clip"))
+    table: dict[str, list[np.ndarray]] = {}
+    for style in styles:
+        given = write(flags.icons, flags.workdir / "styles", style)
+        for seed in range(flags.seeds):
+            folder = flags.workdir / flags.preset / style.name.replace(" ", "-") / f"seed_{seed}"
+            first = _run(folder / "first", flags, style, given, seed, {"rounds": 1})
+            for name, stage in (("base", "base"), ("true", "truth")):
+                table.setdefault(name, []).append(_scores(scorer, first, stage, style, given))
+            for arm in flags.arm or ARMS:
+                own = folder / arm.replace(" ", "-")
+                if not own.exists():
+                    shutil.copytree(first, own, ignore=_FIRST)
+                    if any(name.startswith("round_1.sample") for name in ARMS[arm]):
+                        shutil.rmtree(own / "round_1/samples")
+                run = _run(own, flags, style, given, seed, ARMS[arm])
+                for stage in ("round_1", "round_2"):
+                    table.setdefault(f"{arm}: {stage}", []).append(
+                        _scores(scorer, run, stage, style, given)
+                    )
+    print(f"\n| arm | {' | '.join(_SCORES)} |\n{'|---' * (len(_SCORES) + 1)}|")
+    for name, parts in table.items():
+        print(f"| {name} | {' | '.join(f'{x:.3f}' for x in np.concatenate(parts).mean(0))} |")
+    print(f"\n| round 2 less round 1 | {' | '.join(_SCORES)} |\n{'|---' * (len(_SCORES) + 1)}|")
+    for arm in flags.arm or ARMS:
+        apart = np.concatenate(table[f"{arm}: round_2"]) - np.concatenate(table[f"{arm}: round_1"])
+        print(f"| {arm} | {' | '.join(interval(column, '+.3f') for column in apart.T)} |")
+
+
+def _run(
+    folder: Path,
+    flags: argparse.Namespace,
+    style: Style,
+    given: Path,
+    seed: int,
+    arm: dict[str, Any],
+) -> Path:
+    overrides: dict[str, Any] = {
+        "reference.image": str(given / "reference.png"),
+        "reference.content": style.content,
+        "reference.descriptor": style.words,
+        "truth": str(given / "truth"),
+        "seed": seed,
+        "round_1.sample.images_per_prompt": flags.images,
+        "round_2.sample.images_per_prompt": 1,
+    }
+    spec = config_files.read(f"styledrop:{flags.preset}", overrides | arm)
+    log.say(f"{style.name}, seed {seed}, {folder.name}")
+    personalize(spec, folder, command="benchmarks/rounds.py")
+    return folder
+
+
+def _scores(scorer: ClipScorer, run: Path, stage: str, style: Style, given: Path) -> np.ndarray:
+    """The scores of a stage, [prompts, 5]; of the true drawings there may be fewer prompts."""
+    reference = image_files.read_image(given / "reference.png")
+    samples = read_samples(run / stage / "scores.jsonl")
+    samples = [sample for sample in samples if sample.content != style.content]
+    images = [image_files.read_image(run / stage / sample.file) for sample in samples]
+    seen = features(scorer, run / stage, samples)
+    contents = [sample.content for sample in samples]
+    own = np.sum(seen * scorer.text_features(contents), axis=1)
+    other = seen @ scorer.text_features([style.content])[0]
+    rows = []
+    for i, (sample, image) in enumerate(zip(samples, images, strict=True)):
+        clip = (own[i], sample.scores["clip_style"], other[i] > own[i])
+        apart = (colour_distance(image, reference), texture_distance(image, reference))
+        rows.append((*clip, *apart))
+    return by_prompt(samples, np.array(rows, float))
+
+
+if __name__ == "__main__":
+    main()

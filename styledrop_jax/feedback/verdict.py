@@ -1,0 +1,75 @@
+"""What a run came to: one number to choose by, and a verdict in plain words.
+
+The scores are means over the samples of a stage, cosines of CLIP features: `clip_content` with the
+prompt, `clip_style` with the references, `clip_leakage` with what the references show.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+Scores = Mapping[str, float]
+
+_FEW = 0.05  # a difference of scores that an eye does not see
+_LEAK = 0.12  # more than the base model has: some prompts show what the reference shows
+_LOST = 0.1  # text below the base model's: things are not what the prompt asks for
+_WELL = 0.5  # of the way from the base model to the reference itself
+_DRIFT = 0.02
+
+
+def worth(scores: Scores) -> float:
+    """Style and text, less what leaks: the stage with most of it is the best."""
+    return scores["clip_style"] + scores["clip_content"] - scores["clip_leakage"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A run in plain words.
+
+    Attributes:
+        round: the best, from 1.
+        learnt: how well the best round has the style, in a word or two.
+        remarks: what else there is to know, a sentence each.
+        advice: what to try, (why, kind) with kind one of "words", "pictures", "more", "less".
+    """
+
+    round: int
+    learnt: str
+    remarks: Sequence[str] = ()
+    advice: Sequence[str] = ()
+
+
+def judge(base: Scores, rounds: Sequence[Scores]) -> Verdict:
+    """The verdict on a run.
+
+    Args:
+        base: the base model's under the words of the style alone.
+        rounds: of each round, in their order; at least one.
+    """
+    best = max(range(len(rounds)), key=lambda i: (worth(rounds[i]), -i))
+    scores = rounds[best]
+    gained = scores["clip_style"] - base["clip_style"]
+    way = gained / max(1 - base["clip_style"], _FEW)
+    leaked = scores["clip_leakage"] - base["clip_leakage"]
+    remarks = []
+    advice = []
+    if gained < _FEW:
+        learnt = "the words alone do it" if base["clip_style"] > 0.6 else "not learnt"
+        advice += ["words", "more"]
+    elif way >= _WELL:
+        learnt = "learnt well"
+    else:
+        learnt = "learnt in part"
+        advice += ["words", "pictures"]
+    if leaked > _LEAK:
+        remarks.append("it leaks: other things take on what the reference shows")
+        advice += ["less", "pictures"]
+    if base["clip_content"] - scores["clip_content"] > _LOST:
+        remarks.append("things are harder to tell than the base model's")
+        advice.append("less")
+    for number, later in enumerate(rounds[1:], 2):
+        fell = rounds[number - 2]["clip_style"] - later["clip_style"]
+        if fell > _DRIFT:
+            remarks.append(f"round {number} drifted from the style, by {fell:.2f}")
+    return Verdict(
+        round=best + 1, learnt=learnt, remarks=remarks, advice=tuple(dict.fromkeys(advice))
+    )
