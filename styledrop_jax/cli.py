@@ -276,7 +276,7 @@ def _edit_parser() -> _Parser:
     parser.add_argument(
         "--strength",
         type=float,
-        help="how much is generated anew, to 1: default all of a mask, else 0.5",
+        help="how much is generated anew, to 1: default all of a mask, else 0.7",
     )
     return parser
 
@@ -287,10 +287,14 @@ def edit(argv: Sequence[str]) -> None:
         styledrop edit --run runs/mine --image in.png --mask mask.png --prompt "a cat"
         styledrop edit --run runs/mine --image in.png --strength 0.5 --prompt "a cat"
 
-    White in the mask is generated anew, all else keeps its pixels. Without a mask the whole image
-    is the start, as in `styledrop stylize`, which is for folders and for images beside what they
-    were. Stable Diffusion keeps the image's aspect, Muse takes its middle square; the image is
-    resized to what the model generates.
+    White in the mask is generated anew, all else keeps its pixels, and the image its size. The
+    model works on a square around the mask, twice as wide as the mask is long and no smaller than
+    what it generates, at its own resolution; what it makes is scaled back, so its detail is the
+    model's. Along the mask's edge, inside, new is blended into old over 1 % of the image's shorter
+    side, at most 8 pixels: paint a little more than the thing.
+
+    Without a mask the whole image is the start, as in `styledrop stylize`, which is for folders and
+    for images beside what they were.
     """
     flags = _edit_parser().read(argv)
     if flags.strength is not None:
@@ -320,7 +324,7 @@ def _stylize_parser() -> _Parser:
         "--strength",
         type=float,
         action="append",
-        help="how much is generated anew, above 0 to 1 (default 0.5); may be given several times",
+        help="how much is generated anew, above 0 to 1; several may be given (default 0.5, 0.7)",
     )
     return parser
 
@@ -329,21 +333,22 @@ def stylize(argv: Sequence[str]) -> None:
     """Turn an image, or every image of a folder, into the style of a run.
 
         styledrop stylize --run runs/mine --image photo.jpg --prompt "a house" --strength 0.5
-        styledrop stylize --run runs/mine --image photos/ --strength 0.3 --strength 0.5
+        styledrop stylize --run runs/mine --image photos/ --strength 0.5 --strength 0.8
 
     Say what an image shows, or let the name of its file say it (red_house-2.jpg is "red house").
     The strength is how much is generated anew: near 0 the image comes back, at 1 nothing of it is
-    left; 0.3 to 0.7 is usual. Stable Diffusion starts from the noised image (SDEdit, 2108.01073),
+    left; 0.5 to 0.8 is usual. Stable Diffusion starts from the noised image (SDEdit, 2108.01073),
     Muse masks that share of the image's own tokens.
 
-    Stable Diffusion keeps the aspect of an image, sides rounded to what its autoencoder divides;
-    Muse takes its middle square. Writes a PNG for each image, strength and seed; grid.png, a row
-    for each image with it as it was before what it became; and a line each in images.jsonl with
-    everything that reproduces it.
+    The result has the size of the image: it is scaled to what the model generates and back, so its
+    detail is the model's. Stable Diffusion works at the image's aspect, sides rounded to what its
+    autoencoder divides; Muse on the image squeezed into a square. Writes a PNG for each image,
+    strength and seed; grid.png, a row for each image with it as it was before what it became; and a
+    line each in images.jsonl with everything that reproduces it.
     """
     flags = _stylize_parser().read(argv)
-    strengths = flags.strength or [0.5]
-    for strength in strengths:
+    given = {"strength": flags.strength} if flags.strength else {}
+    for strength in flags.strength or []:
         _check_strength(strength)
     common = _common(flags, "stylized")
     from styledrop_jax.io import captions, image_files
@@ -354,7 +359,7 @@ def stylize(argv: Sequence[str]) -> None:
     elif not image.exists():
         image_files.read_image(image)
     style = _style(flags)
-    style.stylize(image, prompt=flags.prompt, strength=strengths, **common)
+    style.stylize(image, prompt=flags.prompt, **given, **common)
     print(f"images: {common['out']}")
 
 

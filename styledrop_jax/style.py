@@ -1,12 +1,13 @@
 """What a run learnt, ready to use: sample, mix, edit, stylize, export."""
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +20,7 @@ from styledrop_jax import __version__, guidance, log, settings
 from styledrop_jax.errors import UserError, did_you_mean, shown
 from styledrop_jax.interchange.export import EXPORTS
 from styledrop_jax.interchange.trained import Trained
-from styledrop_jax.io import captions, image_files, paths, sheets
+from styledrop_jax.io import captions, image_files, paths, regions, sheets
 from styledrop_jax.io.files import JsonLines
 from styledrop_jax.io.run_folder import Run
 from styledrop_jax.methods.base import Method, Prompt
@@ -30,7 +31,11 @@ from styledrop_jax.spec import RunSpec, from_config
 from styledrop_jax.stages.begin import warn_of_unknown
 from styledrop_jax.stages.judge import read_verdict
 
+STRENGTHS = (0.5, 0.7)
+"""Of whole images by default: 0.5 keeps more of the image, 0.7 is clearly in the style."""
+
 _LOG = logging.getLogger(__name__)
+_SHOWN = 256  # pixels, the longest side of a user's picture on a sheet
 
 Picture = Image.Image | np.ndarray | str | Path
 """An image: PIL's, an array [h, w, 3] (uint8, or float in [0, 1]), or a file."""
@@ -38,11 +43,17 @@ Picture = Image.Image | np.ndarray | str | Path
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Request:
-    """One image to generate: of the user's prompt, from a seed; `record` is of its line alone."""
+    """One image to generate, of the user's prompt, from a seed.
+
+    Attributes:
+        record: of its line in images.jsonl alone.
+        whole: from what the model generates, uint8 [h, w, 3], to the image that is given back.
+    """
 
     prompt: Prompt
     seed: int
     record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    whole: Callable[[np.ndarray], np.ndarray] = np.asarray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -215,63 +226,63 @@ class Style:
         descriptor: str | None = None,
         out: str | Path | None = None,
         **sampling: Any,
-    ) -> list[Image.Image]:
+    ) -> Sequence[Image.Image]:
         """Generates the masked part of an image anew in the style, or all of it in part.
 
         Args:
-            image: to start from; it is resized to what the model generates.
+            image: to start from.
             mask: of its size, white where to generate anew; None is everywhere.
-            strength: how much is generated anew, above 0 to 1; None is all of a mask, else 0.5.
+            strength: how much is generated anew, above 0 to 1; None is all of a mask, else 0.7.
 
-        All else, and what is returned and raised, is that of `sample`. Outside the mask the pixels
-        stay as they are.
+        The result has the size of the image. Outside the mask the pixels stay as they are; inside,
+        along its edge, the new ones are blended into the old over a seam (`regions.seam`). The
+        model works on a window around the mask (`regions.window`), or without one on the whole, at
+        its own resolution; what it makes is scaled back by Lanczos.
+
+        All else, and what is returned and raised, is that of `sample`.
         """
-        amount = strength if strength is not None else 0.5 if mask is None else 1.0
+        amount = strength if strength is not None else STRENGTHS[-1] if mask is None else 1.0
         _check_strength(amount)
         how = settings.changed(self.sampling, sampling)
         given = array(image)
         region = _region(mask, given.shape[:2])
-        size = self.pipeline.canvas(*region.shape)
-        start = image_files.to_size(given, size)
-        part = image_files.to_size(_white(region), size)
-        inside = part[..., :1] > 127
-        if not inside.any():
-            raise UserError(
-                f"{_named(mask)}: nothing is white in the middle square, "
-                "which is all that is generated"
-            )
-        if image_files.is_cropped(region.shape, size):
-            _LOG.warning(image_files.crop_remark([_named(image)]))
+        box = regions.window(region, self.pipeline.resolution)
+        there = slice(box[1], box[3]), slice(box[0], box[2])
+        inside = region[there]
+        size = self.pipeline.canvas(*inside.shape)
+        start = image_files.resized(given[there], size)
+        blend = None if mask is None else regions.seam(inside, given.shape[:2])
+
+        def whole(after: np.ndarray) -> np.ndarray:
+            changed = Image.fromarray(given)
+            anew = Image.fromarray(image_files.resized(after, inside.shape))
+            changed.paste(anew, box, blend)
+            return np.asarray(changed)
+
         record = {"image": _named(image), "mask": _named(mask), "strength": amount}
-        requests = self._requests(_listed(prompts), num, seed, descriptor, record)
+        requests = self._requests(_listed(prompts), num, seed, descriptor, record, whole)
         own = _repeated(self.pipeline.encode_images(start[None]), len(requests))
-        generated = self._generated(requests, how, Edit(own, inside[..., 0], amount))
-        whole = (np.where(inside, image_files.to_uint8(after), start) for after in generated)
-        kept = _Output(self, how, out).keep(requests, whole)
+        edit = Edit(own, regions.reduced(inside, size), amount)
+        kept = _Output(self, how, out).keep(requests, self._generated(requests, how, edit))
+        results = _Results(list(zip(requests, kept, strict=True)))
         if out:
-            rows = []
-            for first in range(0, len(kept), num):
-                row = [(start, "before")]
-                for after, request in zip(
-                    kept[first:], requests[first : first + num], strict=False
-                ):
-                    row.append((after, request.prompt.content))
-                rows.append(row)
-            _write_rows(Path(out), rows)
-        return _pillow(kept)
+            before = (self._shown(given), "before")
+            captions = [request.prompt.content for request in requests]
+            self._write_rows(out, [before] * (len(requests) // num), results, captions)
+        return results
 
     def stylize(
         self,
         images: Picture | Sequence[Picture],
         *,
         prompt: str = "",
-        strength: float | Sequence[float] = 0.5,
+        strength: float | Sequence[float] = STRENGTHS,
         num: int = 1,
         seed: int = 0,
         descriptor: str | None = None,
         out: str | Path | None = None,
         **sampling: Any,
-    ) -> list[Image.Image]:
+    ) -> Sequence[Image.Image]:
         """Turns whole images into the style (SDEdit 2108.01073; on Muse a share of the image's own
         tokens is masked).
 
@@ -283,7 +294,8 @@ class Style:
         All else, and what is raised, is that of `sample`.
 
         Returns:
-            for each image, for each strength, `num` images.
+            for each image, for each strength, `num` images, at its own size: scaled from what the
+            model generates by Lanczos.
         """
         strengths = [strength] if isinstance(strength, int | float) else list(strength)
         for amount in strengths:
@@ -291,11 +303,8 @@ class Style:
         how = settings.changed(self.sampling, sampling)
         _check_seeds(num, seed)
         pictures = [self._picture(one, prompt) for one in _pictures(images)]
-        cropped = [picture.name for picture in pictures if picture.cropped]
-        if cropped:
-            _LOG.warning(image_files.crop_remark(cropped))
         output = _Output(self, how, out)
-        made: dict[tuple[int, float], list[np.ndarray]] = {}
+        made: dict[tuple[int, float], list[_Made]] = {}
         for same in _by_size(pictures):
             encoded = self.pipeline.encode_images(np.stack([pictures[i].image for i in same]))
             for amount in strengths:
@@ -303,22 +312,23 @@ class Style:
                 for i in same:
                     record = {**pictures[i].record, "strength": amount}
                     contents = [pictures[i].content]
-                    requests += self._requests(contents, num, seed, descriptor, record)
+                    whole = functools.partial(image_files.resized, size=pictures[i].size)
+                    requests += self._requests(contents, num, seed, descriptor, record, whole)
                 start = Edit(_repeated(encoded, num), None, amount)
                 kept = output.keep(requests, self._generated(requests, how, start))
+                pairs = list(zip(requests, kept, strict=True))
                 for place, i in enumerate(same):
-                    made[i, amount] = kept[place * num : (place + 1) * num]
-        rows = []
-        results = []
-        for i, picture in enumerate(pictures):
-            row = [(picture.image, picture.content)]
+                    made[i, amount] = pairs[place * num : (place + 1) * num]
+        ordered = []
+        for i in range(len(pictures)):
             for amount in strengths:
-                row += [(after, f"strength {amount:g}") for after in made[i, amount]]
-                results += made[i, amount]
-            rows.append(row)
+                ordered += made[i, amount]
+        results = _Results(ordered)
         if out:
-            _write_rows(Path(out), rows)
-        return _pillow(results)
+            befores = [(picture.shown, picture.content) for picture in pictures]
+            words = [f"strength {amount:g}" for amount in strengths for _ in range(num)]
+            self._write_rows(out, befores, results, words * len(pictures))
+        return results
 
     def export(
         self, path: str | Path, *, format: str = "diffusers", dtype: str = "float32"
@@ -378,6 +388,7 @@ class Style:
         seed: int,
         descriptor: str | None,
         record: Mapping[str, Any] | None = None,
+        whole: Callable[[np.ndarray], np.ndarray] = np.asarray,
     ) -> list[Request]:
         """Every prompt with each of its seeds, as the run's method says it."""
         _check_seeds(num, seed)
@@ -390,7 +401,9 @@ class Style:
             if self.adapter and prompt.remark:
                 _LOG.warning(prompt.remark)
             for i in range(num):
-                requests.append(Request(prompt=prompt, seed=seed + i, record=record or {}))
+                requests.append(
+                    Request(prompt=prompt, seed=seed + i, record=record or {}, whole=whole)
+                )
         warn_of_unknown(self.spec.base, said)
         return requests
 
@@ -423,25 +436,80 @@ class Style:
         data = paths.expanded(named).read_bytes() if named else image.tobytes()
         record = {"image": named, "sha256": hashlib.sha256(data).hexdigest()}
         return _Picture(
-            image=image_files.to_size(image, size),
-            name=named,
+            image=image_files.resized(image, size),
+            shown=self._shown(image),
+            size=image.shape[:2],
             content=content,
-            cropped=image_files.is_cropped(image.shape, size),
             record=record,
         )
+
+    def _shown(self, image: np.ndarray) -> np.ndarray:
+        """A user's picture uint8 [h, w, 3] as a sheet shows it: photos may be many and large."""
+        return image_files.within(image, max(_SHOWN, self.pipeline.resolution))
+
+    def _write_rows(
+        self,
+        out: str | Path,
+        befores: Sequence[tuple[np.ndarray, str]],
+        results: Sequence[Image.Image],
+        captions: Sequence[str],
+    ) -> None:
+        """A sheet with a row for each of `befores`, an image and its caption, and what it became.
+
+        `results` are as many for each, and `captions` theirs.
+        """
+        each = len(results) // len(befores)
+        images = []
+        words = []
+        for i, (after, caption) in enumerate(zip(results, captions, strict=True)):
+            if i % each == 0:
+                before, word = befores[i // each]
+                images.append(before)
+                words.append(word)
+            images.append(self._shown(np.asarray(after)))
+            words.append(caption)
+        _write_sheet(Path(out), images, words, columns=each + 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _Picture:
-    """An image to stylize, uint8 [h, w, 3] at the size that the model generates, and what its lines
-    say of it.
+    """An image to stylize.
+
+    Attributes:
+        image: uint8 [h, w, 3] at the size that the model generates.
+        shown: as a sheet shows it.
+        size: its own (height, width), pixels.
+        content: what it shows.
+        record: what its lines say of it.
     """
 
     image: np.ndarray
-    name: str
+    shown: np.ndarray
+    size: tuple[int, ...]
     content: str
-    cropped: bool
     record: Mapping[str, str]
+
+
+_Made = tuple[Request, np.ndarray]
+"""What was asked for, and what the model generated, uint8 [h, w, 3]."""
+
+
+class _Results(Sequence[Image.Image]):
+    """Users' pictures as they became, each put together when it is taken: many photos of a camera
+    do not fit into memory.
+    """
+
+    def __init__(self, made: Sequence[_Made]):
+        self.made = made
+
+    def __len__(self) -> int:
+        return len(self.made)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return _Results(self.made[index])
+        request, image = self.made[index]
+        return Image.fromarray(request.whole(image))
 
 
 class _Output:
@@ -459,7 +527,7 @@ class _Output:
         self.folder = None if out is None else Path(out).expanduser()
 
     def keep(self, requests: Sequence[Request], images: Iterator[np.ndarray]) -> list[np.ndarray]:
-        """The images as uint8, written one by one."""
+        """What was generated as uint8; the whole images are written one by one."""
         kept = []
         with log.progress("sampling", len(requests)) as advance:
             if self.folder is None:
@@ -478,7 +546,7 @@ class _Output:
     def _write(self, lines: JsonLines, number: int, request: Request, image: np.ndarray) -> None:
         assert self.folder is not None
         name = f"{number:04d}_{_slug(request.prompt.content)}_{request.seed}.png"
-        image_files.write_png(self.folder / name, image)
+        image_files.write_png(self.folder / name, request.whole(image))
         line = {
             "file": name,
             "prompt": request.prompt.content,
@@ -552,11 +620,6 @@ def _region(mask: Picture | None, shape: tuple[int, ...]) -> np.ndarray:
     return image_files.as_mask(layer, size)
 
 
-def _white(region: np.ndarray) -> np.ndarray:
-    """uint8 [h, w, 3], white where the region [h, w] is."""
-    return np.repeat(region[..., None].astype(np.uint8) * 255, 3, axis=-1)
-
-
 def _pictures(images: Picture | Sequence[Picture]) -> list[Picture]:
     if isinstance(images, str | Path) and os.path.isdir(paths.expanded(images)):
         return list(captions.images_in(paths.expanded(images)))
@@ -582,17 +645,6 @@ def _repeated(encoded: Any, count: int) -> Any:
 
 def _pillow(images: Sequence[np.ndarray]) -> list[Image.Image]:
     return [Image.fromarray(image) for image in images]
-
-
-def _write_rows(out: Path, rows: Sequence[Sequence[tuple[np.ndarray, str]]]) -> None:
-    """A sheet of images with their captions, as many in a row."""
-    images = []
-    words = []
-    for row in rows:
-        for image, caption in row:
-            images.append(image)
-            words.append(caption)
-    _write_sheet(out, images, words, columns=len(rows[0]))
 
 
 def _write_sheet(

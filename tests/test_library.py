@@ -293,6 +293,9 @@ def test_a_style_stylizes_images_in_memory(style):
     assert len(found) == 8
     (alone,) = _pixels(style.stylize(images[1], prompt="a house", strength=0.1))
     np.testing.assert_array_equal(found[4], alone)
+    wide = style.stylize([_image(2, size=(31, 7)), images[0]], prompt="a house", num=2)
+    assert [image.size for image in wide] == [(31, 7)] * 4 + [(16, 16)] * 4
+    assert len(wide[:3]) == 3 and wide[-1].size == wide[4:][0].size == (16, 16)
     with pytest.raises(UserError, match="prompt: missing"):
         style.stylize(images)
     with pytest.raises(UserError, match="images: none"):

@@ -15,8 +15,7 @@ from styledrop_jax.io import image_files
 from styledrop_jax.io.files import JsonLines, read_json, read_jsonl, write_json
 
 ADAPTER = "round_2/adapter.safetensors"
-CELL = 8 * tiny.RESOLUTION + 8  # pixels of one image of a sheet, and what is around it
-CAPTION = 14
+ROW = (4 * 32 + 8 + 14, 4 * 48 + 8)  # pixels of a photo on a sheet, enlarged, and what is around it
 
 
 def _samples(out, *words, command="sample", run=None):
@@ -228,10 +227,10 @@ def test_mix_says_what_does_not_fit(tmp_path, capfd):
 
 @pytest.fixture
 def photo(tmp_path):
-    """An image wider than high, and a mask, white on the left half of its middle square."""
+    """An image wider than high, and a mask, white on its left third."""
     image = tiny.picture(tmp_path / "photo.png", seed=3, size=(48, 32))
     mask = np.zeros((32, 48), np.uint8)
-    mask[:, 8:24] = 255
+    mask[:, :16] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
     return image, tmp_path / "mask.png"
 
@@ -245,15 +244,52 @@ def test_edit_keeps_every_pixel_outside_the_mask(tmp_path, photo):
     before = (image.read_bytes(), mask.read_bytes())
     samples = _edit(tmp_path / "out", image, "--mask", mask, "--num", 2)
     assert (image.read_bytes(), mask.read_bytes()) == before
-    square = image_files.to_square(image_files.read_image(image), tiny.RESOLUTION)
-    half = tiny.RESOLUTION // 2
+    own = image_files.read_image(image)
     for line, _ in samples:
         after = image_files.read_image(tmp_path / "out" / line["file"])
-        assert np.array_equal(after[:, half:], square[:, half:])
-        assert not np.array_equal(after[:, :half], square[:, :half])
+        assert np.array_equal(after[:, 16:], own[:, 16:])
+        assert not np.array_equal(after[:, :16], own[:, :16])
         assert line["image"] == str(image) and line["mask"] == str(mask) and line["strength"] == 1
     again = _edit(tmp_path / "again", image, "--mask", mask, "--num", 2)
     assert _images(again) == _images(samples)
+
+
+@pytest.mark.parametrize("size", [(321, 203), (5, 90), (9, 9)])
+@pytest.mark.parametrize("mask", ["tiny", "corner", "all but a pixel"])
+def test_a_picture_of_any_size_comes_back_as_it_was_outside_the_mask(tmp_path, size, mask):
+    image = tiny.picture(tmp_path / "photo.png", size=size)
+    layer = Image.open(image).convert("RGBA")
+    layer.putalpha(Image.linear_gradient("L").resize(size))
+    layer.save(image)
+    inside = np.zeros(size[::-1], bool)
+    part = {"tiny": np.s_[4:5, 3:4], "corner": np.s_[: size[1] // 2, : size[0] // 2]}
+    inside[part.get(mask, np.s_[:])] = True
+    inside[-1, -1] = False
+    Image.fromarray(inside).save(tmp_path / "mask.png")
+    ((line, _),) = _edit(tmp_path / "out", image, "--mask", tmp_path / "mask.png", "--num", 1)
+    before = image_files.read_image(image)
+    after = image_files.read_image(tmp_path / "out" / line["file"])
+    assert after.shape == before.shape
+    np.testing.assert_array_equal(after[~inside], before[~inside])
+    assert (after[inside] != before[inside]).any()
+
+
+def test_a_small_mask_of_a_large_picture_is_worked_on_at_the_models_own_resolution(tmp_path):
+    image = tiny.picture(tmp_path / "photo.png", size=(400, 300))
+    cut = (100, 80, 100 + tiny.RESOLUTION, 80 + tiny.RESOLUTION)
+    Image.open(image).crop(cut).save(tmp_path / "cut.png")
+    mask = Image.new("L", (400, 300))
+    mask.paste(255, (104, 84, 112, 92))
+    mask.save(tmp_path / "mask.png")
+    mask.crop(cut).save(tmp_path / "cut_mask.png")
+    found = []
+    for name, words in (("whole", ("photo", "mask")), ("part", ("cut", "cut_mask"))):
+        picture, layer = (tmp_path / f"{word}.png" for word in words)
+        ((line, _),) = _edit(tmp_path / name, picture, "--mask", layer, "--num", 1)
+        found.append(image_files.read_image(tmp_path / name / line["file"]))
+    inner = np.s_[7:9, 7:9]  # within the seam
+    np.testing.assert_array_equal(found[0][80:96, 100:116][inner], found[1][inner])
+    assert image_files.read_image(tmp_path / "whole" / "grid.png").shape[1] < 600
 
 
 def test_a_rotated_photo_takes_a_mask_as_it_is_seen(tmp_path, photo):
@@ -269,12 +305,12 @@ def test_a_rotated_photo_takes_a_mask_as_it_is_seen(tmp_path, photo):
 
 def test_an_edit_without_a_mask_is_of_the_whole_image(tmp_path, photo):
     samples = _edit(tmp_path / "out", photo[0], "--num", 2)
-    assert [line["strength"] for line, _ in samples] == [0.5, 0.5]
+    assert [line["strength"] for line, _ in samples] == [0.7, 0.7]
     assert {line["mask"] for line, _ in samples} == {""}
-    words = ["--prompt", "a cat", "--num", 2, "--strength", 0.5]
+    words = ["--prompt", "a cat", "--num", 2, "--strength", 0.7]
     assert _images(samples) == _images(_stylize(tmp_path / "stylized", photo[0], *words))
     sheet = image_files.read_image(tmp_path / "out" / "grid.png")
-    assert sheet.shape == (CELL + CAPTION, 3 * CELL, 3)
+    assert sheet.shape == (ROW[0], 3 * ROW[1], 3)
 
 
 def test_edits_that_cannot_be_are_one_line(tmp_path, capfd, photo):
@@ -292,10 +328,8 @@ def test_edits_that_cannot_be_are_one_line(tmp_path, capfd, photo):
     assert "the mask is 32 x 32 pixels; expected" in said
     Image.new("L", (48, 32)).save(tmp_path / "black.png")
     assert "all black" in error(image, "--mask", tmp_path / "black.png")
-    border = Image.new("L", (48, 32))
-    border.paste(255, (0, 0, 6, 32))
-    border.save(tmp_path / "border.png")
-    assert "middle square" in error(image, "--mask", tmp_path / "border.png")
+    Image.new("L", (48, 32), "white").save(tmp_path / "white.png")
+    assert "marks the whole image" in error(image, "--mask", tmp_path / "white.png")
     assert "no such file" in error(tmp_path / "nowhere.png", "--mask", mask)
     (tmp_path / "text.png").write_text(json.dumps({}), encoding="utf-8")
     assert "not an image" in error(tmp_path / "text.png", "--mask", mask)
@@ -309,24 +343,35 @@ def _stylize(out, image, *words, run=None):
     return _samples(out, "--image", image, *words, command="stylize", run=run)
 
 
-def test_strength_is_how_much_of_an_image_is_generated_anew(tmp_path, photo, caplog):
+def test_strength_is_how_much_of_an_image_is_generated_anew(tmp_path, photo):
     words = ["--prompt", "a cat"]
     strengths = ["--strength", 0.01, "--strength", 0.5, "--strength", 1]
     samples = _stylize(tmp_path / "all", photo[0], *words, *strengths)
-    assert "photo.png: not of an aspect that this model draws" in caplog.text
     assert [line["strength"] for line, _ in samples] == [0.01, 0.5, 1]
     assert len(set(_images(samples))) == 3
-    anew = _samples(tmp_path / "anew", *words, "--num", 1)
-    assert _images(samples)[2:] == _images(anew), "nothing of the image is left"
+    ((line, _),) = _samples(tmp_path / "anew", *words, "--num", 1)
+    anew = image_files.read_image(tmp_path / "anew" / line["file"])
+    last = image_files.read_image(tmp_path / "all" / samples[2][0]["file"])
+    assert np.array_equal(last, image_files.resized(anew, (32, 48))), "nothing of it is left"
     sheet = image_files.read_image(tmp_path / "all" / "grid.png")
-    assert sheet.shape == (CELL + CAPTION, 4 * CELL, 3)
+    assert sheet.shape == (ROW[0], 4 * ROW[1], 3)
+    usual = _stylize(tmp_path / "usual", photo[0], *words)
+    assert [line["strength"] for line, _ in usual] == [0.5, 0.7]
+
+
+def test_a_large_picture_comes_back_large_beside_a_sheet_that_is_not(tmp_path):
+    image = tiny.picture(tmp_path / "a cat.png", size=(1201, 900))
+    ((line, _),) = _stylize(tmp_path / "out", image, "--strength", 0.5)
+    assert image_files.read_image(tmp_path / "out" / line["file"]).shape == (900, 1201, 3)
+    assert max(image_files.read_image(tmp_path / "out" / "grid.png").shape) < 600
 
 
 def test_every_image_of_a_folder_is_stylized_by_its_name_as_it_is_alone(tmp_path):
     folder = tmp_path / "photos"
     for i, name in enumerate(("a_cat-1.png", "a red house.jpg", "house.png")):
         tiny.picture(folder / name, seed=i, size=(16, 16))
-    samples = _stylize(tmp_path / "all", folder, "--num", 2, "--seed", 5)
+    words = ["--num", 2, "--seed", 5, "--strength", 0.5]
+    samples = _stylize(tmp_path / "all", folder, *words)
     found = [(line["prompt"], line["seed"]) for line, _ in samples]
     prompts = ("a red house", "a cat", "house")
     assert found == [(prompt, seed) for prompt in prompts for seed in (5, 6)]

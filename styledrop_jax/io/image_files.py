@@ -37,6 +37,8 @@ _ROTATING_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 _LONGEST_TEXT = 2**16  # bytes
 _LONGEST_PROFILE = 2**25  # bytes
 
+_LANCZOS = Image.Resampling.LANCZOS
+
 _VARIES = 64  # a layer's opacities differ by as much
 _BLACK = 64  # a layer's pixel is black if no channel reaches this
 _FEW_COLOURS = 8  # a layer of strokes has no more, counted at 4 bits a channel
@@ -168,37 +170,30 @@ def to_square(
     Returns:
         uint8 [size, size, 3].
     """
-    return to_size(image, (size, size), crop=crop)
-
-
-def to_size(
-    image: np.ndarray, size: tuple[int, int], *, crop: tuple[float, float, float] | None = None
-) -> np.ndarray:
-    """Cuts a window of the aspect of `size` = (height, width) and resizes it to that.
-
-    Args and result are else those of `to_square`; a side of 1 is the largest window of that aspect.
-    """
     h, w = image.shape[:2]
-    height, width = size
     x, y, share = crop or (0.5, 0.5, 1.0)
-    # Compared as whole numbers: Pillow refuses a window that is too large by a rounding error.
-    if w * height > h * width:
-        window_height = share * h
-        window_width = share * (h * width / height)
-    else:
-        window_height = share * (w * height / width)
-        window_width = share * w
-    left = x * (w - window_width)
-    top = y * (h - window_height)
-    box = (left, top, left + window_width, top + window_height)
-    resized = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS, box=box)
-    return np.asarray(resized)
+    side = share * min(h, w)
+    left = x * (w - side)
+    top = y * (h - side)
+    box = (left, top, left + side, top + side)
+    return np.asarray(Image.fromarray(image).resize((size, size), _LANCZOS, box=box))
 
 
-def is_cropped(shape: Sequence[int], size: tuple[int, int]) -> bool:
-    """Whether `to_size` cuts more off an image [h, w, …] than rounding its sides asks for."""
-    aspect = shape[1] / shape[0] * size[0] / size[1]
-    return min(aspect, 1 / aspect) < 0.9
+def resized(image: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """The whole of an image uint8 [h, w, 3] at `size` = (height, width), pixels, by Lanczos."""
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), _LANCZOS))
+
+
+def within(image: np.ndarray, side: int) -> np.ndarray:
+    """An image uint8 [h, w, 3] reduced at its aspect, to at most `side` pixels a side."""
+    reduced = Image.fromarray(image)
+    reduced.thumbnail((side, side), _LANCZOS)
+    return np.asarray(reduced)
+
+
+def is_cropped(shape: Sequence[int]) -> bool:
+    """Whether `to_square` cuts much off an image [h, w, …]."""
+    return min(shape[:2]) < 0.9 * max(shape[:2])
 
 
 def crop_remark(paths: Sequence[Path | str]) -> str:

@@ -261,7 +261,7 @@ def _warn(job: Job) -> None:
     """What may be a mistake, a line each."""
     cropped = []
     for item in job.given:
-        if image_files.is_cropped(item.reference.image.shape, (1, 1)):
+        if image_files.is_cropped(item.reference.image.shape):
             cropped.append(item.reference.path)
     remarks = [image_files.crop_remark(cropped), *_identifier_remarks(job)]
     for prompt in job.prompts:
