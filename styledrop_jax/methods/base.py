@@ -35,8 +35,8 @@ class Images:
     )
     fit: str = setting(
         "auto",
-        "how one that is no square becomes one: cut to its middle, padded with the colour of its "
-        "ground, or (auto) padded if that is plain or transparent, else cut",
+        "how an image that is no square becomes one: cut to its middle, padded with the colour of "
+        "its ground, or (auto) padded where that is plain or transparent, else cut",
         choices=FITS,
     )
 
