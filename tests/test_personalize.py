@@ -168,7 +168,7 @@ def test_a_padded_image_is_padded_in_all_of_a_run_and_after_a_death(tmp_path, ca
 
     cut = runs.flags(reference__fit="crop")
     error = runs.refused(capfd, *tiny.arguments(workdir, *flags, *cut, image=banner))
-    assert "config.reference.fit was" in error
+    assert 'reference.fit was "auto", now "crop"' in error
 
 
 def test_a_lost_adapter_is_trained_again(tmp_path):
