@@ -17,7 +17,7 @@ from styledrop_jax.pipelines.base import Pipeline
 from styledrop_jax.pipelines.load import load as load_pipeline
 from styledrop_jax.rounds import personalize as carry_out
 from styledrop_jax.spec import DTYPES
-from styledrop_jax.style import Picture, Style, array
+from styledrop_jax.style import Picture, Style
 
 
 def config_names() -> list[str]:
@@ -96,16 +96,22 @@ def _keep(images: Picture | Sequence[Picture], content: str | Sequence[str], lis
             file = Path(os.path.abspath(Path(image).expanduser()))
         else:
             file = listed.parent / f"{number:03d}.png"
-            pixels = array(image)
+            picture = image if isinstance(image, Image.Image) else image_files.as_pillow(image)
             if not began:
-                image_files.write_png(file, pixels)
-            elif not file.exists() or not np.array_equal(image_files.read_image(file), pixels):
+                image_files.write_png(file, np.asarray(image_files.in_srgb(picture)))
+            elif not _holds(file, picture):
                 raise _changed(listed)
         lines.append({"image": str(file), "content": words})
     if not began:
         write_jsonl(listed, lines)
     elif read_jsonl(listed) != lines:
         raise _changed(listed)
+
+
+def _holds(file: Path, picture: Image.Image) -> bool:
+    if not file.exists():
+        return False
+    return np.array_equal(image_files.read_image(file), image_files.from_pillow(picture))
 
 
 def _changed(listed: Path) -> UserError:

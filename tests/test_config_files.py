@@ -213,6 +213,7 @@ def test_unknown_fields_say_what_was_meant(override, hint):
         ("round_1.train.learning_rate=0", "expected a number above 0 and at most 1"),
         ("round_1.train.learning_rate=nan", "found nan"),
         ("round_1.train.random_crop=maybe", "config.round_1.train.random_crop: found 'maybe'"),
+        ("reference.fit=pads", "reference.fit: found 'pads', expected one of auto, crop, pad"),
         ("round_1.select=3", "expected a dict"),
         ("round_1.select.by=promt", "threshold, human; did you mean 'prompt'?"),
         ("round_1.select.scorers={'clp_text': 1}", "clp_text: unknown; did you mean 'clip_text'?"),

@@ -180,6 +180,19 @@ def test_an_array_that_is_no_image(tmp_path, array, words):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_transparent_image_in_memory_is_padded(tmp_path):
+    layer = Image.new("RGBA", (30, 10))
+    layer.paste("purple", (0, 0, 20, 10))
+    for name, image in (("image", layer), ("array", np.asarray(layer))):
+        with pytest.MonkeyPatch.context() as patch:
+            runs.train_only(patch)
+            for _ in range(2):  # the second goes on with the first
+                with pytest.raises(runs.Death):
+                    _taught(tmp_path / name, image)
+        (entry,) = read_json(tmp_path / name / "manifest.json")["references"]
+        assert (entry["fit"], entry["ground"]) == ("pad", "#ffffff")
+
+
 def test_several_images_have_their_own_words(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         runs.train_only(patch)

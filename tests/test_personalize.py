@@ -20,6 +20,7 @@ from styledrop_jax.io.files import read_json, read_jsonl
 from styledrop_jax.pipelines import muse
 from styledrop_jax.pipelines.load import load
 from styledrop_jax.spec import from_config, to_config
+from styledrop_jax.stages import report
 
 # -------------------------------------------------------------- what a run leaves
 
@@ -135,6 +136,39 @@ def test_training_goes_on_from_the_last_checkpoint(tmp_path, capfd):
     assert "round_2: 2 of 4" in capfd.readouterr().out
     assert runs.results(workdir) == runs.results(tiny.finished())
     assert not (workdir / "round_2" / "checkpoints").exists()
+
+
+def test_a_padded_image_is_padded_in_all_of_a_run_and_after_a_death(tmp_path, capfd, caplog):
+    """In its copy, in what trains, in what judges, and in the true images of its prompts."""
+    banner = tmp_path / "banner.png"
+    Image.fromarray(np.repeat(np.arange(60, dtype=np.uint8), 3).reshape(1, 60, 3) % 9).save(banner)
+    truth = tmp_path / "truth"
+    truth.mkdir()
+    shutil.copy(banner, truth / "cat.png")
+    flags = runs.flags(truth=truth, round_1__train__random_crop="true")
+    workdir = tmp_path / "run"
+    assert tiny.styledrop(*tiny.arguments(workdir, *flags, image=banner)) == 0
+    pads = "config.reference.fit: padded to a square with the colour of the ground:"
+    assert f"{pads} banner.png" in caplog.text and f"{pads} cat.png" in caplog.text
+    (entry,) = read_json(workdir / "manifest.json")["references"]
+    assert (entry["fit"], entry["ground"]) == ("pad", "#040404")
+    square = image_files.to_square(
+        image_files.read_image(banner), tiny.RESOLUTION, ground="#040404"
+    )
+    for file in ("references/000.png", "truth/cat.png"):
+        np.testing.assert_array_equal(image_files.read_image(workdir / file), square)
+    expected = runs.results(workdir)
+    shown = report.embedded(workdir / "references/000.png")[0]
+    assert shown in (workdir / "report.html").read_text(encoding="utf-8")
+
+    runs.forget(workdir, "report.html", "round_1", "round_2", "truth")
+    runs.train_until_death(workdir, 1, *flags, image=banner)
+    assert tiny.styledrop(*tiny.arguments(workdir, *flags, image=banner)) == 0
+    assert runs.results(workdir) == expected
+
+    cut = runs.flags(reference__fit="crop")
+    error = runs.refused(capfd, *tiny.arguments(workdir, *flags, *cut, image=banner))
+    assert 'reference.fit was "auto", now "crop"' in error
 
 
 def test_a_lost_adapter_is_trained_again(tmp_path):
@@ -368,7 +402,8 @@ def test_a_folder_of_every_kind_of_image(tmp_path, caplog):
 
     words = ["--config.reference.content="]
     manifest = runs.begun(tmp_path / "run", *words, image=folder, references=4)
-    assert f"{folder / 'a cmyk.tif'} and 3 more: not of an aspect" in caplog.text
+    named = "a cmyk.tif, b_deep.png, c-palette.png and 1 more"
+    assert f"config.reference.fit: cut to the middle square: {named}" in caplog.text
     entries = manifest["references"]
     assert [entry["content"] for entry in entries] == ["a cmyk", "b deep", "c palette", "d rotated"]
     expected = image_files.to_square(upright, tiny.RESOLUTION).astype(int)

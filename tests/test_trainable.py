@@ -204,6 +204,11 @@ def test_each_stream_has_an_order_and_crops_of_its_own(base):
     kept = objective.batch(_stream([wide], teaches=False), base, cropped, seed=1)
     assert len(kept.images) == 1, "what keeps the prior is not cropped at random"
 
+    padded = Example(image=wide, prompt="a cat", ground="#ff00ff")
+    stream = dataclasses.replace(_stream([]), examples=[padded])
+    for image in objective.batch(stream, base, cropped, seed=1).images:
+        assert (image == (255, 0, 255)).all(axis=-1).any(), "a crop of the padded square"
+
     batches = [objective.batch(_stream([wide] * 9), base, TRAINING, seed=0)] * 2
     rows = objective.rows(batches, batch_size=9, seeds=[3, 4])(0, 1)[0]
     assert (rows[:, 0] != rows[:, 1] - 9).any()

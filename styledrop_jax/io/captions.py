@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from styledrop_jax.errors import UserError, did_you_mean, shown
-from styledrop_jax.io.image_files import EXPECTED, read_image, readable_suffixes
+from styledrop_jax.io.fit import read_fitted
+from styledrop_jax.io.image_files import EXPECTED, readable_suffixes
 from styledrop_jax.io.paths import expanded, read_text, shown_path, stem_words
 
 BUNDLED = Path(__file__).parents[1] / "assets" / "references" / "references.jsonl"
@@ -41,6 +42,7 @@ class Reference:
         content: what it shows, "a house".
         descriptor: its style, "in watercolor painting style".
         sha256: of the file's bytes.
+        ground: "#rrggbb", which pads the image to a square; empty if it is cut to one.
     """
 
     path: str
@@ -48,6 +50,7 @@ class Reference:
     content: str
     descriptor: str
     sha256: str
+    ground: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +68,7 @@ def read_references(
     content: str,
     descriptor: str,
     *,
+    fit: str = "auto",
     needs: Sequence[str] = ("content", "descriptor"),
     field: str = "config.reference",
 ) -> list[Reference]:
@@ -87,6 +91,7 @@ def read_references(
         image: see above.
         content: what the image shows. What a table or a text file says overrides it.
         descriptor: the style of the image; a line of a table overrides it.
+        fit: how an image that is no square becomes one, see `read_fitted`.
         needs: which of the two every image must have.
         field: the section, for errors.
 
@@ -100,7 +105,7 @@ def read_references(
     references = []
     first: dict[str, str] = {}
     for entry in entries:
-        reference = _read(entry)
+        reference = _read(entry, fit)
         references.append(reference)
         name = shown_path(entry.path)
         if reference.sha256 in first:
@@ -108,7 +113,33 @@ def read_references(
             _LOG.warning("%s: the same image as %s: it counts twice", name, other)
         else:
             first[reference.sha256] = name
+    say_fits(
+        f"{field}.fit", {Path(found.path): (found.image, found.ground) for found in references}
+    )
     return references
+
+
+def say_fits(field: str, images: Mapping[Path, tuple[np.ndarray, str]]) -> None:
+    """Names the images that are no squares, and says what is done with them, in one line.
+
+    Args:
+        field: that decides it.
+        images: {file: what `read_fitted` gives}.
+    """
+    padded = []
+    cut = []
+    for path, (pixels, ground) in images.items():
+        if ground:
+            padded.append(path)
+        elif pixels.shape[0] != pixels.shape[1]:
+            cut.append(path)
+    done = []
+    if padded:
+        done.append(f"padded to a square with the colour of the ground: {_some(padded)}")
+    if cut:
+        done.append(f"cut to the middle square: {_some(cut)}")
+    if done:
+        _LOG.warning("%s: %s", field, "; ".join(done))
 
 
 def read_prompts(path: str | os.PathLike[str]) -> list[str]:
@@ -366,12 +397,12 @@ def _check_words(entry: _Entry, needs: Sequence[str]) -> None:
             ) from None
 
 
-def _read(entry: _Entry) -> Reference:
+def _read(entry: _Entry, fit: str) -> Reference:
     with _naming(entry.where):
-        image = read_image(entry.path)
+        image, ground = read_fitted(entry.path, fit)
     with entry.path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Reference(str(entry.path), image, entry.content, entry.descriptor, digest)
+    return Reference(str(entry.path), image, entry.content, entry.descriptor, digest, ground)
 
 
 @contextlib.contextmanager

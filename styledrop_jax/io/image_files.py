@@ -1,4 +1,4 @@
-"""One image or mask: read robustly from a file, cut to a size, and written as a PNG."""
+"""One image or mask: read robustly from a file, cut or padded to a size, and written as a PNG."""
 
 import contextlib
 import io
@@ -57,16 +57,26 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         UserError: the file is missing, empty, no image, damaged or cut short, animated, or larger
             than `MAX_PIXELS` (which is read from its header, before anything is decoded).
     """
-    return _over_white(_decoded(expanded(path)))
+    return over_white(read_layer(path))
+
+
+def read_layer(path: str | os.PathLike[str]) -> Image.Image:
+    """The same before it is laid over white: RGB, or RGBA if it may be transparent somewhere."""
+    return _decoded(expanded(path))
 
 
 def from_pillow(image: Image.Image) -> np.ndarray:
-    """The same for an image in memory: uint8 [h, w, 3].
+    """As `read_image`, for an image in memory: uint8 [h, w, 3].
 
     Raises:
         UserError: its pixels are of a kind that has no known scale.
     """
-    return _over_white(_in_srgb("the image", _upright("the image", image)))
+    return over_white(in_srgb(image))
+
+
+def in_srgb(image: Image.Image) -> Image.Image:
+    """The same as RGB, or as RGBA if it may be transparent somewhere."""
+    return _in_srgb("the image", _upright("the image", image))
 
 
 def as_pillow(array: np.ndarray, name: str = "the image") -> Image.Image:
@@ -90,7 +100,8 @@ def as_pillow(array: np.ndarray, name: str = "the image") -> Image.Image:
     return Image.fromarray(to_uint8(array))
 
 
-def _over_white(image: Image.Image) -> np.ndarray:
+def over_white(image: Image.Image) -> np.ndarray:
+    """RGB or RGBA → uint8 [h, w, 3]."""
     if image.mode == "RGBA":
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image).convert("RGB")
@@ -156,20 +167,27 @@ def as_mask(
 
 
 def to_square(
-    image: np.ndarray, size: int, *, crop: tuple[float, float, float] | None = None
+    image: np.ndarray,
+    size: int,
+    *,
+    ground: str = "",
+    crop: tuple[float, float, float] | None = None,
 ) -> np.ndarray:
-    """Cuts a square window out of an image of any shape and resizes it, by Lanczos, in one step.
+    """Cuts a square window out of an image, padded to a square or not, and resizes it by Lanczos.
 
     Args:
         image: uint8 [h, w, 3].
         size: the side of the result, pixels.
-        crop: (x, y, side): `side` of the window as a share of the shorter side of the image, in (0,
-            1], and its place in the room that is left, 0 (left, top) to 1. None is (0.5, 0.5, 1),
-            the largest square from the middle.
+        ground: "#rrggbb", which pads the image; empty if nothing does.
+        crop: (x, y, side): `side` of the window as a share of the shorter side of the image, padded
+            or not, in (0, 1], and its place in the room that is left, 0 (left, top) to 1. None is
+            (0.5, 0.5, 1), the largest square from the middle.
 
     Returns:
         uint8 [size, size, 3].
     """
+    if ground:
+        return _padded(image, size, ground, crop or (0.5, 0.5, 1.0))
     h, w = image.shape[:2]
     x, y, share = crop or (0.5, 0.5, 1.0)
     side = share * min(h, w)
@@ -177,6 +195,22 @@ def to_square(
     top = y * (h - side)
     box = (left, top, left + side, top + side)
     return np.asarray(Image.fromarray(image).resize((size, size), _LANCZOS, box=box))
+
+
+def _padded(
+    image: np.ndarray, size: int, ground: str, crop: tuple[float, float, float]
+) -> np.ndarray:
+    """The same of an image that `ground` makes a square."""
+    h, w = image.shape[:2]
+    x, y, share = crop
+    whole = round(size / share)  # the side of the padded square, of which the window has `size`
+    height = max(1, round(h * whole / max(h, w)))
+    width = max(1, round(w * whole / max(h, w)))
+    left = (whole - width) // 2 - round(x * (whole - size))
+    top = (whole - height) // 2 - round(y * (whole - size))
+    square = Image.new("RGB", (size, size), ground)
+    square.paste(Image.fromarray(image).resize((width, height), _LANCZOS), (left, top))
+    return np.asarray(square)
 
 
 def resized(image: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
@@ -191,20 +225,6 @@ def within(image: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(reduced)
 
 
-def is_cropped(shape: Sequence[int]) -> bool:
-    """Whether `to_square` cuts much off an image [h, w, …]."""
-    return min(shape[:2]) < 0.9 * max(shape[:2])
-
-
-def crop_remark(paths: Sequence[Path | str]) -> str:
-    """What to tell the user of images that `is_cropped`, one line; empty if there are none."""
-    if not paths:
-        return ""
-    others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-    name = shown_path(paths[0], 200)
-    return f"{name}{others}: not of an aspect that this model draws; the middle is taken"
-
-
 def to_uint8(image: np.ndarray) -> np.ndarray:
     """Float [0, 1] → uint8, rounded and clipped, any shape; uint8 stays as it is."""
     image = np.asarray(image)
@@ -214,7 +234,7 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
 
 
 def write_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
-    """Writes float [0, 1] or uint8 [h, w, 3] as a PNG, whole or not at all."""
+    """Writes float [0, 1] or uint8 [h, w, 3 or 4] as a PNG, whole or not at all."""
     buffer = io.BytesIO()
     Image.fromarray(to_uint8(image)).save(buffer, format="PNG")
     write_bytes(path, buffer.getvalue())

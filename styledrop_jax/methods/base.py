@@ -13,6 +13,7 @@ import numpy as np
 
 from styledrop_jax.errors import UserError
 from styledrop_jax.io.captions import Reference
+from styledrop_jax.io.fit import FITS
 from styledrop_jax.io.image_files import to_square
 from styledrop_jax.methods.halves import halves
 from styledrop_jax.methods.prompts import POOL
@@ -31,6 +32,12 @@ class Images:
 
     image: str = setting(
         "", "images of this part: a file, folder, JSONL or bundled:NAME", path="file"
+    )
+    fit: str = setting(
+        "auto",
+        "how an image that is no square becomes one: cut to its middle, padded with the colour of "
+        "its ground, or (auto) padded where that is plain or transparent, else cut",
+        choices=FITS,
     )
 
 
@@ -116,12 +123,14 @@ class Example:
     Attributes:
         image: uint8 [h, w, 3], any size. prompt: that it trains under.
         content: what it shows.
+        ground: "#rrggbb", which pads the image to a square; empty if it is cut to one.
         right: an image of another content; then the halves of both train side by side.
     """
 
     image: np.ndarray
     prompt: str
     content: str = ""
+    ground: str = ""
     right: "Example | None" = None
 
     def at(self, resolution: int, crop: tuple[float, float, float] | None = None) -> np.ndarray:
@@ -129,8 +138,9 @@ class Example:
         images.
         """
         if self.right is not None:
-            return halves(to_square(self.image, resolution), self.right.at(resolution))
-        return to_square(self.image, resolution, crop=crop)
+            left = to_square(self.image, resolution, ground=self.ground)
+            return halves(left, self.right.at(resolution))
+        return to_square(self.image, resolution, ground=self.ground, crop=crop)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -264,8 +274,12 @@ def teaching(
     examples = []
     for image in images[section]:
         prompt = caption(image.content, image.descriptor)
-        examples.append(Example(image=image.image, prompt=prompt, content=image.content))
+        examples.append(_example(image, prompt))
     return Stream(section=section, examples=examples, caption=caption, judges=judges)
+
+
+def _example(image: Reference, prompt: str) -> Example:
+    return Example(image=image.image, prompt=prompt, content=image.content, ground=image.ground)
 
 
 def keeping(section: str, prior: Prior, images: Given, prompt: str, generated: str = "") -> Stream:
@@ -290,7 +304,7 @@ def keeping(section: str, prior: Prior, images: Given, prompt: str, generated: s
         )
     return Stream(
         section=section,
-        examples=[Example(image=image.image, prompt=prompt) for image in given],
+        examples=[_example(image, prompt) for image in given],
         caption=lambda content, descriptor: prompt,
         weight=prior.weight,
         teaches=False,

@@ -68,7 +68,12 @@ def read_images(spec: RunSpec) -> dict[str, list[Reference]]:
             descriptor = section.descriptor
             needs = METHODS[spec.method].needs
         found[name] = read_references(
-            section.image, content, descriptor, needs=needs, field=f"config.{name}"
+            section.image,
+            content,
+            descriptor,
+            fit=section.fit,
+            needs=needs,
+            field=f"config.{name}",
         )
     return found
 
@@ -130,10 +135,10 @@ def check_inputs(run: Run, given: Sequence[Taught], contents: Sequence[str]) -> 
     before: dict[str, list] = {"prompts": run.prompts}
     for item in given:
         reference = item.reference
-        words = [reference.sha256, reference.content, reference.descriptor]
+        words = [reference.sha256, reference.content, reference.descriptor, reference.ground]
         found.setdefault(item.section, []).append(words)
     for entry in run.references:
-        words = [entry.get(name) for name in ("sha256", "content", "descriptor")]
+        words = [entry.get(name, "") for name in ("sha256", "content", "descriptor", "ground")]
         before.setdefault(str(entry.get("section")), []).append(words)
     changed = [f"config.{name}" for name in found if found[name] != before.get(name)]
     if changed:
@@ -259,11 +264,7 @@ def _check_on_pipeline(job: Job) -> None:
 
 def _warn(job: Job) -> None:
     """What may be a mistake, a line each."""
-    cropped = []
-    for item in job.given:
-        if image_files.is_cropped(item.reference.image.shape):
-            cropped.append(item.reference.path)
-    remarks = [image_files.crop_remark(cropped), *_identifier_remarks(job)]
+    remarks = _identifier_remarks(job)
     for prompt in job.prompts:
         remarks.append(prompt.remark)
     for remark in remarks:
@@ -336,7 +337,9 @@ def _reference(job: Job, item: Taught) -> Mapping[str, str]:
     """The record of an image of the user's, which the run folder keeps as it trains."""
     reference = item.reference
     if not job.run.done(item.file):
-        square = image_files.to_square(reference.image, job.pipeline.resolution)
+        square = image_files.to_square(
+            reference.image, job.pipeline.resolution, ground=reference.ground
+        )
         image_files.write_png(job.run.path(item.file), square)
     return {
         "section": item.section,
@@ -345,5 +348,7 @@ def _reference(job: Job, item: Taught) -> Mapping[str, str]:
         "content": reference.content,
         "descriptor": reference.descriptor,
         "sha256": reference.sha256,
+        "fit": "pad" if reference.ground else "crop",
+        "ground": reference.ground,
         "caption": item.caption,
     }

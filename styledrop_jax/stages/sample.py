@@ -78,7 +78,10 @@ def _alike(sample: Sample) -> int:
 def follow(job: Job, source: str, text: str) -> guidance.Follow:
     """An image that is generated anew, as samples under the prompt `text` follow it."""
     assert job.program.redrawn is not None
-    square = image_files.to_square(job.sources[source].reference.image, job.pipeline.resolution)
+    reference = job.sources[source].reference
+    square = image_files.to_square(
+        reference.image, job.pipeline.resolution, ground=reference.ground
+    )
     return following(job.pipeline, job.program.redrawn, square, text)
 
 

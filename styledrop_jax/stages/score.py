@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from styledrop_jax import log
+from styledrop_jax import log, settings
 from styledrop_jax.errors import UserError
 from styledrop_jax.feedback import scorers
 from styledrop_jax.io import captions, image_files
+from styledrop_jax.io.fit import read_fitted
 from styledrop_jax.methods.prompts import noun
 from styledrop_jax.registry import SCORERS
 from styledrop_jax.stages.job import Job
@@ -34,14 +35,19 @@ def score_truth(job: Job) -> None:
     folder = _truth(job)
     if folder is None or job.run.done("truth/scores.jsonl"):
         return
+    section = job.given[0].section
+    fit = dict(settings.sections(job.spec))[section].fit
     samples = []
+    found = {}
     for sample in round_pool(job, 0):
         name = f"{noun(sample.content)}.png"
         if (folder / name).is_file():
-            image = image_files.read_image(folder / name)
-            square = image_files.to_square(image, job.pipeline.resolution)
+            image, ground = read_fitted(folder / name, fit)
+            square = image_files.to_square(image, job.pipeline.resolution, ground=ground)
             image_files.write_png(job.run.path("truth", name), square)
             samples.append(dataclasses.replace(sample, file=name))
+            found[folder / name] = (image, ground)
+    captions.say_fits(f"config.{section}.fit", found)
     if samples:
         score_stage(job, "truth", samples, _BY_TEXT)
     elif job.spec.truth:

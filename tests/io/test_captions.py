@@ -64,6 +64,28 @@ def test_a_broken_image_in_a_folder_is_an_error(folder, refused):
     assert "config.reference.image" in message and "broken.png: not an image" in message
 
 
+def test_what_is_no_square_is_named_with_what_is_done_with_it(folder, image, caplog):
+    captions.read_references(str(folder), "", "s")
+    cut = "cut to the middle square: a cat.png, red_house-2.png, tree.png"
+    assert f"config.reference.fit: {cut}" in caplog.text
+    for name in "xyz":
+        write_png(folder / f"{name} bar.png", np.full((8, 30, 3), ord(name), np.uint8))
+    write_png(folder / "square.png", image[:, :24])
+    caplog.clear()
+    found = captions.read_references(str(folder), "", "s", field="config.aux")
+    padded = "padded to a square with the colour of the ground: x bar.png, y bar.png, z bar.png"
+    assert caplog.messages == [f"config.aux.fit: {padded}; {cut}"]
+    assert [one.ground for one in found] == ["", "", "", "", "#787878", "#797979", "#7a7a7a"]
+    caplog.clear()
+    captions.read_references(str(folder), "", "s", fit="pad")
+    assert "cut" not in caplog.text and "a cat.png, red_house-2.png, tree.png and 3 more" in (
+        caplog.text
+    )
+    caplog.clear()
+    captions.read_references(str(folder / "square.png"), "", "s", needs=())
+    assert not caplog.messages
+
+
 def test_references_without_words_name_the_field(tmp_path, image, refused):
     path = tmp_path / "IMG_2023.png"
     write_png(path, image)

@@ -1,5 +1,7 @@
 """What every method makes of its settings and images: streams, prompts, and what it refuses."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -290,6 +292,22 @@ def test_cut_mix_shows_each_subject_alone_and_beside_each_other_one():
     assert program.contents[:3] == ["a sks dog", "b", "a sks dog sitting beside b"]
     assert alone.judges and not together.judges
     assert _say(settings, "b and c").text == "photo of b and c"
+
+
+def test_images_of_every_stream_are_padded_with_their_ground():
+    wide = dataclasses.replace(_reference("a dog"), image=np.zeros((2, 6, 3), np.uint8))
+    padded = dataclasses.replace(wide, content="b", ground="#ffffff")
+    program = _program(_settings("cut_mix"), reference=[wide, padded])
+    alone, together = program.streams
+    bars = [255, 255, 0, 0, 255, 255]  # from top to bottom
+    assert [list(example.at(6)[:, 0, 0]) for example in alone.examples] == [[0] * 6, bars]
+    pair = together.examples[0].at(6)[..., 0]
+    assert list(pair[:, 0]) == [0] * 6 and list(pair[:, -1]) == bars
+    assert list(together.examples[1].at(6)[:, 0, 0]) == bars
+
+    settings = _settings("dreambooth", **WORDS)
+    _, prior = _program(settings, reference=[wide], prior=[padded]).streams
+    assert list(prior.examples[0].at(6)[:, 0, 0]) == bars
 
 
 def test_cut_mix_needs_two_subjects():
