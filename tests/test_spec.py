@@ -72,7 +72,7 @@ def test_all_problems_come_at_once():
     message = _error(seed=-1, rounds=True, extra=1, round_1=3)
     for words in ("config.seed: found -1", "config.rounds: found True", "config.extra: unknown"):
         assert words in message
-    assert "config.round_1: found 3, expected the fields start, images, prompts, adapter" in message
+    assert "config.round_1: found 3, expected the fields start, images, own_share, keep" in message
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,25 @@ _LEAK = 0.12  # more than the base model has: some prompts show what the referen
 _LOST = 0.1  # text below the base model's: things are not what the prompt asks for
 _WELL = 0.5  # of the way from the base model to the reference itself
 _DRIFT = 0.02
+_NEAR = 0.6
+_FAR = 0.3
 
 
 def worth(scores: Scores) -> float:
     """Style and text, less what leaks: the stage with most of it is the best."""
     return scores["clip_style"] + scores["clip_content"] - scores["clip_leakage"]
+
+
+def before(style: float) -> str:
+    """What the words of the style bring by themselves, from the base model's mean style score."""
+    if style >= _NEAR:
+        return "near to the reference: the words say much of the style"
+    if style >= _FAR:
+        return "on the way to the reference: words nearer to it would help"
+    return (
+        "far from the reference: the model takes these words for another style; words for what "
+        "can be seen, such as colours, lines and ground, are nearer"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +67,7 @@ def judge(base: Scores, rounds: Sequence[Scores]) -> Verdict:
     remarks = []
     advice = []
     if gained < _FEW:
-        learnt = "the words alone do it" if base["clip_style"] > 0.6 else "not learnt"
+        learnt = "the words alone do it" if base["clip_style"] >= _NEAR else "not learnt"
         advice += ["words", "more"]
     elif way >= _WELL:
         learnt = "learnt well"

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from styledrop_jax import log, settings
-from styledrop_jax.errors import UserError
+from styledrop_jax.errors import UserError, shown
 from styledrop_jax.feedback import scorers
+from styledrop_jax.feedback.verdict import before
 from styledrop_jax.io import captions, image_files
 from styledrop_jax.io.fit import read_fitted
 from styledrop_jax.methods.prompts import noun
@@ -21,8 +22,13 @@ _BY_TEXT = {"clip_text": 1.0}
 
 
 def score_base(job: Job, samples: Sequence[Sample]) -> list[Sample]:
-    """The base model's samples with their scores."""
-    return score_stage(job, "base", samples, _BY_TEXT)
+    """The base model's samples with their scores, and a word on what the words alone bring."""
+    known = job.run.done("base/scores.jsonl")
+    scored = score_stage(job, "base", samples, _BY_TEXT)
+    if job.descriptor and not known:
+        style = float(np.mean([sample.scores["clip_style"] for sample in scored]))
+        log.say(f"base: under {shown(job.descriptor)} it is {before(style)}")
+    return scored
 
 
 def score_round(job: Job, number: int, samples: Sequence[Sample]) -> list[Sample]:
