@@ -48,6 +48,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "pick, own .2": {"round_2.own_share": 0.2, **_STRICT, **_guided(2, 2)},
     "pick, 500": {"round_2.train.steps": 500, **_STRICT, **_guided(2, 2)},
     "pick, 1 2": {**_STRICT, **_guided(1, 2)},
+    "own .1": {"round_2.own_share": 0.1, **_STRICT, **_guided(1, 2)},
     "pick, last": {**_LAST, **_STRICT, **_guided(2, 2)},
 }
 _SCORES = ("Text ↑", "Style ↑", "leaks ↓", "colour ↓", "texture ↓")

@@ -564,11 +564,12 @@ def _chosen_round(run: Run, spec: RunSpec, asked: int | None) -> int:
     if asked == 0 or (asked is not None and asked in rounds):
         return asked
     if asked is None and rounds:
-        verdict = read_verdict(run)
-        if verdict is None or verdict.round not in rounds or len(rounds) == 1:
+        recorded = read_verdict(run)
+        best = recorded.verdict.round if recorded else rounds[-1]
+        if best not in rounds or len(rounds) == 1:
             return rounds[-1]
-        log.say(f"{run.workdir}: round {verdict.round} of {len(rounds)}, by the run's verdict")
-        return verdict.round
+        log.say(f"{run.workdir}: round {best} of {len(rounds)}, the best by the run's verdict")
+        return best
     found = ", ".join(map(str, rounds)) or "none yet: let `styledrop personalize` finish a round"
     raise UserError(f"round: found {asked}, rounds of {run.workdir} with an adapter: {found}")
 

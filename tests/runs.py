@@ -127,7 +127,7 @@ def back_to_selection(workdir, **select):
     config = read_json(workdir / "config.json")
     config["round_1"]["select"].update(select)
     write_json(workdir / "config.json", config)
-    forget(workdir, "report.html", "round_2")
+    forget(workdir, "report.html", "verdict.json", "round_2")
     for name in ("selected.json", "grid.png", "scores.jsonl"):
         forget(workdir, f"round_1/{name}")
     return flags(**{f"round_1__select__{name}": value for name, value in select.items()})

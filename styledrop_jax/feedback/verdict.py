@@ -43,7 +43,7 @@ class Verdict:
         round: the best, from 1.
         learnt: how well the best round has the style, in a word or two.
         remarks: what else there is to know, a sentence each.
-        advice: what to try, (why, kind) with kind one of "words", "pictures", "more", "less".
+        advice: what to try: "words", "pictures" of the style, "more" or "less" of it.
     """
 
     round: int

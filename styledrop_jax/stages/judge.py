@@ -3,6 +3,7 @@
 import dataclasses
 import shlex
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,54 +12,19 @@ from styledrop_jax.errors import UserError, shown
 from styledrop_jax.feedback.verdict import Scores, Verdict, judge
 from styledrop_jax.io.files import read_json, write_json
 from styledrop_jax.io.run_folder import Run
+from styledrop_jax.spec import RunSpec
 from styledrop_jax.stages.job import Job
 from styledrop_jax.stages.samples import Sample, read_samples
 
 FILE = "verdict.json"
-_LINE = ("why", "command")
 _SCORES = ("clip_style", "clip_content", "clip_leakage")
-
-
-def judge_run(job: Job) -> None:
-    """Writes `verdict.json`, and says what is in it."""
-    if job.run.done(FILE):
-        return
-    stages = ["base", *(f"round_{number}" for number in range(1, job.spec.rounds + 1))]
-    samples = [read_samples(job.run.path(stage, "scores.jsonl")) for stage in stages]
-    scores = _means(samples, job.shown)
-    verdict = judge(scores[0], scores[1:])
-    commands = _commands(job, verdict)
-    write_json(
-        job.run.path(FILE),
-        {
-            "round": verdict.round,
-            "learnt": verdict.learnt,
-            "remarks": list(verdict.remarks),
-            "try": commands,
-            "scores": dict(zip(stages, scores, strict=True)),
-        },
-    )
-    best = scores[verdict.round]
-    log.say(
-        f"verdict: {verdict.learnt}, round {verdict.round} is the best: "
-        f"style {best['clip_style']:.2f} (base model {scores[0]['clip_style']:.2f}), "
-        f"text {best['clip_content']:.2f} ({scores[0]['clip_content']:.2f}), "
-        f"leakage {best['clip_leakage']:.2f} ({scores[0]['clip_leakage']:.2f})"
-    )
-    for remark in verdict.remarks:
-        log.say(f"verdict: {remark}")
-    for line in commands:
-        log.say(f"to try, {line['why']}: {line['command']}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recorded:
-    """What `verdict.json` says; see `Verdict`. `advice` is of commands, {"why", "command"}."""
+    """What `verdict.json` says; `scores` are the means of "base" and of each "round_N"."""
 
-    round: int
-    learnt: str
-    remarks: Sequence[str]
-    advice: Sequence[Mapping[str, str]]
+    verdict: Verdict
     scores: Mapping[str, Scores]
 
     @property
@@ -67,7 +33,29 @@ class Recorded:
 
     @property
     def best(self) -> Scores:
-        return self.scores[f"round_{self.round}"]
+        return self.scores[f"round_{self.verdict.round}"]
+
+
+class Command(NamedTuple):
+    """Something to try: a command to paste, and what for."""
+
+    why: str
+    line: str
+
+
+def judge_run(job: Job) -> None:
+    """Writes `verdict.json`, and says what is in it."""
+    if not job.run.done(FILE):
+        stages = ["base", *(f"round_{number}" for number in range(1, job.spec.rounds + 1))]
+        samples = [read_samples(job.run.path(stage, "scores.jsonl")) for stage in stages]
+        scores = _means(samples, job.shown)
+        verdict = judge(scores[0], scores[1:])
+        content = dataclasses.asdict(verdict)
+        content["scores"] = dict(zip(stages, scores, strict=True))
+        write_json(job.run.path(FILE), content)
+    recorded = read_verdict(job.run)
+    assert recorded is not None
+    _say(recorded, commands(job.run, job.spec, recorded.verdict))
 
 
 def read_verdict(run: Run) -> Recorded | None:
@@ -83,13 +71,13 @@ def read_verdict(run: Run) -> Recorded | None:
         scores = {}
         for stage, row in content["scores"].items():
             scores[stage] = {name: float(row[name]) for name in _SCORES}
-        found = Recorded(
+        verdict = Verdict(
             round=int(content["round"]),
             learnt=str(content["learnt"]),
             remarks=[str(remark) for remark in content["remarks"]],
-            advice=[{name: str(line[name]) for name in _LINE} for line in content["try"]],
-            scores=scores,
+            advice=[str(kind) for kind in content["advice"]],
         )
+        found = Recorded(verdict=verdict, scores=scores)
         _ = found.base, found.best
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
@@ -98,45 +86,59 @@ def read_verdict(run: Run) -> Recorded | None:
     return found
 
 
+def commands(run: Run, spec: RunSpec, verdict: Verdict) -> list[Command]:
+    """What a verdict advises, as commands to paste."""
+    best = spec.round(verdict.round)
+    own = shlex.quote(str(run.workdir))
+    again = shlex.quote(f"{run.workdir}-again")
+    anew = f"styledrop personalize --config {own} --workdir {again}"
+    every = {
+        "words": Command(
+            "words nearer to what the picture shows: colours, lines, ground",
+            f'{anew} --config.reference.descriptor "in … style"',
+        ),
+        "pictures": Command(
+            "more pictures of the style, each named after what it shows",
+            f"{anew} --config.reference.image FOLDER --config.rounds 1",
+        ),
+        "more": Command(
+            "more of the style when sampling",
+            f'styledrop sample --run {own} --prompt "a cat" '
+            f"--lambda-a {max(2 * best.sample.lambda_a, 1):g}",
+        ),
+        "less": Command(
+            "fewer steps, which copy less of the reference",
+            f"{anew} --config.round_1.train.steps {max(1, spec.round(1).train.steps // 2)}",
+        ),
+    }
+    return [every[kind] for kind in verdict.advice if kind in every]
+
+
+def _say(recorded: Recorded, to_try: Sequence[Command]) -> None:
+    base = recorded.base
+    best = recorded.best
+    verdict = recorded.verdict
+    log.say(
+        f"verdict: {verdict.learnt}; round {verdict.round}: "
+        f"style {best['clip_style']:.2f} (base model {base['clip_style']:.2f}), "
+        f"content {best['clip_content']:.2f} ({base['clip_content']:.2f}), "
+        f"leakage {best['clip_leakage']:.2f} ({base['clip_leakage']:.2f})"
+    )
+    for remark in verdict.remarks:
+        log.say(f"verdict: {remark}")
+    for command in to_try:
+        log.say(f"to try, {command.why}:\n    {command.line}")
+
+
 def _means(stages: Sequence[Sequence[Sample]], shown: Sequence[str]) -> list[dict[str, float]]:
     """The mean scores of each stage over the prompts that all stages have, and that do not ask for
     what the references show; over all prompts if there are none such.
     """
-    common = set.intersection(*({sample.content for sample in stage} for stage in stages))
-    common -= set(shown)
+    common = {sample.content for sample in stages[0]} - set(shown)
+    for stage in stages:
+        common &= {sample.content for sample in stage}
     found = []
     for stage in stages:
         rows = [sample.scores for sample in stage if sample.content in common or not common]
         found.append({name: float(np.mean([row[name] for row in rows])) for name in _SCORES})
     return found
-
-
-def _commands(job: Job, verdict: Verdict) -> list[dict[str, str]]:
-    """What the verdict advises, as commands to paste."""
-    run = shlex.quote(str(job.run.workdir))
-    again = shlex.quote(f"{job.run.workdir}-2")
-    sampling = job.spec.round(verdict.round).sample
-    steps = job.spec.round(verdict.round).train.steps
-    lines = {
-        "words": (
-            "other words, nearer to what the picture shows",
-            f"styledrop personalize --config {run} "
-            f'--config.reference.descriptor "in … style" --workdir {again}',
-        ),
-        "pictures": (
-            "more pictures of the style, each named after what it shows",
-            f"styledrop personalize --config {run} --config.reference.image FOLDER "
-            f"--config.rounds 1 --workdir {again}",
-        ),
-        "more": (
-            "more of the style",
-            f'styledrop sample --run {run} --prompt "a cat" '
-            f"--lambda-a {max(2 * sampling.lambda_a, 1):g}",
-        ),
-        "less": (
-            "fewer steps, which copy less of the reference",
-            f"styledrop personalize --config {run} "
-            f"--config.round_1.train.steps {max(1, steps // 2)} --workdir {again}",
-        ),
-    }
-    return [dict(zip(_LINE, lines[kind], strict=True)) for kind in verdict.advice]

@@ -22,7 +22,7 @@ from styledrop_jax.metrics.clip_scores import mean_interval
 from styledrop_jax.settings import to_dict
 from styledrop_jax.spec import RunSpec, to_config
 from styledrop_jax.stages import steps
-from styledrop_jax.stages.judge import read_verdict
+from styledrop_jax.stages.judge import commands, read_verdict
 from styledrop_jax.stages.samples import Sample, read_chosen, read_samples
 
 _ASSETS = Path(__file__).parents[1] / "assets"
@@ -160,11 +160,13 @@ def write_report(run: Run, spec: RunSpec, *, command: str) -> Path:
         strips += _strips(run, number)
         settings_by_round.append(_flat(to_dict(spec.round(number))))
     stages.append(_stage(run, "truth", "True image"))
+    recorded = read_verdict(run)
     page = _template().stream(
         folder=run.workdir.resolve().name,
         spec=spec,
         manifest=manifest,
-        verdict=read_verdict(run),
+        recorded=recorded,
+        commands=commands(run, spec, recorded.verdict) if recorded else [],
         stages=stages,
         strips=strips,
         rows=_rows(stages),

@@ -1,0 +1,55 @@
+"""The verdict on a run: which round is the best, and what is said of it."""
+
+import pytest
+
+from styledrop_jax.feedback.verdict import before, judge, worth
+
+
+def _scores(style, content, leakage):
+    return {"clip_style": style, "clip_content": content, "clip_leakage": leakage}
+
+
+BASE = _scores(0.3, 0.6, 0.1)
+
+
+def test_the_best_round_has_most_style_and_content_less_leakage():
+    rounds = [_scores(0.7, 0.5, 0.2), _scores(0.7, 0.6, 0.1), _scores(0.9, 0.3, 0.4)]
+    assert [worth(scores) for scores in rounds] == pytest.approx([1.0, 1.2, 0.8])
+    assert judge(BASE, rounds).round == 2
+
+
+def test_of_rounds_that_are_worth_the_same_the_first_is_the_best():
+    rounds = [_scores(0.7, 0.5, 0.2), _scores(0.7, 0.5, 0.2)]
+    assert judge(BASE, rounds).round == 1
+
+
+@pytest.mark.parametrize(
+    ("base", "scores", "learnt"),
+    [
+        (BASE, _scores(0.8, 0.6, 0.1), "learnt well"),
+        (BASE, _scores(0.45, 0.6, 0.1), "learnt in part"),
+        (BASE, _scores(0.31, 0.6, 0.1), "not learnt"),
+        (_scores(0.8, 0.6, 0.1), _scores(0.81, 0.6, 0.1), "the words alone do it"),
+    ],
+)
+def test_how_well_the_style_is_learnt_is_what_it_gains_on_the_base_model(base, scores, learnt):
+    verdict = judge(base, [scores])
+    assert verdict.learnt == learnt
+    assert bool(verdict.advice) == (learnt != "learnt well")
+
+
+def test_what_leaks_drifts_or_is_hard_to_tell_is_said_with_something_to_try():
+    leaking = judge(BASE, [_scores(0.9, 0.45, 0.4)])
+    assert leaking.learnt == "learnt well"
+    assert any("leaks" in remark for remark in leaking.remarks)
+    assert any("harder to tell" in remark for remark in leaking.remarks)
+    assert "less" in leaking.advice
+    drifting = judge(BASE, [_scores(0.9, 0.6, 0.1), _scores(0.7, 0.6, 0.1)])
+    assert drifting.round == 1
+    assert drifting.remarks == ["round 2 drifted from the style, by 0.20"]
+
+
+def test_a_word_before_training():
+    assert before(0.7).startswith("near")
+    assert before(0.4).startswith("on the way")
+    assert "other style" in before(0.1) or "another style" in before(0.1)
