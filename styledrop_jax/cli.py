@@ -617,6 +617,9 @@ def _add_run(parser: _Parser) -> None:
         type=int,
         help="the round whose adapter is used; default the best by the verdict; 0: the base model",
     )
+    parser.add_argument(
+        "--step", type=int, help="a step of its training that it kept; default the best of them"
+    )
     parser.add_argument("--base", default="", help="where the base model is now, if it has moved")
 
 
@@ -681,4 +684,4 @@ def _check_strength(strength: float) -> None:
 def _style(flags: argparse.Namespace) -> Any:
     from styledrop_jax.style import Style
 
-    return Style.load(flags.run, round=flags.round, base=flags.base)
+    return Style.load(flags.run, round=flags.round, step=flags.step, base=flags.base)

@@ -30,6 +30,7 @@ from styledrop_jax.registry import METHODS
 from styledrop_jax.spec import RunSpec, from_config
 from styledrop_jax.stages.begin import warn_of_unknown
 from styledrop_jax.stages.judge import read_verdict
+from styledrop_jax.stages.steps import step_file
 
 STRENGTHS = (0.5, 0.7)
 """Of whole images by default: 0.5 keeps more of the image, 0.7 is clearly in the style."""
@@ -86,6 +87,7 @@ class Style:
         run: str | Path,
         *,
         round: int | None = None,
+        step: int | None = None,
         base: str = "",
         pipeline: Pipeline | None = None,
     ) -> Self:
@@ -94,11 +96,12 @@ class Style:
         Args:
             run: a run folder.
             round: whose adapter; None is the best by the run's verdict, 0 the base model alone.
+            step: of training, one that the round kept; None is the best of them.
             base: where the base model is now, if it has moved.
             pipeline: the base model, if it is loaded already.
 
         Raises:
-            UserError: no such run or round, or the base model is not the one that it was trained
+            UserError: no such run, round or step, or the base model is not the one that it was trained
                 on.
         """
         opened = Run.load(run)
@@ -110,7 +113,7 @@ class Style:
         spec = from_config(opened.config)
         number = _chosen_round(opened, spec, round)
         model = pipeline or load_pipeline(base or spec.base, jnp.dtype(spec.dtype))
-        path = opened.path(f"round_{number}", "adapter.safetensors") if number else None
+        path = _adapter(opened, number, step)
         return cls(
             run=opened.workdir,
             number=number,
@@ -572,6 +575,18 @@ def _chosen_round(run: Run, spec: RunSpec, asked: int | None) -> int:
         return best
     found = ", ".join(map(str, rounds)) or "none yet: let `styledrop personalize` finish a round"
     raise UserError(f"round: found {asked}, rounds of {run.workdir} with an adapter: {found}")
+
+
+def _adapter(run: Run, number: int, step: int | None) -> Path | None:
+    """The file of what a round trained; None for the base model."""
+    if step is None:
+        return run.path(f"round_{number}", "adapter.safetensors") if number else None
+    path = run.path(f"round_{number}", step_file(step))
+    if path.is_file():
+        return path
+    kept = [str(int(file.stem)) for file in sorted(path.parent.glob("*.safetensors"))]
+    found = ", ".join(kept) or f"none; `config.round_{number or 1}.keep` above 1 keeps some"
+    raise UserError(f"step: found {step}, steps that round {number} of {run.workdir} kept: {found}")
 
 
 def _listed(prompts: str | Sequence[str]) -> list[str]:

@@ -9,10 +9,14 @@ import tiny
 
 from styledrop_jax import rounds
 from styledrop_jax.adapters.base import load_adapter
+from styledrop_jax.errors import UserError
 from styledrop_jax.feedback import scorers
+from styledrop_jax.feedback.verdict import worth
 from styledrop_jax.io import image_files
 from styledrop_jax.io.files import read_json, read_jsonl, write_json
 from styledrop_jax.io.run_folder import Run
+from styledrop_jax.registry import SCORERS
+from styledrop_jax.style import Style
 
 
 def test_round_2_trains_a_new_adapter_on_what_was_selected(tmp_path):
@@ -40,7 +44,7 @@ def test_round_2_trains_a_new_adapter_on_what_was_selected(tmp_path):
 )
 def test_scorers_decide_by_their_weighted_sum(tmp_path, weights):
     workdir = runs.copy(tmp_path)
-    whole = {"clip_text": 0.0, "clip_style": 0.0, "random": 0.0} | weights
+    whole = dict.fromkeys(SCORERS, 0.0) | weights
     runs.back_to_selection(workdir, scorers=whole)
     words = runs.flags(**{f"round_1__select__scorers__{name}": w for name, w in whole.items()})
     assert runs.run_until_death(workdir, 2, *words)
@@ -58,13 +62,111 @@ def test_random_feedback_looks_at_nothing_but_the_seed():
 
     def chance(seed):
         seen = scorers.Scored(
-            images=None, prompts=[], ids=places, references=None, clip=None, seed=seed
+            images=None,
+            prompts=[],
+            ids=places,
+            references=None,
+            contents=[],
+            shown=[],
+            clip=None,
+            seed=seed,
         )
         return list(scorers.random(seen))
 
     seed = read_json(tiny.finished() / "config.json")["seed"]
     assert [row["scores"]["random"] for row in rows] == chance(seed)
     assert chance(1) != chance(2)
+
+
+class _Clip:
+    """Sees in an image the features that its first row holds; texts are axes."""
+
+    axes = ("a house", "a cat", "a dog")
+
+    def likeness(self, images, texts):
+        return np.stack([images[:, 0, 0, self.axes.index(text)] for text in texts], axis=1)
+
+
+def test_leakage_is_the_likeness_to_what_the_references_show():
+    images = np.zeros((3, 1, 1, 3))
+    images[:, 0, 0] = [[0.5, 0.25, 0.1], [0.5, 0.25, 0.75], [0.5, 0.25, 0.1]]
+
+    def leakage(contents, shown):
+        seen = scorers.Scored(
+            images=images,
+            prompts=[],
+            ids=[],
+            references=None,
+            contents=contents,
+            shown=shown,
+            clip=_Clip(),
+            seed=0,
+        )
+        return list(scorers.clip_leakage(seen))
+
+    contents = ["a cat", "a dog", "a house"]
+    assert leakage(contents, ["a house"]) == [0.5, 0.5, 0]  # a house cannot leak into a house
+    assert leakage(contents, ["a house", "a dog"]) == [0.5, 0.5, 0.1]
+    assert leakage(contents, []) == [0, 0, 0]
+
+
+def test_later_rounds_train_on_the_users_own_images_too(tmp_path):
+    assert rounds._repeated(["own"], 10, 0.0) == []
+    assert rounds._repeated(["own"], 10, 0.5) == ["own"] * 10
+    assert rounds._repeated(["one", "two"], 6, 0.25) == ["one", "two"]
+    assert len(rounds._repeated(["own"], 30, 0.01)) == 1  # never none of them
+    workdir = runs.copy(tmp_path)
+    runs.forget(workdir, "report.html", "verdict.json", "round_2")
+    config = read_json(workdir / "config.json")
+    config["round_2"]["own_share"] = 0.5
+    write_json(workdir / "config.json", config)
+    assert tiny.styledrop(*tiny.arguments(workdir, *runs.flags(round_2__own_share=0.5))) == 0
+    assert read_json(workdir / "manifest.json")["rounds"]["round_2"]["images"] == 4
+
+
+def test_commands_take_the_round_that_the_verdict_calls_the_best(tmp_path, capfd):
+    workdir = runs.copy(tmp_path)
+    found = read_json(workdir / "verdict.json")
+    assert set(found["scores"]) == {"base", "round_1", "round_2"}
+    for best in (1, 2):
+        write_json(workdir / "verdict.json", found | {"round": best})
+        assert Style.load(workdir).number == best
+        assert f"round {best} of 2, the best by the run's verdict" in capfd.readouterr().out
+    assert Style.load(workdir, round=1).number == 1
+    for wrong in ([], {"round": 1}, found | {"scores": {}}, found | {"round": "x"}):
+        write_json(workdir / "verdict.json", wrong)
+        error = runs.refused(capfd, "sample", "--run", workdir, "--prompt", "a cat")
+        assert f"{workdir / 'verdict.json'}: not as `personalize` leaves it" in error
+
+
+def test_the_best_of_the_states_that_a_round_kept_goes_on(tmp_path):
+    """And a run that dies in between ends with the same bits."""
+    words = runs.flags(round_1__keep=2, rounds=1)
+    whole = tmp_path / "whole"
+    assert tiny.styledrop(*tiny.arguments(whole, *words)) == 0
+    steps = whole / "round_1/steps"
+    kept = sorted(path.stem for path in steps.glob("*.safetensors"))
+    assert kept == ["000002", "000004"]
+    best = read_json(steps / "best.json")["best"]
+    adapter = (whole / "round_1/adapter.safetensors").read_bytes()
+    assert adapter == (steps / f"{best:06d}.safetensors").read_bytes()
+    assert "Round 1: while it trained" in (whole / "report.html").read_text(encoding="utf-8")
+    worths = {}
+    for step in kept:
+        rows = read_jsonl(steps / step / "scores.jsonl")
+        assert [row["seed"] for row in rows] == [
+            row["seed"] for row in read_jsonl(steps / kept[0] / "scores.jsonl")
+        ]
+        worths[int(step)] = np.mean([worth(row["scores"]) for row in rows])
+    assert worths[best] == max(worths.values())
+    assert Style.load(whole, step=2).adapter == steps / "000002.safetensors"
+    with pytest.raises(UserError, match="step: found 3, steps that round 1 of .* kept: 2, 4"):
+        Style.load(whole, step=3)
+    died = tmp_path / "died"
+    count = 3
+    while runs.run_until_death(died, count, *words):
+        count += 4
+    assert runs.results(died) == runs.results(whole)
 
 
 def test_top_k_and_threshold(tmp_path, capfd):
@@ -161,7 +263,7 @@ def test_true_images_are_scored_beside_the_rounds(tmp_path, capfd):
     runs.forget(workdir, "report.html")
     assert tiny.styledrop(*tiny.arguments(workdir, *runs.flags(truth=truth))) == 0
     (row,) = read_jsonl(workdir / "truth" / "scores.jsonl")
-    assert row["content"] == "a cat" and set(row["scores"]) == {"clip_text", "clip_style", "random"}
+    assert row["content"] == "a cat" and set(row["scores"]) == set(SCORERS)
 
     (truth / "cat.png").rename(truth / "dog.png")
     write_json(workdir / "config.json", config | {"truth": str(truth)})
