@@ -3,16 +3,14 @@
     python benchmarks/rounds.py --icons icons/node_modules --workdir runs/rounds \\
         [--preset emoji64-muse] [--seeds 3] [--arm defaults] [--style crayon]
 
-Every arm of a style and seed goes on from the same first round. Scores are means over the images
-of a prompt. By the CLIP that selects: Text, cosine with the prompt's content alone; Style, with the
-reference; leaks, the share that is nearer to what the reference shows than to its own content. By a
-judge that had no part in it: colour and texture, distances to the reference. The prompt that asks
-for what the reference shows is left out. An arm's differences from round 1 are paired by style,
-seed and prompt, with 95% bootstrap intervals. Resumable.
+Scores are means over the images of a prompt. By the CLIP that selects: content, how much likelier
+its own than all prompts' contents; Style, cosine with the reference; sameness, with the images of
+other prompts. By a judge that had no part in it: colour and texture, distances to the reference.
+The prompt that asks for what the reference shows is left out. An arm's differences from round 1 are
+paired by style, seed and prompt, with 95% bootstrap intervals. Resumable.
 """
 
 import argparse
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +25,15 @@ from styledrop_jax.metrics.statistics import colour_distance, texture_distance
 from styledrop_jax.rounds import personalize
 from styledrop_jax.stages.samples import read_samples
 
-_STRICT = {
+_PICK = {
     "round_1.select.by": "top_k",
     "round_1.select.k": 10,
     "round_1.select.scorers.clip_text": 0.0,
     "round_1.select.scorers.clip_style": 1.0,
     "round_1.select.scorers.clip_content": 1.0,
-    "round_1.select.scorers.clip_leakage": -1.0,
+    "round_1.select.scorers.clip_sameness": -1.0,
 }
-_OWN = {"round_2.own_share": 0.5}
-_LAST = {"round_2.start": "last"}
+_KEEP = {"round_1.keep": 5, "round_2.keep": 5}
 
 
 def _guided(first: float, second: float) -> dict[str, Any]:
@@ -44,17 +41,10 @@ def _guided(first: float, second: float) -> dict[str, Any]:
 
 
 ARMS: dict[str, dict[str, Any]] = {
-    "pick": {**_STRICT, **_guided(2, 2)},
-    "pick, own .2": {"round_2.own_share": 0.2, **_STRICT, **_guided(2, 2)},
-    "pick, 500": {"round_2.train.steps": 500, **_STRICT, **_guided(2, 2)},
-    "pick, 1 2": {**_STRICT, **_guided(1, 2)},
-    "own .1": {"round_2.own_share": 0.1, **_STRICT, **_guided(1, 2)},
-    "pick, last": {**_LAST, **_STRICT, **_guided(2, 2)},
+    "new": {**_KEEP, **_PICK, "round_2.own_share": 0.1, **_guided(1, 1)},
+    "paper": {},
 }
-_SCORES = ("Text ↑", "Style ↑", "leaks ↓", "colour ↓", "texture ↓")
-_FIRST = shutil.ignore_patterns(
-    "round_2", "scores.jsonl", "selected.json", "grid.png", "report.html", "config.json", ".lock"
-)
+_SCORES = ("content ↑", "Style ↑", "sameness ↓", "colour ↓", "texture ↓")
 
 
 def main() -> None:
@@ -76,17 +66,10 @@ def main() -> None:
         given = write(flags.icons, flags.workdir / "styles", style)
         for seed in range(flags.seeds):
             folder = flags.workdir / flags.preset / style.name.replace(" ", "-") / f"seed_{seed}"
-            first = _run(folder / "first", flags, style, given, seed, {"rounds": 1})
-            for name, stage in (("base", "base"), ("true", "truth")):
-                table.setdefault(name, []).append(_scores(scorer, first, stage, style, given))
             for arm in flags.arm or ARMS:
                 own = folder / arm.replace(" ", "-")
-                if not own.exists():
-                    shutil.copytree(first, own, ignore=_FIRST)
-                    if any(name.startswith("round_1.sample") for name in ARMS[arm]):
-                        shutil.rmtree(own / "round_1/samples")
                 run = _run(own, flags, style, given, seed, ARMS[arm])
-                for stage in ("round_1", "round_2"):
+                for stage in ("base", "round_1", "round_2", "truth"):
                     table.setdefault(f"{arm}: {stage}", []).append(
                         _scores(scorer, run, stage, style, given)
                     )
@@ -130,11 +113,14 @@ def _scores(scorer: ClipScorer, run: Path, stage: str, style: Style, given: Path
     images = [image_files.read_image(run / stage / sample.file) for sample in samples]
     seen = features(scorer, run / stage, samples)
     contents = [sample.content for sample in samples]
-    own = np.sum(seen * scorer.text_features(contents), axis=1)
-    other = seen @ scorer.text_features([style.content])[0]
+    every = scorer.text_features(sorted(set(contents)))
+    likeness = seen @ every.T
+    own = np.sum(seen * scorer.text_features(contents), axis=1) - likeness.mean(axis=1)
+    alike = seen @ seen.T
     rows = []
     for i, (sample, image) in enumerate(zip(samples, images, strict=True)):
-        clip = (own[i], sample.scores["clip_style"], other[i] > own[i])
+        others = [j for j, content in enumerate(contents) if content != sample.content]
+        clip = (own[i], sample.scores["clip_style"], alike[i, others].mean())
         apart = (colour_distance(image, reference), texture_distance(image, reference))
         rows.append((*clip, *apart))
     return by_prompt(samples, np.array(rows, float))

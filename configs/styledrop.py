@@ -102,6 +102,7 @@ def _emoji64() -> ConfigDict:
                     "clip_text": 1.0,
                     "clip_style": 1.0,
                     "clip_content": 0.0,
+                    "clip_sameness": 0.0,
                     "clip_leakage": 0.0,
                     "random": 0.0,
                 }

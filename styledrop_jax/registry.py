@@ -48,6 +48,7 @@ SCORERS: dict[str, scorers.Scorer] = {
     "clip_text": scorers.clip_text,
     "clip_style": scorers.clip_style,
     "clip_content": scorers.clip_content,
+    "clip_sameness": scorers.clip_sameness,
     "clip_leakage": scorers.clip_leakage,
     "random": scorers.random,
 }

@@ -35,6 +35,7 @@ class SelectSettings:
             "clip_text": 1.0,
             "clip_style": 0.0,
             "clip_content": 0.0,
+            "clip_sameness": 0.0,
             "clip_leakage": 0.0,
             "random": 0.0,
         },

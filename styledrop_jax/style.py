@@ -101,8 +101,8 @@ class Style:
             pipeline: the base model, if it is loaded already.
 
         Raises:
-            UserError: no such run, round or step, or the base model is not the one that it was trained
-                on.
+            UserError: no such run, round or step, or the base model is not the one that it was
+                trained on.
         """
         opened = Run.load(run)
         references = opened.references

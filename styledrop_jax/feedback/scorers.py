@@ -47,10 +47,30 @@ def clip_style(samples: Scored) -> np.ndarray:
 
 
 def clip_content(samples: Scored) -> np.ndarray:
-    """Cosine of image and what its prompt asks for, without the words of style: those would pull
-    it to what CLIP takes the words for.
+    """How much likelier an image is what its own prompt asks for than what all prompts do: the
+    cosine with that content, less the mean over the contents.
+
+    Words of style are left out, and what all images have in common cancels: both say nothing of
+    what is shown.
     """
-    return samples.clip.text_score(samples.images, samples.contents)
+    contents = list(dict.fromkeys(samples.contents))
+    likeness = samples.clip.likeness(samples.images, contents)
+    own = np.array([contents.index(content) for content in samples.contents])
+    return likeness[np.arange(len(own)), own] - likeness.mean(axis=1)
+
+
+def clip_sameness(samples: Scored) -> np.ndarray:
+    """Mean cosine of an image with those of other prompts; less is better, and its weight is to be
+    negative.
+
+    A reference that leaks makes all images alike, also where CLIP has no word for what leaks.
+    """
+    features = samples.clip.image_features(samples.images)
+    contents = np.array(samples.contents)
+    others = contents[:, None] != contents
+    count = others.sum(axis=1)
+    likeness = np.where(others, features @ features.T, 0).sum(axis=1)
+    return np.where(count, likeness / np.maximum(count, 1), 0)
 
 
 def clip_leakage(samples: Scored) -> np.ndarray:

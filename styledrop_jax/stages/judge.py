@@ -17,7 +17,7 @@ from styledrop_jax.stages.job import Job
 from styledrop_jax.stages.samples import Sample, read_samples
 
 FILE = "verdict.json"
-_SCORES = ("clip_style", "clip_content", "clip_leakage")
+_SCORES = ("clip_style", "clip_content", "clip_sameness", "clip_leakage")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,12 @@ from styledrop_jax.feedback.verdict import before, judge, worth
 
 
 def _scores(style, content, leakage):
-    return {"clip_style": style, "clip_content": content, "clip_leakage": leakage}
+    return {
+        "clip_style": style,
+        "clip_content": content,
+        "clip_sameness": leakage,
+        "clip_leakage": leakage,
+    }
 
 
 BASE = _scores(0.3, 0.6, 0.1)
