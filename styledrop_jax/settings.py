@@ -437,7 +437,7 @@ def _read_weights(
         elif _check(value, number, float, f"{where}.{key}", problems):
             kept[key] = float(value)
     if not any(kept.values()):
-        problems.append(f"{where}: every weight is 0; expected at least one of {names} to count")
+        problems.append(f"{where}: every weight is 0; expected one above 0")
     return kept
 
 
