@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from styledrop_jax.models.attention import attention
 from styledrop_jax.models.grid import (
     DepthwiseConv,
     FoldingConv,
@@ -27,7 +28,6 @@ from styledrop_jax.models.layers import (
     LayerNorm,
     Linear,
     RMSNorm,
-    attention,
     gelu,
     recomputed,
 )
