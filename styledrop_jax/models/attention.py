@@ -130,9 +130,11 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 def _on_gpu(q: jax.Array) -> _Kernel:
     """What is there for GPUs: cuDNN's kernel, which has to take the shape, else JAX's own."""
-    if jax.default_backend() != "gpu":
-        return _triton  # compiled for a GPU elsewhere
-    if float(getattr(jax.devices()[0], "compute_capability", 0)) < _BFLOAT16_GPUS:
+    try:
+        (gpu, *_) = jax.local_devices(backend="cuda")
+    except RuntimeError:
+        return _triton  # to compile for a GPU elsewhere
+    if float(gpu.compute_capability) < _BFLOAT16_GPUS:
         return _plain
     try:
         jax.eval_shape(_cudnn, q, q, q)

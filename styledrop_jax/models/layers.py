@@ -1,6 +1,6 @@
 """The layers every model is made of: NNX layers with an adapter slot.
 
-Parameters are float32; `dtype` is the compute dtype.
+Fresh parameters are float32; `dtype` is the compute dtype.
 """
 
 import functools

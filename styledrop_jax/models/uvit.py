@@ -268,8 +268,8 @@ class TokenHead(nnx.Module):
 class UVit(nnx.Module):
     """The masked-token transformer; see the module's docstring.
 
-    `dtype` is the compute dtype. Parameters are float32, and so are the statistics of norms and
-    softmaxes.
+    `dtype` is the compute dtype. Fresh parameters are float32, and so are the statistics of norms
+    and softmaxes.
     """
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
