@@ -114,7 +114,9 @@ class RunSpec:
     @property
     def weights_dtype(self) -> str:
         """What the base's weights are kept in: `dtype`, or float32 if an adapter needs them so."""
-        used = [type(self.round(number).adapter) for number in range(1, self.rounds + 1)]
+        used: list[type[Any]] = [
+            type(self.round(number).adapter) for number in range(1, self.rounds + 1)
+        ]
         exact = any(kind.config.exact for kind in ADAPTERS.values() if kind.settings in used)
         return "float32" if exact else self.dtype
 

@@ -6,6 +6,7 @@ number a row, and compute the weights anew.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -125,7 +126,8 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     kernel = splash.make_splash_mha_single_device(everything, block_sizes=blocks)
     real = _segments(n, padded)
     segments = None if real is None else splash.SegmentIds(real, real)
-    return jax.vmap(lambda q, k, v: kernel(q, k, v, segments))(q, k, v)[:, :, :n]
+    out: Any = jax.vmap(lambda q, k, v: kernel(q, k, v, segments))(q, k, v)
+    return out[:, :, :n]
 
 
 def _on_gpu(q: jax.Array) -> _Kernel:
@@ -158,7 +160,8 @@ def _triton(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     segments = _segments(n, q.shape[1])
     if segments is not None:
         segments = jnp.broadcast_to(segments, (b, len(segments)))
-    return mha(q, k, v, segments).swapaxes(1, 2)[:, :, :n]
+    out: Any = mha(q, k, v, segments)
+    return out.swapaxes(1, 2)[:, :, :n]
 
 
 def _padded(x: jax.Array) -> jax.Array:

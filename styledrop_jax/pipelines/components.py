@@ -59,16 +59,16 @@ class Component(Generic[_Module]):
             source: for errors.
             weights: what its weights are kept in; None is `dtype`.
         """
-        weights = dtype if weights is None else weights
+        kept = dtype if weights is None else weights
         if self.upcasts:
-            weights = jnp.float32
+            kept = jnp.float32
             dtype = jnp.float32 if part.config.force_upcast else dtype
         return pretrained.load(
             lambda: self.module(part.config, rngs=nnx.Rngs(0), dtype=dtype),
             part.tensors,
             self.rules,
             source=source,
-            dtype=weights,
+            dtype=kept,
         )
 
     def load(self, folder: Path, dtype: jnp.dtype = jnp.float32) -> _Module:
