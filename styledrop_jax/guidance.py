@@ -252,13 +252,14 @@ def _chunks(
         part = None
         if edit is not None:
             part = edit._replace(own=_rows(edit.own, rows))
-        chunk = base.generate(
-            _groups(branches, texts, rows),
-            [seeds[row] for row in rows],
-            settings=settings,
-            edit=part,
-            **more,
-        )
+        with mesh.in_use():
+            chunk = base.generate(
+                _groups(branches, texts, rows),
+                [seeds[row] for row in rows],
+                settings=settings,
+                edit=part,
+                **more,
+            )
         yield chunk[: count - start]
 
 

@@ -132,6 +132,15 @@ class RunSpec:
         """
         return self.round_settings[min(number, len(self.round_settings)) - 1]
 
+    @property
+    def weights_dtype(self) -> str:
+        """What the base's weights are kept in: `dtype`, or float32 if an adapter needs them so."""
+        used: list[type[Any]] = [
+            type(self.round(number).adapter) for number in range(1, self.rounds + 1)
+        ]
+        exact = any(kind.config.exact for kind in ADAPTERS.values() if kind.settings in used)
+        return "float32" if exact else self.dtype
+
 
 @functools.cache
 def _joined(method: str) -> type[RunSpec]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from styledrop_jax import __version__, guidance, log, settings
+from styledrop_jax import __version__, guidance, log, settings, trainable
 from styledrop_jax.errors import UserError, did_you_mean, shown
 from styledrop_jax.interchange.export import EXPORTS
 from styledrop_jax.interchange.trained import Trained
@@ -112,7 +112,9 @@ class Style:
             )
         spec = from_config(opened.config)
         number = _chosen_round(opened, spec, round)
-        model = pipeline or load_pipeline(base or spec.base, jnp.dtype(spec.dtype))
+        model = pipeline or load_pipeline(
+            base or spec.base, jnp.dtype(spec.dtype), weights=jnp.dtype(spec.weights_dtype)
+        )
         path = _adapter(opened, number, step)
         return cls(
             run=opened.workdir,
@@ -353,9 +355,10 @@ class Style:
             )
         if self.adapter is None:
             raise UserError("round: 0 is the base model; there is nothing to export")
+        base, model = self._in_float32(self.adapter)
         trained = Trained(
-            base=self.pipeline,
-            model=self.tuned.model,
+            base=base,
+            model=model,
             what=self.tuned.what,
             base_name=self.spec.base,
             info={
@@ -371,6 +374,14 @@ class Style:
         return EXPORTS[format](trained, Path(path).expanduser(), dtype=dtype)
 
     # ---------------------------------------------------------- what they share
+
+    def _in_float32(self, adapter: Path) -> tuple[Pipeline, Pipeline]:
+        """The base and the model, loaded anew if their weights are kept in fewer bits."""
+        if self.pipeline.weights_dtype == jnp.float32:
+            return self.pipeline, self.tuned.model
+        base = load_pipeline(self.pipeline.name)
+        model, _ = trainable.load(base, adapter)
+        return base, model
 
     def _origin(self) -> dict[str, Any]:
         """What every line of `images.jsonl` says of where the image comes from."""

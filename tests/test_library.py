@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
@@ -100,6 +101,8 @@ def test_a_base_model_is_loaded_by_its_name():
     assert pipeline.resolution == tiny.RESOLUTION
     half = styledrop_jax.load(str(tiny.models() / "muse"), dtype="bfloat16")
     assert half.base_hash == pipeline.base_hash
+    assert half.weights_dtype == jnp.bfloat16
+    assert half.autoencoder.quantize.embedding.dtype == jnp.float32
     with pytest.raises(UserError, match="base.*no such folder"):
         styledrop_jax.load("/nowhere")
     with pytest.raises(UserError, match="dtype: found 'float8', expected one of float32, bfloat"):

@@ -205,9 +205,9 @@ def test_a_pipeline_of_ones_own(monkeypatch, tmp_path):
     (tmp_path / "toy" / "toy_net").mkdir(parents=True)
     write_json(tmp_path / "toy" / "toy_net" / "config.json", {"on": str(tiny.models() / "muse")})
 
-    def load_toy(name, folder, dtype):
+    def load_toy(name, folder, dtype, weights):
         on = read_json(folder / "toy_net" / "config.json")["on"]
-        base = muse_files.load(name, type(folder)(on), dtype)
+        base = muse_files.load(name, type(folder)(on), dtype, weights)
         return dataclasses.replace(base, base_hash="f" * 64)
 
     layout = hub.Layout(weights={"toy_net": "model"})

@@ -208,3 +208,18 @@ def test_a_round_chooses_among_its_own_prompts():
 )
 def test_rounds_that_can_be(changes):
     spec.check_rounds(_rounds(**changes), [2, 2])
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "expected"),
+    [
+        ("styledrop", "bfloat16", "bfloat16"),
+        ("lora", "bfloat16", "bfloat16"),
+        ("full", "bfloat16", "float32"),
+        ("svdiff", "bfloat16", "float32"),
+        ("lora", "float32", "float32"),
+    ],
+)
+def test_weights_are_kept_as_what_trains_needs_them(kind, dtype, expected):
+    data = {"dtype": dtype, "round_1": {"adapter": {"kind": kind}}}
+    assert spec.from_config(data).weights_dtype == expected

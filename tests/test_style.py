@@ -9,10 +9,12 @@ import pytest
 import runs
 import tiny
 from PIL import Image
+from safetensors.numpy import load_file
 
 from styledrop_jax.adapters.base import load_adapter, save_adapter
 from styledrop_jax.io import image_files
 from styledrop_jax.io.files import JsonLines, read_json, read_jsonl, write_json
+from styledrop_jax.style import Style
 
 ADAPTER = "round_2/adapter.safetensors"
 ROW = (4 * 32 + 8 + 14, 4 * 48 + 8)  # pixels of a photo on a sheet, enlarged, and what is around it
@@ -401,3 +403,26 @@ def test_images_that_cannot_be_stylized_are_one_line(tmp_path, capfd, photo):
     nameless = tiny.picture(tmp_path / "0001.png")
     assert "has no words" in runs.refused(capfd, *line[:5], "--image", nameless)
     assert not out.exists()
+
+
+# -------------------------------------------------------------- bfloat16
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_run_in_bfloat16_trains_and_exports_in_float32(kind, tmp_path):
+    """What did not train is the base's own to the last bit; what trained is not rounded."""
+    more = {"dtype": "bfloat16", "rounds": 1, "round_1.adapter.targets": "attention"}
+    more["round_1.adapter.kind"] = kind
+    words = [word for name, value in more.items() for word in (f"--config.{name}", value)]
+    assert tiny.styledrop(*tiny.arguments(tmp_path / "run", *words)) == 0
+    trained = load_file(tmp_path / "run" / "round_1" / "adapter.safetensors")
+    assert {tensor.dtype.name for tensor in trained.values()} == {"float32"}
+    Style.load(tmp_path / "run").export(tmp_path / "out", format="pipeline")
+    denoiser = "transformer/diffusion_pytorch_model"
+    for name in (denoiser, "text_encoder/model", "vqvae/diffusion_pytorch_model"):
+        given = load_file(tiny.models() / "muse" / f"{name}.safetensors")
+        found = load_file(tmp_path / "out" / f"{name}.safetensors")
+        for key, tensor in given.items():
+            trains = name == denoiser and (kind == "full" or ".to_" in key)
+            assert trains or np.array_equal(found[key], tensor), key
+            np.testing.assert_allclose(found[key], tensor, atol=0.02)

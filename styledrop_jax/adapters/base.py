@@ -34,9 +34,16 @@ class AdapterParam(nnx.Param):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """What builds one kind of adapter, as its file records it. Fields are what JSON can hold."""
+    """What builds one kind of adapter, as its file records it. Fields are what JSON can hold.
+
+    Attributes:
+        kind: its name.
+        exact: whether it needs the base's weights in float32, whatever the model computes in,
+            because it trains them or takes them apart.
+    """
 
     kind: ClassVar[str]
+    exact: ClassVar[bool] = False
 
     def attach(self, module: nnx.Module, *, rngs: nnx.Rngs) -> None:
         """Sets fresh adapters into `module`, in place of any that were there; touches no weight.

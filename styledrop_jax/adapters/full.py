@@ -15,6 +15,7 @@ class Config(AdapterConfig):
     """Every weight trains."""
 
     kind: ClassVar[str] = "full"
+    exact: ClassVar[bool] = True
 
     def attach(self, module: nnx.Module, *, rngs: nnx.Rngs) -> None:
         """Puts nothing in."""

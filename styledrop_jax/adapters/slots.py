@@ -98,14 +98,14 @@ def fill(module: nnx.Module, pattern: str, make: Callable[[Any], LayerAdapter]) 
 def merge(module: nnx.Module) -> None:
     """Adds what is in the slots to the kernels and empties the slots; the outputs stay the same.
 
-    The layers get new variables: modules that shared the old ones keep them as they are.
+    The layers get new variables, in float32: modules that shared the old ones keep them as they
+    are.
     """
     for layer in slots(module).values():
         adapter: Any = layer.adapter
         if adapter is not None:
-            kernel = layer.kernel[...]
-            merged = kernel.astype(jnp.float32) + adapter.change()
-            layer.kernel = nnx.Param(merged.astype(kernel.dtype))
+            kernel = layer.kernel[...].astype(jnp.float32)
+            layer.kernel = nnx.Param(kernel + adapter.change())
             _set(layer, None)
 
 

@@ -35,6 +35,7 @@ class Config(AdapterConfig):
     """
 
     kind: ClassVar[str] = "svdiff"
+    exact: ClassVar[bool] = True
     targets: str = "all"
 
     def __post_init__(self) -> None:

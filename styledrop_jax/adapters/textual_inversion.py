@@ -235,7 +235,7 @@ def attach(
         for i in range(token.vectors):
             ids.append(start[i % len(start)])
     embeddings: Any = text.text_model.embeddings
-    table = embeddings.token_embedding.embedding[...]
+    table = embeddings.token_embedding.embedding[...].astype(jnp.float32)
     norm = jnp.linalg.norm(table, axis=-1).mean() if config.norm else None
     embeddings.adapter = nnx.data(Rows(table[jnp.array(ids)], first=first, norm=norm))
 

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from styledrop_jax.models.attention import attention
 from styledrop_jax.models.clip_config import ClipConfig, TextConfig, VisionConfig
 from styledrop_jax.models.grid import FoldingConv
-from styledrop_jax.models.layers import Embed, LayerNorm, Linear, attention, gelu
+from styledrop_jax.models.layers import Embed, LayerNorm, Linear, gelu
 from styledrop_jax.models.rules import COMMON, Rule, Rules
 
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -1,6 +1,6 @@
-"""The layers every model is made of: NNX layers with an adapter slot, and attention.
+"""The layers every model is made of: NNX layers with an adapter slot.
 
-Parameters are float32; `dtype` is the compute dtype.
+Fresh parameters are float32; `dtype` is the compute dtype.
 """
 
 import functools
@@ -191,50 +191,6 @@ def gelu(x: jax.Array) -> jax.Array:
     """The exact (erf) GELU, several times faster on a CPU than `jax.nn.gelu`, which takes erfc."""
     y = x.astype(jnp.float32)
     return (0.5 * y * (1 + jax.lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
-
-
-def attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    *,
-    heads: int,
-    mask: jax.Array | None = None,
-    bias: jax.Array | None = None,
-    control: Callable[[jax.Array], jax.Array] | None = None,
-) -> jax.Array:
-    """Scaled dot-product attention with a softmax in float32.
-
-    Args:
-        q: [b, n, c], of which c is split evenly over `heads`.
-        k, v: [b, m, c].
-        mask: bool, broadcastable to [b, heads, n, m]; False positions are not attended to.
-        bias: added to the logits, broadcastable to [b, heads, n, m].
-        control: maps the weights, float32 [b, heads, n, m] with rows that sum to one, to those that
-            are used in their place.
-
-    Returns:
-        [b, n, c]
-    """
-    b, n, c = q.shape
-    d = c // heads
-
-    def by_head(x: jax.Array) -> jax.Array:
-        # [b, m, c] → [b, heads, m, d]: batch axes first, so that the products below need no
-        # transposition of their own.
-        return x.reshape(b, -1, heads, d).swapaxes(1, 2)
-
-    q = by_head(q * d**-0.5)
-    k = by_head(k)
-    v = by_head(v)
-    logits = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32)
-    if bias is not None:
-        logits = logits + bias
-    if mask is not None:
-        logits = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
-    weights = jax.nn.softmax(logits, axis=-1)
-    weights = (weights if control is None else control(weights)).astype(v.dtype)
-    return jnp.einsum("bhnm,bhmd->bhnd", weights, v).swapaxes(1, 2).reshape(b, n, c)
 
 
 class Geglu(nnx.Module):

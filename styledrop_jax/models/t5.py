@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from styledrop_jax.models.attention import attention
 from styledrop_jax.models.config_json import known_fields, require, require_value
-from styledrop_jax.models.layers import Embed, Linear, RMSNorm, attention
+from styledrop_jax.models.layers import Embed, Linear, RMSNorm
 from styledrop_jax.models.rules import COMMON, Rules
 
 _SOURCE = "T5 config"

@@ -232,8 +232,8 @@ class Config:
 class UNet(nnx.Module):
     """The denoiser; see the module's docstring.
 
-    `dtype` is the compute dtype. Parameters are float32, and so are the statistics of norms and
-    softmaxes. A fresh model predicts zero.
+    `dtype` is the compute dtype. Fresh parameters are float32, and so are the statistics of norms
+    and softmaxes. A fresh model predicts zero.
     """
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):

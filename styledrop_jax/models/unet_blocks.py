@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from styledrop_jax.models.attention import attention
 from styledrop_jax.models.grid import doubled
 from styledrop_jax.models.layers import (
     Conv,
@@ -22,7 +23,6 @@ from styledrop_jax.models.layers import (
     GroupNorm,
     LayerNorm,
     Linear,
-    attention,
 )
 
 Control = Callable[[jax.Array, str], jax.Array]

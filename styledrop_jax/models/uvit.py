@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from styledrop_jax.models.attention import attention
 from styledrop_jax.models.grid import (
     DepthwiseConv,
     FoldingConv,
@@ -27,7 +28,6 @@ from styledrop_jax.models.layers import (
     LayerNorm,
     Linear,
     RMSNorm,
-    attention,
     gelu,
     recomputed,
 )
@@ -268,8 +268,8 @@ class TokenHead(nnx.Module):
 class UVit(nnx.Module):
     """The masked-token transformer; see the module's docstring.
 
-    `dtype` is the compute dtype. Parameters are float32, and so are the statistics of norms and
-    softmaxes.
+    `dtype` is the compute dtype. Fresh parameters are float32, and so are the statistics of norms
+    and softmaxes.
     """
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):

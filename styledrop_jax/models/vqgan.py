@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from styledrop_jax.errors import UserError, shown
+from styledrop_jax.models.attention import attention
 from styledrop_jax.models.config_json import known_fields
 from styledrop_jax.models.grid import doubled
-from styledrop_jax.models.layers import Conv, GroupNorm, Linear, attention
+from styledrop_jax.models.layers import Conv, GroupNorm, Linear
 from styledrop_jax.models.rules import COMMON, Rule, Rules
 
 _DOWN_BLOCK = "DownEncoderBlock2D"

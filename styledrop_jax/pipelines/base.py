@@ -168,6 +168,11 @@ class Pipeline:
     expand: Callable[[str], str] = str
 
     @property
+    def weights_dtype(self) -> jnp.dtype:
+        """What the denoiser's weights are kept in."""
+        return jax.tree.leaves(nnx.state(self.denoiser, nnx.Param))[0].dtype
+
+    @property
     def resolution(self) -> int:
         """Pixels along one side of the images it was trained on, and generates unless told
         otherwise.

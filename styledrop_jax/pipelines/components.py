@@ -27,7 +27,8 @@ class Component(Generic[_Module]):
         module: is called with the config, `rngs` and `dtype`, in which it computes.
         rules: its naming in files.
         stem: of its weight files, `DIFFUSERS` or `TRANSFORMERS`.
-        upcasts: whether its config may say, by `force_upcast`, that it computes in float32.
+        upcasts: whether its weights stay in float32, and its config may say, by `force_upcast`,
+            that it computes in that too.
     """
 
     folder: str
@@ -47,15 +48,27 @@ class Component(Generic[_Module]):
         files = pretrained.weight_files(folder, self.stem)
         return Part(config, pretrained.Tensors(files, self.rules))
 
-    def build(self, part: Part, dtype: jnp.dtype, *, source: str) -> _Module:
-        """The module of what was opened; UserError that names `source` if the two do not fit."""
-        if self.upcasts and part.config.force_upcast:
-            dtype = jnp.float32
+    def build(
+        self, part: Part, dtype: jnp.dtype, *, source: str, weights: jnp.dtype | None = None
+    ) -> _Module:
+        """The module of what was opened; UserError that names `source` if the two do not fit.
+
+        Args:
+            part: what was opened.
+            dtype: what it computes in.
+            source: for errors.
+            weights: what its weights are kept in; None is `dtype`.
+        """
+        kept = dtype if weights is None else weights
+        if self.upcasts:
+            kept = jnp.float32
+            dtype = jnp.float32 if part.config.force_upcast else dtype
         return pretrained.load(
             lambda: self.module(part.config, rngs=nnx.Rngs(0), dtype=dtype),
             part.tensors,
             self.rules,
             source=source,
+            dtype=kept,
         )
 
     def load(self, folder: Path, dtype: jnp.dtype = jnp.float32) -> _Module:

@@ -18,11 +18,11 @@ class Loader:
 
     Attributes:
         layout: what its folder holds, by which it is known.
-        load: (name as the user gave it, folder, dtype) → the pipeline.
+        load: (name as the user gave it, folder, dtype, weights) → the pipeline; see `load`.
     """
 
     layout: hub.Layout
-    load: Callable[[str, Path, jnp.dtype], Pipeline]
+    load: Callable[[str, Path, jnp.dtype, jnp.dtype], Pipeline]
 
 
 LOADERS = {
@@ -34,7 +34,13 @@ LOADERS = {
 """The kinds of pipelines, by name."""
 
 
-def load(name: str, dtype: jnp.dtype = jnp.float32, *, field: str = "config.base") -> Pipeline:
+def load(
+    name: str,
+    dtype: jnp.dtype = jnp.float32,
+    *,
+    weights: jnp.dtype | None = None,
+    field: str = "config.base",
+) -> Pipeline:
     """Loads a pipeline of any of `LOADERS`, by what its folder holds.
 
     Args:
@@ -42,16 +48,18 @@ def load(name: str, dtype: jnp.dtype = jnp.float32, *, field: str = "config.base
             diffusers folder; "owner/name" from the Hugging Face cache or hub; or a Stable Diffusion
             in one `.safetensors` file, see `stable_diffusion_files.load_file`.
         dtype: what the model computes in.
+        weights: what its weights are kept in; None is `dtype`. An autoencoder's stay in float32.
         field: the setting that named the model, for errors.
 
     Raises:
         UserError: the model is nowhere, or a file of it is missing, damaged or does not fit.
     """
+    weights = dtype if weights is None else weights
     file = Path(os.path.expanduser(name))
     if os.path.isfile(file) or file.suffix == ".safetensors":
-        return stable_diffusion_files.load_file(name, file, dtype)
+        return stable_diffusion_files.load_file(name, file, dtype, weights)
     layouts = [loader.layout for loader in LOADERS.values()]
     folder = hub.resolve(name, layouts, field=field)
     best = hub.best_layout(folder, layouts)
     loader = next(loader for loader in LOADERS.values() if loader.layout is best)
-    return loader.load(name, folder, dtype)
+    return loader.load(name, folder, dtype, weights)

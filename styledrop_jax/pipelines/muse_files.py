@@ -40,13 +40,19 @@ LAYOUT = hub.Layout(
 )
 
 
-def load(name: str, folder: Path, dtype: jnp.dtype = jnp.float32) -> Muse:
+def load(
+    name: str,
+    folder: Path,
+    dtype: jnp.dtype = jnp.float32,
+    weights: jnp.dtype | None = None,
+) -> Muse:
     """Loads the Muse in `folder`.
 
     Args:
         name: as the user gave it.
         folder: of the diffusers layout.
         dtype: what it computes in; the autoencoder in float32 if its config says `force_upcast`.
+        weights: what its weights are kept in; None is `dtype`.
 
     Raises:
         UserError: a file is missing or damaged, or does not fit.
@@ -63,8 +69,10 @@ def load(name: str, folder: Path, dtype: jnp.dtype = jnp.float32) -> Muse:
     return Muse(
         name=name,
         base_hash=identity.of_base(parts, tokenizer),
-        denoiser=TRANSFORMER.build(denoiser, dtype, source=f"transformer of {name}"),
+        denoiser=TRANSFORMER.build(
+            denoiser, dtype, source=f"transformer of {name}", weights=weights
+        ),
         autoencoder=VQVAE.build(autoencoder, dtype, source=f"vqvae of {name}"),
-        text=TEXT.build(text, dtype, source=f"text_encoder of {name}"),
+        text=TEXT.build(text, dtype, source=f"text_encoder of {name}", weights=weights),
         tokenizer=tokenizer,
     )

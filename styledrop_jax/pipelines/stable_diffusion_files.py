@@ -74,13 +74,19 @@ _TOKENIZER = "openai/clip-vit-large-patch14"
 _PADDING_2 = "!"  # 2.x was trained on texts padded with the token 0
 
 
-def load_folder(name: str, folder: Path, dtype: jnp.dtype = jnp.float32) -> StableDiffusion:
+def load_folder(
+    name: str,
+    folder: Path,
+    dtype: jnp.dtype = jnp.float32,
+    weights: jnp.dtype | None = None,
+) -> StableDiffusion:
     """Loads the Stable Diffusion in `folder`.
 
     Args:
         name: as the user gave it.
         folder: of the diffusers layout.
         dtype: what it computes in; the autoencoder in float32 if its config says `force_upcast`.
+        weights: what its weights are kept in; None is `dtype`.
 
     Raises:
         UserError: a file is missing or damaged, or does not fit.
@@ -90,10 +96,15 @@ def load_folder(name: str, folder: Path, dtype: jnp.dtype = jnp.float32) -> Stab
         parts[component.folder] = component.open(folder / component.folder)
     tokenizer = load_tokenizer(folder / "tokenizer")
     schedule = NoiseSchedule.from_dict(read_json(folder / _SCHEDULER))
-    return _assemble(name, parts, tokenizer, schedule, dtype)
+    return _assemble(name, parts, tokenizer, schedule, dtype, weights)
 
 
-def load_file(name: str, file: Path, dtype: jnp.dtype = jnp.float32) -> StableDiffusion:
+def load_file(
+    name: str,
+    file: Path,
+    dtype: jnp.dtype = jnp.float32,
+    weights: jnp.dtype | None = None,
+) -> StableDiffusion:
     """Loads a Stable Diffusion that is a single safetensors file.
 
     With such a file `tuned.safetensors` comes no tokenizer: it is taken from `tuned/tokenizer`
@@ -104,7 +115,7 @@ def load_file(name: str, file: Path, dtype: jnp.dtype = jnp.float32) -> StableDi
     Args:
         name: as the user gave it.
         file: the file.
-        dtype: see `load_folder`.
+        dtype, weights: see `load_folder`.
 
     Raises:
         UserError: the file or the tokenizer is missing or damaged, or it is no such model.
@@ -118,7 +129,7 @@ def load_file(name: str, file: Path, dtype: jnp.dtype = jnp.float32) -> StableDi
         if folder == "unet" and version == 2 and schedule.prediction_type == "epsilon":
             config = dataclasses.replace(config, sample_size=_BASE_2_SAMPLE_SIZE)
         parts[folder] = Part(config, tensors[folder])
-    return _assemble(name, parts, _tokenizer_of_file(file, version), schedule, dtype)
+    return _assemble(name, parts, _tokenizer_of_file(file, version), schedule, dtype, weights)
 
 
 def _tokenizer_of_file(file: Path, version: int) -> PreTrainedTokenizerBase:
@@ -169,6 +180,7 @@ def _assemble(
     tokenizer: PreTrainedTokenizerBase,
     schedule: NoiseSchedule,
     dtype: jnp.dtype,
+    weights: jnp.dtype | None,
 ) -> StableDiffusion:
     """Loads the components, once it is known that they fit each other."""
     denoiser = parts["unet"]
@@ -184,9 +196,9 @@ def _assemble(
     return StableDiffusion(
         name=name,
         base_hash=identity.of_base(roles, tokenizer, schedule),
-        denoiser=UNET.build(denoiser, dtype, source=f"unet of {name}"),
+        denoiser=UNET.build(denoiser, dtype, source=f"unet of {name}", weights=weights),
         autoencoder=VAE.build(autoencoder, dtype, source=f"vae of {name}"),
-        text=TEXT.build(text, dtype, source=f"text_encoder of {name}"),
+        text=TEXT.build(text, dtype, source=f"text_encoder of {name}", weights=weights),
         tokenizer=tokenizer,
         schedule=schedule,
     )

@@ -169,7 +169,9 @@ def begin(
         UserError: a model is missing or does not fit, or the run cannot be carried out on it.
     """
     clip_folder = hub.resolve(spec.clip, field="config.clip")
-    pipeline = load_pipeline(base or spec.base, jnp.dtype(spec.dtype))
+    pipeline = load_pipeline(
+        base or spec.base, jnp.dtype(spec.dtype), weights=jnp.dtype(spec.weights_dtype)
+    )
     _check_base(run, pipeline)
     initial = read_init(Path(spec.init), pipeline) if spec.init else None
     job = Job(

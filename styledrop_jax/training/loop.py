@@ -153,7 +153,8 @@ def fit(
     with log.progress(stage, steps, start=start) as advance:
         for part in _dispatches(start, steps, steps_per_call, checkpoint_every):
             batch = mesh.shard(batches(part.start, part.count))
-            state, traced = step(graphdef, state, frozen, batch, key)
+            with mesh.in_use():
+                state, traced = step(graphdef, state, frozen, batch, key)
             metrics = _checked(traced, state, part, stage, checkpoints)
             if after is not None:
                 state = after(part.end, state, graphdef, frozen)

@@ -1,5 +1,6 @@
 """Where arrays live when there are several devices: whole weights on each, a part of the batch."""
 
+import contextlib
 from typing import Any
 
 import jax
@@ -9,6 +10,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 def _mesh() -> Mesh:
     """All devices of all processes along one axis, `data`."""
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+
+def in_use() -> contextlib.AbstractContextManager:
+    """The context in which programs run: kernels, which XLA cannot cut, learn of the devices."""
+    return contextlib.nullcontext() if jax.device_count() == 1 else jax.set_mesh(_mesh())
 
 
 def replicate(tree: Any) -> Any:

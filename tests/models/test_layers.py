@@ -1,4 +1,4 @@
-"""The layers of all models: products at each precision, gradients of convolutions, attention."""
+"""The layers of all models: products at each precision, gradients of convolutions."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 import torch
 from flax import nnx
 
-from styledrop_jax.models.layers import Conv, Linear, attention, gelu
+from styledrop_jax.models.layers import Conv, Linear, gelu
 
 
 def _value_and_gradients(precision: str | None):
@@ -30,24 +30,6 @@ def test_products_in_bfloat16_are_rounded_and_summed_in_float32():
         np.testing.assert_allclose(a, b, atol=0.02 * float(jnp.abs(a).max()))
     assert not np.array_equal(exact[2], rounded[2]), "the precision was asked for"
     np.testing.assert_allclose(exact[1], rounded[1], rtol=1e-5)
-
-
-def test_a_control_replaces_the_attention_weights():
-    rng = np.random.default_rng(0)
-    q = jnp.asarray(rng.standard_normal((2, 3, 8), np.float32))
-    k = jnp.asarray(rng.standard_normal((2, 4, 8), np.float32))
-    v = jnp.asarray(rng.standard_normal((2, 4, 8), np.float32))
-    seen = []
-
-    def first_only(weights):
-        seen.append(weights)
-        return jnp.zeros_like(weights).at[..., 0].set(1)
-
-    y = attention(q, k, v, heads=2, control=first_only)
-    np.testing.assert_allclose(y, np.repeat(v[:, :1], 3, axis=1), rtol=1e-6)
-    np.testing.assert_allclose(seen[0].sum(-1), 1, rtol=1e-5)
-    same = attention(q, k, v, heads=2, control=lambda weights: weights)
-    np.testing.assert_allclose(same, attention(q, k, v, heads=2), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

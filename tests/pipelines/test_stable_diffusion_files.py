@@ -67,7 +67,7 @@ def test_half_precision_and_shards_are_read(parts, folder):
     assert len(shards) > 1
     model = load(folder, jnp.bfloat16)
     for name, tensor in pretrained.export(model.denoiser, unet.RULES).items():
-        np.testing.assert_array_equal(tensor, half.state_dict()[name].float().numpy())
+        np.testing.assert_array_equal(tensor, half.state_dict()[name].bfloat16().float().numpy())
     assert model.denoiser.conv_in.dtype == jnp.bfloat16
     assert model.autoencoder.encoder.conv_in.dtype == jnp.float32
 
