@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(preset: str = "emoji64") -> ConfigDict:
-    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["get_config"](preset)
+    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["common"](preset)
     small = preset.startswith("emoji64")
     config.method = "styleforge"
     config.reference.image = ""

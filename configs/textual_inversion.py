@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(preset: str = "emoji64") -> ConfigDict:
-    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["get_config"](preset)
+    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["common"](preset)
     config.method = "style_word"
     config.words.identifier = "<style>"
     config.rounds = 1
