@@ -25,24 +25,29 @@ from styledrop_jax.metrics.statistics import colour_distance, texture_distance
 from styledrop_jax.rounds import personalize
 from styledrop_jax.stages.samples import read_samples
 
-_PICK = {
-    "round_1.select.by": "top_k",
-    "round_1.select.k": 10,
-    "round_1.select.scorers.clip_text": 0.0,
-    "round_1.select.scorers.clip_style": 1.0,
-    "round_1.select.scorers.clip_content": 1.0,
-    "round_1.select.scorers.clip_sameness": -1.0,
+_NO_SCORES = {
+    "round_1.select.scorers.clip_style": 0.0,
+    "round_1.select.scorers.clip_content": 0.0,
+    "round_1.select.scorers.clip_sameness": 0.0,
 }
-_KEEP = {"round_1.keep": 5, "round_2.keep": 5}
-
-
-def _guided(first: float, second: float) -> dict[str, Any]:
-    return {"round_1.sample.lambda_a": first, "round_2.sample.lambda_a": second}
-
-
 ARMS: dict[str, dict[str, Any]] = {
-    "new": {**_KEEP, **_PICK, "round_2.own_share": 0.1, **_guided(1, 1)},
-    "paper": {},
+    "defaults": {},
+    "chosen at random": {**_NO_SCORES, "round_1.select.scorers.random": 1.0},
+    # One state, the best sample of each prompt, no reference in round 2.
+    "as published": {
+        **_NO_SCORES,
+        "round_1.select.scorers.clip_text": 1.0,
+        "round_1.select.scorers.clip_style": 1.0,
+        "round_1.select.by": "prompt",
+        "round_1.select.k": 1,
+        "round_1.keep": 1,
+        "round_2.keep": 1,
+        "round_2.own_share": 0.0,
+        "round_1.train.steps": 250,
+        "round_2.train.steps": 250,
+        "round_1.sample.lambda_a": 0.5,
+        "round_2.sample.lambda_a": 0.5,
+    },
 }
 _SCORES = ("content ↑", "Style ↑", "sameness ↓", "colour ↓", "texture ↓")
 
