@@ -2,15 +2,18 @@
 test.
 """
 
+import gc
 import os
 import tempfile
 
 import pytest
 
 # Tests compile much and run little. Set before JAX is imported, and inherited by the processes that
-# tests run in or
-# start: LLVM optimises nothing, and each program is compiled once for all of them.
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 " + os.environ.get("XLA_FLAGS", "")
+# tests run in or start: LLVM optimises nothing, fused loops are written by the emitter that is
+# three times as fast at it, and each program is compiled once for all of them. XLA ends a process
+# over a flag that it does not know: one that a later version drops goes from here.
+_FLAGS = ("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join((*_FLAGS, os.environ.get("XLA_FLAGS", "")))
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _COMPILED = tempfile.TemporaryDirectory(
         prefix="styledrop-compiled-"
@@ -20,6 +23,26 @@ _CACHE = tempfile.TemporaryDirectory(prefix="styledrop-cache-")  # the user's ow
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+
+def pytest_collection_finish():
+    """Tracing is made cheaper: Python neither looks for garbage among all that was imported nor at
+    each few new objects, and a stream of random keys counts without asking for the `sharding` of
+    its count, for which JAX searches the whole trace at each layer that is built.
+    """
+    from flax import nnx
+    from jax import random
+
+    def key(stream: nnx.RngStream):
+        stream.count._check_can_update()
+        found = random.fold_in(stream.key[...], stream.count[...])
+        stream.count.set_value(stream.count[...] + 1)  # `count[...] += 1` there
+        return found
+
+    nnx.RngStream.__call__ = key
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(scope="session")
