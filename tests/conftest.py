@@ -26,20 +26,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
 def pytest_collection_finish():
-    """Tracing is made cheaper: Python neither looks for garbage among all that was imported nor at
-    each few new objects, and a stream of random keys counts without asking for the `sharding` of
-    its count, for which JAX searches the whole trace at each layer that is built.
-    """
-    from flax import nnx
-    from jax import random
-
-    def key(stream: nnx.RngStream):
-        stream.count._check_can_update()
-        found = random.fold_in(stream.key[...], stream.count[...])
-        stream.count.set_value(stream.count[...] + 1)  # `count[...] += 1` there
-        return found
-
-    nnx.RngStream.__call__ = key
+    """Python looks for garbage neither among all that was imported nor at each few new objects."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
