@@ -1,1 +1,1 @@
-"""The five stages of a run: train, sample, score, select, report."""
+"""The six stages of a run: train, sample, score, select, judge, report."""

@@ -1,4 +1,4 @@
-"""After the rounds: which one is the best, and a verdict in plain words."""
+"""Fifth stage, after the rounds: which one is the best, and a verdict in plain words."""
 
 import dataclasses
 import shlex

@@ -1,4 +1,4 @@
-"""Fifth stage: one HTML file that needs no network, made from the files of the run folder alone."""
+"""Sixth stage: one HTML file that needs no network, made from the files of the run folder alone."""
 
 import base64
 import dataclasses
