@@ -1,49 +1,60 @@
 """Scores of samples: what selection between rounds goes by."""
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from styledrop_jax.metrics.clip_scores import ClipScorer
 
 
-class Scored(NamedTuple):
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Scored:
     """What a scorer sees.
 
     Attributes:
         images: float32 [n, h, w, 3] in [0, 1].
         prompts: the prompt of each.
+        contents: what the prompt of each asks for, without words of style.
         ids: (prompt index, image index) of each.
         references: float32 [m, h, w, 3] in [0, 1].
-        contents: what the prompt of each asks for, without words of style.
         shown: what the references show.
         clip: the scoring model.
         seed: for scorers that need chance.
     """
 
     images: np.ndarray
-    prompts: list[str]
-    ids: list[tuple[int, int]]
+    prompts: Sequence[str]
+    contents: Sequence[str]
+    ids: Sequence[tuple[int, int]]
     references: np.ndarray
-    contents: list[str]
-    shown: list[str]
+    shown: Sequence[str]
     clip: ClipScorer
     seed: int
 
+    @functools.cached_property
+    def features(self) -> np.ndarray:
+        """CLIP's of the images, float32 [n, p]: computed once for all scorers."""
+        return self.clip.image_features(self.images)
+
+    def likeness(self, texts: Sequence[str]) -> np.ndarray:
+        """The cosine of every image and every text, float32 [n, k]."""
+        return self.features @ self.clip.text_features(texts).T
+
 
 Scorer = Callable[[Scored], np.ndarray]
-"""The score [n] of every sample; higher is better."""
+"""The score [n] of every sample; higher is better, unless the scorer says otherwise."""
 
 
 def clip_text(samples: Scored) -> np.ndarray:
     """Cosine of image and prompt: StyleDrop's Text score (2306.00983 section 4.2)."""
-    return samples.clip.text_score(samples.images, samples.prompts)
+    return np.sum(samples.features * samples.clip.text_features(samples.prompts), axis=1)
 
 
 def clip_style(samples: Scored) -> np.ndarray:
-    """Cosine of image and references: StyleDrop's Style score."""
-    return samples.clip.style_score(samples.images, samples.references)
+    """Cosine of image and references: StyleDrop's Style score, a mean over the references."""
+    return (samples.features @ samples.clip.image_features(samples.references).T).mean(axis=1)
 
 
 def clip_content(samples: Scored) -> np.ndarray:
@@ -54,8 +65,8 @@ def clip_content(samples: Scored) -> np.ndarray:
     what is shown.
     """
     contents = list(dict.fromkeys(samples.contents))
-    likeness = samples.clip.likeness(samples.images, contents)
-    own = np.array([contents.index(content) for content in samples.contents])
+    likeness = samples.likeness(contents)
+    own = [contents.index(content) for content in samples.contents]
     return likeness[np.arange(len(own)), own] - likeness.mean(axis=1)
 
 
@@ -65,24 +76,23 @@ def clip_sameness(samples: Scored) -> np.ndarray:
 
     A reference that leaks makes all images alike, also where CLIP has no word for what leaks.
     """
-    features = samples.clip.image_features(samples.images)
     contents = np.array(samples.contents)
     others = contents[:, None] != contents
     count = others.sum(axis=1)
-    likeness = np.where(others, features @ features.T, 0).sum(axis=1)
+    likeness = np.where(others, samples.features @ samples.features.T, 0).sum(axis=1)
     return np.where(count, likeness / np.maximum(count, 1), 0)
 
 
 def clip_leakage(samples: Scored) -> np.ndarray:
-    """Cosine of image and the words for what the references show: what leaks from them, so that
-    less is better, and its weight is to be negative.
+    """Cosine of image and the words for what the references show; less is better, and its weight is
+    to be negative.
 
     Of several references the likest; 0 where the prompt asks for what they show, which then
     cannot leak.
     """
     if not samples.shown:
-        return np.zeros(len(samples.images))
-    likeness = samples.clip.likeness(samples.images, samples.shown)
+        return np.zeros(len(samples.contents))
+    likeness = samples.likeness(samples.shown)
     same = np.array(samples.contents)[:, None] == np.array(samples.shown)
     worst = np.where(same, -1, likeness).max(axis=1)
     return np.where(same.all(axis=1), 0, worst)

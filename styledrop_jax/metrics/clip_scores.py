@@ -99,10 +99,6 @@ class ClipScorer:
             )
         return np.sum(self.image_features(images) * self.text_features(prompts), axis=1)
 
-    def likeness(self, images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-        """The cosine of every image [n, h, w, 3] and every text, float32 [n, m]."""
-        return self.image_features(images) @ self.text_features(texts).T
-
     def style_score(self, images: np.ndarray, references: np.ndarray) -> np.ndarray:
         """The cosine of every image and a reference, averaged over the references; float32 [n].
 

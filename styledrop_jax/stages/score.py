@@ -73,8 +73,16 @@ def _truth(job: Job) -> Path | None:
 
 
 def score_stage(
-    job: Job, stage: str, samples: Sequence[Sample], weights: Mapping[str, float]
+    job: Job,
+    stage: str,
+    samples: Sequence[Sample],
+    weights: Mapping[str, float],
+    *,
+    aloud: bool = True,
 ) -> list[Sample]:
+    """The samples in the folder `stage` with their scores and the weighted sum of these; says the
+    means if `aloud`.
+    """
     path = job.run.path(stage, "scores.jsonl")
     if path.exists():
         return read_samples(path)
@@ -100,10 +108,12 @@ def score_stage(
     for i, sample in enumerate(samples):
         own = {name: float(values[i]) for name, values in scores.items()}
         scored.append(dataclasses.replace(sample, scores=own, score=float(total[i])))
-    text = np.mean(scores["clip_text"])
-    style = np.mean(scores["clip_style"])
-    log.say(
-        f"{stage}: text score {text:.3f}, style score {style:.3f}, mean of {len(scored)} samples"
-    )
+    if aloud:
+        text = np.mean(scores["clip_text"])
+        style = np.mean(scores["clip_style"])
+        log.say(
+            f"{stage}: text score {text:.3f}, style score {style:.3f}, "
+            f"mean of {len(scored)} samples"
+        )
     write_samples(path, scored)
     return scored

@@ -4,7 +4,6 @@ Each samples the same few prompts from the same seeds, so that their scores diff
 learnt alone.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,9 +34,8 @@ def best_step(job: Job, number: int, steps: Sequence[int]) -> Path:
         path = job.run.path(f"round_{number}", step_file(step))
         stage = f"round_{number}/steps/{step:06d}"
         tuned = guidance.load(job.pipeline, path)
-        samples = [dataclasses.replace(sample) for sample in few]
-        sample_with(job, stage, samples, tuned, job.spec.round(number).sample)
-        scored = score_stage(job, stage, samples, {})
+        sample_with(job, stage, few, tuned, job.spec.round(number).sample)
+        scored = score_stage(job, stage, few, {}, aloud=False)
         worths.append(float(np.mean([worth(sample.scores) for sample in scored])))
     best = max(range(len(steps)), key=lambda i: (worths[i], i))
     log.say(
