@@ -57,13 +57,14 @@ class Verdict:
 
 
 def judge(base: Scores, rounds: Sequence[Scores]) -> Verdict:
-    """The verdict on a run.
+    """The verdict on a run; of rounds that are worth about the same the last is the best.
 
     Args:
         base: the base model's under the words of the style alone.
         rounds: of each round, in their order; at least one.
     """
-    best = max(range(len(rounds)), key=lambda i: (worth(rounds[i]), -i))
+    most = max(worth(scores) for scores in rounds)
+    best = max(i for i, scores in enumerate(rounds) if worth(scores) > most - _FEW)
     scores = rounds[best]
     gained = scores["clip_style"] - base["clip_style"]
     way = gained / max(1 - base["clip_style"], _FEW)

@@ -23,9 +23,9 @@ def test_the_best_round_has_most_style_and_content_less_leakage():
     assert judge(BASE, rounds).round == 2
 
 
-def test_of_rounds_that_are_worth_the_same_the_first_is_the_best():
-    rounds = [_scores(0.7, 0.5, 0.2), _scores(0.7, 0.5, 0.2)]
-    assert judge(BASE, rounds).round == 1
+def test_of_rounds_that_are_worth_about_the_same_the_last_is_the_best():
+    rounds = [_scores(0.7, 0.5, 0.2), _scores(0.68, 0.5, 0.2), _scores(0.6, 0.5, 0.2)]
+    assert judge(BASE, rounds).round == 2
 
 
 @pytest.mark.parametrize(
