@@ -1,5 +1,6 @@
 """Rounds: what feedback chooses, who chooses, and what the next round makes of it."""
 
+import functools
 import json
 
 import numpy as np
@@ -13,6 +14,7 @@ from styledrop_jax.feedback import scorers
 from styledrop_jax.io import image_files
 from styledrop_jax.io.files import read_json, read_jsonl, write_json
 from styledrop_jax.io.run_folder import Run
+from styledrop_jax.stages import begin
 
 
 def test_round_2_trains_a_new_adapter_on_what_was_selected(tmp_path):
@@ -368,7 +370,9 @@ BAD_FIELDS = [
 
 
 @pytest.mark.parametrize("name", ["scores.jsonl", "selected.json"])
-def test_records_that_cannot_be_are_one_line(tmp_path, capfd, name):
+def test_records_that_cannot_be_are_one_line(tmp_path, capfd, monkeypatch, name):
+    loaded = functools.cache(begin.load_pipeline)  # once for all of them
+    monkeypatch.setattr(begin, "load_pipeline", loaded)
     workdir = runs.copy(tmp_path)
     runs.forget(workdir, "report.html")
     path = workdir / "round_1" / name
