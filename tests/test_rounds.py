@@ -1,5 +1,6 @@
 """Rounds: what feedback chooses, who chooses, and what the next round makes of it."""
 
+import functools
 import json
 
 import numpy as np
@@ -16,6 +17,7 @@ from styledrop_jax.io import image_files
 from styledrop_jax.io.files import read_json, read_jsonl, write_json
 from styledrop_jax.io.run_folder import Run
 from styledrop_jax.registry import SCORERS
+from styledrop_jax.stages import begin
 from styledrop_jax.style import Style
 
 
@@ -488,7 +490,9 @@ BAD_FIELDS = [
 
 
 @pytest.mark.parametrize("name", ["scores.jsonl", "selected.json"])
-def test_records_that_cannot_be_are_one_line(tmp_path, capfd, name):
+def test_records_that_cannot_be_are_one_line(tmp_path, capfd, monkeypatch, name):
+    loaded = functools.cache(begin.load_pipeline)  # once for all of them
+    monkeypatch.setattr(begin, "load_pipeline", loaded)
     workdir = runs.copy(tmp_path)
     runs.forget(workdir, "report.html")
     path = workdir / "round_1" / name

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -241,6 +241,19 @@ def _shards(index: Path) -> list[str]:
     except (ValueError, KeyError, TypeError, AttributeError):
         expected = "expected JSON with a weight_map"
         raise UserError(f"{index}: not an index of shards, {expected}") from None
+
+
+class _OneKey:
+    """In place of `nnx.Rngs` where only shapes matter: one key for all.
+
+    To count its keys, `nnx.Rngs` has JAX search the whole trace at each layer.
+    """
+
+    def params(self) -> jax.Array:
+        return jax.random.key(0)
+
+
+ONE_KEY: Any = _OneKey()
 
 
 def load(

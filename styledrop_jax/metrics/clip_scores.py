@@ -74,7 +74,7 @@ class ClipScorer:
         config = ClipConfig.from_dict(hub.read_config(folder))
         tensors = pretrained.Tensors(pretrained.weight_files(folder, "model"), RULES)
         model = pretrained.load(
-            lambda: Clip(config, rngs=nnx.Rngs(0)), tensors, RULES, source=str(folder)
+            lambda: Clip(config, rngs=pretrained.ONE_KEY), tensors, RULES, source=str(folder)
         )
         return cls(model, load_tokenizer(folder), batch_size=batch_size)
 

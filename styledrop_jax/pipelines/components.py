@@ -64,7 +64,7 @@ class Component(Generic[_Module]):
             kept = jnp.float32
             dtype = jnp.float32 if part.config.force_upcast else dtype
         return pretrained.load(
-            lambda: self.module(part.config, rngs=nnx.Rngs(0), dtype=dtype),
+            lambda: self.module(part.config, rngs=pretrained.ONE_KEY, dtype=dtype),
             part.tensors,
             self.rules,
             source=source,
