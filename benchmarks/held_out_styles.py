@@ -67,8 +67,9 @@ ARMS = {
 }
 """Arm → how its run selects, and the stage of it."""
 _AT_RANDOM = {
-    "round_1.select.scorers.clip_text": 0,
     "round_1.select.scorers.clip_style": 0,
+    "round_1.select.scorers.clip_content": 0,
+    "round_1.select.scorers.clip_sameness": 0,
     "round_1.select.scorers.random": 1,
 }
 # What the run that chooses at random does not take over. Scores are of it too: the sum in them is
