@@ -239,6 +239,9 @@ def _mix_parser() -> _Parser:
     parser.add_argument(
         "--round", type=int, help="the round of both runs; default the best of each"
     )
+    parser.add_argument(
+        "--step", type=int, help="a step that the style's round kept; default the best of them"
+    )
     parser.add_argument("--base", default="", help="where the base model is now, if it has moved")
     return parser
 

@@ -8,7 +8,7 @@ settings, so the same command continues a run wherever it was stopped.
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from styledrop_jax import log
 from styledrop_jax.errors import UserError
@@ -95,11 +95,7 @@ def _planned(spec: RunSpec) -> _Plan:
     contents = _contents(spec.prompts) or list(program.contents)
     said = _said(spec, contents, descriptor)
     by_round = _said_by_round(spec, descriptor)
-    sources = _sources(program.redrawn, given)
-    counts = []
-    for number in range(1, spec.rounds + 1):
-        counts.append(len(by_round.get(number, said)) * sources)
-    check_rounds(spec, counts)
+    check_rounds(spec)
     return _Plan(program, given, contents, said, by_round)
 
 
@@ -173,15 +169,6 @@ def _said_by_round(spec: RunSpec, descriptor: str) -> dict[int, list[Prompt]]:
         if contents := _contents(spec.round(number).prompts):
             found[number] = _said(spec, contents, descriptor)
     return found
-
-
-def _sources(redrawn: Any, given: Sequence[Taught]) -> int:
-    """How many images every prompt is sampled for: those that are generated anew, or none, which is
-    once.
-    """
-    if redrawn is None:
-        return 1
-    return sum(item.section == redrawn.section for item in given)
 
 
 # -------------------------------------------------------------- going on with a finished run

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class SelectSettings:
         "weight of each scorer in the sum",
     )
     by: str = setting("prompt", "how images are chosen for the next round", choices=SELECTORS)
-    k: int = setting(1, "images chosen per prompt (by prompt) or in all (by top_k)", low=1)
+    k: int = setting(1, "images chosen per prompt (by prompt) or at most in all (by top_k)", low=1)
     threshold: float = setting(0.0, "lowest score that is chosen (by threshold)")
 
 
@@ -245,17 +245,13 @@ def _put(data: Any, keys: list[str], value: str) -> None:
     data[keys[-1]] = value
 
 
-def check_rounds(spec: RunSpec, num_prompts: Sequence[int]) -> None:
+def check_rounds(spec: RunSpec) -> None:
     """What can be known before anything is trained: that there is enough to choose from, and that
     batches divide.
 
-    Args:
-        spec: of the run.
-        num_prompts: that each round samples.
-
     Raises:
-        UserError: a round is to choose more images than it samples, or to cut a batch into uneven
-            parts.
+        UserError: a round is to choose more images of a prompt than it samples, or to cut a batch
+            into uneven parts.
     """
     for number in range(1, spec.rounds + 1):
         stage = spec.round(number)
@@ -271,11 +267,8 @@ def check_rounds(spec: RunSpec, num_prompts: Sequence[int]) -> None:
                 f"expected a divisor of batch_size {stage.train.batch_size}"
             )
         sampled = stage.sample.images_per_prompt
-        all_sampled = sampled * num_prompts[number - 1]
-        most = {"prompt": sampled, "top_k": all_sampled}.get(stage.select.by)
-        if most is not None and stage.select.k > most:
-            each = " for a prompt" if stage.select.by == "prompt" else ""
+        if stage.select.by == "prompt" and stage.select.k > sampled:
             raise UserError(
-                f"{where}.select.k: found {stage.select.k}, expected at most {most}, "
-                f"the images sampled{each}"
+                f"{where}.select.k: found {stage.select.k}, expected at most {sampled}, "
+                "the images sampled for a prompt"
             )

@@ -96,7 +96,7 @@ def test_help_names_every_field_with_its_value_and_of_later_rounds_what_differs(
     words = ["--config", "styledrop", "--config.round_2.train.steps", "77"]
     config, _ = config_files.from_arguments(words)
     lines = spec.describe(config)
-    assert "round_1.train.steps 250: training steps (a whole number of at least 0)" in lines
+    assert "round_1.train.steps 150: training steps (a whole number of at least 0)" in lines
     assert "round_2.train.steps 77: training steps (a whole number of at least 0)" in lines
     assert any(line.startswith("round_1.select.scorers.clip_style 1.0: ") for line in lines)
     assert not any(line.startswith("round_2.train.batch_size") for line in lines)
@@ -180,20 +180,12 @@ def _rounds(**changes):
         ({"train": {"steps": 0}}, "train.steps: found 0, expected a whole number of at least 1"),
         ({"train": {"accumulate": 3}}, "found 3, expected a divisor of batch_size 8"),
         ({"select": {"k": 65}}, "k: found 65, expected at most 64, the images sampled"),
-        ({"select": {"by": "top_k", "k": 129}}, "k: found 129, expected at most 128, the images"),
     ],
 )  # fmt: skip
 def test_rounds_that_cannot_be(changes, words):
     with pytest.raises(UserError, match="config.round_2") as caught:
-        spec.check_rounds(_rounds(**changes), [2, 2])
+        spec.check_rounds(_rounds(**changes))
     assert words in str(caught.value)
-
-
-def test_a_round_chooses_among_its_own_prompts():
-    of_all = _rounds(select={"by": "top_k", "k": 128})
-    with pytest.raises(UserError, match="config.round_2.select.k: found 128, expected at most 64"):
-        spec.check_rounds(of_all, [2, 1])
-    spec.check_rounds(of_all, [1, 2])
 
 
 @pytest.mark.parametrize(
@@ -202,12 +194,12 @@ def test_a_round_chooses_among_its_own_prompts():
         {"train": {"steps": 0}, "start": "last"},
         {"train": {"accumulate": 4}},
         {"select": {"k": 64}},
-        {"select": {"by": "top_k", "k": 128}},
+        {"select": {"by": "top_k", "k": 1000}},
         {"select": {"by": "threshold", "k": 1000}},
     ],
 )
 def test_rounds_that_can_be(changes):
-    spec.check_rounds(_rounds(**changes), [2, 2])
+    spec.check_rounds(_rounds(**changes))
 
 
 @pytest.mark.parametrize(

@@ -67,13 +67,17 @@ def best_of_each_prompt(pool: Pool) -> list[int]:
         by_prompt.setdefault(candidate.prompt, []).append(index)
     chosen = []
     for group in by_prompt.values():
-        chosen += _best(pool, group, " per prompt")
+        if len(group) < pool.k:
+            raise UserError(
+                f"select.k: {pool.k}, expected 1 to {len(group)}, the images there are per prompt"
+            )
+        chosen += _ordered(pool, group)[: pool.k]
     return sorted(chosen)
 
 
 def best_of_all(pool: Pool) -> list[int]:
-    """The best k of all."""
-    return sorted(_best(pool, range(len(pool.candidates)), ""))
+    """The best k of all, or all if there are fewer."""
+    return sorted(_ordered(pool, range(len(pool.candidates)))[: pool.k])
 
 
 def above_threshold(pool: Pool) -> list[int]:
@@ -118,15 +122,10 @@ def _scores(pool: Pool) -> list[float]:
     return [candidate.score for candidate in pool.candidates]
 
 
-def _best(pool: Pool, group: Iterable[int], what: str) -> list[int]:
-    """The best k of a group; of equal scores the first ones."""
+def _ordered(pool: Pool, group: Iterable[int]) -> list[int]:
+    """A group, the best first; of equal scores the first ones."""
     scores = _scores(pool)
-    ordered = sorted(group, key=lambda index: (-scores[index], index))
-    if not 1 <= pool.k <= len(ordered):
-        raise UserError(
-            f"select.k: {pool.k}, expected 1 to {len(ordered)}, the images there are{what}"
-        )
-    return ordered[: pool.k]
+    return sorted(group, key=lambda index: (-scores[index], index))
 
 
 def write_request(candidates: Sequence[Candidate], folder: Path) -> Path:

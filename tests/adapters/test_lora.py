@@ -63,7 +63,8 @@ def test_output_is_that_of_the_merged_weights(name):
 def test_fresh_and_zero_states_change_nothing(name):
     model = _attached(name)
     for state in (model.fresh, identity(model.fresh)):
-        np.testing.assert_array_equal(model.run(state), with_kernels(name))
+        # The same numbers, but for the last bit: the two programs fuse differently in tests.
+        np.testing.assert_allclose(model.run(state), with_kernels(name), rtol=1e-5, atol=1e-6)
     for path, leaf in tree.flatten(model.fresh).items():
         assert (leaf == 0).all() == path.endswith("up")
 

@@ -62,7 +62,8 @@ def test_merging_gives_the_same_output_without_adapters():
 def test_fresh_and_zero_states_change_nothing(name):
     model = _attached(name)
     for state in (model.fresh, identity(random(model.fresh))):
-        np.testing.assert_array_equal(model.run(state), with_kernels(name))
+        # The same numbers, but for the last bit: the two programs fuse differently in tests.
+        np.testing.assert_allclose(model.run(state), with_kernels(name), rtol=1e-5, atol=1e-6)
 
 
 def test_gradients_reach_every_shift_and_nothing_else():

@@ -58,8 +58,6 @@ def test_of_equal_scores_the_first_is_chosen():
     ("selector", "how", "words"),
     [
         (best_of_each_prompt, {"k": 4}, "k: 4, expected 1 to 3, the images there are per prompt"),
-        (best_of_all, {"k": 10}, "select.k: 10, expected 1 to 9"),
-        (best_of_all, {"k": 0}, "select.k: 0"),
         (above_threshold, {"threshold": 2.0}, "threshold: 2.0, but the best of 9 scores is 0.9"),
     ],
 )
