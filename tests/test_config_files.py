@@ -127,7 +127,7 @@ def test_overrides_anywhere_on_the_line():
     first, second = found.round_settings
     assert (first.train.steps, second.train.steps) == (50, 150)
     assert first.select.scorers["clip_style"] == 0.5
-    assert first.select.scorers["clip_text"] == 1.0
+    assert first.select.scorers["clip_content"] == 1.0
     assert first.train.random_crop is True and second.train.random_crop is True
     assert second.adapter.shared is False and second.train.learning_rate == 1.0
 

@@ -198,7 +198,7 @@ def test_top_k_and_threshold(tmp_path, capfd):
         ({"by": "top_k", "k": 100}, 4),
         ({"by": "threshold", "threshold": middle}, 1),
     ):
-        workdir = runs.copy(tmp_path / settings["by"])
+        workdir = runs.copy(tmp_path / f"{settings['by']}_{count}")
         assert runs.run_until_death(workdir, 2, *runs.back_to_selection(workdir, **settings))
         chosen = read_json(workdir / "round_1" / "selected.json")["selected"]
         assert sorted((row["score"] for row in chosen), reverse=True) == ranked[:count]

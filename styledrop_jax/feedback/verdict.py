@@ -11,7 +11,7 @@ Scores = Mapping[str, float]
 
 _FEW = 0.05  # a difference of scores that an eye does not see
 _LEAK = 0.12  # more than the base model has: some prompts show what the reference shows
-_LOST = 0.1  # text below the base model's: things are not what the prompt asks for
+_LOST = 0.75  # of the base model's content, below which things are hard to tell
 _WELL = 0.5  # of the way from the base model to the reference itself
 _DRIFT = 0.02
 _NEAR = 0.6
@@ -34,8 +34,8 @@ def before(style: float) -> str:
     if style >= _FAR:
         return "on the way to the reference: words nearer to it would help"
     return (
-        "far from the reference: the model takes these words for another style; words for what "
-        "can be seen, such as colours, lines and ground, are nearer"
+        "far from the reference: the model takes these words for another style; other words for "
+        "its colours, lines and ground may be nearer"
     )
 
 
@@ -47,7 +47,8 @@ class Verdict:
         round: the best, from 1.
         learnt: how well the best round has the style, in a word or two.
         remarks: what else there is to know, a sentence each.
-        advice: what to try: "words", "pictures" of the style, "more" or "less" of it.
+        advice: what to try: "words", "pictures" of the style, "more" or "less" of it, more
+            of the "text".
     """
 
     round: int
@@ -82,13 +83,19 @@ def judge(base: Scores, rounds: Sequence[Scores]) -> Verdict:
     if leaked > _LEAK:
         remarks.append("it leaks: other things take on what the reference shows")
         advice += ["less", "pictures"]
-    if base["clip_content"] - scores["clip_content"] > _LOST:
+    if scores["clip_content"] < _LOST * base["clip_content"]:
+        learnt = "learnt in part" if learnt == "learnt well" else learnt
         remarks.append("things are harder to tell than the base model's")
-        advice.append("less")
+        advice += ["text", "less"]
     for number, later in enumerate(rounds[1:], 2):
         fell = rounds[number - 2]["clip_style"] - later["clip_style"]
         if fell > _DRIFT:
-            remarks.append(f"round {number} drifted from the style, by {fell:.2f}")
+            why = (
+                "; it is taken all the same, being worth about as much"
+                if number <= best + 1
+                else ""
+            )
+            remarks.append(f"round {number} drifted from the style, by {fell:.2f}{why}")
     return Verdict(
         round=best + 1, learnt=learnt, remarks=remarks, advice=tuple(dict.fromkeys(advice))
     )

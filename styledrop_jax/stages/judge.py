@@ -106,6 +106,11 @@ def commands(run: Run, spec: RunSpec, verdict: Verdict) -> list[Command]:
             f'styledrop sample --run {own} --prompt "a cat" '
             f"--lambda-a {max(2 * best.sample.lambda_a, 1):g}",
         ),
+        "text": Command(
+            "more of what the prompt asks for when sampling",
+            f'styledrop sample --run {own} --prompt "a cat" '
+            f"--lambda-b {1.5 * best.sample.lambda_b:g}",
+        ),
         "less": Command(
             "fewer steps, which copy less of the reference",
             f"{anew} --config.round_1.train.steps {max(1, spec.round(1).train.steps // 2)}",
@@ -119,10 +124,10 @@ def _say(recorded: Recorded, to_try: Sequence[Command]) -> None:
     best = recorded.best
     verdict = recorded.verdict
     log.say(
-        f"verdict: {verdict.learnt}; round {verdict.round}: "
-        f"style {best['clip_style']:.2f} (base model {base['clip_style']:.2f}), "
+        f"verdict: {verdict.learnt}; round {verdict.round} is taken; beside the base model's: "
+        f"style {best['clip_style']:.2f} ({base['clip_style']:.2f}), "
         f"content {best['clip_content']:.2f} ({base['clip_content']:.2f}), "
-        f"leakage {best['clip_leakage']:.2f} ({base['clip_leakage']:.2f})"
+        f"sameness {best['clip_sameness']:.2f} ({base['clip_sameness']:.2f})"
     )
     for remark in verdict.remarks:
         log.say(f"verdict: {remark}")

@@ -44,14 +44,16 @@ def test_how_well_the_style_is_learnt_is_what_it_gains_on_the_base_model(base, s
 
 
 def test_what_leaks_drifts_or_is_hard_to_tell_is_said_with_something_to_try():
-    leaking = judge(BASE, [_scores(0.9, 0.45, 0.4)])
-    assert leaking.learnt == "learnt well"
+    leaking = judge(BASE, [_scores(0.9, 0.4, 0.4)])
+    assert leaking.learnt == "learnt in part"
     assert any("leaks" in remark for remark in leaking.remarks)
     assert any("harder to tell" in remark for remark in leaking.remarks)
     assert "less" in leaking.advice
     drifting = judge(BASE, [_scores(0.9, 0.6, 0.1), _scores(0.7, 0.6, 0.1)])
     assert drifting.round == 1
     assert drifting.remarks == ["round 2 drifted from the style, by 0.20"]
+    hard = judge(BASE, [_scores(0.9, 0.3, 0.1)])
+    assert hard.learnt == "learnt in part" and "text" in hard.advice
 
 
 def test_a_word_before_training():
