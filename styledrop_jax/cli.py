@@ -184,7 +184,7 @@ def _runs_parser() -> _Parser:
 
 
 def runs(argv: Sequence[str]) -> None:
-    """List the runs of a folder: their state, best scores and sizes.
+    """List the runs of a folder: their state, the mean scores of their last round, and sizes.
 
         styledrop runs
         styledrop runs experiments/
