@@ -21,8 +21,8 @@ _FAR = 0.3
 def worth(scores: Scores) -> float:
     """Style and content, less sameness: the stage with most of it is the best.
 
-    Sameness stands for what leaks. On styles for choosing settings the sum picked the same states
-    of a training as an eye does; the leakage by words did not.
+    Sameness stands for what leaks: it rises where things turn into what the reference shows, also
+    where the leakage by words does not.
     """
     return scores["clip_style"] + scores["clip_content"] - scores["clip_sameness"]
 

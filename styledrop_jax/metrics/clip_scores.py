@@ -1,6 +1,6 @@
-"""CLIP's view of images: text score, style score, retrieval recall, and the interval of a mean.
+"""CLIP's view of images: features, text score, retrieval recall, and the interval of a mean.
 
-The text and style scores are those of StyleDrop §4.2 (arXiv:2306.00983): cosines of CLIP features.
+The text score is that of StyleDrop §4.2 (arXiv:2306.00983): a cosine of CLIP features.
 """
 
 import functools
@@ -98,15 +98,6 @@ class ClipScorer:
                 f"{len(images)} images and {len(prompts)} prompts, expected one prompt an image"
             )
         return np.sum(self.image_features(images) * self.text_features(prompts), axis=1)
-
-    def style_score(self, images: np.ndarray, references: np.ndarray) -> np.ndarray:
-        """The cosine of every image and a reference, averaged over the references; float32 [n].
-
-        Args:
-            images: [n, h, w, 3].
-            references: [m, h', w', 3].
-        """
-        return (self.image_features(images) @ self.image_features(references).T).mean(axis=1)
 
 
 def recall(similarity: np.ndarray, k: int) -> float:

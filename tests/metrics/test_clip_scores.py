@@ -8,6 +8,7 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from styledrop_jax.errors import UserError
+from styledrop_jax.feedback import scorers
 from styledrop_jax.io import hub, pretrained
 from styledrop_jax.metrics.clip_scores import ClipScorer, mean_interval, preprocess, recall
 from styledrop_jax.models.clip import RULES, Clip, normalize
@@ -57,10 +58,23 @@ def test_a_score_does_not_depend_on_its_neighbours(scorer, images):
 
 
 def test_style_score_is_one_for_the_same_image_and_averages_references(scorer, images):
-    np.testing.assert_allclose(scorer.style_score(images[:1], images[:1]), 1, atol=1e-5)
-    one = scorer.style_score(images, images[1:2])
-    other = scorer.style_score(images, images[2:3])
-    both = scorer.style_score(images, images[1:3])
+    def style(samples, references):
+        seen = scorers.Scored(
+            images=samples,
+            prompts=[],
+            contents=[],
+            ids=[],
+            references=references,
+            shown=[],
+            clip=scorer,
+            seed=0,
+        )
+        return scorers.clip_style(seen)
+
+    np.testing.assert_allclose(style(images[:1], images[:1]), 1, atol=1e-5)
+    one = style(images, images[1:2])
+    other = style(images, images[2:3])
+    both = style(images, images[1:3])
     np.testing.assert_allclose(both, (one + other) / 2, atol=1e-6)
 
 
