@@ -13,11 +13,12 @@ from styledrop_jax import config_files
 from styledrop_jax.errors import UserError, shown
 from styledrop_jax.io import image_files
 from styledrop_jax.io.files import read_jsonl, write_jsonl
+from styledrop_jax.pictures import Picture
 from styledrop_jax.pipelines.base import Pipeline
 from styledrop_jax.pipelines.load import load as load_pipeline
 from styledrop_jax.rounds import personalize as carry_out
 from styledrop_jax.spec import DTYPES
-from styledrop_jax.style import Picture, Style
+from styledrop_jax.style import Style
 
 
 def config_names() -> list[str]:

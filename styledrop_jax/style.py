@@ -2,11 +2,8 @@
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 import logging
-import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -16,45 +13,26 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from styledrop_jax import __version__, guidance, log, settings, trainable
+from styledrop_jax import __version__, guidance, pictures, results, settings, trainable
 from styledrop_jax.errors import UserError, did_you_mean, shown
 from styledrop_jax.interchange.export import EXPORTS
 from styledrop_jax.interchange.trained import Trained
-from styledrop_jax.io import captions, image_files, paths, regions, sheets
-from styledrop_jax.io.files import JsonLines
+from styledrop_jax.io import image_files, regions
 from styledrop_jax.io.run_folder import Run
-from styledrop_jax.methods.base import Method, Prompt
+from styledrop_jax.methods.base import Method
+from styledrop_jax.pictures import Picture
 from styledrop_jax.pipelines.base import Edit, Pipeline, SampleSettings
 from styledrop_jax.pipelines.load import load as load_pipeline
 from styledrop_jax.registry import METHODS
+from styledrop_jax.results import Made, Request
 from styledrop_jax.spec import RunSpec, from_config
 from styledrop_jax.stages.begin import warn_of_unknown
-from styledrop_jax.stages.judge import read_verdict
-from styledrop_jax.stages.steps import step_file
+from styledrop_jax.stages.kept import adapter_file, chosen_round
 
 STRENGTHS = (0.5, 0.7)
 """Of whole images by default: 0.5 keeps more of the image, 0.7 is clearly in the style."""
 
 _LOG = logging.getLogger(__name__)
-_SHOWN = 256  # pixels, the longest side of a user's picture on a sheet
-
-Picture = Image.Image | np.ndarray | str | Path
-"""An image: PIL's, an array [h, w, 3] (uint8, or float in [0, 1]), or a file."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Request:
-    """One image to generate, of the user's prompt, from a seed.
-
-    Attributes:
-        record: of its line in images.jsonl alone.
-        whole: from what the model generates, uint8 [h, w, 3], to the image that is given back.
-    """
-
-    prompt: Prompt
-    seed: int
-    record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    whole: Callable[[np.ndarray], np.ndarray] = np.asarray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -111,11 +89,11 @@ class Style:
                 f"{run}: holds no run of `styledrop personalize`, or one that has not begun"
             )
         spec = from_config(opened.config)
-        number = _chosen_round(opened, spec, round)
+        number = chosen_round(opened, spec.rounds, round)
         model = pipeline or load_pipeline(
             base or spec.base, jnp.dtype(spec.dtype), weights=jnp.dtype(spec.weights_dtype)
         )
-        path = _adapter(opened, number, step)
+        path = adapter_file(opened, number, step)
         return cls(
             run=opened.workdir,
             number=number,
@@ -167,11 +145,11 @@ class Style:
         how = settings.changed(self.sampling, sampling)
         requests = self._requests(_listed(prompts), num, seed, descriptor)
         images = self._generated(requests, how)
-        kept = _Output(self, how, out).keep(requests, images)
+        kept = results.Output(self._origin(), how, out).keep(requests, images)
         if out:
             contents = [request.prompt.content for request in requests]
-            _write_sheet(Path(out), kept, contents, columns=max(num, 4) if num > 1 else None)
-        return _pillow(kept)
+            results.write_sheet(Path(out), kept, contents, columns=max(num, 4) if num > 1 else None)
+        return [Image.fromarray(image) for image in kept]
 
     def mix(
         self,
@@ -214,10 +192,10 @@ class Style:
         seeds = [request.seed for request in requests]
         chunks = guidance.generate(branches, seeds, settings=how)
         images = itertools.chain.from_iterable(chunks)
-        kept = _Output(self, how, out).keep(requests, images)
+        kept = results.Output(self._origin(), how, out).keep(requests, images)
         if out:
-            _write_sheet(Path(out), kept, contents, columns=max(num, 4) if num > 1 else None)
-        return _pillow(kept)
+            results.write_sheet(Path(out), kept, contents, columns=max(num, 4) if num > 1 else None)
+        return [Image.fromarray(image) for image in kept]
 
     def edit(
         self,
@@ -249,8 +227,8 @@ class Style:
         amount = strength if strength is not None else STRENGTHS[-1] if mask is None else 1.0
         _check_strength(amount)
         how = settings.changed(self.sampling, sampling)
-        given = array(image)
-        region = _region(mask, given.shape[:2])
+        given = pictures.array(image)
+        region = pictures.region(mask, given.shape[:2])
         box = regions.window(region, self.pipeline.resolution)
         there = slice(box[1], box[3]), slice(box[0], box[2])
         inside = region[there]
@@ -264,17 +242,21 @@ class Style:
             changed.paste(anew, box, blend)
             return np.asarray(changed)
 
-        record = {"image": _named(image), "mask": _named(mask), "strength": amount}
+        record = {"image": pictures.named(image), "mask": pictures.named(mask), "strength": amount}
         requests = self._requests(_listed(prompts), num, seed, descriptor, record, whole)
         own = _repeated(self.pipeline.encode_images(start[None]), len(requests))
         edit = Edit(own, regions.reduced(inside, size), amount)
-        kept = _Output(self, how, out).keep(requests, self._generated(requests, how, edit))
-        results = _Results(list(zip(requests, kept, strict=True)))
+        kept = results.Output(self._origin(), how, out).keep(
+            requests, self._generated(requests, how, edit)
+        )
+        edited = results.Results(list(zip(requests, kept, strict=True)))
         if out:
-            before = (self._shown(given), "before")
+            before = (pictures.shown(given, self.pipeline.resolution), "before")
             captions = [request.prompt.content for request in requests]
-            self._write_rows(out, [before] * (len(requests) // num), results, captions)
-        return results
+            befores = [before] * (len(requests) // num)
+            resolution = self.pipeline.resolution
+            results.write_rows(Path(out), befores, edited, captions, resolution=resolution)
+        return edited
 
     def stylize(
         self,
@@ -307,17 +289,19 @@ class Style:
             _check_strength(amount)
         how = settings.changed(self.sampling, sampling)
         _check_seeds(num, seed)
-        pictures = [self._picture(one, prompt) for one in _pictures(images)]
-        output = _Output(self, how, out)
-        made: dict[tuple[int, float], list[_Made]] = {}
-        for same in _by_size(pictures):
-            encoded = self.pipeline.encode_images(np.stack([pictures[i].image for i in same]))
+        given = []
+        for one in pictures.several(images):
+            given.append(pictures.prepared(one, prompt, self.pipeline))
+        output = results.Output(self._origin(), how, out)
+        made: dict[tuple[int, float], list[Made]] = {}
+        for same in pictures.by_size(given):
+            encoded = self.pipeline.encode_images(np.stack([given[i].image for i in same]))
             for amount in strengths:
                 requests = []
                 for i in same:
-                    record = {**pictures[i].record, "strength": amount}
-                    contents = [pictures[i].content]
-                    whole = functools.partial(image_files.resized, size=pictures[i].size)
+                    record = {**given[i].record, "strength": amount}
+                    contents = [given[i].content]
+                    whole = functools.partial(image_files.resized, size=given[i].size)
                     requests += self._requests(contents, num, seed, descriptor, record, whole)
                 start = Edit(_repeated(encoded, num), None, amount)
                 kept = output.keep(requests, self._generated(requests, how, start))
@@ -325,15 +309,17 @@ class Style:
                 for place, i in enumerate(same):
                     made[i, amount] = pairs[place * num : (place + 1) * num]
         ordered = []
-        for i in range(len(pictures)):
+        for i in range(len(given)):
             for amount in strengths:
                 ordered += made[i, amount]
-        results = _Results(ordered)
+        stylized = results.Results(ordered)
         if out:
-            befores = [(picture.shown, picture.content) for picture in pictures]
+            befores = [(picture.shown, picture.content) for picture in given]
             words = [f"strength {amount:g}" for amount in strengths for _ in range(num)]
-            self._write_rows(out, befores, results, words * len(pictures))
-        return results
+            under = words * len(given)
+            resolution = self.pipeline.resolution
+            results.write_rows(Path(out), befores, stylized, under, resolution=resolution)
+        return stylized
 
     def export(
         self, path: str | Path, *, format: str = "diffusers", dtype: str = "float32"
@@ -434,171 +420,6 @@ class Style:
         chunks = guidance.generate(branches, seeds, settings=how, edit=start)
         return itertools.chain.from_iterable(chunks)
 
-    def _picture(self, given: Picture, prompt: str) -> "_Picture":
-        """At the size that the model generates, as soon as it is read: photos may be many and
-        large.
-        """
-        named = _named(given)
-        content = prompt.strip() or (paths.stem_words(Path(named)) if named else "")
-        if not content:
-            raise UserError(
-                f"prompt: missing, and the name of {named or 'an image'} has no words; "
-                "say what the image shows"
-            )
-        image = array(given)
-        size = self.pipeline.canvas(*image.shape[:2])
-        data = paths.expanded(named).read_bytes() if named else image.tobytes()
-        record = {"image": named, "sha256": hashlib.sha256(data).hexdigest()}
-        return _Picture(
-            image=image_files.resized(image, size),
-            shown=self._shown(image),
-            size=image.shape[:2],
-            content=content,
-            record=record,
-        )
-
-    def _shown(self, image: np.ndarray) -> np.ndarray:
-        """A user's picture uint8 [h, w, 3] as a sheet shows it: photos may be many and large."""
-        return image_files.within(image, max(_SHOWN, self.pipeline.resolution))
-
-    def _write_rows(
-        self,
-        out: str | Path,
-        befores: Sequence[tuple[np.ndarray, str]],
-        results: Sequence[Image.Image],
-        captions: Sequence[str],
-    ) -> None:
-        """A sheet with a row for each of `befores`, an image and its caption, and what it became.
-
-        `results` are as many for each, and `captions` theirs.
-        """
-        each = len(results) // len(befores)
-        images = []
-        words = []
-        for i, (after, caption) in enumerate(zip(results, captions, strict=True)):
-            if i % each == 0:
-                before, word = befores[i // each]
-                images.append(before)
-                words.append(word)
-            images.append(self._shown(np.asarray(after)))
-            words.append(caption)
-        _write_sheet(Path(out), images, words, columns=each + 1)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class _Picture:
-    """An image to stylize.
-
-    Attributes:
-        image: uint8 [h, w, 3] at the size that the model generates.
-        shown: as a sheet shows it.
-        size: its own (height, width), pixels.
-        content: what it shows.
-        record: what its lines say of it.
-    """
-
-    image: np.ndarray
-    shown: np.ndarray
-    size: tuple[int, ...]
-    content: str
-    record: Mapping[str, str]
-
-
-_Made = tuple[Request, np.ndarray]
-"""What was asked for, and what the model generated, uint8 [h, w, 3]."""
-
-
-class _Results(Sequence[Image.Image]):
-    """Users' pictures as they became, each put together when it is taken: many photos of a camera
-    do not fit into memory.
-    """
-
-    def __init__(self, made: Sequence[_Made]):
-        self.made = made
-
-    def __len__(self) -> int:
-        return len(self.made)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return _Results(self.made[index])
-        request, image = self.made[index]
-        return Image.fromarray(request.whole(image))
-
-
-class _Output:
-    """Keeps images as they come, and writes them to a folder if there is one."""
-
-    def __init__(self, style: Style, how: SampleSettings, out: str | Path | None):
-        self.common = {
-            **dataclasses.asdict(how),
-            **style._origin(),
-            "version": __version__,
-            "jax": jax.__version__,
-            "device": jax.devices()[0].device_kind,
-        }
-        self.common.pop("images_per_prompt", None)
-        self.folder = None if out is None else Path(out).expanduser()
-
-    def keep(self, requests: Sequence[Request], images: Iterator[np.ndarray]) -> list[np.ndarray]:
-        """What was generated as uint8; the whole images are written one by one."""
-        kept = []
-        with log.progress("sampling", len(requests)) as advance:
-            if self.folder is None:
-                for image in images:
-                    kept.append(image_files.to_uint8(image))
-                    advance(1)
-                return kept
-            with JsonLines(self.folder / "images.jsonl", alone=True) as lines:
-                first = len(lines.rows)
-                for request, image in zip(requests, images, strict=True):
-                    kept.append(image_files.to_uint8(image))
-                    self._write(lines, first + len(kept) - 1, request, kept[-1])
-                    advance(1)
-        return kept
-
-    def _write(self, lines: JsonLines, number: int, request: Request, image: np.ndarray) -> None:
-        assert self.folder is not None
-        name = f"{number:04d}_{_slug(request.prompt.content)}_{request.seed}.png"
-        image_files.write_png(self.folder / name, request.whole(image))
-        line = {
-            "file": name,
-            "prompt": request.prompt.content,
-            "text": request.prompt.text,
-            "seed": request.seed,
-        }
-        lines.append({**line, **self.common, **request.record})
-
-
-def _chosen_round(run: Run, spec: RunSpec, asked: int | None) -> int:
-    rounds = []
-    for number in range(1, spec.rounds + 1):
-        if run.done(f"round_{number}/adapter.safetensors"):
-            rounds.append(number)
-    if asked == 0 or (asked is not None and asked in rounds):
-        return asked
-    if asked is None and rounds:
-        recorded = read_verdict(run)
-        best = recorded.verdict.round if recorded else rounds[-1]
-        if best not in rounds or len(rounds) == 1:
-            return rounds[-1]
-        log.say(f"{run.workdir}: round {best} of {len(rounds)}, the best by the run's verdict")
-        return best
-    found = ", ".join(map(str, rounds)) or "none yet: let `styledrop personalize` finish a round"
-    raise UserError(f"round: found {asked}, rounds of {run.workdir} with an adapter: {found}")
-
-
-def _adapter(run: Run, number: int, step: int | None) -> Path | None:
-    """The file of what a round trained; None for the base model."""
-    if step is None:
-        return run.path(f"round_{number}", "adapter.safetensors") if number else None
-    path = run.path(f"round_{number}", step_file(step))
-    if path.is_file():
-        return path
-    kept = [str(int(file.stem)) for file in sorted(path.parent.glob("*.safetensors"))]
-    found = ", ".join(kept) or f"none; `config.round_{number or 1}.keep` above 1 keeps some"
-    raise UserError(f"step: found {step}, steps that round {number} of {run.workdir} kept: {found}")
-
 
 def _listed(prompts: str | Sequence[str]) -> list[str]:
     contents = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -622,66 +443,6 @@ def _check_seeds(num: int, seed: int) -> None:
         raise UserError(f"seed: found {seed}, expected a whole number from 0 to {2**32 - num}")
 
 
-def array(picture: Picture) -> np.ndarray:
-    """uint8 [h, w, 3] over white"""
-    if isinstance(picture, str | Path):
-        return image_files.read_image(picture)
-    if isinstance(picture, Image.Image):
-        return image_files.from_pillow(picture)
-    return image_files.from_pillow(image_files.as_pillow(picture))
-
-
-def _named(picture: Picture | None) -> str:
-    """The file that an image is; empty if it is none."""
-    return str(picture) if isinstance(picture, str | Path) else ""
-
-
-def _region(mask: Picture | None, shape: tuple[int, ...]) -> np.ndarray:
-    """bool [h, w], where to generate anew."""
-    if mask is None:
-        return np.ones(shape, bool)
-    size = (shape[0], shape[1])
-    if isinstance(mask, str | Path):
-        return image_files.read_mask(mask, size)
-    layer = mask if isinstance(mask, Image.Image) else image_files.as_pillow(mask, "the mask")
-    return image_files.as_mask(layer, size)
-
-
-def _pictures(images: Picture | Sequence[Picture]) -> list[Picture]:
-    if isinstance(images, str | Path) and os.path.isdir(paths.expanded(images)):
-        return list(captions.images_in(paths.expanded(images)))
-    if isinstance(images, str | Path | Image.Image | np.ndarray):
-        return [images]
-    if not images:
-        raise UserError("images: none; expected one or several")
-    return list(images)
-
-
-def _by_size(pictures: Sequence[_Picture]) -> list[list[int]]:
-    """The indices of the images of one size each: they are generated together."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for i, picture in enumerate(pictures):
-        groups.setdefault(picture.image.shape, []).append(i)
-    return list(groups.values())
-
-
 def _repeated(encoded: Any, count: int) -> Any:
     """Every image `count` times, next to itself."""
     return jax.tree.map(lambda x: np.repeat(x, count, axis=0), encoded)
-
-
-def _pillow(images: Sequence[np.ndarray]) -> list[Image.Image]:
-    return [Image.fromarray(image) for image in images]
-
-
-def _write_sheet(
-    out: Path, images: Sequence[np.ndarray], words: Sequence[str], *, columns: int | None
-) -> None:
-    scale = max(1, 128 // images[0].shape[0])  # small images are shown enlarged
-    sheet = sheets.grid(images, columns=columns, scale=scale, captions=words)
-    image_files.write_png(out.expanduser() / "grid.png", sheet)
-
-
-def _slug(text: str) -> str:
-    """A file name: letters and digits of any script, at most 40 characters, which are 160 bytes."""
-    return re.sub(r"\W+", "-", text).strip("-")[:40] or "image"

@@ -1,6 +1,7 @@
 """One of each kind from outside the package: a file of its own, and one line in the registry."""
 
 import dataclasses
+from pathlib import Path
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -205,9 +206,9 @@ def test_a_pipeline_of_ones_own(monkeypatch, tmp_path):
     (tmp_path / "toy" / "toy_net").mkdir(parents=True)
     write_json(tmp_path / "toy" / "toy_net" / "config.json", {"on": str(tiny.models() / "muse")})
 
-    def load_toy(name, folder, dtype, weights):
-        on = read_json(folder / "toy_net" / "config.json")["on"]
-        base = muse_files.load(name, type(folder)(on), dtype, weights)
+    def load_toy(source):
+        on = read_json(source.path / "toy_net" / "config.json")["on"]
+        base = muse_files.load(dataclasses.replace(source, path=Path(on)))
         return dataclasses.replace(base, base_hash="f" * 64)
 
     layout = hub.Layout(weights={"toy_net": "model"})

@@ -183,7 +183,7 @@ def test_a_person_chooses(tmp_path, capfd):
     assert (workdir / "report.html").exists()
 
 
-def test_prompts_of_any_script(tmp_path, capfd):
+def test_prompts_of_any_script(tmp_path, caplog):
     """From the pool through names, the contact sheet and the report; and one that is too long."""
     prompts = ["赤い家", "قطة", "🐱", "🐶", "a cat " + "and a very long tail " * 4]
     path = tmp_path / "prompts.txt"
@@ -191,7 +191,7 @@ def test_prompts_of_any_script(tmp_path, capfd):
     words = runs.flags(prompts=path, rounds=1, round_1__sample__images_per_prompt=1)
     line = tiny.arguments(tmp_path / "run", *words, *runs.flags(round_1__select__by="human"))
     assert tiny.styledrop(*line) == 0
-    assert "cut: " in capfd.readouterr().err
+    assert "cut: " in caplog.text
     answer = tmp_path / "run" / "round_1" / "feedback" / "selected.json"
     write_json(answer, {"selected": [2]})
     assert tiny.styledrop(*line) == 0

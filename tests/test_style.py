@@ -101,12 +101,12 @@ def test_the_descriptor_is_added_once_and_can_be_changed(tmp_path):
         assert line["text"] == text
 
 
-def test_prompts_of_any_script_have_their_own_files(tmp_path, capfd):
+def test_prompts_of_any_script_have_their_own_files(tmp_path, caplog):
     prompts = ["赤い家", "قطة", "🐱", "🐶", "a cat!", "a cat?", "../../up", "𠮷" * 80]
     path = tmp_path / "prompts.txt"
     path.write_text("\n".join(prompts), encoding="utf-8")
     samples = _samples(tmp_path / "out", "--prompt-file", path, "--num", 1)
-    assert "cut: " in capfd.readouterr().err, "the long one is over the limit of tokens"
+    assert "cut: " in caplog.text, "the long one is over the limit of tokens"
     assert [line["prompt"] for line, _ in samples] == prompts
     files = {line["file"] for line, _ in samples}
     assert len(files) == len(prompts) and not any("/" in file for file in files)

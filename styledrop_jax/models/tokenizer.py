@@ -1,8 +1,9 @@
 """Prompts to token ids: the tokenizers of a model's folder, and the one trained for a new model."""
 
+import functools
 import json
+import logging
 import re
-import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from transformers import CLIPTokenizer, PreTrainedTokenizerBase, T5Tokenizer
 from styledrop_jax.errors import UserError, shown
 from styledrop_jax.models.clip import TextConfig
 
+_LOG = logging.getLogger(__name__)
 _BOS = "<|startoftext|>"
 _EOS = "<|endoftext|>"
 _WORD_END = "</w>"
@@ -118,10 +120,9 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length:
         if len(ids) > length:
             whole = tokenizer(prompt, return_offsets_mapping=True, verbose=False)
             lost = prompt[whole["offset_mapping"][length - 1][0] :].strip()
-            warnings.warn(
+            _warn_once(
                 f"prompt {prompt[:40]!r}… is {len(ids)} tokens, the text encoder reads {length}; "
-                f"cut: {lost!r}",
-                stacklevel=2,
+                f"cut: {lost!r}"
             )
             ids = [*ids[: length - 1], ids[-1]]
         row[: len(ids)] = ids
@@ -131,12 +132,16 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length:
 def _warn_of_commands(prompt: str) -> None:
     found = dict.fromkeys(_COMMANDS.findall(prompt))
     if found:
-        # From one place in the code, so that each prompt is warned of once, whoever asks.
-        warnings.warn(
+        _warn_once(
             f"prompt {shown(prompt, 40)}: read as plain words: {shown(', '.join(found), 100)}; "
-            f"weights, adapters and BREAK in a prompt mean nothing here",
-            stacklevel=1,
+            f"weights, adapters and BREAK in a prompt mean nothing here"
         )
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    """A run tokenizes a prompt many times."""
+    _LOG.warning("%s", text)
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int) -> CLIPTokenizer:

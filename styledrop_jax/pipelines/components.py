@@ -74,3 +74,29 @@ class Component(Generic[_Module]):
     def load(self, folder: Path, dtype: jnp.dtype = jnp.float32) -> _Module:
         """The module in its own folder; UserError if it is not whole."""
         return self.build(self.open(folder), dtype, source=str(folder))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a pipeline is loaded from, and how it is kept.
+
+    Attributes:
+        name: as the user gave it.
+        path: its folder of the diffusers layout, or its single file.
+        dtype: what it computes in; an autoencoder in float32 if its config says `force_upcast`.
+        weights: what its weights are kept in; an autoencoder's are in float32.
+    """
+
+    name: str
+    path: Path
+    dtype: jnp.dtype
+    weights: jnp.dtype
+
+    def open(self, component: Component) -> Part:
+        """See `Component.open`."""
+        return component.open(self.path / component.folder)
+
+    def build(self, component: Component[_Module], part: Part) -> _Module:
+        """See `Component.build`."""
+        source = f"{component.folder} of {self.name}"
+        return component.build(part, self.dtype, source=source, weights=self.weights)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from styledrop_jax.io import hub
 from styledrop_jax.pipelines import muse_files, stable_diffusion_files
 from styledrop_jax.pipelines.base import Pipeline
+from styledrop_jax.pipelines.components import Source
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,11 +19,11 @@ class Loader:
 
     Attributes:
         layout: what its folder holds, by which it is known.
-        load: (name as the user gave it, folder, dtype, weights) → the pipeline; see `load`.
+        load: makes the pipeline of it.
     """
 
     layout: hub.Layout
-    load: Callable[[str, Path, jnp.dtype, jnp.dtype], Pipeline]
+    load: Callable[[Source], Pipeline]
 
 
 LOADERS = {
@@ -54,12 +55,13 @@ def load(
     Raises:
         UserError: the model is nowhere, or a file of it is missing, damaged or does not fit.
     """
-    weights = dtype if weights is None else weights
     file = Path(os.path.expanduser(name))
+    kept = dtype if weights is None else weights
+    source = Source(name=name, path=file, dtype=dtype, weights=kept)
     if os.path.isfile(file) or file.suffix == ".safetensors":
-        return stable_diffusion_files.load_file(name, file, dtype, weights)
+        return stable_diffusion_files.load_file(source)
     layouts = [loader.layout for loader in LOADERS.values()]
     folder = hub.resolve(name, layouts, field=field)
     best = hub.best_layout(folder, layouts)
     loader = next(loader for loader in LOADERS.values() if loader.layout is best)
-    return loader.load(name, folder, dtype, weights)
+    return loader.load(dataclasses.replace(source, path=folder))

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-import jax.numpy as jnp
 from transformers import PreTrainedTokenizerBase
 
 from styledrop_jax.errors import UserError
@@ -14,7 +13,7 @@ from styledrop_jax.io.identity import Part
 from styledrop_jax.io.pretrained import Tensors
 from styledrop_jax.models import clip, unet, vae
 from styledrop_jax.models.tokenizer import check_tokenizer, load_tokenizer
-from styledrop_jax.pipelines.components import DIFFUSERS, TRANSFORMERS, Component
+from styledrop_jax.pipelines.components import DIFFUSERS, TRANSFORMERS, Component, Source
 from styledrop_jax.pipelines.stable_diffusion import StableDiffusion
 from styledrop_jax.sampling.noise_schedule import NoiseSchedule
 
@@ -74,37 +73,21 @@ _TOKENIZER = "openai/clip-vit-large-patch14"
 _PADDING_2 = "!"  # 2.x was trained on texts padded with the token 0
 
 
-def load_folder(
-    name: str,
-    folder: Path,
-    dtype: jnp.dtype = jnp.float32,
-    weights: jnp.dtype | None = None,
-) -> StableDiffusion:
-    """Loads the Stable Diffusion in `folder`.
-
-    Args:
-        name: as the user gave it.
-        folder: of the diffusers layout.
-        dtype: what it computes in; the autoencoder in float32 if its config says `force_upcast`.
-        weights: what its weights are kept in; None is `dtype`.
+def load_folder(source: Source) -> StableDiffusion:
+    """Loads a Stable Diffusion from its folder.
 
     Raises:
         UserError: a file is missing or damaged, or does not fit.
     """
     parts = {}
     for component in (UNET, VAE, TEXT):
-        parts[component.folder] = component.open(folder / component.folder)
-    tokenizer = load_tokenizer(folder / "tokenizer")
-    schedule = NoiseSchedule.from_dict(read_json(folder / _SCHEDULER))
-    return _assemble(name, parts, tokenizer, schedule, dtype, weights)
+        parts[component.folder] = source.open(component)
+    tokenizer = load_tokenizer(source.path / "tokenizer")
+    schedule = NoiseSchedule.from_dict(read_json(source.path / _SCHEDULER))
+    return _assemble(source, parts, tokenizer, schedule)
 
 
-def load_file(
-    name: str,
-    file: Path,
-    dtype: jnp.dtype = jnp.float32,
-    weights: jnp.dtype | None = None,
-) -> StableDiffusion:
+def load_file(source: Source) -> StableDiffusion:
     """Loads a Stable Diffusion that is a single safetensors file.
 
     With such a file `tuned.safetensors` comes no tokenizer: it is taken from `tuned/tokenizer`
@@ -112,14 +95,10 @@ def load_file(
     that of `tuned/scheduler` and of the marks that `prediction_type.read` knows. Without any, a 1.x
     predicts the noise, and a 2.x is refused.
 
-    Args:
-        name: as the user gave it.
-        file: the file.
-        dtype, weights: see `load_folder`.
-
     Raises:
         UserError: the file or the tokenizer is missing or damaged, or it is no such model.
     """
+    file = source.path
     tensors = Tensors.of_single_file(file)
     is_2 = "text_model.encoder.layers.12.layer_norm1.weight" in tensors["text_encoder"]
     version = 2 if is_2 else 1
@@ -129,7 +108,7 @@ def load_file(
         if folder == "unet" and version == 2 and schedule.prediction_type == "epsilon":
             config = dataclasses.replace(config, sample_size=_BASE_2_SAMPLE_SIZE)
         parts[folder] = Part(config, tensors[folder])
-    return _assemble(name, parts, _tokenizer_of_file(file, version), schedule, dtype, weights)
+    return _assemble(source, parts, _tokenizer_of_file(file, version), schedule)
 
 
 def _tokenizer_of_file(file: Path, version: int) -> PreTrainedTokenizerBase:
@@ -175,12 +154,10 @@ def schedule_of_file(file: Path, version: int) -> NoiseSchedule:
 
 
 def _assemble(
-    name: str,
+    source: Source,
     parts: Mapping[str, Part],
     tokenizer: PreTrainedTokenizerBase,
     schedule: NoiseSchedule,
-    dtype: jnp.dtype,
-    weights: jnp.dtype | None,
 ) -> StableDiffusion:
     """Loads the components, once it is known that they fit each other."""
     denoiser = parts["unet"]
@@ -188,17 +165,17 @@ def _assemble(
     has_projection = "text_projection.weight" in parts["text_encoder"].tensors
     config = dataclasses.replace(parts["text_encoder"].config, projection=has_projection)
     text = Part(config, parts["text_encoder"].tensors)
-    _check_sizes(name, denoiser.config, autoencoder.config, config)
+    _check_sizes(source.name, denoiser.config, autoencoder.config, config)
     # Nothing is read at the end token, so that the projection does not matter.
     unprojected = dataclasses.replace(config, projection=False)
-    check_tokenizer(tokenizer, unprojected, source=f"tokenizer of {name}")
+    check_tokenizer(tokenizer, unprojected, source=f"tokenizer of {source.name}")
     roles = {"denoiser": denoiser, "autoencoder": autoencoder, "text": text}
     return StableDiffusion(
-        name=name,
+        name=source.name,
         base_hash=identity.of_base(roles, tokenizer, schedule),
-        denoiser=UNET.build(denoiser, dtype, source=f"unet of {name}", weights=weights),
-        autoencoder=VAE.build(autoencoder, dtype, source=f"vae of {name}"),
-        text=TEXT.build(text, dtype, source=f"text_encoder of {name}", weights=weights),
+        denoiser=source.build(UNET, denoiser),
+        autoencoder=source.build(VAE, autoencoder),
+        text=source.build(TEXT, text),
         tokenizer=tokenizer,
         schedule=schedule,
     )

@@ -20,8 +20,6 @@ from styledrop_jax.io import hub
 from styledrop_jax.pipelines import muse
 from styledrop_jax.pipelines.load import load
 
-pytestmark = pytest.mark.filterwarnings("ignore:prompt .* tokens, the text encoder reads 12")
-
 PROMPTS = [
     "a cat in watercolor painting style",
     "猫の絵、水彩",

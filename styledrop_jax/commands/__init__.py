@@ -1,0 +1,1 @@
+"""The commands of `styledrop`, each a parser and a thin function over the library."""

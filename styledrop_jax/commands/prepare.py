@@ -1,0 +1,99 @@
+"""What comes before a run: configs to edit, words for a subject, a base model of one's own."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from styledrop_jax.commands.parser import Parser
+from styledrop_jax.errors import UserError
+
+
+def configs(argv: Sequence[str]) -> None:
+    """Copy the configs that ship into a folder, to be edited.
+
+        styledrop configs my_configs/
+        styledrop personalize --config my_configs/styledrop.py --workdir runs/mine
+
+    A copy is a file of your own: edit it, and pass its path. Files that are there stay.
+    """
+    flags = configs_parser().read(argv)
+    from styledrop_jax import config_files
+
+    if flags.folder is None:
+        print("\n".join(config_files.names()))
+        return
+    print(f"configs: {config_files.copy(flags.folder.expanduser())}")
+
+
+def configs_parser() -> Parser:
+    parser = Parser("configs", configs)
+    parser.add_argument("folder", nargs="?", type=Path, help="where to; without it their names")
+    return parser
+
+
+def rare_tokens_parser() -> Parser:
+    parser = Parser("rare-tokens", rare_tokens)
+    parser.add_argument(
+        "--base",
+        default="emoji64/sd",
+        help="the model: a name or a local folder (default emoji64/sd)",
+    )
+    parser.add_argument("--num", type=int, default=10, help="how many words (default 10)")
+    parser.add_argument(
+        "--tokens", type=int, default=1, choices=(1, 2, 3), help="tokens in a word (default 1)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other words (default 0)")
+    return parser
+
+
+def rare_tokens(argv: Sequence[str]) -> None:
+    """Print rare words that can stand for your subject or style.
+
+        styledrop rare-tokens --base emoji64/sd --num 5
+
+    Chosen as DreamBooth does (2208.12242): short words that the model's tokenizer knows but has
+    seldom seen. Take one as
+    --config.words.identifier. The small vocabulary of emoji64 has real words among them: pass over
+    those.
+    """
+    flags = rare_tokens_parser().read(argv)
+    if flags.num < 1:
+        raise UserError(f"--num: found {flags.num}, expected at least 1")
+    from styledrop_jax.io import hub
+    from styledrop_jax.methods.identifiers import rare_words
+    from styledrop_jax.models.tokenizer import load_tokenizer
+
+    folder = hub.resolve(flags.base, [hub.PIPELINE_TOKENIZER], field="base")
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    print("\n".join(rare_words(tokenizer, flags.num, seed=flags.seed, tokens=flags.tokens)))
+
+
+def pretrain_parser() -> Parser:
+    parser = Parser("pretrain", pretrain)
+    parser.add_argument("--config", help="required: pretrain_vq, _clip, _muse, _vae or _unet")
+    parser.add_argument(
+        "--workdir", type=Path, required=True, help="the training folder: new, or one to continue"
+    )
+    return parser
+
+
+def pretrain(argv: Sequence[str]) -> None:
+    """Train one of the shipped base models from the corpus (launch/fetch_corpus.sh).
+
+        styledrop pretrain --config pretrain_vq --workdir pretrain/vq
+        styledrop pretrain --config pretrain_clip --workdir pretrain/clip
+        styledrop pretrain --config pretrain_muse --workdir pretrain/muse
+
+    Resumable by the same command. Leaves the model in WORKDIR/export and images of its progress in
+    WORKDIR/pictures.
+    """
+    parser = pretrain_parser()
+    if {"-h", "--help"} & set(argv):
+        parser.print_help()
+        return
+    from styledrop_jax import config_files
+    from styledrop_jax.emoji import settings
+    from styledrop_jax.emoji.pretrain import pretrain as run
+
+    config, rest = config_files.from_arguments(argv, settings.complete)
+    flags = parser.read(rest)
+    run(settings.from_config(config), flags.workdir)

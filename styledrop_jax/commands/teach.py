@@ -1,0 +1,155 @@
+"""What makes a run, goes on with one, and lists them."""
+
+import ast
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from styledrop_jax.commands.parser import Parser
+from styledrop_jax.errors import UserError
+
+_START = """styledrop personalize learns from your images; say which, and where the run goes:
+
+    styledrop personalize --config styledrop --workdir runs/mine \\
+        --config.reference.image my.png --config.reference.content "a house" \\
+        --config.reference.descriptor "in watercolor painting style"
+
+To see it work first, on an image that comes with it:
+    styledrop personalize --config styledrop --workdir runs/first
+
+Configs: {configs}. `styledrop configs DIR` copies them out to be edited.
+`styledrop personalize --config NAME --help` shows every field."""
+
+
+def personalize_parser() -> Parser:
+    parser = Parser("personalize", personalize)
+    parser.add_argument("--config", help="a config: NAME, NAME:PRESET, or a file of your own")
+    parser.add_argument(
+        "--workdir", type=Path, required=True, help="the run folder: new, or one to continue"
+    )
+    parser.add_argument("--base", default="", help="where the base model is now, if it has moved")
+    return parser
+
+
+def personalize(argv: Sequence[str]) -> None:
+    """Teach a style from images, in rounds of training, sampling, scoring and selecting.
+
+        styledrop personalize --config styledrop --workdir runs/first
+        styledrop personalize --config styledrop --config.reference.image my.png \\
+            --config.reference.content "a house" \\
+            --config.reference.descriptor "in watercolor painting style" --workdir runs/mine
+
+    Leaves adapters, samples, scores and report.html in the run folder. The same command continues a
+    run that was stopped. `--config styledrop:amused-256` takes another base model; `--config.FIELD
+    VALUE` overrides a field. The fields, with the values that this command gives them:
+    """
+    from styledrop_jax import config_files, spec
+
+    parser = personalize_parser()
+    if asked := {"-h", "--help"} & set(argv):
+        _help_of_config(parser, [word for word in argv if word not in asked])
+        return
+    if not any(word.lstrip("-").split("=")[0] == "config" for word in argv):
+        raise UserError(_START.format(configs=", ".join(config_files.names())))
+    config, rest = config_files.from_arguments(argv)
+    flags = parser.read(rest)
+    from styledrop_jax.feedback.select import Paused
+    from styledrop_jax.rounds import personalize as run
+
+    value = spec.from_config(spec.absolute(config))
+    command = "styledrop personalize " + shlex.join(argv)
+    try:
+        path = run(value, flags.workdir, command=command, base=flags.base)
+    except Paused as waiting:
+        print(waiting)
+        return
+    print(f"report: {path}")
+
+
+def _help_of_config(parser: Parser, argv: Sequence[str]) -> None:
+    """The help of the command, with what the config says of itself and all of its fields."""
+    from styledrop_jax import config_files, spec
+
+    named = [word for word in argv if word.lstrip("-").split("=")[0] == "config"]
+    words = argv if named else ["--config", "styledrop", *argv]
+    try:
+        config, _ = config_files.from_arguments(words)
+        name = parser.parse_known_args(["--workdir", "", *words])[0].config
+        file, _ = config_files.find(name)
+        about = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+        if about:  # in place of the examples, before what holds of every config
+            parser.description = "\n\n".join([about, str(parser.description).rpartition("\n\n")[2]])
+        parser.epilog = "\n".join(f"  --config.{line}" for line in spec.describe(config))
+    except UserError as error:
+        parser.epilog = f"  (not shown: {error})"
+    parser.print_help()
+
+
+def extend_parser() -> Parser:
+    parser = Parser("extend", extend)
+    parser.add_argument("--run", type=Path, required=True, help="a finished run folder")
+    parser.add_argument("--rounds", type=int, default=0, help="rounds of feedback to add")
+    parser.add_argument(
+        "--steps", type=int, default=0, help="training steps to add, on the same images"
+    )
+    parser.add_argument(
+        "--prompts", type=Path, help="a text file of other prompts to sample, one a line"
+    )
+    parser.add_argument("--base", default="", help="where the base model is now, if it has moved")
+    return parser
+
+
+def extend(argv: Sequence[str]) -> None:
+    """Go on with a finished run: more rounds, more steps, other prompts.
+
+        styledrop extend --run runs/mine --rounds 1
+        styledrop extend --run runs/mine --steps 200
+        styledrop extend --run runs/mine --prompts other.txt
+
+    --rounds adds rounds like the last one, on what was chosen before. --steps adds a round that
+    goes on training the last adapter on the images that it trained on. --prompts alone samples
+    other prompts with the last adapter. What was there stays, and manifest.json records what was
+    added.
+    """
+    flags = extend_parser().read(argv)
+    for name in ("rounds", "steps"):
+        if getattr(flags, name) < 0:
+            raise UserError(f"--{name}: found {getattr(flags, name)}, expected at least 1")
+    from styledrop_jax.feedback.select import Paused
+    from styledrop_jax.rounds import extend as run
+
+    try:
+        path = run(
+            flags.run,
+            rounds=flags.rounds,
+            steps=flags.steps,
+            prompts=str(flags.prompts.absolute()) if flags.prompts else "",
+            base=flags.base,
+            command="styledrop extend " + shlex.join(argv),
+        )
+    except Paused as waiting:
+        print(waiting)
+        return
+    print(f"report: {path}")
+
+
+def runs_parser() -> Parser:
+    parser = Parser("runs", runs)
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=Path("runs"), help="where the runs are: runs/"
+    )
+    return parser
+
+
+def runs(argv: Sequence[str]) -> None:
+    """List the runs of a folder: their state, the mean scores of their last round, and sizes.
+
+        styledrop runs
+        styledrop runs experiments/
+
+    Waiting and stopped runs say what they wait for, and where they stopped.
+    """
+    flags = runs_parser().read(argv)
+    from styledrop_jax.runs import list_runs, table
+
+    print(table(list_runs(flags.folder)))

@@ -1,0 +1,137 @@
+"""What was generated for a user, and how it is kept: in memory, and in a folder if there is one."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from styledrop_jax import __version__, log, pictures
+from styledrop_jax.io import image_files, sheets
+from styledrop_jax.io.files import JsonLines
+from styledrop_jax.methods.base import Prompt
+from styledrop_jax.pipelines.base import SampleSettings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Request:
+    """One image to generate, of the user's prompt, from a seed.
+
+    Attributes:
+        record: of its line in images.jsonl alone.
+        whole: from what the model generates, uint8 [h, w, 3], to the image that is given back.
+    """
+
+    prompt: Prompt
+    seed: int
+    record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    whole: Callable[[np.ndarray], np.ndarray] = np.asarray
+
+
+Made = tuple[Request, np.ndarray]
+"""What was asked for, and what the model generated, uint8 [h, w, 3]."""
+
+
+class Results(Sequence[Image.Image]):
+    """Users' pictures as they became, each put together when it is taken: many photos of a camera
+    do not fit into memory.
+    """
+
+    def __init__(self, made: Sequence[Made]):
+        self.made = made
+
+    def __len__(self) -> int:
+        return len(self.made)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return Results(self.made[index])
+        request, image = self.made[index]
+        return Image.fromarray(request.whole(image))
+
+
+class Output:
+    """Keeps images as they come, and writes them to a folder if there is one."""
+
+    def __init__(self, origin: Mapping[str, Any], how: SampleSettings, out: str | Path | None):
+        self.common = {
+            **dataclasses.asdict(how),
+            **origin,
+            "version": __version__,
+            "jax": jax.__version__,
+            "device": jax.devices()[0].device_kind,
+        }
+        self.common.pop("images_per_prompt", None)
+        self.folder = None if out is None else Path(out).expanduser()
+
+    def keep(self, requests: Sequence[Request], images: Iterator[np.ndarray]) -> list[np.ndarray]:
+        """What was generated as uint8; the whole images are written one by one."""
+        kept = []
+        with log.progress("sampling", len(requests)) as advance:
+            if self.folder is None:
+                for image in images:
+                    kept.append(image_files.to_uint8(image))
+                    advance(1)
+                return kept
+            with JsonLines(self.folder / "images.jsonl", alone=True) as lines:
+                first = len(lines.rows)
+                for request, image in zip(requests, images, strict=True):
+                    kept.append(image_files.to_uint8(image))
+                    self._write(lines, first + len(kept) - 1, request, kept[-1])
+                    advance(1)
+        return kept
+
+    def _write(self, lines: JsonLines, number: int, request: Request, image: np.ndarray) -> None:
+        assert self.folder is not None
+        name = f"{number:04d}_{_slug(request.prompt.content)}_{request.seed}.png"
+        image_files.write_png(self.folder / name, request.whole(image))
+        line = {
+            "file": name,
+            "prompt": request.prompt.content,
+            "text": request.prompt.text,
+            "seed": request.seed,
+        }
+        lines.append({**line, **self.common, **request.record})
+
+
+def write_sheet(
+    out: Path, images: Sequence[np.ndarray], words: Sequence[str], *, columns: int | None
+) -> None:
+    """grid.png in `out`: images with their captions, in so many columns or as fits."""
+    scale = max(1, 128 // images[0].shape[0])  # small images are shown enlarged
+    sheet = sheets.grid(images, columns=columns, scale=scale, captions=words)
+    image_files.write_png(out.expanduser() / "grid.png", sheet)
+
+
+def write_rows(
+    out: Path,
+    befores: Sequence[tuple[np.ndarray, str]],
+    results: Sequence[Image.Image],
+    captions: Sequence[str],
+    *,
+    resolution: int,
+) -> None:
+    """A sheet with a row for each of `befores`, an image and its caption, and what it became.
+
+    `results` are as many for each, and `captions` theirs; see `pictures.shown` for `resolution`.
+    """
+    each = len(results) // len(befores)
+    images = []
+    words = []
+    for i, (after, caption) in enumerate(zip(results, captions, strict=True)):
+        if i % each == 0:
+            before, word = befores[i // each]
+            images.append(before)
+            words.append(word)
+        images.append(pictures.shown(np.asarray(after), resolution))
+        words.append(caption)
+    write_sheet(out, images, words, columns=each + 1)
+
+
+def _slug(text: str) -> str:
+    """A file name: letters and digits of any script, at most 40 characters, which are 160 bytes."""
+    return re.sub(r"\W+", "-", text).strip("-")[:40] or "image"
