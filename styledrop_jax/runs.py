@@ -30,7 +30,8 @@ class RunSummary:
         name: its path below the directory that was listed.
         method, base: as its config names them; empty if it is damaged.
         state: in words, one line.
-        clip_text, clip_style: the mean scores of its last scored round; None if there are none.
+        clip_text, clip_style: the mean scores of the round that is taken, or of the last scored
+            one before there is a verdict; None if there are none.
         size: of all its files, bytes.
         changed: when the last of them was written, seconds since 1970.
     """
@@ -125,13 +126,13 @@ def _summary(workdir: Path, folder: Path) -> RunSummary | None:
     )
 
 
-def _field(tree: Any, name: str, kind: type) -> Any:
-    """A dotted field of a config; UserError if it is missing or no `kind`."""
+def _field(tree: Any, name: str, kind: type, file: str = "config.json") -> Any:
+    """A dotted field of a file's content; UserError if it is missing or no `kind`."""
     value = tree
     for key in name.split("."):
         value = value.get(key) if isinstance(value, dict) else None
     if type(value) is not kind:
-        raise UserError(f"config.json: {name} is {shown(value)}, expected {kind.__name__}")
+        raise UserError(f"{file}: {name} is {shown(value)}, expected {kind.__name__}")
     return value
 
 
@@ -155,7 +156,10 @@ def _doing(workdir: Path, config: dict[str, Any]) -> str:
         stage = workdir / f"round_{number}"
         if not (stage / "adapter.safetensors").exists():
             steps = _field(_settings(config, number), "train.steps", int)
-            return f"round {number}: training, step {_last_step(stage)} of {steps}"
+            step = _last_step(stage)
+            if step == steps and (stage / "steps").is_dir():
+                return f"round {number}: comparing the states that it kept"
+            return f"round {number}: training, step {step} of {steps}"
         if not (stage / "scores.jsonl").exists():
             return f"round {number}: sampling"
         if not (stage / "selected.json").exists():
@@ -205,11 +209,9 @@ def _is_locked(workdir: Path) -> bool:
 
 
 def _scores(workdir: Path) -> dict[str, float]:
-    """The mean of each of CLIP's scores over the samples of the last scored round."""
-    last = 0
-    while (workdir / f"round_{last + 1}" / "scores.jsonl").exists():
-        last += 1
-    path = workdir / f"round_{last}" / "scores.jsonl"
+    """The mean of each of CLIP's scores over the samples of a round: see `RunSummary`."""
+    number = _taken(workdir)
+    path = workdir / f"round_{number}" / "scores.jsonl"
     values: dict[str, list[float]] = {}
     for row in read_jsonl(path):
         scores = row.get("scores") if isinstance(row, dict) else None
@@ -219,6 +221,17 @@ def _scores(workdir: Path) -> dict[str, float]:
             if isinstance(scores.get(name), int | float):
                 values.setdefault(name, []).append(scores[name])
     return {name: statistics.fmean(found) for name, found in values.items()}
+
+
+def _taken(workdir: Path) -> int:
+    """The round that the verdict names, or the last one that has scores; 0 if none has."""
+    verdict = workdir / "verdict.json"
+    if verdict.exists():
+        return _field(read_json(verdict), "round", int, verdict.name)
+    last = 0
+    while (workdir / f"round_{last + 1}" / "scores.jsonl").exists():
+        last += 1
+    return last
 
 
 def _extent(workdir: Path) -> tuple[int, float]:

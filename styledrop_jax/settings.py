@@ -30,6 +30,7 @@ class Rule:
         choices: names that a text must be one of, if there are any; read when a value is checked.
         empty: whether a text may be empty.
         path: "file" if the text names files of the user's, "model" if it may name a model instead.
+        basic: whether most runs set it.
     """
 
     help: str
@@ -39,6 +40,7 @@ class Rule:
     choices: Collection[str] = ()
     empty: bool = True
     path: str = ""
+    basic: bool = False
 
     def expected(self, kind: type) -> str:
         """In words, what a value of `kind` must be."""
@@ -203,6 +205,7 @@ class Described:
     help: str
     expected: str
     path: str = ""
+    basic: bool = False
 
 
 def describe(kind: type, data: Any, where: str = "") -> Iterator[Described]:
@@ -232,7 +235,12 @@ def describe(kind: type, data: Any, where: str = "") -> Iterator[Described]:
 
 def _described(name: str, value: Any, rule: Rule, kind: type) -> Described:
     return Described(
-        name=name, value=value, help=rule.help, expected=rule.expected(kind), path=rule.path
+        name=name,
+        value=value,
+        help=rule.help,
+        expected=rule.expected(kind),
+        path=rule.path,
+        basic=rule.basic,
     )
 
 

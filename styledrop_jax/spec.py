@@ -90,7 +90,11 @@ class RunSpec:
     """
 
     base: str = setting(
-        "emoji64/sd", "base model: a name or a local diffusers folder", empty=False, path="model"
+        "emoji64/sd",
+        "base model: a name or a local diffusers folder",
+        empty=False,
+        path="model",
+        basic=True,
     )
     clip: str = setting(
         "emoji64/clip",
@@ -121,6 +125,7 @@ class RunSpec:
         "rounds of train, sample, score, select; those beyond the last round_N reuse it",
         low=1,
         high=100,
+        basic=True,
     )
     round_settings: tuple[RoundSettings, ...] = numbered(
         RoundSettings, "round_", lambda: (RoundSettings(),)
@@ -195,12 +200,14 @@ def normal(data: Mapping[str, Any]) -> dict[str, Any]:
     return to_config(dataclasses.replace(spec, round_settings=stages))
 
 
-def describe(data: Mapping[str, Any]) -> list[str]:
+def describe(data: Mapping[str, Any]) -> dict[str, list[str]]:
     """A line for each field of a complete config: "seed 0: the one source of randomness (…)".
 
-    Of a round after the first only what differs from the one before it is shown.
+    Those that most runs set come under a heading of their own. Of a round after the first only what
+    differs from the one before it is shown.
     """
-    lines: list[str] = []
+    first_of_all: list[str] = []
+    others: list[str] = []
     before: dict[str, str] = {}
     for field in settings.describe(_kind(data), data):
         value = field.value if field.value != "" else '""'
@@ -212,8 +219,8 @@ def describe(data: Mapping[str, Any]) -> list[str]:
             if before.get(rest) == line:
                 continue
             before[rest] = line
-        lines.append(f"{field.name} {line}")
-    return lines
+        (first_of_all if field.basic else others).append(f"{field.name} {line}")
+    return {"what most runs set": first_of_all, "all other fields": others}
 
 
 def absolute(data: dict[str, Any]) -> dict[str, Any]:

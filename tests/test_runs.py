@@ -97,6 +97,11 @@ def test_training_stands_at_the_last_recorded_step_of_its_round(tmp_path):
         rows.append({"stage": "round_2", "step": step, "loss": None})
     _lines(workdir / "metrics.jsonl", *rows)
     assert _state(tmp_path) == "stopped, round 2: training, step 120 of 250"
+    (workdir / "round_2" / "steps").mkdir(parents=True)
+    assert _state(tmp_path) == "stopped, round 2: training, step 120 of 250"
+    _lines(workdir / "metrics.jsonl", {"stage": "round_2", "step": 250})
+    assert _state(tmp_path) == "stopped, round 2: comparing the states that it kept"
+    _lines(workdir / "metrics.jsonl", *rows)
     with (workdir / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "round_2", "st')  # torn by death
     assert _state(tmp_path) == "stopped, round 2: training, step 120 of 250"
@@ -148,6 +153,12 @@ def test_scores_are_the_means_of_the_last_scored_round(tmp_path):
     (summary,) = runs.list_runs(tmp_path)
     assert summary.clip_text == pytest.approx(0.25)
     assert summary.clip_style == pytest.approx(0.6)
+    write_json(workdir / "verdict.json", {"round": 1})
+    (summary,) = runs.list_runs(tmp_path)
+    assert summary.clip_style == 0.9, "of the round that is taken"
+    write_json(workdir / "verdict.json", {"round": "first"})
+    (summary,) = runs.list_runs(tmp_path)
+    assert summary.state.startswith("damaged: verdict.json: round is")
 
 
 def test_size_and_last_change_are_of_all_files(tmp_path):

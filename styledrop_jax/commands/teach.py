@@ -79,7 +79,10 @@ def _help_of_config(parser: Parser, argv: Sequence[str]) -> None:
         about = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
         if about:  # in place of the examples, before what holds of every config
             parser.description = "\n\n".join([about, str(parser.description).rpartition("\n\n")[2]])
-        parser.epilog = "\n".join(f"  --config.{line}" for line in spec.describe(config))
+        lines = []
+        for heading, fields in spec.describe(config).items():
+            lines += [f"{heading}:", *(f"  --config.{field}" for field in fields), ""]
+        parser.epilog = "\n".join(lines)
     except UserError as error:
         parser.epilog = f"  (not shown: {error})"
     parser.print_help()
@@ -142,7 +145,7 @@ def runs_parser() -> Parser:
 
 
 def runs(argv: Sequence[str]) -> None:
-    """List the runs of a folder: their state, the mean scores of their last round, and sizes.
+    """List the runs of a folder: their state, the mean scores of the round taken, and sizes.
 
         styledrop runs
         styledrop runs experiments/

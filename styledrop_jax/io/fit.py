@@ -18,7 +18,8 @@ def read_fitted(path: str | os.PathLike[str], fit: str) -> tuple[np.ndarray, str
         path: the image file.
         fit: "crop" cuts out the middle; "pad" fills the sides with the colour of the ground, which
             is white if the image is transparent somewhere, else the median of its border; "auto"
-            pads where it is transparent or its border of one colour, and else cuts.
+            pads where it is transparent or its border of one colour, and else cuts. It also cuts
+            where only ground would be lost: so a drawing stays as large as it can be.
 
     Returns:
         uint8 [h, w, 3], and the colour that pads it, "#rrggbb", as `to_square` takes it; empty if
@@ -28,10 +29,21 @@ def read_fitted(path: str | os.PathLike[str], fit: str) -> tuple[np.ndarray, str
     image = over_white(layer)
     if fit == "crop" or layer.width == layer.height:
         return image, ""
-    if layer.mode == "RGBA" and not np.asarray(layer)[..., 3].all():
-        return image, "#ffffff"
     border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
     ground = np.median(border, axis=0)
-    if fit == "auto" and np.abs(border - ground).max() > _PLAIN:
+    if layer.mode == "RGBA" and not np.asarray(layer)[..., 3].all():
+        ground = np.array([255, 255, 255])
+    elif fit == "auto" and np.abs(border - ground).max() > _PLAIN:
+        return image, ""
+    if fit == "auto" and np.abs(_outside(image) - ground).max() <= _PLAIN:
         return image, ""
     return image, "#" + ground.astype(np.uint8).tobytes().hex()
+
+
+def _outside(image: np.ndarray) -> np.ndarray:
+    """The pixels [n, 3] that are not in the middle square."""
+    h, w = image.shape[:2]
+    upright = image if h > w else image.swapaxes(0, 1)
+    side = min(h, w)
+    top = (max(h, w) - side) // 2
+    return np.concatenate([upright[:top], upright[top + side :]]).reshape(-1, 3).astype(int)

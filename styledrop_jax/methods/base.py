@@ -31,7 +31,7 @@ class Images:
     """A section that names images of the user's."""
 
     image: str = setting(
-        "", "images of this part: a file, folder, JSONL or bundled:NAME", path="file"
+        "", "images of this part: a file, folder, JSONL or bundled:NAME", path="file", basic=True
     )
     fit: str = setting(
         "auto",
@@ -45,8 +45,8 @@ class Images:
 class Captioned(Images):
     """Images with the words for what they show and how."""
 
-    content: str = setting("", 'what it shows, "a house"')
-    descriptor: str = setting("", 'how it is drawn, "in watercolor painting style"')
+    content: str = setting("", 'what it shows, "a house"', basic=True)
+    descriptor: str = setting("", 'how it is drawn, "in watercolor painting style"', basic=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,8 +68,8 @@ class Prior(Images):
 class Words:
     """Words that methods put into prompts."""
 
-    identifier: str = setting("", "the word that stands for what is learnt")
-    noun: str = setting("", "the class of a subject, such as dog")
+    identifier: str = setting("", "the word that stands for what is learnt", basic=True)
+    noun: str = setting("", "the class of a subject, such as dog", basic=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -43,6 +43,9 @@ POOL = (
 not published).
 """
 
+VOCABULARY = "vocabulary.json"
+"""The file of a shipped model that lists what it was taught."""
+
 
 def noun(content: str) -> str:
     """What a content names, without its article: "a cat" → "cat"."""
@@ -64,7 +67,7 @@ def known(words: Sequence[str], model: Path) -> list[str]:
 
 
 def _names(model: Path) -> re.Pattern | None:
-    path = model / "vocabulary.json"
+    path = model / VOCABULARY
     if not path.is_file():
         return None
     names = json.loads(path.read_text(encoding="utf-8"))

@@ -34,8 +34,8 @@ from styledrop_jax.settings import section, setting
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Contrasted(Images):
-    style: str = setting("", "the word that stands for its style")
-    content: str = setting("", "the word that stands for what it shows")
+    style: str = setting("", "the word that stands for its style", basic=True)
+    content: str = setting("", "the word that stands for what it shows", basic=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

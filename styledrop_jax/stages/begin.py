@@ -278,10 +278,14 @@ def _warn(job: Job) -> None:
 def warn_of_unknown(base: str, said: Sequence[Prompt]) -> None:
     """Warns of prompts that name nothing that a shipped base model was taught."""
     texts = [prompt.judged for prompt in said]
-    for text in prompts.unknown(texts, hub.shipped_vocabulary(base)):
+    model = hub.shipped_vocabulary(base)
+    unknown = prompts.unknown(texts, model)
+    for text in unknown:
         _LOG.warning(
             f"{text!r} names nothing that {base} was taught; its samples may show anything"
         )
+    if unknown:
+        _LOG.warning(f"all that {base} was taught is listed in {model / prompts.VOCABULARY}")
 
 
 def _identifier_remarks(job: Job) -> list[str]:

@@ -38,9 +38,10 @@ def best_step(job: Job, number: int, steps: Sequence[int]) -> Path:
         scored = score_stage(job, stage, few, {}, aloud=False)
         worths.append(float(np.mean([worth(sample.scores) for sample in scored])))
     best = max(range(len(steps)), key=lambda i: (worths[i], i))
+    each = [f"{step}: {value:.3f}" for step, value in zip(steps, worths, strict=True)]
     log.say(
-        f"round_{number}: kept the state after {steps[best]} steps, worth {worths[best]:.3f}; "
-        + ", ".join(f"{step}: {value:.3f}" for step, value in zip(steps, worths, strict=True))
+        f"round_{number}: the state after {steps[best]} steps is taken; style + content - sameness "
+        f"after {', '.join(each)}"
     )
     write_json(job.run.path(f"round_{number}", FILE), {"best": steps[best]})
     return job.run.path(f"round_{number}", step_file(steps[best]))

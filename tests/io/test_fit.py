@@ -86,11 +86,24 @@ def test_a_transparent_image_is_padded_with_the_white_that_it_lies_on(tmp_path):
     pixels, ground = _read(tmp_path / "a.png", layer)
     assert ground == "#ffffff" and (pixels[:, 100:] == 255).all()
     assert _read(tmp_path / "a.png", layer, "crop")[1] == ""
-    palette = Image.fromarray(np.asarray(layer)[..., 3]).convert("P")
+    palette = Image.fromarray(np.asarray(layer)[..., 3] // 2).convert("P")
     assert _read(tmp_path / "a.gif", palette, transparency=0)[1] == "#ffffff"
     opaque = _photograph()
     opaque.putalpha(255)
     assert _read(tmp_path / "a.png", opaque)[1] == "", "no pixel is transparent"
+
+
+def test_a_drawing_in_the_middle_of_its_ground_is_cut_and_stays_as_large(tmp_path):
+    drawing = Image.new("RGB", (120, 40), PAPER)
+    drawing.paste("black", (42, 2, 78, 38))
+    for image in (drawing, drawing.transpose(Image.Transpose.ROTATE_90)):
+        assert _read(tmp_path / "a.png", image)[1] == ""
+        assert _read(tmp_path / "a.png", image, "pad")[1] == PADDED
+    drawing.paste("black", (20, 18, 24, 22))  # which a cut would lose
+    assert _read(tmp_path / "a.png", drawing)[1] == PADDED
+    layer = Image.new("RGBA", (120, 40))
+    layer.paste("purple", (42, 2, 78, 38))
+    assert _read(tmp_path / "a.png", layer)[1] == ""
 
 
 @pytest.mark.parametrize("fit", ["auto", "crop", "pad"])
