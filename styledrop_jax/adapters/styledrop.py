@@ -12,8 +12,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from styledrop_jax.adapters.base import AdapterConfig, AdapterKind, AdapterParam, Trainable
-from styledrop_jax.errors import UserError
+from styledrop_jax.errors import UserError, shown
 from styledrop_jax.settings import setting
+
+BLOCKS = ("all", "decoder")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,11 +27,21 @@ class Config(AdapterConfig):
             super-resolution.
         shared: one pair of matrices for all layers, shifted by each layer's own vectors, in place
             of a pair for each layer. The paper: shared in round 1, not in round 2.
+        blocks: "all" transformer layers, as in the paper, or those of the "decoder": a U-Net's up
+            blocks, the later half of a U-ViT. They learn less of what a picture shows: of SDXL,
+            the layout is in down blocks, the style in up blocks (InstantStyle 2404.02733).
     """
 
     kind: ClassVar[str] = "styledrop"
     bottleneck: int = 4
     shared: bool = True
+    blocks: str = "all"
+
+    def __post_init__(self) -> None:
+        if self.blocks not in BLOCKS:
+            raise UserError(
+                f"styledrop blocks: found {shown(self.blocks)}, expected one of {', '.join(BLOCKS)}"
+            )
 
     def attach(self, module: nnx.Module, *, rngs: nnx.Rngs) -> None:
         attach(module, self, rngs=rngs)
@@ -41,6 +53,11 @@ class Settings:
 
     rank: int = setting(4, "width inside an adapter", low=1, high=4096)
     shared: bool = setting(True, "one generator for all layers, with a small offset per layer")
+    blocks: str = setting(
+        "all",
+        "which transformer layers: all, or the decoder's, which learn less of what a picture shows",
+        choices=BLOCKS,
+    )
 
 
 class Generator(nnx.Module):
@@ -86,7 +103,8 @@ class Adapter(nnx.Module):
 
 
 def attach(denoiser: nnx.Module, config: Config, *, rngs: nnx.Rngs) -> None:
-    """Sets fresh adapters in every transformer layer, in place of any that were there.
+    """Sets fresh adapters in the transformer layers of `config.blocks`, in place of any that were
+    in any layer.
 
     They come after the cross-attention (`attn_adapter`) and after the MLP (`mlp_adapter`), before
     their skip connections. The layers share one generator for each of the two places; a U-Net has
@@ -102,10 +120,11 @@ def attach(denoiser: nnx.Module, config: Config, *, rngs: nnx.Rngs) -> None:
         UserError: the denoiser has no such layers.
     """
     by_width: dict[int, list[Any]] = {}
-    module: Any
-    for _, module in nnx.iter_modules(denoiser):
-        if hasattr(module, "mlp_adapter"):
-            by_width.setdefault(module.width, []).append(module)
+    for layer in _layers(denoiser):
+        layer.attn_adapter = nnx.data(None)
+        layer.mlp_adapter = nnx.data(None)
+    for layer in _decoder(denoiser) if config.blocks == "decoder" else _layers(denoiser):
+        by_width.setdefault(layer.width, []).append(layer)
     if not by_width:
         raise UserError(
             f"styledrop adapter: {type(denoiser).__name__} has no transformer layers to put it into"
@@ -118,8 +137,22 @@ def attach(denoiser: nnx.Module, config: Config, *, rngs: nnx.Rngs) -> None:
             layer.mlp_adapter = Adapter(mlp, index)
 
 
+def _layers(module: nnx.Module) -> list[Any]:
+    """The transformer layers of `module`."""
+    return [part for _, part in nnx.iter_modules(module) if hasattr(part, "mlp_adapter")]
+
+
+def _decoder(denoiser: Any) -> list[Any]:
+    """The transformer layers of a denoiser's decoder."""
+    if hasattr(denoiser, "up_blocks"):
+        return _layers(denoiser.up_blocks)
+    layers = denoiser.transformer_layers
+    return list(layers)[len(layers) // 2 :]
+
+
 def _trains(settings: Settings, identifiers: Sequence[str]) -> Trainable:
-    return Trainable(denoiser=Config(bottleneck=settings.rank, shared=settings.shared))
+    config = Config(bottleneck=settings.rank, shared=settings.shared, blocks=settings.blocks)
+    return Trainable(denoiser=config)
 
 
 KIND = AdapterKind(settings=Settings, config=Config, trains=_trains)

@@ -150,6 +150,26 @@ def test_a_vmap_over_stacked_adapters_is_each_on_its_own():
         np.testing.assert_allclose(together[i], _run(graph)(state, frozen, x), rtol=1e-4, atol=1e-4)
 
 
+def test_a_decoder_is_the_later_half_or_the_up_blocks():
+    config = styledrop.Config(bottleneck=2, shared=False, blocks="decoder")
+    model = Denoiser(layers=4)
+    styledrop.attach(model, ROUND_1, rngs=nnx.Rngs(0))
+    styledrop.attach(model, config, rngs=nnx.Rngs(0))
+    filled = [layer.mlp_adapter is not None for layer in model.transformer_layers]
+    assert filled == [False, False, True, True]
+    assert tree.count(nnx.state(model, AdapterParam)) == 4 * 2 * 8 * 2
+    model = nnx.Dict(down_blocks=Denoiser(layers=1), up_blocks=Denoiser(layers=2))
+    styledrop.attach(model, config, rngs=nnx.Rngs(0))
+    (first,) = model.down_blocks.transformer_layers
+    assert first.mlp_adapter is None and first.attn_adapter is None
+    assert all(layer.attn_adapter for layer in model.up_blocks.transformer_layers)
+    with pytest.raises(UserError, match="no transformer layers"):
+        model = nnx.Dict(down_blocks=Denoiser(), up_blocks=nnx.Dict())
+        styledrop.attach(model, config, rngs=nnx.Rngs(0))
+    with pytest.raises(UserError, match=r"blocks: found 'up', expected one of all, decoder"):
+        styledrop.Config(blocks="up")
+
+
 def test_attaching_again_starts_a_new_adapter():
     model = Denoiser()
     styledrop.attach(model, ROUND_1, rngs=nnx.Rngs(0))
