@@ -8,8 +8,9 @@ between them.
 
 Presets, as `--config styledrop:PRESET`:
     emoji64 (default)       the shipped 64-pixel Stable Diffusion: minutes, 1.4 GB, two cores; the
-                            best of several states of a round goes on, and the ten samples that
-                            have most style and content and are least alike train the next
+                            best of several states and strengths of a round goes on, and the ten
+                            samples, each of another prompt, that have most style and content
+                            train the next
     emoji64-muse            the shipped Muse of the same drawings: coarser things; as long, 1.3 GB
     amused-256, amused-512  the public aMUSEd checkpoints, from the Hugging Face cache, the hub or a
                             local diffusers folder (`--config.base FOLDER`); for a GPU
@@ -44,19 +45,19 @@ _BASES = {
 def get_config(preset: str = "emoji64") -> ConfigDict:
     config = common(preset)
     if preset.startswith("emoji64"):
-        # Few steps, and the best of several states: a reference leaks the longer it trains. The
-        # first round is guided strongly, to be chosen from.
-        for settings, keep in ((config.round_1, 5), (config.round_2, 3)):
-            settings.keep = keep
-            settings.train.steps = 150
-            settings.select.update(by="top_k", k=10)
-            settings.select.scorers.update(
-                clip_text=0.0, clip_style=1.0, clip_content=1.0, clip_sameness=-1.0
-            )
+        # Few steps, and the best of several states and strengths: a reference leaks the longer it
+        # trains. What round 2 learns from asks for the style first.
+        for settings in (config.round_1, config.round_2):
+            settings.keep = 4
+            settings.tune_strength = True
+            settings.train.steps = 200
+            settings.select.update(by="top_prompts", k=10)
+            settings.select.scorers.update(clip_text=0.0, clip_style=2.0, clip_content=1.0)
         config.round_2.own_share = 0.1
     if preset == "emoji64":
-        config.round_1.sample.lambda_a = 2.0
-        config.round_2.sample.lambda_a = 1.0
+        for settings in (config.round_1, config.round_2):
+            settings.adapter.blocks = "decoder"
+            settings.sample.lambda_a = 1.0
     return config
 
 

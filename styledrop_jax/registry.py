@@ -56,6 +56,7 @@ SCORERS: dict[str, scorers.Scorer] = {
 SELECTORS: dict[str, select.Selector] = {
     "prompt": select.best_of_each_prompt,
     "top_k": select.best_of_all,
+    "top_prompts": select.best_prompts,
     "threshold": select.above_threshold,
     "human": select.human,
 }

@@ -42,7 +42,12 @@ class SelectSettings:
         "weight of each scorer in the sum",
     )
     by: str = setting("prompt", "how images are chosen for the next round", choices=SELECTORS)
-    k: int = setting(1, "images chosen per prompt (by prompt) or at most in all (by top_k)", low=1)
+    k: int = setting(
+        1,
+        "images chosen per prompt (by prompt), or at most in all (by top_k; by top_prompts, which "
+        "takes the best of each prompt alone)",
+        low=1,
+    )
     threshold: float = setting(0.0, "lowest score that is chosen (by threshold)")
 
 
@@ -73,6 +78,10 @@ class RoundSettings:
         "the last",
         low=1,
         high=20,
+    )
+    tune_strength: bool = setting(
+        False,
+        "sample its best state with a half, once and twice lambda_a too, and take the best",
     )
     prompts: str = setting(
         "", "its own text file of prompts to sample; empty for those of the run", path="file"

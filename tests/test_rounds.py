@@ -88,24 +88,37 @@ def test_commands_take_the_round_that_the_verdict_calls_the_best(tmp_path, capfd
 
 def test_the_best_of_the_states_that_a_round_kept_goes_on(tmp_path):
     """And a run that dies in between ends with the same bits."""
-    words = runs.flags(round_1__keep=2, rounds=1)
+    words = runs.flags(round_1__keep=2, round_1__tune_strength="true", rounds=1)
     whole = tmp_path / "whole"
     assert tiny.styledrop(*tiny.arguments(whole, *words)) == 0
     steps = whole / "round_1/steps"
     kept = sorted(path.stem for path in steps.glob("*.safetensors"))
     assert kept == ["000002", "000004"]
-    best = read_json(steps / "best.json")["best"]
+    found = read_json(steps / "best.json")
+    best = found["step"]
     adapter = (whole / "round_1/adapter.safetensors").read_bytes()
     assert adapter == (steps / f"{best:06d}.safetensors").read_bytes()
     assert "Round 1: while it trained" in (whole / "report.html").read_text(encoding="utf-8")
     worths = {}
-    for step in kept:
-        rows = read_jsonl(steps / step / "scores.jsonl")
-        assert [row["seed"] for row in rows] == [
-            row["seed"] for row in read_jsonl(steps / kept[0] / "scores.jsonl")
-        ]
-        worths[int(step)] = np.mean([worth(row["scores"]) for row in rows])
-    assert worths[best] == max(worths.values())
+    seeds = [row["seed"] for row in read_jsonl(steps / kept[0] / "scores.jsonl")]
+    for path in steps.glob("*/scores.jsonl"):
+        rows = read_jsonl(path)
+        assert [row["seed"] for row in rows] == seeds
+        worths[path.parent.name] = np.mean([worth(row["scores"]) for row in rows])
+    state = f"{best:06d}"
+    assert worths[state] == max(worths[step] for step in kept)
+    own = read_json(whole / "config.json")["round_1"]["sample"]["lambda_a"]
+    tried = {own: worths[state]}
+    for strength in (own / 2, 2 * own):
+        tried[strength] = worths[f"{state}_lambda_a_{strength:g}"]
+    assert len(worths) == 4 and tried[found["lambda_a"]] == max(tried.values())
+    write_json(steps / "best.json", {"step": best, "lambda_a": 2.5})
+    assert Style.load(whole).sampling.lambda_a == 2.5
+    for wrong in ([], {"step": best}, {"step": "x", "lambda_a": 1}):
+        write_json(steps / "best.json", wrong)
+        with pytest.raises(UserError, match="best.json: not as `personalize` leaves it"):
+            Style.load(whole)
+    write_json(steps / "best.json", found)
     assert Style.load(whole, step=2).adapter == steps / "000002.safetensors"
     with pytest.raises(UserError, match="step: found 3, steps that round 1 of .* kept: 2, 4"):
         Style.load(whole, step=3)

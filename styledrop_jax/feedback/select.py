@@ -80,6 +80,12 @@ def best_of_all(pool: Pool) -> list[int]:
     return sorted(_ordered(pool, range(len(pool.candidates)))[: pool.k])
 
 
+def best_prompts(pool: Pool) -> list[int]:
+    """The best of each prompt, and of these the best k: none shows the same as another."""
+    each = best_of_each_prompt(pool._replace(k=1))
+    return sorted(_ordered(pool, each)[: pool.k])
+
+
 def above_threshold(pool: Pool) -> list[int]:
     """All that score at least the threshold."""
     scores = _scores(pool)

@@ -5,10 +5,12 @@ prompt, `clip_style` with the references, `clip_leakage` with what the reference
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 Scores = Mapping[str, float]
 
+_CONTENT = 3.0  # content spans about a third of what style does
 _FEW = 0.05  # a difference of scores that an eye does not see
 _LEAK = 0.12  # more than the base model has: some prompts show what the reference shows
 _LOST = 0.75  # of the base model's content, below which things are hard to tell
@@ -19,12 +21,13 @@ _FAR = 0.3
 
 
 def worth(scores: Scores) -> float:
-    """Style and content, less sameness: the stage with most of it is the best.
+    """Style and three times content: the stage with most of it is the best.
 
-    Sameness stands for what leaks: it rises where things turn into what the reference shows, also
-    where the leakage by words does not.
+    A leak has its price in content: things that turn into what the reference shows are less of what
+    their prompts ask for, also where the leakage by words does not tell. Sameness is no part of it,
+    since images of one style are alike too.
     """
-    return scores["clip_style"] + scores["clip_content"] - scores["clip_sameness"]
+    return scores["clip_style"] + _CONTENT * scores["clip_content"]
 
 
 def before(style: float) -> str:
@@ -58,14 +61,18 @@ class Verdict:
 
 
 def judge(base: Scores, rounds: Sequence[Scores]) -> Verdict:
-    """The verdict on a run; of rounds that are worth about the same the last is the best.
+    """The verdict on a run.
+
+    A later round is the best if it is worth more, and has not lost the first one's style; a first
+    round whose things are hard to tell has none to lose.
 
     Args:
         base: the base model's under the words of the style alone.
         rounds: of each round, in their order; at least one.
     """
-    most = max(worth(scores) for scores in rounds)
-    best = max(i for i, scores in enumerate(rounds) if worth(scores) > most - _FEW)
+    kept = -math.inf if _lost(rounds[0], base) else rounds[0]["clip_style"] - _DRIFT
+    holding = [i for i, scores in enumerate(rounds) if scores["clip_style"] >= kept]
+    best = max(holding, key=lambda i: (worth(rounds[i]), i))
     scores = rounds[best]
     gained = scores["clip_style"] - base["clip_style"]
     way = gained / max(1 - base["clip_style"], _FEW)
@@ -83,19 +90,21 @@ def judge(base: Scores, rounds: Sequence[Scores]) -> Verdict:
     if leaked > _LEAK:
         remarks.append("it leaks: other things take on what the reference shows")
         advice += ["less", "pictures"]
-    if scores["clip_content"] < _LOST * base["clip_content"]:
+    if _lost(scores, base):
         learnt = "learnt in part" if learnt == "learnt well" else learnt
         remarks.append("things are harder to tell than the base model's")
         advice += ["text", "less"]
     for number, later in enumerate(rounds[1:], 2):
         fell = rounds[number - 2]["clip_style"] - later["clip_style"]
         if fell > _DRIFT:
-            why = (
-                "; it is taken all the same, being worth about as much"
-                if number <= best + 1
-                else ""
-            )
-            remarks.append(f"round {number} drifted from the style, by {fell:.2f}{why}")
+            remarks.append(f"round {number} drifted from the style, by {fell:.2f}")
+        elif number > best + 1:
+            remarks.append(f"round {number} brought nothing more than round {best + 1}")
     return Verdict(
         round=best + 1, learnt=learnt, remarks=remarks, advice=tuple(dict.fromkeys(advice))
     )
+
+
+def _lost(scores: Scores, base: Scores) -> bool:
+    """Whether things are harder to tell than the base model's."""
+    return scores["clip_content"] < _LOST * base["clip_content"]

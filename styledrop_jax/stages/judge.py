@@ -13,6 +13,7 @@ from styledrop_jax.feedback.verdict import Scores, Verdict, judge
 from styledrop_jax.io.files import read_json, write_json
 from styledrop_jax.io.run_folder import Run
 from styledrop_jax.spec import RunSpec
+from styledrop_jax.stages.best import sampling
 from styledrop_jax.stages.job import Job
 from styledrop_jax.stages.samples import Sample, read_samples
 
@@ -88,7 +89,7 @@ def read_verdict(run: Run) -> Recorded | None:
 
 def commands(run: Run, spec: RunSpec, verdict: Verdict) -> list[Command]:
     """What a verdict advises, as commands to paste."""
-    best = spec.round(verdict.round)
+    how = sampling(run, spec, verdict.round)
     own = shlex.quote(str(run.workdir))
     again = shlex.quote(f"{run.workdir}-again")
     anew = f"styledrop personalize --config {own} --workdir {again}"
@@ -104,12 +105,11 @@ def commands(run: Run, spec: RunSpec, verdict: Verdict) -> list[Command]:
         "more": Command(
             "more of the style when sampling",
             f'styledrop sample --run {own} --prompt "a cat" '
-            f"--lambda-a {max(2 * best.sample.lambda_a, 1):g}",
+            f"--lambda-a {max(2 * how.lambda_a, 1):g}",
         ),
         "text": Command(
             "more of what the prompt asks for when sampling",
-            f'styledrop sample --run {own} --prompt "a cat" '
-            f"--lambda-b {1.5 * best.sample.lambda_b:g}",
+            f'styledrop sample --run {own} --prompt "a cat" --lambda-b {1.5 * how.lambda_b:g}',
         ),
         "less": Command(
             "fewer steps, which copy less of the reference",

@@ -5,8 +5,8 @@ from pathlib import Path
 from styledrop_jax import log
 from styledrop_jax.errors import UserError
 from styledrop_jax.io.run_folder import Run
+from styledrop_jax.stages.best import step_file
 from styledrop_jax.stages.judge import read_verdict
-from styledrop_jax.stages.steps import step_file
 
 
 def chosen_round(run: Run, count: int, asked: int | None) -> int:

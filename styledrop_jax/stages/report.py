@@ -21,7 +21,7 @@ from styledrop_jax.io.run_folder import Run
 from styledrop_jax.metrics.clip_scores import mean_interval
 from styledrop_jax.settings import to_dict
 from styledrop_jax.spec import RunSpec, to_config
-from styledrop_jax.stages import steps
+from styledrop_jax.stages.best import read_best, trial_name
 from styledrop_jax.stages.judge import commands, read_verdict
 from styledrop_jax.stages.samples import Sample, read_chosen, read_samples
 
@@ -101,11 +101,11 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Strip:
-    """Samples of the same prompts while a round trained, {step: samples}."""
+    """Samples of the same prompts by each state of a round, {what it is: samples}."""
 
     title: str
-    rows: Mapping[int, Sequence[Shown]]
-    best: int
+    rows: Mapping[str, Sequence[Shown]]
+    best: str
 
     @property
     def contents(self) -> list[str]:
@@ -254,19 +254,20 @@ def _stage(run: Run, folder: str, title: str) -> Stage:
 
 def _strips(run: Run, number: int) -> list[Strip]:
     """The strip of a round that kept more than its last state."""
-    folder = f"round_{number}/steps"
-    file = _inside(run, f"round_{number}", steps.FILE)
-    if file is None:
+    best = read_best(run, number)
+    if best is None:
         return []
+    folder = f"round_{number}/steps"
+    taken = ""
     rows = {}
     for path in sorted(run.path(folder).iterdir()):
-        if path.name.isdecimal():
-            rows[int(path.name)] = _stage(run, f"{folder}/{path.name}", "").samples
-    content = read_json(file)
-    best = content.get("best") if isinstance(content, dict) else None
-    if type(best) is not int or best not in rows:
-        raise UserError(f"{file}: not as `personalize` leaves it: {shown(content)}")
-    return [Strip(title=f"Round {number}", rows=rows, best=best)]
+        if path.is_dir():
+            step, _, strength = path.name.partition("_lambda_a_")
+            label = f"step {int(step)}" + (f", lambda_a {strength}" if strength else "")
+            rows[label] = _stage(run, f"{folder}/{path.name}", "").samples
+            if path.name in (trial_name(best.step), trial_name(best.step, best.lambda_a)):
+                taken = label  # the second name comes later; the first is the round's own strength
+    return [Strip(title=f"Round {number}", rows=rows, best=taken)]
 
 
 def _rows(stages: Sequence[Stage]) -> dict[tuple[str, str], Path | None]:

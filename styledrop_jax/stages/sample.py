@@ -13,6 +13,7 @@ from styledrop_jax.io import image_files
 from styledrop_jax.methods.base import Redrawn
 from styledrop_jax.pipelines.base import Pipeline, SampleSettings
 from styledrop_jax.sampling.attention_control import aligned_tokens
+from styledrop_jax.stages.best import sampling
 from styledrop_jax.stages.job import Job
 from styledrop_jax.stages.samples import Sample, pool
 
@@ -37,7 +38,9 @@ def sample_round(job: Job, number: int) -> list[Sample]:
     """The pool of a round, by its adapter."""
     stage = f"round_{number}"
     tuned = guidance.load(job.pipeline, job.run.path(stage, "adapter.safetensors"))
-    return sample_with(job, stage, round_pool(job, number), tuned, job.spec.round(number).sample)
+    return sample_with(
+        job, stage, round_pool(job, number), tuned, sampling(job.run, job.spec, number)
+    )
 
 
 def sample_with(

@@ -4,44 +4,66 @@ Each samples the same few prompts from the same seeds, so that their scores diff
 learnt alone.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from styledrop_jax import guidance, log
 from styledrop_jax.feedback.verdict import worth
-from styledrop_jax.io.files import write_json
+from styledrop_jax.pipelines.base import SampleSettings
+from styledrop_jax.stages.best import Best, step_file, trial_name, write_best
 from styledrop_jax.stages.job import Job
 from styledrop_jax.stages.sample import round_pool, sample_with
+from styledrop_jax.stages.samples import Sample
 from styledrop_jax.stages.score import score_stage
 
-FILE = "steps/best.json"
 _PROMPTS = 8
-
-
-def step_file(step: int) -> str:
-    """The state after `step` steps, in the folder of its round."""
-    return f"steps/{step:06d}.safetensors"
+_STRENGTHS = (0.5, 2.0)  # times the lambda_a that it was told
 
 
 def best_step(job: Job, number: int, steps: Sequence[int]) -> Path:
-    """The file of the state of round `number` whose samples are worth most; of equals the last."""
+    """The file of the state of round `number` whose samples are worth most; of equals the last.
+
+    With `tune_strength` their strength is chosen too. `best.json` has both.
+    """
+    settings = job.spec.round(number)
+    how = settings.sample
     few = [sample for sample in round_pool(job, number) if sample.image == 0]
     few = few[:: max(1, len(few) // _PROMPTS)][:_PROMPTS]
-    worths = []
-    for step in steps:
-        path = job.run.path(f"round_{number}", step_file(step))
-        stage = f"round_{number}/steps/{step:06d}"
-        tuned = guidance.load(job.pipeline, path)
-        sample_with(job, stage, few, tuned, job.spec.round(number).sample)
-        scored = score_stage(job, stage, few, {}, aloud=False)
-        worths.append(float(np.mean([worth(sample.scores) for sample in scored])))
-    best = max(range(len(steps)), key=lambda i: (worths[i], i))
-    each = [f"{step}: {value:.3f}" for step, value in zip(steps, worths, strict=True)]
-    log.say(
-        f"round_{number}: the state after {steps[best]} steps is taken; style + content - sameness "
-        f"after {', '.join(each)}"
-    )
-    write_json(job.run.path(f"round_{number}", FILE), {"best": steps[best]})
-    return job.run.path(f"round_{number}", step_file(steps[best]))
+    worths = {step: _worth(job, number, few, step, how, trial_name(step)) for step in steps}
+    step = max(steps, key=lambda step: (worths[step], step))
+    _say(number, f"the state after {step} steps is", "after", worths)
+    lambda_a = how.lambda_a
+    if settings.tune_strength and how.guidance == "two_scale":
+        strengths = {lambda_a: worths[step]}
+        for factor in _STRENGTHS:
+            changed = dataclasses.replace(how, lambda_a=factor * how.lambda_a)
+            name = trial_name(step, changed.lambda_a)
+            strengths[changed.lambda_a] = _worth(job, number, few, step, changed, name)
+        lambda_a = max(strengths, key=lambda strength: (strengths[strength], -strength))
+        _say(number, f"lambda_a {lambda_a:g} is", "at", dict(sorted(strengths.items())))
+    write_best(job.run, number, Best(step=step, lambda_a=lambda_a))
+    return job.run.path(f"round_{number}", step_file(step))
+
+
+def _worth(
+    job: Job,
+    number: int,
+    few: list[Sample],
+    step: int,
+    how: SampleSettings,
+    name: str,
+) -> float:
+    """What samples of the state after `step` steps are worth, in the folder `name`."""
+    stage = f"round_{number}/steps/{name}"
+    tuned = guidance.load(job.pipeline, job.run.path(f"round_{number}", step_file(step)))
+    sample_with(job, stage, few, tuned, how)
+    scored = score_stage(job, stage, few, {}, aloud=False)
+    return float(np.mean([worth(sample.scores) for sample in scored]))
+
+
+def _say(number: int, what: str, preposition: str, worths: Mapping[float, float]) -> None:
+    each = ", ".join(f"{value:g}: {found:.3f}" for value, found in worths.items())
+    log.say(f"round_{number}: {what} taken; style + 3 × content {preposition} {each}")

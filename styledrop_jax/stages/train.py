@@ -15,8 +15,9 @@ from styledrop_jax.interchange.read import read_init
 from styledrop_jax.io.files import write_bytes
 from styledrop_jax.methods.base import Stream
 from styledrop_jax.stages import objective
+from styledrop_jax.stages.best import step_file
 from styledrop_jax.stages.job import Job
-from styledrop_jax.stages.steps import best_step, step_file
+from styledrop_jax.stages.steps import best_step
 from styledrop_jax.training import checkpoint, loop, optim
 
 _MOST_STEPS_PER_CALL = 10
@@ -82,7 +83,7 @@ def train_round(job: Job, number: int, streams: Sequence[Stream]) -> None:
         start_from=_initial(job, number),
     )
     _record(job, stage, params, data, streams, time.monotonic() - start)
-    if kept:
+    if kept or job.spec.round(number).tune_strength:
         save(job.run.path(stage, step_file(settings.steps)), params)
         write_bytes(last, best_step(job, number, [*kept, settings.steps]).read_bytes())
     else:

@@ -14,6 +14,7 @@ from styledrop_jax.feedback.select import (
     above_threshold,
     best_of_all,
     best_of_each_prompt,
+    best_prompts,
     human,
     read_answer,
     write_request,
@@ -44,6 +45,11 @@ def test_the_best_of_all():
     assert _chosen(best_of_all, k=4) == [(0, 1), (0, 2), (1, 0), (2, 0)]
 
 
+def test_the_best_prompts_have_one_each():
+    assert _chosen(best_prompts, k=2) == [(0, 1), (2, 0)]
+    assert _chosen(best_prompts, k=10) == [(0, 1), (1, 0), (2, 0)]
+
+
 def test_all_above_a_threshold():
     assert _chosen(above_threshold, threshold=0.5) == [(0, 1), (0, 2), (1, 0), (2, 0)]
 
@@ -66,7 +72,9 @@ def test_a_selection_that_cannot_be_made_says_why(selector, how, words):
         selector(Pool(CANDIDATES, **how))
 
 
-@pytest.mark.parametrize("selector", [best_of_each_prompt, best_of_all, above_threshold])
+@pytest.mark.parametrize(
+    "selector", [best_of_each_prompt, best_of_all, best_prompts, above_threshold]
+)
 def test_a_score_that_is_not_a_number_is_refused(selector):
     unknown = Candidate(prompt=7, image=1, score=math.nan)
     with pytest.raises(UserError, match="prompt 7, image 1 is not a number"):
