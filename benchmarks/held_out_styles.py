@@ -69,13 +69,19 @@ ARMS = {
 _AT_RANDOM = {
     "round_1.select.scorers.clip_style": 0,
     "round_1.select.scorers.clip_content": 0,
-    "round_1.select.scorers.clip_sameness": 0,
     "round_1.select.scorers.random": 1,
 }
 # What the run that chooses at random does not take over. Scores are of it too: the sum in them is
 # the one that CLIP selected by.
 _ITS_OWN = shutil.ignore_patterns(
-    "round_2", "scores.jsonl", "selected.json", "grid.png", "report.html", "config.json", ".lock"
+    "round_2",
+    "scores.jsonl",
+    "selected.json",
+    "verdict.json",
+    "grid.png",
+    "report.html",
+    "config.json",
+    ".lock",
 )
 
 

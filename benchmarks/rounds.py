@@ -28,26 +28,27 @@ from styledrop_jax.stages.samples import read_samples
 _NO_SCORES = {
     "round_1.select.scorers.clip_style": 0.0,
     "round_1.select.scorers.clip_content": 0.0,
-    "round_1.select.scorers.clip_sameness": 0.0,
 }
+# One state of all layers, the best sample of each prompt, no reference in round 2.
+_PUBLISHED: dict[str, Any] = {
+    **_NO_SCORES,
+    "round_1.select.scorers.clip_text": 1.0,
+    "round_1.select.by": "prompt",
+    "round_1.select.k": 1,
+    "round_2.own_share": 0.0,
+}
+for _round in ("round_1", "round_2"):
+    _PUBLISHED |= {
+        f"{_round}.adapter.blocks": "all",
+        f"{_round}.keep": 1,
+        f"{_round}.tune_strength": False,
+        f"{_round}.train.steps": 250,
+        f"{_round}.sample.lambda_a": 0.5,
+    }
 ARMS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "chosen at random": {**_NO_SCORES, "round_1.select.scorers.random": 1.0},
-    # One state, the best sample of each prompt, no reference in round 2.
-    "as published": {
-        **_NO_SCORES,
-        "round_1.select.scorers.clip_text": 1.0,
-        "round_1.select.scorers.clip_style": 1.0,
-        "round_1.select.by": "prompt",
-        "round_1.select.k": 1,
-        "round_1.keep": 1,
-        "round_2.keep": 1,
-        "round_2.own_share": 0.0,
-        "round_1.train.steps": 250,
-        "round_2.train.steps": 250,
-        "round_1.sample.lambda_a": 0.5,
-        "round_2.sample.lambda_a": 0.5,
-    },
+    "as published": _PUBLISHED,
 }
 _SCORES = ("content ↑", "Style ↑", "sameness ↓", "colour ↓", "texture ↓")
 
