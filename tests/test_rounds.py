@@ -11,7 +11,7 @@ import tiny
 from styledrop_jax import rounds
 from styledrop_jax.adapters.base import load_adapter
 from styledrop_jax.errors import UserError
-from styledrop_jax.feedback.verdict import worth
+from styledrop_jax.feedback.verdict import FEW, worth
 from styledrop_jax.io import image_files
 from styledrop_jax.io.files import read_json, read_jsonl, write_json
 from styledrop_jax.io.run_folder import Run
@@ -111,7 +111,10 @@ def test_the_best_of_the_states_that_a_round_kept_goes_on(tmp_path):
     tried = {own: worths[state]}
     for strength in (own / 2, 2 * own):
         tried[strength] = worths[f"{state}_lambda_a_{strength:g}"]
-    assert len(worths) == 4 and tried[found["lambda_a"]] == max(tried.values())
+    assert len(worths) == 4
+    most = max(tried.values())
+    taken = found["lambda_a"]
+    assert tried[taken] == most if taken != own else most <= tried[own] + FEW
     write_json(steps / "best.json", {"step": best, "lambda_a": 2.5})
     assert Style.load(whole).sampling.lambda_a == 2.5
     for wrong in ([], {"step": best}, {"step": "x", "lambda_a": 1}):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from styledrop_jax import guidance, log
-from styledrop_jax.feedback.verdict import worth
+from styledrop_jax.feedback.verdict import FEW, worth
 from styledrop_jax.pipelines.base import SampleSettings
 from styledrop_jax.stages.best import Best, step_file, trial_name, write_best
 from styledrop_jax.stages.job import Job
@@ -26,7 +26,8 @@ _STRENGTHS = (0.5, 2.0)  # times the lambda_a that it was told
 def best_step(job: Job, number: int, steps: Sequence[int]) -> Path:
     """The file of the state of round `number` whose samples are worth most; of equals the last.
 
-    With `tune_strength` their strength is chosen too. `best.json` has both.
+    With `tune_strength` another strength is taken if an eye would see the difference. `best.json`
+    has both.
     """
     settings = job.spec.round(number)
     how = settings.sample
@@ -42,7 +43,9 @@ def best_step(job: Job, number: int, steps: Sequence[int]) -> Path:
             changed = dataclasses.replace(how, lambda_a=factor * how.lambda_a)
             name = trial_name(step, changed.lambda_a)
             strengths[changed.lambda_a] = _worth(job, number, few, step, changed, name)
-        lambda_a = max(strengths, key=lambda strength: (strengths[strength], -strength))
+        other = max(strengths, key=lambda strength: strengths[strength])
+        if strengths[other] > strengths[lambda_a] + FEW:
+            lambda_a = other
         _say(number, f"lambda_a {lambda_a:g} is", "at", dict(sorted(strengths.items())))
     write_best(job.run, number, Best(step=step, lambda_a=lambda_a))
     return job.run.path(f"round_{number}", step_file(step))
