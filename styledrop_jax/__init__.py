@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from styledrop_jax.errors import UserError
-    from styledrop_jax.library import config_names, load, personalize
+    from styledrop_jax.library import config_names, describe, load, personalize
     from styledrop_jax.style import Style
 
 __version__ = "0.1.0"
-__all__ = ["Style", "UserError", "config_names", "load", "personalize"]
+__all__ = ["Style", "UserError", "config_names", "describe", "load", "personalize"]
 
 
 def __getattr__(name: str) -> Any:

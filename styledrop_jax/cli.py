@@ -64,6 +64,7 @@ COMMANDS = {
     "edit": Command(use.edit, use.edit_parser),
     "stylize": Command(use.stylize, use.stylize_parser),
     "export": Command(use.export, use.export_parser),
+    "describe": Command(prepare.describe, prepare.describe_parser),
     "configs": Command(prepare.configs, prepare.configs_parser),
     "rare-tokens": Command(prepare.rare_tokens, prepare.rare_tokens_parser),
     "pretrain": Command(prepare.pretrain, prepare.pretrain_parser),

@@ -9,10 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from styledrop_jax import config_files
+from styledrop_jax import config_files, pictures
 from styledrop_jax.errors import UserError, shown
-from styledrop_jax.io import image_files
+from styledrop_jax.feedback.describe import Description
+from styledrop_jax.feedback.describe import describe as find_words
+from styledrop_jax.io import hub, image_files
 from styledrop_jax.io.files import read_jsonl, write_jsonl
+from styledrop_jax.methods.prompts import POOL
+from styledrop_jax.metrics.clip_scores import ClipScorer
 from styledrop_jax.pictures import Picture
 from styledrop_jax.pipelines.base import Pipeline
 from styledrop_jax.pipelines.load import load as load_pipeline
@@ -40,6 +44,27 @@ def load(base: str = "emoji64/sd", *, dtype: str = "float32") -> Pipeline:
     if dtype not in DTYPES:
         raise UserError(f"dtype: found {shown(dtype)}, expected one of {', '.join(DTYPES)}")
     return load_pipeline(base, jnp.dtype(dtype), field="base")
+
+
+def describe(
+    image: Picture, *, content: str = "", clip: str = "emoji64/clip", number: int = 5
+) -> Description:
+    """Finds words for a picture: what it shows, and how it is drawn.
+
+    Args:
+        image: a PIL image, an array [h, w, 3] or a file.
+        content: what it shows, "a house"; empty: guessed among 30 everyday things.
+        clip: the CLIP that says how well words fit: a name or a folder.
+        number: of proposals.
+
+    Raises:
+        UserError: the image cannot be read, or there is no such CLIP.
+    """
+    if number < 1:
+        raise UserError(f"number: found {number}, expected at least 1")
+    scorer = ClipScorer.load(hub.resolve(clip, field="clip"))
+    contents = [content] if content.strip() else POOL
+    return find_words(pictures.array(image), scorer, contents=contents, number=number)
 
 
 def personalize(

@@ -4,6 +4,7 @@ nothing half-written.
 
 import os
 import pickle
+import re
 import shutil
 import signal
 import struct
@@ -31,6 +32,7 @@ HELP = {
     "edit": ("--mask", "--strength", "styledrop stylize"),
     "stylize": ("photos/", "--strength", "--prompt", "--num", "grid.png", "SDEdit"),
     "export": ("--format", "kohya", "a1111", "--dtype"),
+    "describe": ("--image", "--content", "--clip", "--num"),
     "configs": ("my_configs/",),
     "rare-tokens": ("--base", "--tokens"),
     "pretrain": ("pretrain_vq", "--workdir"),
@@ -170,6 +172,19 @@ def test_rare_words_of_a_model(capfd):
 
 
 RUN = ["personalize", "--config", "styledrop", "--workdir", "x"]
+
+
+def test_describe_proposes_words_and_the_command_to_begin_with(tmp_path, capfd):
+    image = tiny.picture(tmp_path / "my house.png", seed=1)
+    assert tiny.styledrop("describe", "--image", image, "--content", "a house", "--num", 2) == 0
+    said = capfd.readouterr().out.splitlines()
+    assert said[0] == f"{image}: a house"
+    first = re.fullmatch(r"    -?\d\.\d\d  (in .+ style)", said[1])
+    assert first and len(said) == 5
+    assert f"--config.reference.descriptor '{first[1]}' --workdir" in said[-1]
+    assert f"--config.reference.image '{image}'" in said[-1]
+    assert tiny.styledrop("describe", "--image", image) == 0
+    assert "guessed: --content says it better" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(

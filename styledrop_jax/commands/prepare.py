@@ -1,7 +1,10 @@
-"""What comes before a run: configs to edit, words for a subject, a base model of one's own."""
+"""What comes before a run: configs to edit, words for a picture or a subject, a base model of one's
+own.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
 from styledrop_jax.commands.parser import Parser
 from styledrop_jax.errors import UserError
@@ -28,6 +31,44 @@ def configs_parser() -> Parser:
     parser = Parser("configs", configs)
     parser.add_argument("folder", nargs="?", type=Path, help="where to; without it their names")
     return parser
+
+
+def describe_parser() -> Parser:
+    parser = Parser("describe", describe)
+    parser.add_argument("--image", required=True, help="the picture")
+    parser.add_argument("--content", default="", help="what it shows, if you say it: 'a house'")
+    parser.add_argument(
+        "--clip",
+        default="emoji64/clip",
+        help="the CLIP that finds the words: a name or a local folder (default emoji64/clip)",
+    )
+    parser.add_argument("--num", type=int, default=5, help="how many proposals (default 5)")
+    return parser
+
+
+def describe(argv: Sequence[str]) -> None:
+    """Propose words for a picture: what it shows, and how it is drawn.
+
+        styledrop describe --image my.png --content "a house"
+
+    Names its colours, puts them into phrases for a style, and prints those that CLIP finds likest,
+    with their cosines. The words are half of what one picture can teach: take those that you find
+    true, in your own order. Without --content it is guessed among 30 everyday things.
+    """
+    flags = describe_parser().read(argv)
+    from styledrop_jax.library import describe as find
+
+    found = find(flags.image, content=flags.content, clip=flags.clip, number=flags.num)
+    guessed = ", guessed: --content says it better" if found.guessed else ""
+    print(f"{flags.image}: {found.content}{guessed}")
+    for descriptor, likeness in found.descriptors:
+        print(f"    {likeness:.2f}  {descriptor}")
+    line = (
+        f"styledrop personalize --config styledrop --config.reference.image {quote(flags.image)} "
+        f"--config.reference.content {quote(found.content)} "
+        f"--config.reference.descriptor {quote(found.descriptors[0][0])} --workdir runs/mine"
+    )
+    print(f"to begin:\n    {line}")
 
 
 def rare_tokens_parser() -> Parser:

@@ -36,10 +36,10 @@ def before(style: float) -> str:
     if style >= _NEAR:
         return "near to the reference: the words say much of the style"
     if style >= _FAR:
-        return "on the way to the reference: words nearer to it would help"
+        return "on the way to the reference: words nearer to it would help (`styledrop describe`)"
     return (
-        "far from the reference: the model takes these words for another style; other words for "
-        "its colours, lines and ground may be nearer"
+        "far from the reference: the model takes these words for another style; `styledrop "
+        "describe` finds nearer ones for its colours, lines and ground"
     )
 
 

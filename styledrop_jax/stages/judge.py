@@ -95,8 +95,8 @@ def commands(run: Run, spec: RunSpec, verdict: Verdict) -> list[Command]:
     anew = f"styledrop personalize --config {own} --workdir {again}"
     every = {
         "words": Command(
-            "words nearer to what the picture shows: colours, lines, ground",
-            f'{anew} --config.reference.descriptor "in … style"',
+            "words nearer to what the picture shows, for `--config.reference.descriptor`",
+            f"styledrop describe --image {_first_image(run)}",
         ),
         "pictures": Command(
             "more pictures of the style, each named after what it shows",
@@ -117,6 +117,14 @@ def commands(run: Run, spec: RunSpec, verdict: Verdict) -> list[Command]:
         ),
     }
     return [every[kind] for kind in verdict.advice if kind in every]
+
+
+def _first_image(run: Run) -> str:
+    """The run's copy of the first reference, with what it shows, as flags of `describe`."""
+    first = run.references[0]
+    content = str(first.get("content", ""))
+    shown_there = f" --content {shlex.quote(content)}" if content else ""
+    return shlex.quote(str(run.path(str(first.get("file", ""))))) + shown_there
 
 
 def _say(recorded: Recorded, to_try: Sequence[Command]) -> None:
