@@ -152,7 +152,7 @@ def make_job(
     prompts = []
     for i in range(copies * flags.batch_size):
         entry = json.loads(lines[i % len(lines)])
-        image = Image.open(ASSETS / "references" / entry["image"]).convert("RGB")
+        image = Image.open(ASSETS / "references" / entry["image"], formats=["PNG"]).convert("RGB")
         images.append(np.asarray(image.resize((pixels, pixels))))
         prompts.append(f"{entry['content']} {entry['descriptor']}")
     np.save(work / "images.npy", np.stack(images))

@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import io
 import logging
 import os
 import sys
@@ -79,6 +80,8 @@ def main() -> None:
         "TRANSFORMERS_VERBOSITY", "error"
     )  # it tells every user that torch is missing
     logging.basicConfig(format="warning: %(message)s", level=logging.WARNING)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are no Unicode
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
         if name in ("-h", "--help"):

@@ -21,7 +21,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from styledrop_jax import spec
-from styledrop_jax.errors import UserError, did_you_mean, shown
+from styledrop_jax.errors import UserError, did_you_mean, few, shown
 from styledrop_jax.io.files import guard, read_json
 
 _OF_RUN = "config.json"
@@ -225,7 +225,7 @@ def _check_overrides(argv: Sequence[str], config: ConfigDict) -> None:
         if match and match[1] not in fields:
             problems.append(_unknown(match[1], fields))
     if problems:
-        raise UserError(" | ".join(problems))
+        raise UserError(few(problems, room=250, joint=" | "))
 
 
 def _unknown(field: str, fields: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from styledrop_jax.errors import UserError
+from styledrop_jax.errors import UserError, check_words
 from styledrop_jax.io import captions, image_files, paths
 from styledrop_jax.pipelines.base import Pipeline
 
@@ -87,6 +87,7 @@ def prepared(given: Picture, prompt: str, pipeline: Pipeline) -> Prepared:
             f"prompt: missing, and the name of {name or 'an image'} has no words; "
             "say what the image shows"
         )
+    check_words(content, "prompt")
     image = array(given)
     size = pipeline.canvas(*image.shape[:2])
     data = paths.expanded(name).read_bytes() if name else image.tobytes()

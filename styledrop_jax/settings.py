@@ -13,10 +13,11 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeVar, cast, get_type_hints
 
-from styledrop_jax.errors import UserError, did_you_mean, shown
+from styledrop_jax.errors import UserError, check_words, did_you_mean, few, shown
 
 T = TypeVar("T")
 _KEY = "setting"
+_ROOM = 250  # letters of the problems that one error names
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -138,7 +139,7 @@ def parse(kind: type[T], data: Mapping[str, Any], where: str = "config") -> T:
     problems: list[str] = []
     value = _read(kind, data, where, problems)
     if problems:
-        raise UserError(" | ".join(problems))
+        raise UserError(few(problems, room=_ROOM, joint=" | "))
     return value
 
 
@@ -338,7 +339,8 @@ def _read(kind: Any, data: Any, where: str, problems: list[str]) -> Any:
     names = _names(kind)
     given_data = _mapping(data)
     if given_data is None:
-        problems.append(f"{where}: found {shown(data)}, expected the fields {', '.join(names)}")
+        expected = few(names, room=80, joint=", ")
+        problems.append(f"{where}: found {shown(data)}, expected the fields {expected}")
         return kind()
     values: dict[str, Any] = {}
     known: set[Any] = set()
@@ -389,6 +391,12 @@ def _short(key: Any) -> str:
 
 
 def _check(value: Any, rule: Rule, kind: type, name: str, problems: list[str]) -> bool:
+    if isinstance(value, str):
+        try:
+            check_words(value, name)
+        except UserError as error:
+            problems.append(str(error))
+            return False
     if rule.accepts(value, kind):
         return True
     close = did_you_mean(str(value), rule.choices)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from styledrop_jax import __version__, guidance, pictures, results, settings, trainable
-from styledrop_jax.errors import UserError, did_you_mean, shown
+from styledrop_jax.errors import UserError, check_words, did_you_mean, shown
 from styledrop_jax.interchange.export import EXPORTS
 from styledrop_jax.interchange.trained import Trained
 from styledrop_jax.io import image_files, regions
@@ -394,6 +394,7 @@ class Style:
         """Every prompt with each of its seeds, as the run's method says it."""
         _check_seeds(num, seed)
         words = self.descriptor if descriptor is None else descriptor
+        check_words(words, "descriptor")
         requests = []
         said = []
         for content in contents:
@@ -429,6 +430,7 @@ def _listed(prompts: str | Sequence[str]) -> list[str]:
     for content in contents:
         if not content.strip():
             raise UserError('prompt: empty; expected words like "a cat"')
+        check_words(content, "prompt")
     return contents
 
 

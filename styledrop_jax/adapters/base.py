@@ -15,8 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from styledrop_jax import tree
-from styledrop_jax.errors import UserError, shown
+from styledrop_jax.errors import UserError, few, shown
 from styledrop_jax.io.files import write_bytes
+from styledrop_jax.io.paths import check_file
 
 _FORMAT = 1
 # One metadata key with one JSON string: safetensors writes several keys in a random order, and then
@@ -216,8 +217,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
     Raises:
         UserError: no such file, a pickle, a damaged or truncated file.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
+    check_file(path)
     if path.suffix in _PICKLES:
         raise UserError(
             f"{path}: a {path.suffix} file may be a pickle, which is never opened; "
@@ -235,16 +235,6 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
             "pickles are never opened"
         ) from None
     return tensors, metadata
-
-
-def few(names: Sequence[str], *, room: int = 150) -> str:
-    """The first of `names`, as many as about `room` letters hold, and how many more there are."""
-    text = names[0][:room]
-    for count, name in enumerate(names[1:], 1):
-        if len(text) + len(name) > room:
-            return f"{text}; and {len(names) - count} more"
-        text = f"{text}; {name}"
-    return text
 
 
 def _shapes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

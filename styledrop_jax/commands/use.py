@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from styledrop_jax.commands.parser import Parser
-from styledrop_jax.errors import UserError
+from styledrop_jax.errors import UserError, check_words
 
 _SAMPLING = ("lambda_a", "lambda_b", "steps", "temperature", "negative_prompt", "batch_size")
 
@@ -272,6 +272,7 @@ def _prompts(flags: argparse.Namespace) -> list[str]:
     for prompt in prompts:
         if not prompt.strip():
             raise UserError('--prompt: empty; expected words like "a cat"')
+        check_words(prompt, "--prompt")
     return prompts
 
 

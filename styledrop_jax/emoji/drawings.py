@@ -247,7 +247,7 @@ def _raster(icons: dict, name: str, *, view: tuple[float, float, float], size: i
         f"{icons['icons'][name]['body']}</svg></svg>"
     )
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size))
-    return Image.open(io.BytesIO(png)).convert("RGBA")
+    return Image.open(io.BytesIO(png), formats=["PNG"]).convert("RGBA")
 
 
 def render(icons: dict, name: str, *, size: int = SIZE) -> Image.Image | None:

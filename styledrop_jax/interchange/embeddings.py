@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from styledrop_jax.adapters.base import few
-from styledrop_jax.errors import UserError
+from styledrop_jax.errors import UserError, few
 
 _NAMELESS = ("emb_params", "*")  # the keys of kohya's and A1111's tensors, which say no word
 _WORD = "styledrop_jax.word"

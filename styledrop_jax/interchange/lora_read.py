@@ -10,9 +10,8 @@ import numpy as np
 from flax import nnx
 
 from styledrop_jax.adapters import lora
-from styledrop_jax.adapters.base import few
 from styledrop_jax.adapters.slots import TARGETS, slots
-from styledrop_jax.errors import UserError, shown
+from styledrop_jax.errors import UserError, few, shown
 from styledrop_jax.models.layers import Conv, Linear
 from styledrop_jax.models.rules import Rules
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from styledrop_jax.errors import UserError, did_you_mean, shown
+from styledrop_jax.errors import UserError, check_words, did_you_mean, shown
 from styledrop_jax.io.fit import read_fitted
 from styledrop_jax.io.image_files import EXPECTED, readable_suffixes
 from styledrop_jax.io.paths import expanded, read_text, shown_path, stem_words
@@ -150,9 +150,10 @@ def read_prompts(path: str | os.PathLike[str]) -> list[str]:
     """
     path = expanded(path)
     prompts = []
-    for line in read_text(path).split("\n"):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         prompt = " ".join(line.split())
         if prompt:
+            check_words(prompt, f"{shown_path(path)} line {number}")
             prompts.append(prompt)
     if not prompts:
         raise UserError(f"{shown_path(path)}: holds no prompt; expected one a line")
@@ -387,14 +388,8 @@ def _check_words(entry: _Entry, needs: Sequence[str]) -> None:
                 f'expected words like "{example}"'
             )
     for name in ("path", *_EXAMPLES):
-        text = str(getattr(entry, name))
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            field = "image" if name == "path" else name
-            raise UserError(
-                f"{entry.where}.{field}: found {shown(text)}, expected Unicode text"
-            ) from None
+        field = "image" if name == "path" else name
+        check_words(str(getattr(entry, name)), f"{entry.where}.{field}")
 
 
 def _read(entry: _Entry, fit: str) -> Reference:

@@ -11,13 +11,15 @@ import json
 import logging
 import math
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from styledrop_jax.errors import UserError
+from styledrop_jax.errors import UserError, shown
+from styledrop_jax.io.paths import check_file, shown_path
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,7 +47,8 @@ def guard(path: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _REASONS:
             raise
-        raise UserError(f"{path}: cannot be written: {_REASONS[error.errno]}") from error
+        reason = _REASONS[error.errno]
+        raise UserError(f"{shown_path(path)}: cannot be written: {reason}") from error
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
@@ -73,8 +76,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes `value` as indented JSON, atomically; numpy and jax scalars and arrays and paths are
     allowed in it.
     """
-    text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, (text + "\n").encode())
+    write_bytes(path, _encoded(value, indent=2))
 
 
 def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Any]) -> None:
@@ -84,24 +86,43 @@ def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Any]) -> None:
 
 
 def _line(row: Any) -> bytes:
-    return (json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return _encoded(row)
+
+
+def _encoded(value: Any, **layout: Any) -> bytes:
+    """JSON in UTF-8; a name of a file that is no Unicode is written in escapes, as it is read."""
+    whole = plain(value)
+    text = json.dumps(whole, ensure_ascii=False, allow_nan=False, **layout)
+    try:
+        return f"{text}\n".encode()
+    except UnicodeEncodeError:
+        return f"{json.dumps(whole, allow_nan=False, **layout)}\n".encode()
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Reads one JSON file.
 
     Raises:
-        UserError: the file is missing or is not JSON.
+        UserError: the file is missing, no regular file, or is not JSON.
     """
     path = Path(path)
+    check_file(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        raise UserError(f"{shown_path(path)}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: expected JSON, found something else: {error}") from error
+        found = f"found something else: {error}"
+        raise UserError(f"{shown_path(path)}: expected JSON, {found}") from error
+
+
+def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The same of a file that holds one JSON object; UserError if it holds anything else."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        found = shown(content)
+        raise UserError(f"{shown_path(path)}: found {found}, expected a JSON object")
+    return content
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> list[Any]:
@@ -109,7 +130,7 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[Any]:
     has none.
 
     Raises:
-        UserError: a line before the last is not JSON.
+        UserError: it is no regular file, or a line before the last is not JSON.
     """
     return _whole_lines(Path(path))[0]
 
@@ -125,14 +146,15 @@ class JsonLines:
         alone: whether no other process may have it open so at the same time.
 
     Raises:
-        UserError: another process has it, a line before the last is not JSON, or the disk fails.
+        UserError: another process has it, it is a link or no regular file, a line before the last
+            is not JSON, or the disk fails.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, alone: bool = False):
         self.path = Path(path)
         with guard(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("ab")
+            self._file = appending(self.path)
         if alone and not locked(self._file):
             self._file.close()
             raise UserError(
@@ -185,12 +207,13 @@ def plain(value: Any) -> Any:
 
 def _whole_lines(path: Path) -> tuple[list[Any], int]:
     """The records of a JSON-lines file and the bytes that they take, without a torn last line."""
+    if not os.path.lexists(path):
+        return [], 0
+    check_file(path)
     try:
         lines = path.read_bytes().splitlines(keepends=True)
-    except FileNotFoundError:
-        return [], 0
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        raise UserError(f"{shown_path(path)}: cannot be read: {error.strerror}") from error
     rows = []
     size = 0
     for number, line in enumerate(lines, 1):
@@ -200,10 +223,35 @@ def _whole_lines(path: Path) -> tuple[list[Any], int]:
             rows.append(json.loads(line))
         except (ValueError, RecursionError) as error:
             if number < len(lines):
-                raise UserError(f"{path}: line {number} is not JSON: {error}") from error
+                where = f"{shown_path(path)}: line {number}"
+                raise UserError(f"{where} is not JSON: {error}") from error
             break
         size += len(line)
     return rows, size
+
+
+def appending(path: Path) -> IO[bytes]:
+    """Opens a file to append to it, making it; what is written never goes through a link.
+
+    Raises:
+        UserError: it is a link, a pipe or a device.
+        OSError: the disk refuses it.
+    """
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        number = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EMLINK):
+            raise
+        number = -1
+    if number >= 0 and stat.S_ISREG(os.fstat(number).st_mode):
+        return os.fdopen(number, "ab+")
+    if number >= 0:
+        os.close(number)
+    name = shown_path(path)
+    raise UserError(
+        f"{name}: found a link, a pipe or a device; expected a file of the folder's own"
+    )
 
 
 def locked(file: IO[bytes]) -> bool:

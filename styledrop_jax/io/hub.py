@@ -6,7 +6,6 @@ a `Layout` chooses among those that a folder has.
 
 import dataclasses
 import glob
-import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,8 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 from styledrop_jax.errors import UserError, did_you_mean, shown
 from styledrop_jax.io import pretrained
-from styledrop_jax.io.files import guard, write_json
+from styledrop_jax.io.files import guard, read_object, write_json
+from styledrop_jax.io.paths import shown_path
 from styledrop_jax.models.tokenizer import choose_tokenizer
 
 SHIPPED = Path(__file__).parents[1] / "assets"
@@ -206,15 +206,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         UserError: it is missing or is not a JSON object.
     """
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; expected a diffusers model folder") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: found a JSON {type(config).__name__}, expected an object")
-    return config
+    if not os.path.lexists(path):
+        raise UserError(f"{shown_path(path)}: missing; expected a diffusers model folder")
+    return read_object(path)
 
 
 def stem(config: Mapping[str, Any]) -> str:

@@ -76,6 +76,7 @@ def from_pillow(image: Image.Image) -> np.ndarray:
 
 def in_srgb(image: Image.Image) -> Image.Image:
     """The same as RGB, or as RGBA if it may be transparent somewhere."""
+    _check_format("the image", image)
     return _in_srgb("the image", _upright("the image", image))
 
 
@@ -141,6 +142,7 @@ def as_mask(
     image: Image.Image, image_shape: tuple[int, int], *, name: str = "the mask"
 ) -> np.ndarray:
     """The same for a mask in memory; errors call it `name`."""
+    _check_format(name, image)
     pixels = np.asarray(_in_srgb(name, image))  # [h, w, 3 or 4]
     h, w = pixels.shape[:2]
     height, width = image_shape
@@ -326,6 +328,12 @@ def _unpacked_profile(chunk: bytes) -> bytes | None:
         return zlib.decompressobj().decompress(packed[1:], _LONGEST_PROFILE)
     except zlib.error:
         return None
+
+
+def _check_format(name: str, image: Image.Image) -> None:
+    """Refuses what Pillow opened and would decode when its pixels are asked for, by a program."""
+    if image.format is not None and image.format not in _FORMATS:
+        raise UserError(f"{name}: an image of the kind {image.format}; expected {EXPECTED}")
 
 
 def _check_header(name: str, image: Image.Image) -> None:

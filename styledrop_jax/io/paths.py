@@ -7,9 +7,10 @@ import stat
 import unicodedata
 from pathlib import Path
 
-from styledrop_jax.errors import UserError, did_you_mean
+from styledrop_jax.errors import UserError, did_you_mean, one_line
 
 _LONGEST_HINT = 50  # letters of a file name that an error suggests
+_LONGEST_FILE = 2**26  # bytes of a text that people write: prompts, captions, tables
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 # A hash, or letters and digits that alternate: "3f2a9c01", "dQw4w9WgXcQ".
@@ -49,13 +50,7 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 
 def shown_path(path: str | os.PathLike[str], longest: int = 100) -> str:
     """A path as a message shows it: one line, and the middle left out of a long one."""
-    text = str(path)
-    if not text.isprintable():
-        text = repr(text)[1:-1]
-    if len(text) <= longest:
-        return text
-    start = longest // 3
-    return f"{text[:start]}…{text[start + 1 - longest :]}"
+    return one_line(str(path), longest)
 
 
 def check_file(path: Path) -> None:
@@ -86,9 +81,14 @@ def read_text(path: Path) -> str:
     r"""The text of a UTF-8 file without its byte order mark, each line ended by "\n" alone.
 
     Raises:
-        UserError: the file cannot be read, or is not UTF-8.
+        UserError: the file cannot be read, is larger than 64 MiB, or is not UTF-8.
     """
     check_file(path)
+    if (size := path.stat().st_size) > _LONGEST_FILE:
+        raise UserError(
+            f"{shown_path(path)}: found {size:,} bytes, expected a text of at most "
+            f"{_LONGEST_FILE:,}"
+        )
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

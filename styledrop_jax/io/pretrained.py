@@ -5,7 +5,6 @@ or misshapen. Only safetensors are read: nothing in a weight file is ever execut
 """
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -21,8 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from styledrop_jax import tree
-from styledrop_jax.errors import UserError
+from styledrop_jax.errors import UserError, few, shown
 from styledrop_jax.io import single_file
+from styledrop_jax.io.files import read_object
+from styledrop_jax.io.paths import check_file, shown_path
 from styledrop_jax.models.rules import Layout, Rules
 
 _Module = TypeVar("_Module", bound=nnx.Module)
@@ -35,7 +36,6 @@ _PERMUTATIONS: dict[Layout, tuple[int, ...]] = {
 _FLOATS = ("F16", "BF16", "F32", "F64")  # quantised weights mean nothing without their scales
 _VARIANTS = ("", ".fp16", ".bf16")  # of a weight file's name, the preferred first
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-_SHOWN = 4  # of the tensors that do not fit, or of the files that are missing
 
 
 def _to_file(array: np.ndarray, layout: Layout) -> np.ndarray:
@@ -167,8 +167,7 @@ class Tensors(Mapping[str, np.ndarray]):
 
 def open_safetensors(file: Path):
     """`safe_open` for NumPy, with a one-line UserError in place of a parser's exception."""
-    if not file.is_file():
-        raise UserError(f"{file}: no such weight file")
+    check_file(file)
     try:
         return safe_open(file, framework="numpy")
     except (SafetensorError, OSError) as error:
@@ -221,9 +220,8 @@ def choose_weights(
             missing = sorted(set(shards).difference(names))
             if not missing:
                 return [index, *shards]
-            more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-            first = ", ".join(missing[:_SHOWN])
-            incomplete = incomplete or f"{source}/{index}: shards not found: {first}{more}"
+            first = few(missing, joint=", ")
+            incomplete = incomplete or f"{source}/{index}: shards not found: {first}"
         single = f"{stem}{variant}.safetensors"
         if single in names:
             return [single]
@@ -235,12 +233,13 @@ def choose_weights(
 
 
 def _shards(index: Path) -> list[str]:
-    try:
-        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        return sorted(set(map(str, shards)))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        expected = "expected JSON with a weight_map"
-        raise UserError(f"{index}: not an index of shards, {expected}") from None
+    """The shards that an index names."""
+    found = read_object(index).get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise UserError(
+            f"{shown_path(index)}: weight_map is {shown(found)}, expected a file for each tensor"
+        )
+    return sorted(set(found.values()))
 
 
 class _OneKey:
@@ -300,9 +299,7 @@ def _check_fit(tensors: Mapping[str, np.ndarray], slots: Mapping[str, _Slot], so
     expected = {name: slot.shape for name, slot in slots.items()}
     if problems := tree.differences(found, expected):
         count = f"{len(problems)} tensors differ"
-        rest = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        first = "; ".join(problems[:_SHOWN])
-        raise UserError(f"{source} does not fit the model, {count}: {first}{rest}")
+        raise UserError(f"{source} does not fit the model, {count}: {few(problems)}")
 
 
 def _holds_the_same(shape: tuple[int, ...], slot: _Slot) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from styledrop_jax.errors import UserError, did_you_mean, shown
-from styledrop_jax.io.files import guard, locked, plain, read_json, write_json
+from styledrop_jax.io.files import appending, guard, locked, plain, read_object, write_json
 
 _MOST_SHOWN = 4  # differences in one error
 
@@ -76,7 +76,7 @@ class Run:
             raise UserError(
                 f"{workdir}: not a run folder: expected config.json in it, as `personalize` leaves"
             )
-        return cls(workdir=workdir, config=_read_object(workdir / "config.json"))
+        return cls(workdir=workdir, config=read_object(workdir / "config.json"))
 
     def path(self, *parts: str) -> Path:
         return self.workdir.joinpath(*parts)
@@ -88,7 +88,7 @@ class Run:
     @property
     def manifest(self) -> dict[str, Any]:
         """What `manifest.json` holds now; UserError if that is no object."""
-        return _read_object(self.path("manifest.json")) if self.done("manifest.json") else {}
+        return read_object(self.path("manifest.json")) if self.done("manifest.json") else {}
 
     @property
     def references(self) -> list[dict[str, Any]]:
@@ -157,7 +157,7 @@ class Run:
 def _take_lock(workdir: Path) -> IO[bytes]:
     path = workdir / ".lock"
     with guard(path):
-        file = path.open("a+b")
+        file = appending(path)
     if not locked(file):
         file.seek(0)
         owner = file.read(20).decode(errors="replace").strip()
@@ -172,19 +172,12 @@ def _take_lock(workdir: Path) -> IO[bytes]:
     return file
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object, found {shown(content)}")
-    return content
-
-
 def _check_same(
     path: Path,
     config: dict[str, Any],
     completed: Callable[[Mapping[str, Any]], dict[str, Any]],
 ) -> None:
-    old = _flat(completed(_read_object(path)))
+    old = _flat(completed(read_object(path)))
     new = _flat(completed(config))
     changed = []
     for name in dict.fromkeys([*old, *new]):

@@ -55,7 +55,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     Raises:
         UserError: no such files, or they cannot be read.
     """
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    files = []
+    if folder.is_dir():
+        files = [path for path in folder.iterdir() if not path.is_dir()]
+    for path in files:
+        if not path.is_file():  # the library opens several, and would wait for a pipe
+            raise UserError(f"{path}: found a pipe, a device or a dead link; expected a file")
+    names = [path.name for path in files]
     first = choose_tokenizer(names, source=str(folder))[0]
     kind = "Unigram" if first == "spiece.model" else "BPE"
     try:

@@ -64,6 +64,17 @@ def test_a_broken_image_in_a_folder_is_an_error(folder, refused):
     assert "config.reference.image" in message and "broken.png: not an image" in message
 
 
+def test_a_prompt_of_ten_million_letters_is_refused_by_its_line(tmp_path, refused):
+    path = tmp_path / "prompts.txt"
+    path.write_text("a cat\n" + "x" * 10**7)
+    assert "line 2: found 10,000,000 letters" in refused(captions.read_prompts, path)
+    path.write_text("x" * (2**26 + 1))
+    assert "67,108,865 bytes" in refused(captions.read_prompts, path)
+    table = tmp_path / "table.jsonl"
+    table.write_text(json.dumps({"image": "a.png", "content": "x" * 10**7}))
+    assert "10,000,000 letters" in refused(captions.read_references, str(table), "", "s")
+
+
 def test_what_is_no_square_is_named_with_what_is_done_with_it(folder, image, caplog):
     captions.read_references(str(folder), "", "s")
     cut = "cut to the middle square: a cat.png, red_house-2.png, tree.png"

@@ -193,5 +193,27 @@ def test_a_broken_line_in_the_middle_is_an_error(tmp_path, refused):
 
 def test_a_file_that_is_not_there_or_is_a_folder(tmp_path, refused):
     assert "no such file" in refused(read_json, tmp_path / "nowhere.json")
-    assert "cannot be read" in refused(read_json, tmp_path)
-    assert "cannot be read" in refused(read_jsonl, tmp_path)
+    assert "found a directory" in refused(read_json, tmp_path)
+    assert "found a directory" in refused(read_jsonl, tmp_path)
+
+
+def test_what_is_no_regular_file_is_neither_read_nor_written(tmp_path, refused):
+    os.mkfifo(tmp_path / "pipe")
+    target = tmp_path / "outside.txt"
+    target.write_text("mine")
+    (tmp_path / "link").symlink_to(target)
+    for read in (read_json, read_jsonl):
+        assert "found a pipe or a device" in refused(read, tmp_path / "pipe")
+        assert "found a pipe or a device" in refused(read, "/dev/zero")
+    for name in ("pipe", "link"):
+        assert "found a link, a pipe or a device" in refused(JsonLines, tmp_path / name)
+    assert target.read_text() == "mine"
+
+
+def test_names_that_are_no_unicode_are_written_and_read_back(tmp_path):
+    name = "caf\udce9.png"
+    write_json(tmp_path / "a.json", {"image": name})
+    assert read_json(tmp_path / "a.json") == {"image": name}
+    with JsonLines(tmp_path / "rows.jsonl") as lines:
+        lines.append({"image": name})
+    assert read_jsonl(tmp_path / "rows.jsonl") == [{"image": name}]

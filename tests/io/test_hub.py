@@ -305,9 +305,9 @@ def test_a_failed_download_says_why(shipped, cache, monkeypatch, error, words):
     ("content", "words"),
     [
         (None, "missing; expected a diffusers model folder"),
-        (b"{", "not JSON"),
-        (b"\xff\xfe", "not JSON"),
-        (b"[1]", "found a JSON list, expected an object"),
+        (b"{", "expected JSON"),
+        (b"\xff\xfe", "expected JSON"),
+        (b"[1]", "found .1., expected a JSON object"),
     ],
 )
 def test_a_bad_config_is_named(content, words, tmp_path):

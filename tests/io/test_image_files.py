@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
-from styledrop_jax.io.image_files import read_image, read_mask, to_square, write_png
+from styledrop_jax.io.image_files import (
+    as_mask,
+    from_pillow,
+    read_image,
+    read_mask,
+    to_square,
+    write_png,
+)
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -258,6 +265,14 @@ def test_truncated_files_are_refused(tmp_path, refused, suffix):
     whole = buffer.getvalue()
     (tmp_path / f"a.{suffix}").write_bytes(whole[: len(whole) * 6 // 10])
     assert f"a.{suffix}" in refused(read_image, tmp_path / f"a.{suffix}")
+
+
+@pytest.mark.parametrize("take", [from_pillow, lambda image: as_mask(image, (4, 4))])
+def test_a_picture_that_a_program_would_decode_is_refused_in_memory(take, image, refused):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="EPS")
+    buffer.seek(0)
+    assert "an image of the kind EPS" in refused(take, Image.open(buffer))
 
 
 def test_what_is_not_an_image(tmp_path, image, refused):

@@ -183,10 +183,15 @@ def test_a_missing_shard_is_named(tmp_path):
         pretrained.weight_files(tmp_path, STEM)
 
 
-@pytest.mark.parametrize("text", ["not json", "[]", "{}", '{"weight_map": 3}'])
+@pytest.mark.parametrize(
+    "text",
+    ["not json", "[]", "{}", *(f'{{"weight_map": {x}}}' for x in ("3", '{"a": 1}', '{"a": null}'))],
+)
 def test_a_broken_index_is_named(text, tmp_path):
     (tmp_path / f"{STEM}.safetensors.index.json").write_text(text)
-    with pytest.raises(UserError, match=r"index\.json: not an index of shards"):
+    with pytest.raises(
+        UserError, match=r"index\.json: .*expected (JSON|a JSON object|a file for each tensor)"
+    ):
         pretrained.weight_files(tmp_path, STEM)
 
 
@@ -234,7 +239,7 @@ def test_a_link_to_nothing_is_no_file(tmp_path):
 
 def test_a_model_that_does_not_fit_at_all_is_said_in_a_short_line(tmp_path):
     save_file({"other": np.zeros(2, np.float32)}, tmp_path / "x.safetensors")
-    expected = r"does not fit the model, 14 tensors differ: missing conv\.bias .*; and 10 more$"
+    expected = r"does not fit the model, 14 tensors differ: missing conv\.bias .*; and \d+ more$"
     with pytest.raises(UserError, match=expected) as error:
         _load([tmp_path / "x.safetensors"])
     assert len(str(error.value)) < 300
@@ -281,7 +286,7 @@ def test_what_is_no_safetensors_file_is_refused_by_name(kind, tmp_path):
 
 
 def test_absent_files_and_folders_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"nothing\.safetensors: no such weight file"):
+    with pytest.raises(UserError, match=r"nothing\.safetensors: no such file"):
         _load([tmp_path / "nothing.safetensors"])
     with pytest.raises(UserError, match=rf"nowhere: expected {STEM}\.safetensors"):
         pretrained.weight_files(tmp_path / "nowhere", STEM)

@@ -128,7 +128,7 @@ def test_load_refuses_what_is_no_run(tmp_path, refused):
         assert "expected" in refused(Run.open, tmp_path / "mine", CONFIG)
     write_json(tmp_path / "mine" / "config.json", CONFIG)
     (tmp_path / "mine" / "manifest.json").write_text("[1]")
-    with pytest.raises(UserError, match="manifest.json: expected a JSON object"):
+    with pytest.raises(UserError, match="manifest.json: found .1., expected a JSON object"):
         _ = Run.load(tmp_path / "mine").manifest
 
 

@@ -373,7 +373,7 @@ def test_what_is_wrong_with_a_folder_is_said_in_one_line(part, changes, words, f
 
 
 def test_a_file_that_is_none_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"gone\.safetensors: no such weight file"):
+    with pytest.raises(UserError, match=r"gone\.safetensors: no such file"):
         load(tmp_path / "gone.safetensors")
     (tmp_path / "old.ckpt").write_bytes(b"PK\x03\x04 a pickle")
     with pytest.raises(UserError, match=r"old\.ckpt: not a readable .*pickles are never opened"):
