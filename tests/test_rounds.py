@@ -2,6 +2,8 @@
 
 import functools
 import json
+import math
+import re
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from styledrop_jax.io import image_files
 from styledrop_jax.io.files import read_json, read_jsonl, write_json
 from styledrop_jax.io.run_folder import Run
 from styledrop_jax.registry import SCORERS
-from styledrop_jax.stages import begin
+from styledrop_jax.stages import begin, steps
 from styledrop_jax.style import Style
 
 
@@ -91,38 +93,38 @@ def test_the_best_of_the_states_that_a_round_kept_goes_on(tmp_path):
     words = runs.flags(round_1__keep=2, round_1__tune_strength="true", rounds=1)
     whole = tmp_path / "whole"
     assert tiny.styledrop(*tiny.arguments(whole, *words)) == 0
-    steps = whole / "round_1/steps"
-    kept = sorted(path.stem for path in steps.glob("*.safetensors"))
+    folder = whole / "round_1/steps"
+    kept = sorted(path.stem for path in folder.glob("*.safetensors"))
     assert kept == ["000002", "000004"]
-    found = read_json(steps / "best.json")
+    found = read_json(folder / "best.json")
     best = found["step"]
     adapter = (whole / "round_1/adapter.safetensors").read_bytes()
-    assert adapter == (steps / f"{best:06d}.safetensors").read_bytes()
+    assert adapter == (folder / f"{best:06d}.safetensors").read_bytes()
     assert "Round 1: while it trained" in (whole / "report.html").read_text(encoding="utf-8")
     worths = {}
-    seeds = [row["seed"] for row in read_jsonl(steps / kept[0] / "scores.jsonl")]
-    for path in steps.glob("*/scores.jsonl"):
+    seeds = [row["seed"] for row in read_jsonl(next(folder.glob("*/scores.jsonl")))]
+    for path in folder.glob("*/scores.jsonl"):
         rows = read_jsonl(path)
         assert [row["seed"] for row in rows] == seeds
-        worths[path.parent.name] = np.mean([worth(row["scores"]) for row in rows])
-    state = f"{best:06d}"
-    assert worths[state] == max(worths[step] for step in kept)
+        step, strength = re.fullmatch(r"(\d+)_lambda_a_(.+)", path.parent.name).groups()
+        worths[int(step), float(strength)] = np.mean([worth(row["scores"]) for row in rows])
     own = read_json(whole / "config.json")["round_1"]["sample"]["lambda_a"]
-    tried = {own: worths[state]}
-    for strength in (own / 2, 2 * own):
-        tried[strength] = worths[f"{state}_lambda_a_{strength:g}"]
-    assert len(worths) == 4
+    assert worths[best, own] == max(worths[step, own] for step in (2, 4))
+    tried = {own: worths[best, own]}
+    for factor in (0.5, 1.5, 2):
+        tried[factor * own] = worths[best, factor * own]
+    assert len(worths) == 5
     most = max(tried.values())
     taken = found["lambda_a"]
     assert tried[taken] == most if taken != own else most <= tried[own] + FEW
-    write_json(steps / "best.json", {"step": best, "lambda_a": 2.5})
+    write_json(folder / "best.json", {"step": best, "lambda_a": 2.5})
     assert Style.load(whole).sampling.lambda_a == 2.5
     for wrong in ([], {"step": best}, {"step": "x", "lambda_a": 1}):
-        write_json(steps / "best.json", wrong)
+        write_json(folder / "best.json", wrong)
         with pytest.raises(UserError, match="best.json: not as `personalize` leaves it"):
             Style.load(whole)
-    write_json(steps / "best.json", found)
-    assert Style.load(whole, step=2).adapter == steps / "000002.safetensors"
+    write_json(folder / "best.json", found)
+    assert Style.load(whole, step=2).adapter == folder / "000002.safetensors"
     with pytest.raises(UserError, match="step: found 3, steps that round 1 of .* kept: 2, 4"):
         Style.load(whole, step=3)
     died = tmp_path / "died"
@@ -130,6 +132,15 @@ def test_the_best_of_the_states_that_a_round_kept_goes_on(tmp_path):
     while runs.run_until_death(died, count, *words):
         count += 4
     assert runs.results(died) == runs.results(whole)
+
+
+def test_a_later_round_holds_the_style_of_the_first_at_whatever_strength():
+    weak = {"clip_style": 0.4, "clip_content": 0.3}
+    strong = {"clip_style": 0.6, "clip_content": 0.2}
+    assert steps._most({1.0: weak, 2.0: strong}, -math.inf) == 1.0
+    assert steps._most({1.0: weak, 2.0: strong}, 0.5) == 2.0
+    assert steps._most({1.0: weak, 2.0: strong}, 0.7) == 2.0, "none holds it: the most there is"
+    assert steps._most({1.0: weak, 2.0: weak}, -math.inf) == 2.0
 
 
 def test_top_k_and_threshold(tmp_path, capfd):

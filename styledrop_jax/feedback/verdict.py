@@ -16,7 +16,7 @@ _CONTENT = 3.0  # content spans about a third of what style does
 _LEAK = 0.12  # more than the base model has: some prompts show what the reference shows
 _LOST = 0.75  # of the base model's content, below which things are hard to tell
 _WELL = 0.5  # of the way from the base model to the reference itself
-_DRIFT = 0.02
+_DRIFT = 0.01
 _NEAR = 0.6
 _FAR = 0.3
 
@@ -71,8 +71,8 @@ def judge(base: Scores, rounds: Sequence[Scores]) -> Verdict:
         base: the base model's under the words of the style alone.
         rounds: of each round, in their order; at least one.
     """
-    kept = -math.inf if _lost(rounds[0], base) else rounds[0]["clip_style"] - _DRIFT
-    holding = [i for i, scores in enumerate(rounds) if scores["clip_style"] >= kept]
+    held = style_to_hold(rounds[0], base)
+    holding = [i for i, scores in enumerate(rounds) if scores["clip_style"] >= held]
     best = max(holding, key=lambda i: (worth(rounds[i]), i))
     scores = rounds[best]
     gained = scores["clip_style"] - base["clip_style"]
@@ -104,6 +104,13 @@ def judge(base: Scores, rounds: Sequence[Scores]) -> Verdict:
     return Verdict(
         round=best + 1, learnt=learnt, remarks=remarks, advice=tuple(dict.fromkeys(advice))
     )
+
+
+def style_to_hold(first: Scores, base: Scores) -> float:
+    """The style score that a later round is to reach: about the first one's; none if things are
+    hard to tell there.
+    """
+    return -math.inf if _lost(first, base) else first["clip_style"] - _DRIFT
 
 
 def _lost(scores: Scores, base: Scores) -> bool:

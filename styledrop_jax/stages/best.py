@@ -24,11 +24,9 @@ def step_file(step: int) -> str:
     return f"steps/{step:06d}.safetensors"
 
 
-def trial_name(step: int, lambda_a: float | None = None) -> str:
-    """The folder of a state's samples below `steps`; of those with another strength than the
-    round's.
-    """
-    return f"{step:06d}" if lambda_a is None else f"{step:06d}_lambda_a_{lambda_a:g}"
+def trial_name(best: Best) -> str:
+    """The folder below `steps` of the samples that a state was compared by."""
+    return f"{best.step:06d}_lambda_a_{best.lambda_a:g}"
 
 
 def write_best(run: Run, number: int, best: Best) -> None:

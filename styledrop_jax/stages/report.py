@@ -258,16 +258,17 @@ def _strips(run: Run, number: int) -> list[Strip]:
     if best is None:
         return []
     folder = f"round_{number}/steps"
-    taken = ""
     rows = {}
     for path in sorted(run.path(folder).iterdir()):
         if path.is_dir():
-            step, _, strength = path.name.partition("_lambda_a_")
-            label = f"step {int(step)}" + (f", lambda_a {strength}" if strength else "")
-            rows[label] = _stage(run, f"{folder}/{path.name}", "").samples
-            if path.name in (trial_name(best.step), trial_name(best.step, best.lambda_a)):
-                taken = label  # the second name comes later; the first is the round's own strength
-    return [Strip(title=f"Round {number}", rows=rows, best=taken)]
+            rows[_label(path.name)] = _stage(run, f"{folder}/{path.name}", "").samples
+    return [Strip(title=f"Round {number}", rows=rows, best=_label(trial_name(best)))]
+
+
+def _label(trial: str) -> str:
+    """The folder of a state's samples, as it is shown."""
+    step, _, strength = trial.partition("_lambda_a_")
+    return f"step {step.lstrip('0')}, lambda_a {strength}"
 
 
 def _rows(stages: Sequence[Stage]) -> dict[tuple[str, str], Path | None]:
