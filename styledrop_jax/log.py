@@ -12,7 +12,8 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from styledrop_jax.io.files import JsonLines, guard, read_jsonl, write_bytes
+from styledrop_jax.io.files import JsonLines, guard, write_bytes
+from styledrop_jax.io.records import METRICS, read_steps
 
 if TYPE_CHECKING:
     import tensorboardX
@@ -169,9 +170,9 @@ class Logger:
         `step` and all that follow it are dropped.
         """
         self.close()
-        path = self._workdir / "metrics.jsonl"
-        with JsonLines(path) as metrics:
-            rows = metrics.rows
+        path = self._workdir / METRICS
+        JsonLines(path).close()  # drops a torn last line
+        rows = read_steps(path)
         for index, row in enumerate(rows):
             if row["stage"] == stage and row["step"] > step:
                 kept = path.read_bytes().splitlines(keepends=True)[:index]
@@ -235,4 +236,4 @@ def _open_board(folder: Path, step: int) -> "tensorboardX.SummaryWriter":
 
 def read_metrics(workdir: str | os.PathLike, stage: str) -> list[dict[str, float]]:
     """The records of one stage, in the order of their steps: for the report's curves."""
-    return [row for row in read_jsonl(Path(workdir) / "metrics.jsonl") if row["stage"] == stage]
+    return [row for row in read_steps(Path(workdir) / METRICS) if row["stage"] == stage]

@@ -15,6 +15,7 @@ import rich.table
 
 from styledrop_jax.errors import UserError, shown
 from styledrop_jax.io.files import read_json, read_jsonl
+from styledrop_jax.io.records import METRICS, check_own, is_number, read_steps
 
 _LONGEST = 160  # letters of what is said of a damaged run
 _WIDEST = 10_000  # letters of a line that no terminal breaks
@@ -103,6 +104,7 @@ def _summary(workdir: Path, folder: Path) -> RunSummary | None:
     base = ""
     scores: dict[str, float] = {}
     try:
+        check_own(workdir)
         config = read_json(workdir / "config.json")
         if isinstance(config, dict) and "method" not in config:
             return None
@@ -179,10 +181,8 @@ def _settings(config: dict[str, Any], number: int) -> Any:
 def _last_step(stage: Path) -> int:
     """The last training step that `metrics.jsonl` records of a stage; 0 if there is none."""
     step = 0
-    for record in read_jsonl(stage.parent / "metrics.jsonl"):
-        if not isinstance(record, dict) or type(record.get("step")) is not int:
-            raise UserError(f"metrics.jsonl: expected records of steps, found {shown(record)}")
-        if record.get("stage") == stage.name:
+    for record in read_steps(stage.parent / METRICS):
+        if record["stage"] == stage.name:
             step = record["step"]
     return step
 
@@ -218,7 +218,7 @@ def _scores(workdir: Path) -> dict[str, float]:
         if not isinstance(scores, dict):
             raise UserError(f"{path}: expected a sample with its scores, found {shown(row)}")
         for name in ("clip_text", "clip_style"):
-            if isinstance(scores.get(name), int | float):
+            if is_number(scores.get(name)):
                 values.setdefault(name, []).append(scores[name])
     return {name: statistics.fmean(found) for name, found in values.items()}
 

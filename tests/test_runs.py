@@ -161,6 +161,16 @@ def test_scores_are_the_means_of_the_last_scored_round(tmp_path):
     assert summary.state.startswith("damaged: verdict.json: round is")
 
 
+def test_a_run_with_a_link_out_of_its_folder_is_damaged(tmp_path):
+    write_json(tmp_path / "secret.json", {"method": "secret", "base": "secret"})
+    workdir = _run(tmp_path / "mine")
+    (workdir / "config.json").unlink()
+    os.symlink(tmp_path / "secret.json", workdir / "config.json")
+    (summary,) = runs.list_runs(tmp_path)
+    assert summary.state.startswith("damaged: config.json: a link out of the run folder")
+    assert summary.method == ""
+
+
 def test_size_and_last_change_are_of_all_files(tmp_path):
     workdir = _run(tmp_path / "mine")
     os.utime(workdir, (0, 0))
@@ -170,10 +180,10 @@ def test_size_and_last_change_are_of_all_files(tmp_path):
     image = workdir / "round_1" / "samples" / "p000_i000.png"
     _touch(workdir, str(image))
     image.write_bytes(b"12345")
-    os.symlink("/nowhere", workdir / "broken")
+    os.symlink("nowhere", workdir / "broken")
     os.utime(image, (0, 2_000_000_000))
     (summary,) = runs.list_runs(tmp_path)
-    assert summary.size == config + 5 + len("/nowhere")
+    assert summary.size == config + 5 + len("nowhere")
     assert summary.changed == 2_000_000_000
 
 
@@ -212,7 +222,7 @@ def test_a_missing_folder_is_an_error_and_an_empty_one_is_not(tmp_path):
         ("config.json", '{"method": "a\\nb", "base": 3}', "config.json: base is 3, expected str"),
         ("config.json", json.dumps({**CONFIG, "rounds": "3"}), "config.json: rounds is '3'"),
         ("config.json", json.dumps({**CONFIG, "round_2": 1}), "config.json: train.steps is None"),
-        ("metrics.jsonl", "3\n", "metrics.jsonl: expected records"),
+        ("metrics.jsonl", "3\n", "metrics.jsonl: line 1 is 3"),
         ("metrics.jsonl", "{\n{}\n", "metrics.jsonl: line 1 is not JSON"),
         ("round_1/scores.jsonl", "[1]\n", "round_1/scores.jsonl: expected a sample"),
         ("round_1/scores.jsonl", '{"scores": 1}\n', "round_1/scores.jsonl: expected a sample"),

@@ -277,7 +277,10 @@ def load(
     Raises:
         UserError: tensors are missing, unexpected or misshapen; counts them and names the first.
     """
-    module = nnx.eval_shape(build)
+    try:
+        module = nnx.eval_shape(build)
+    except (ValueError, TypeError, ArithmeticError, IndexError) as error:
+        raise UserError(f"{source}: its config describes no model ({shown(error, 120)})") from error
     slots = _slots(module, rules)
     _check_fit(tensors, slots, source)
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)

@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from styledrop_jax.errors import UserError, did_you_mean, shown
 from styledrop_jax.io.files import appending, guard, locked, plain, read_object, write_json
+from styledrop_jax.io.records import check_own
 
 _MOST_SHOWN = 4  # differences in one error
 
@@ -43,14 +44,15 @@ class Run:
 
         Raises:
             UserError: another process works in the folder; the folder holds a run of another config
-                (the message names each field that differs, with both values); the folder cannot be
-                written.
+                (the message names each field that differs, with both values); a link in it leads
+                out of it; the folder cannot be written.
         """
         workdir = Path(workdir).expanduser()
         with guard(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
         run = cls(workdir=workdir, config=plain(config), _lock=_take_lock(workdir))
         try:
+            check_own(workdir)
             if run.done("config.json"):
                 _check_same(run.path("config.json"), run.config, completed)
             else:
@@ -66,7 +68,7 @@ class Run:
         `report`.
 
         Raises:
-            UserError: the folder is missing or holds no run.
+            UserError: the folder is missing or holds no run, or a link in it leads out of it.
         """
         workdir = Path(workdir).expanduser()
         if not workdir.is_dir():
@@ -76,6 +78,7 @@ class Run:
             raise UserError(
                 f"{workdir}: not a run folder: expected config.json in it, as `personalize` leaves"
             )
+        check_own(workdir)
         return cls(workdir=workdir, config=read_object(workdir / "config.json"))
 
     def path(self, *parts: str) -> Path:

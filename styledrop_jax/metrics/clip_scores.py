@@ -13,10 +13,13 @@ import numpy as np
 from flax import nnx
 from transformers import PreTrainedTokenizerBase
 
+from styledrop_jax.errors import UserError
 from styledrop_jax.io import hub, pretrained
+from styledrop_jax.io.paths import shown_path
 from styledrop_jax.models.clip import RULES, Clip
 from styledrop_jax.models.clip_config import ClipConfig
-from styledrop_jax.models.tokenizer import load_tokenizer, tokenize
+from styledrop_jax.models.config_json import require_layers
+from styledrop_jax.models.tokenizer import check_tokenizer, load_tokenizer, tokenize
 from styledrop_jax.tree import in_chunks
 
 
@@ -71,12 +74,20 @@ class ClipScorer:
         Raises:
             UserError: the folder holds no such model, or its files do not fit together.
         """
-        config = ClipConfig.from_dict(hub.read_config(folder))
+        values = hub.read_config(folder)
+        try:
+            config = ClipConfig.from_dict(values)
+        except UserError as error:
+            raise UserError(f"{shown_path(folder / 'config.json')}: {error}") from None
         tensors = pretrained.Tensors(pretrained.weight_files(folder, "model"), RULES)
+        for tower in (config.text, config.vision):
+            require_layers(tower, len(tensors), source=str(folder))
         model = pretrained.load(
             lambda: Clip(config, rngs=pretrained.ONE_KEY), tensors, RULES, source=str(folder)
         )
-        return cls(model, load_tokenizer(folder), batch_size=batch_size)
+        tokenizer = load_tokenizer(folder)
+        check_tokenizer(tokenizer, config.text, source=str(folder))
+        return cls(model, tokenizer, batch_size=batch_size)
 
     def image_features(self, images: np.ndarray) -> np.ndarray:
         """[n, h, w, 3] in [0, 1], any size → unit features, float32 [n, p]."""

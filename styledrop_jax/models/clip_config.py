@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Self
 
+from styledrop_jax.errors import UserError, shown
 from styledrop_jax.models.config_json import known_fields, require, require_value
 
 _SOURCE = "CLIP config"
@@ -53,8 +54,11 @@ class TextConfig:
             UserError: it is of another kind of model, or asks for what is not supported.
         """
         require_value(_SOURCE, values, "model_type", "clip_text_model")
-        known = known_fields(cls, values)
-        known["projection"] = "CLIPTextModel" not in (values.get("architectures") or ())
+        known = known_fields(cls, values, source=_SOURCE)
+        names = values.get("architectures") or []
+        if not isinstance(names, list):
+            raise UserError(f"{_SOURCE}: architectures is {shown(names)}, expected a list of names")
+        known["projection"] = "CLIPTextModel" not in names
         return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,7 +116,7 @@ class VisionConfig:
         """
         require_value(_SOURCE, values, "num_channels", 3)
         require_value(_SOURCE, values, "model_type", "clip_vision_model")
-        return cls(**known_fields(cls, values))
+        return cls(**known_fields(cls, values, source=_SOURCE))
 
     def to_dict(self) -> dict[str, Any]:
         """A config.json that transformers loads."""
@@ -150,9 +154,13 @@ class ClipConfig:
         def tower(name: str) -> Mapping[str, Any]:
             # In transformers the old `*_config_dict`, with its defaults, wins over `*_config`.
             old = values.get(f"{name}_config_dict")
-            return (values.get(f"{name}_config") or {}) if old is None else old
+            found = (values.get(f"{name}_config") or {}) if old is None else old
+            if not isinstance(found, Mapping):
+                raise UserError(f"{_SOURCE}: {name}_config is {shown(found)}, expected an object")
+            return found
 
-        known = known_fields(cls, values)
+        own = {key: values.get(key) for key in ("projection_dim", "logit_scale_init_value")}
+        known = known_fields(cls, own, source=_SOURCE)
         known["text"] = TextConfig.from_dict(tower("text"))
         known["vision"] = VisionConfig.from_dict(tower("vision"))
         return cls(**known)

@@ -54,7 +54,7 @@ class Config:
             UserError: it is of another kind of model, or asks for what is not supported.
         """
         require_value(_SOURCE, values, "model_type", "t5")
-        return cls(**known_fields(cls, values))
+        return cls(**known_fields(cls, values, source=_SOURCE))
 
     def to_dict(self) -> dict[str, Any]:
         """A config.json that transformers loads."""

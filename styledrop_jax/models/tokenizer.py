@@ -73,7 +73,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise UserError(
             f"{folder}: not a readable CLIP (BPE) or T5 (Unigram) tokenizer ({reason})"
         ) from error
-    if tokenizer.model_max_length > 1_000_000:  # transformers' mark for "no file says"
+    length = tokenizer.model_max_length
+    if type(length) not in (int, float) or length < 2:
+        raise UserError(
+            f"{folder}: model_max_length of the tokenizer is {shown(length)}, "
+            "expected a whole number of at least 2"
+        )
+    if length > 1_000_000:  # transformers' mark for "no file says"
         tokenizer.model_max_length = 77 if kind == "BPE" else 512
     return tokenizer
 
@@ -90,12 +96,15 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, text: TextConfig, *, sou
         UserError: it has ids that the tower's table does not, no padding or end token, or another
             end token than the tower reads its pooled features at.
     """
-    last = max(tokenizer.get_vocab().values())
-    if last >= text.vocab_size:
-        raise UserError(
-            f"{source}: the tokenizer has ids up to {last}, expected at most "
-            f"{text.vocab_size - 1}, the last row of the text tower's table"
-        )
+    last = max(tokenizer.get_vocab().values(), default=0)
+    # What stands around every prompt has ids of its own in the file.
+    around = tokenizer("", verbose=False)["input_ids"]
+    for highest in (last, *around):
+        if highest >= text.vocab_size:
+            raise UserError(
+                f"{source}: the tokenizer has ids up to {highest}, expected at most "
+                f"{text.vocab_size - 1}, the last row of the text tower's table"
+            )
     for kind, found in (("end", tokenizer.eos_token_id), ("padding", tokenizer.pad_token_id)):
         if found is None:
             raise UserError(f"{source}: the tokenizer has no {kind} token, expected one")

@@ -186,7 +186,7 @@ class Config:
         """
         for name, supported in _FIXED.items():
             require_value(_SOURCE, config, name, supported)
-        return cls(**known_fields(cls, config))
+        return cls(**known_fields(cls, config, source=_SOURCE))
 
     def to_dict(self) -> dict[str, Any]:
         """A config.json that the reference library loads."""

@@ -96,7 +96,7 @@ class Config:
         require_value(_SOURCE, config, "_class_name", "UVit2DModel")
         for name in ("hidden_dropout", "attention_dropout"):
             require_value(_SOURCE, config, name, 0)
-        return cls(**known_fields(cls, config))
+        return cls(**known_fields(cls, config, source=_SOURCE))
 
     def to_dict(self) -> dict[str, Any]:
         """A config.json that the reference library loads."""

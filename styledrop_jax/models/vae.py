@@ -58,7 +58,7 @@ class Config(vqgan.CodecConfig):
                 raise UserError(
                     f"{_SOURCE}: {name} is set, only scaling_factor and shift_factor are supported"
                 )
-        return cls(**known_fields(cls, values))
+        return cls(**known_fields(cls, values, source=_SOURCE))
 
     def to_dict(self) -> dict[str, Any]:
         """The `config.json` that the reference library loads."""

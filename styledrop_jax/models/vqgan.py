@@ -14,11 +14,12 @@ from flax import nnx
 
 from styledrop_jax.errors import UserError, shown
 from styledrop_jax.models.attention import attention
-from styledrop_jax.models.config_json import known_fields
+from styledrop_jax.models.config_json import known_fields, require, require_fields
 from styledrop_jax.models.grid import doubled
 from styledrop_jax.models.layers import Conv, GroupNorm, Linear
 from styledrop_jax.models.rules import COMMON, Rule, Rules
 
+_SOURCE = "vqvae/config.json"
 _DOWN_BLOCK = "DownEncoderBlock2D"
 _UP_BLOCK = "UpDecoderBlock2D"
 
@@ -43,6 +44,12 @@ class CodecConfig:
     mid_block_add_attention: bool = True
     force_upcast: bool = False
     sample_size: int = 32
+
+    def __post_init__(self) -> None:
+        groups = self.norm_num_groups
+        fits = all(channels % groups == 0 for channels in self.block_out_channels)
+        expected = f"multiples of norm_num_groups {groups}"
+        require(fits, "autoencoder config", self, "block_out_channels", expected)
 
     @property
     def downsampling(self) -> int:
@@ -82,9 +89,10 @@ class Config(CodecConfig):
         Raises:
             UserError: a setting this implementation does not have.
         """
-        check_blocks(values, source="vqvae/config.json")
-        known = known_fields(cls, values)
+        check_blocks(values, source=_SOURCE)
+        known = known_fields(cls, values, source=_SOURCE)
         known.setdefault("vq_embed_dim", known.get("latent_channels", 3))
+        require_fields(cls, known, source=_SOURCE)
         return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:
@@ -135,10 +143,17 @@ def check_blocks(values: Mapping[str, Any], *, source: str) -> None:
             found = shown(values[name])
             raise UserError(f"{source}: {name} is {found}, only {supported!r} is supported")
     for name, supported in (("down_block_types", _DOWN_BLOCK), ("up_block_types", _UP_BLOCK)):
-        others = set(values.get(name, ())) - {supported}
-        if others:
-            found = shown(min(others))
-            raise UserError(f"{source}: {name} has {found}, only {supported!r} is supported")
+        for found in _listed(values.get(name)):
+            if found != supported:
+                raise UserError(
+                    f"{source}: {name} has {shown(found)}, only {supported!r} is supported"
+                )
+
+
+def _listed(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 class _Resnet(nnx.Module):

@@ -8,8 +8,11 @@ from typing import Any, Generic, TypeVar
 import jax.numpy as jnp
 from flax import nnx
 
+from styledrop_jax.errors import UserError
 from styledrop_jax.io import hub, pretrained
 from styledrop_jax.io.identity import Part
+from styledrop_jax.io.paths import shown_path
+from styledrop_jax.models.config_json import require_layers
 from styledrop_jax.models.rules import Rules
 
 _Module = TypeVar("_Module", bound=nnx.Module)
@@ -44,7 +47,11 @@ class Component(Generic[_Module]):
         Raises:
             UserError: a file is missing, damaged or not supported.
         """
-        config = self.config(hub.read_config(folder))
+        values = hub.read_config(folder)
+        try:
+            config = self.config(values)
+        except UserError as error:
+            raise UserError(f"{shown_path(folder / 'config.json')}: {error}") from None
         files = pretrained.weight_files(folder, self.stem)
         return Part(config, pretrained.Tensors(files, self.rules))
 
@@ -59,6 +66,7 @@ class Component(Generic[_Module]):
             source: for errors.
             weights: what its weights are kept in; None is `dtype`.
         """
+        require_layers(part.config, len(part.tensors), source=source)
         kept = dtype if weights is None else weights
         if self.upcasts:
             kept = jnp.float32

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from styledrop_jax.errors import UserError
 from styledrop_jax.io import hub, identity, prediction_type
-from styledrop_jax.io.files import read_json
+from styledrop_jax.io.files import read_object
 from styledrop_jax.io.identity import Part
 from styledrop_jax.io.pretrained import Tensors
 from styledrop_jax.models import clip, unet, vae
@@ -83,7 +83,7 @@ def load_folder(source: Source) -> StableDiffusion:
     for component in (UNET, VAE, TEXT):
         parts[component.folder] = source.open(component)
     tokenizer = load_tokenizer(source.path / "tokenizer")
-    schedule = NoiseSchedule.from_dict(read_json(source.path / _SCHEDULER))
+    schedule = NoiseSchedule.from_dict(read_object(source.path / _SCHEDULER))
     return _assemble(source, parts, tokenizer, schedule)
 
 
@@ -132,19 +132,19 @@ def schedule_of_file(file: Path, version: int) -> NoiseSchedule:
         UserError: its marks contradict each other, or it is a 2.x that has none.
     """
     marks = prediction_type.read(file, version=version)
-    beside = file.with_suffix("") / _SCHEDULER
+    beside = f"{file.stem}/{_SCHEDULER}"
     schedule = None
-    if beside.parent.is_dir():
-        schedule = NoiseSchedule.from_dict(read_json(beside))
-        marks.prediction[str(beside)] = schedule.prediction_type
-        marks.zero_snr[str(beside)] = schedule.rescale_betas_zero_snr
+    if (file.parent / beside).parent.is_dir():
+        schedule = NoiseSchedule.from_dict(read_object(file.parent / beside))
+        marks.prediction[beside] = schedule.prediction_type
+        marks.zero_snr[beside] = schedule.rescale_betas_zero_snr
     prediction, zero_snr = marks.agreed()
     if schedule is not None:
         return schedule
     if prediction is None and version == 2:
         raise UserError(
             f"{file}: a 2.x model that does not say whether it predicts the noise or v; expected "
-            f"modelspec.prediction_type in its metadata, or {beside}"
+            f"modelspec.prediction_type in its metadata, or {beside} beside it"
         )
     schedule = dataclasses.replace(_SCHEDULE, prediction_type=prediction or "epsilon")
     if not zero_snr:

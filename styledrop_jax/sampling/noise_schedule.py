@@ -69,6 +69,7 @@ _LEVELS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "laplace": _laplace,
 }
 """ᾱ as a function of the share of time t, float64 [n] in [0, 1]; the first is 2102.09672 Eq. 17."""
+_MOST_TIMESTEPS = 100_000
 _GREATEST_BETA = 0.999  # of those schedules
 _CHOICES = {
     "beta_schedule": ("scaled_linear", "linear", "sigmoid", *_LEVELS),
@@ -122,9 +123,9 @@ class NoiseSchedule:
             if not isinstance(getattr(self, field), bool):
                 self._refuse(field, "true or false")
         total = self.num_train_timesteps
-        if not (isinstance(total, int) and total >= 2):
-            self._refuse("num_train_timesteps", "an integer of at least 2")
-        if not (isinstance(self.steps_offset, int) and 0 <= self.steps_offset < total):
+        if not (type(total) is int and 2 <= total <= _MOST_TIMESTEPS):
+            self._refuse("num_train_timesteps", f"an integer from 2 to {_MOST_TIMESTEPS}")
+        if not (type(self.steps_offset) is int and 0 <= self.steps_offset < total):
             self._refuse("steps_offset", f"an integer from 0 to {total - 1}")
         self._check_betas()
         # Where nothing of x0 is left, the noise is all there is to see and says nothing about x0
@@ -134,7 +135,7 @@ class NoiseSchedule:
 
     def _check_betas(self) -> None:
         for field in ("beta_start", "beta_end"):
-            if not isinstance(getattr(self, field), int | float):
+            if type(getattr(self, field)) not in (int, float):
                 self._refuse(field, "a number")
         if not 0 < self.beta_start <= self.beta_end:
             self._refuse("beta_start", f"above 0, at most beta_end {self.beta_end}")

@@ -17,7 +17,7 @@ from flax import nnx
 
 from styledrop_jax import log, settings, trainable, tree
 from styledrop_jax.adapters.base import Trainable
-from styledrop_jax.errors import UserError
+from styledrop_jax.errors import UserError, shown
 from styledrop_jax.interchange.read import Initial, read_init
 from styledrop_jax.io import hub, image_files
 from styledrop_jax.io.captions import Reference, read_references
@@ -199,7 +199,11 @@ def begin(
 
 
 def _check_base(run: Run, pipeline: Pipeline) -> None:
-    began_on = run.manifest.get("base", {}).get("hash", pipeline.base_hash)
+    base = run.manifest.get("base", {})
+    if not isinstance(base, dict):
+        path = run.path("manifest.json")
+        raise UserError(f"{path}: base is {shown(base)}, expected an object as a run leaves it")
+    began_on = base.get("hash", pipeline.base_hash)
     if began_on != pipeline.base_hash:
         raise UserError(
             f"{run.workdir}: {pipeline.name} is not the base model that this run began on "

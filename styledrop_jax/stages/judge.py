@@ -11,6 +11,7 @@ from styledrop_jax import log
 from styledrop_jax.errors import UserError, shown
 from styledrop_jax.feedback.verdict import Scores, Verdict, judge
 from styledrop_jax.io.files import read_json, write_json
+from styledrop_jax.io.records import are_numbers
 from styledrop_jax.io.run_folder import Run
 from styledrop_jax.spec import RunSpec
 from styledrop_jax.stages.best import sampling
@@ -71,9 +72,13 @@ def read_verdict(run: Run) -> Recorded | None:
     try:
         scores = {}
         for stage, row in content["scores"].items():
+            if not are_numbers([row[name] for name in _SCORES]):
+                raise ValueError(f"{stage} has scores that are no numbers")
             scores[stage] = {name: float(row[name]) for name in _SCORES}
+        if type(content["round"]) is not int or content["round"] < 1:
+            raise ValueError(f"round is {shown(content['round'])}")
         verdict = Verdict(
-            round=int(content["round"]),
+            round=content["round"],
             learnt=str(content["learnt"]),
             remarks=[str(remark) for remark in content["remarks"]],
             advice=[str(kind) for kind in content["advice"]],
@@ -121,7 +126,7 @@ def commands(run: Run, spec: RunSpec, verdict: Verdict) -> list[Command]:
 
 def _first_image(run: Run) -> str:
     """The run's copy of the first reference, with what it shows, as flags of `describe`."""
-    first = run.references[0]
+    first = next(iter(run.references), {})
     content = str(first.get("content", ""))
     shown_there = f" --content {shlex.quote(content)}" if content else ""
     return shlex.quote(str(run.path(str(first.get("file", ""))))) + shown_there

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import io
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from PIL import Image
 
 from styledrop_jax.errors import UserError, shown
 from styledrop_jax.io import image_files
-from styledrop_jax.io.files import read_json, read_jsonl, write_bytes
+from styledrop_jax.io.files import read_json, write_bytes
+from styledrop_jax.io.records import inside, is_number, read_steps
 from styledrop_jax.io.run_folder import Run
 from styledrop_jax.metrics.clip_scores import mean_interval
 from styledrop_jax.settings import to_dict
@@ -176,7 +176,7 @@ def write_report(run: Run, spec: RunSpec, *, command: str) -> Path:
         command=command,
     )
     buffer = io.BytesIO()
-    page.dump(buffer, "utf-8")
+    page.dump(buffer, "utf-8", errors="backslashreplace")  # names of files may be no Unicode
     path = run.path("report.html")
     write_bytes(path, buffer.getvalue())
     return path
@@ -194,15 +194,8 @@ def _template() -> jinja2.Template:
     return environment.get_template("report.html.jinja")
 
 
-def _inside(run: Run, *parts: str) -> Path | None:
-    """A file of the run folder; None if there is none, or if it is a link out of the folder."""
-    path = Path(os.path.realpath(run.path(*parts)))
-    inside = path.is_relative_to(os.path.realpath(run.workdir))
-    return path if inside and os.path.isfile(path) else None
-
-
 def _manifest(run: Run) -> Manifest:
-    path = _inside(run, "manifest.json")
+    path = inside(run.workdir, "manifest.json")
     content = read_json(path) if path else {}
     references = []
     try:
@@ -213,7 +206,7 @@ def _manifest(run: Run) -> Manifest:
                     descriptor=str(entry["descriptor"]),
                     path=str(entry["path"]),
                     sha256=str(entry["sha256"]),
-                    file=_inside(run, entry["file"]),
+                    file=inside(run.workdir, entry["file"]),
                 )
             )
         return Manifest(
@@ -237,15 +230,15 @@ def _titled(base: Stage, manifest: Manifest) -> Stage:
 
 
 def _stage(run: Run, folder: str, title: str) -> Stage:
-    scores = _inside(run, folder, "scores.jsonl")
-    selected = _inside(run, folder, "selected.json")
+    scores = inside(run.workdir, folder, "scores.jsonl")
+    selected = inside(run.workdir, folder, "selected.json")
     chosen = set()
     for sample in read_chosen(selected) if selected else []:
         chosen.add(sample.place)
     samples = []
     for sample in read_samples(scores) if scores else []:
-        file = _inside(run, folder, sample.file)
-        source = _inside(run, sample.source)
+        file = inside(run.workdir, folder, sample.file)
+        source = inside(run.workdir, sample.source)
         if file:
             is_chosen = sample.place in chosen
             samples.append(Shown(sample=sample, file=file, source=source, chosen=is_chosen))
@@ -303,25 +296,18 @@ def embedded(path: Path) -> tuple[str, bool]:
 
 def _charts(run: Run) -> list[Chart]:
     """A chart of every metric of the training, the loss first."""
-    path = _inside(run, "metrics.jsonl")
+    path = inside(run.workdir, "metrics.jsonl")
     curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for record in read_jsonl(path) if path else []:
-        if not isinstance(record, dict) or not _is_number(record.get("step")):
-            raise UserError(f"{path}: expected records of steps, found {shown(record)}")
-        label = str(record.get("stage")).replace("_", " ")
+    for record in read_steps(path) if path else []:
+        label = record["stage"].replace("_", " ")
         for name, value in record.items():
-            if name not in ("stage", "step") and _is_number(value):
+            if name not in ("stage", "step") and is_number(value):
                 points = curves.setdefault(name, {}).setdefault(label, [])
                 points.append((record["step"], value))
     charts = []
     for name in sorted(curves, key=lambda name: (name != "loss", name)):
         charts.append(_chart(name, curves[name]))
     return charts
-
-
-def _is_number(value: Any) -> bool:
-    """Whether it is a finite one: `metrics.jsonl` has null for others."""
-    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _chart(name: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> Chart:

@@ -11,6 +11,7 @@ import numpy as np
 
 from styledrop_jax.errors import UserError, shown
 from styledrop_jax.io.files import read_json, read_jsonl, write_json, write_jsonl
+from styledrop_jax.io.records import are_numbers
 from styledrop_jax.methods.base import Prompt
 
 _TEXTS = ("file", "content", "text", "judged", "source")
@@ -145,16 +146,12 @@ def _from_dict(row: Any, where: str) -> Sample:
         if path.is_absolute() or ".." in path.parts or "\0" in str(path):
             raise UserError(f"{where}: {name} {shown(str(path))} is not in the run folder")
     for name in ("prompt", "image", "seed"):
-        if type(row.get(name)) is not int or row[name] < 0:
+        if type(row.get(name)) is not int or not 0 <= row[name] < 2**32:
             raise UserError(f"{where}: {name} is {shown(row.get(name))}, expected a whole number")
     scores = row.get("scores", {})
-    if not isinstance(scores, dict) or not _numbers([*scores.values(), row.get("score", 0.0)]):
+    if not isinstance(scores, dict) or not are_numbers([*scores.values(), row.get("score", 0.0)]):
         raise UserError(f"{where}: scores are {shown(scores)}, expected numbers by name")
     try:
         return Sample(**row)
     except TypeError as error:
         raise UserError(f"{where}: not a whole record of a sample ({error})") from None
-
-
-def _numbers(values: Sequence[Any]) -> bool:
-    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
