@@ -58,6 +58,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "personalize": Command(teach.personalize, teach.personalize_parser),
+    "plan": Command(teach.plan, teach.plan_parser),
     "extend": Command(teach.extend, teach.extend_parser),
     "runs": Command(teach.runs, teach.runs_parser),
     "sample": Command(use.sample, use.sample_parser),

@@ -254,7 +254,7 @@ def _chunks(
             part = edit._replace(own=_rows(edit.own, rows))
         with mesh.in_use():
             chunk = base.generate(
-                _groups(branches, texts, rows),
+                groups(branches, texts, rows),
                 [seeds[row] for row in rows],
                 settings=settings,
                 edit=part,
@@ -307,8 +307,10 @@ def generate_files(
                 advance(1)
 
 
-def _groups(branches: Sequence[Branch], texts: Sequence[Any], rows: np.ndarray) -> list[Group]:
-    """Branches of one adapter, stacked."""
+def groups(branches: Sequence[Branch], texts: Sequence[Any], rows: np.ndarray) -> list[Group]:
+    """Branches of one adapter, stacked; `texts` are the features of each branch's prompts, of which
+    `rows` are taken.
+    """
     by_owner: dict[int, list[int]] = {}
     for i, branch in enumerate(branches):
         by_owner.setdefault(id(branch.tuned), []).append(i)

@@ -120,11 +120,11 @@ class Lines:
     def now(self) -> str:
         """As "round_1: 120 of 250, 31 s, about 34 s left, loss 0.123"."""
         passed = self._clock() - self._began
-        parts = [f"{self._description}: {self._done} of {self._total}", _duration(passed)]
+        parts = [f"{self._description}: {self._done} of {self._total}", duration(passed)]
         finished = self._done - self._start
         if finished:
             left = passed * (self._total - self._done) / finished
-            parts.append(f"about {_duration(left)} left")
+            parts.append(f"about {duration(left)} left")
         if self._note:
             parts.append(self._note)
         return ", ".join(parts)
@@ -137,7 +137,8 @@ class Lines:
         return f"{self._description}: {count} in {passed:.1f} s{note}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """As "31 s", "34 min" or "2.5 h"."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     if seconds < 7200:

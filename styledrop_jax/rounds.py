@@ -8,18 +8,18 @@ settings, so the same command continues a run wherever it was stopped.
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from styledrop_jax import log
 from styledrop_jax.errors import UserError
-from styledrop_jax.io import captions, image_files
+from styledrop_jax.io import image_files
 from styledrop_jax.io.run_folder import Run
-from styledrop_jax.methods.base import Example, Program, Prompt, Stream
-from styledrop_jax.registry import METHODS
-from styledrop_jax.spec import RunSpec, check_rounds, from_config, normal, to_config
-from styledrop_jax.stages import begin
-from styledrop_jax.stages.job import Job, Taught
+from styledrop_jax.methods.base import Example, Stream
+from styledrop_jax.planning.run import Planned, brief
+from styledrop_jax.spec import RunSpec, from_config, normal, to_config
+from styledrop_jax.stages.begin import begin
+from styledrop_jax.stages.job import Job
 from styledrop_jax.stages.judge import judge_run
+from styledrop_jax.stages.read import check_inputs, read
 from styledrop_jax.stages.report import write_report
 from styledrop_jax.stages.sample import sample_base, sample_round
 from styledrop_jax.stages.samples import Sample
@@ -43,60 +43,25 @@ def personalize(spec: RunSpec, workdir: Path, *, command: str, base: str = "") -
     """
     if base:
         spec = _began_on(workdir, spec)
-    plan = _planned(spec)
+    given = read(spec)
     with (
         Run.open(workdir, to_config(spec), completed=normal) as run,
         log.Logger(run.workdir) as logger,
     ):
-        begin.check_inputs(run, plan.given, plan.contents)
+        check_inputs(run, given.given, given.contents)
         if run.done("report.html"):
             log.say(f"{workdir}: this run is finished; see {run.path('report.html')}")
             return run.path("report.html")
         try:
-            job = begin.begin(
-                spec,
-                run,
-                logger,
-                plan.program,
-                plan.said,
-                plan.given,
-                plan.by_round,
-                base=base,
-            )
+            job = begin(spec, run, logger, given, base=base)
         except UserError:
             # It never began: the folder shall not hold the user to a mistaken config.
             if not run.manifest:
                 run.discard()
             raise
+        what = job.trainables
+        log.say(brief(Planned(spec=spec, read=given, pipeline=job.pipeline, what=what)))
         return carry_out(job, command=command)
-
-
-class _Plan(NamedTuple):
-    """What is known before anything is loaded: see the fields of `Job` of the same names."""
-
-    program: Program
-    given: list[Taught]
-    contents: list[str]
-    said: list[Prompt]
-    by_round: dict[int, list[Prompt]]
-
-
-def _planned(spec: RunSpec) -> _Plan:
-    """Reads what the user gave, and checks all that can be checked without a model.
-
-    Raises:
-        UserError: anything in the settings, the images or the prompts that is not right.
-    """
-    images = begin.read_images(spec)
-    program = METHODS[spec.method].program(spec, images)
-    begin.check_words(program)
-    given = begin.taught(program, images)
-    descriptor = given[0].reference.descriptor
-    contents = _contents(spec.prompts) or list(program.contents)
-    said = _said(spec, contents, descriptor)
-    by_round = _said_by_round(spec, descriptor)
-    check_rounds(spec)
-    return _Plan(program, given, contents, said, by_round)
 
 
 def _began_on(workdir: Path, spec: RunSpec) -> RunSpec:
@@ -152,25 +117,6 @@ def _repeated(own: Sequence[Example], others: int, share: float) -> list[Example
     return list(own) * max(1, round(times))
 
 
-def _contents(file: str) -> list[str]:
-    return captions.read_prompts(file) if file else []
-
-
-def _said(spec: RunSpec, contents: Sequence[str], descriptor: str) -> list[Prompt]:
-    """The contents as the method says them."""
-    say = METHODS[spec.method].say
-    return [say(spec, content, descriptor) for content in contents]
-
-
-def _said_by_round(spec: RunSpec, descriptor: str) -> dict[int, list[Prompt]]:
-    """The prompts of the rounds that have their own."""
-    found = {}
-    for number in range(1, spec.rounds + 1):
-        if contents := _contents(spec.round(number).prompts):
-            found[number] = _said(spec, contents, descriptor)
-    return found
-
-
 # -------------------------------------------------------------- going on with a finished run
 
 
@@ -214,7 +160,7 @@ def extend(
             raise UserError(
                 f"{workdir}: this run is not finished; the command that began it continues it"
             )
-    _planned(spec)
+    read(spec)
     with Run.open(workdir, run.config) as opened:
         opened.extend(to_config(spec), {f"{spec.rounds} rounds": asked})
     return personalize(spec, workdir, command=command, base=base)

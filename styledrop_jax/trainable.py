@@ -77,19 +77,24 @@ def attach(base: Pipeline, what: Trainable, *, rngs: nnx.Rngs) -> Pipeline:
     Raises:
         UserError: it does not fit the pipeline, or a new word is known already.
     """
-    changed: dict[str, Any] = {"denoiser": copy(base.denoiser)}
-    if what.denoiser is not None:
-        what.denoiser.attach(changed["denoiser"], rngs=rngs)
+    modules = {"denoiser": copy(base.denoiser)}
     if what.trains_text:
-        changed["text"] = copy(base.text)
+        modules["text"] = copy(base.text)
+    return put(dataclasses.replace(base, **modules), what, rngs=rngs)
+
+
+def put(model: Pipeline, what: Trainable, *, rngs: nnx.Rngs) -> Pipeline:
+    """`model` with what trains in its own modules; see `attach`."""
+    changed: dict[str, Any] = {}
+    if what.denoiser is not None:
+        what.denoiser.attach(model.denoiser, rngs=rngs)
     if what.text is not None:
-        what.text.attach(changed["text"], rngs=rngs)
+        what.text.attach(model.text, rngs=rngs)
     if what.words is not None:
-        tower: Any = changed["text"]
-        textual_inversion.attach(tower, what.words, rngs=rngs, tokenizer=base.tokenizer)
-        changed["tokenizer"] = textual_inversion.extend(base.tokenizer, what.words)
+        textual_inversion.attach(model.text, what.words, rngs=rngs, tokenizer=model.tokenizer)
+        changed["tokenizer"] = textual_inversion.extend(model.tokenizer, what.words)
         changed["expand"] = functools.partial(textual_inversion.expand, config=what.words)
-    return dataclasses.replace(base, **changed)
+    return dataclasses.replace(model, **changed)
 
 
 def parts(model: Pipeline, what: Trainable) -> nnx.Dict:

@@ -25,6 +25,7 @@ from styledrop_jax.style import Style
 
 HELP = {
     "personalize": ("--workdir", "--base", "--config.reference.image", "--config.round_1.train."),
+    "plan": ("--device", "v5e:2x4", "compilers"),
     "extend": ("--rounds", "--steps", "--prompts", "--base"),
     "runs": ("runs/",),
     "sample": ("--prompt-file", "--num", "--seed", "--lambda-a", "--negative-prompt", "--round"),

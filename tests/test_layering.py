@@ -24,6 +24,7 @@ RUNGS = [
     {"trainable", "spec"},
     {"guidance", "interchange", "config_files", "results"},
     {"stages"},
+    {"planning"},
     {"rounds", "style", "emoji"},
     {"library"},
     {"__init__"},

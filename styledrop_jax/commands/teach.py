@@ -1,6 +1,7 @@
-"""What makes a run, goes on with one, and lists them."""
+"""What makes a run, says what it would take, goes on with one, and lists them."""
 
 import ast
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,6 +87,47 @@ def _help_of_config(parser: Parser, argv: Sequence[str]) -> None:
     except UserError as error:
         parser.epilog = f"  (not shown: {error})"
     parser.print_help()
+
+
+def plan_parser() -> Parser:
+    parser = Parser("plan", plan)
+    parser.add_argument("--config", help="a config: NAME, NAME:PRESET, or a file of your own")
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        help="what it is to run on: h100, v5e, v6e, v5p, a slice such as v5e:2x4, or cpu (default)",
+    )
+    return parser
+
+
+def plan(argv: Sequence[str]) -> None:
+    """Say what a run would take, before anything starts: parameters, memory, time, disk.
+
+        styledrop plan --config styledrop:sd15 --device h100
+        styledrop plan --config lora:amused-512 --config.round_1.train.batch_size 16 --device v5e
+
+    No device and no weights are needed: the programs are built from shapes, and compiled by the
+    device's own compiler where the extra `compilers` is installed, which takes minutes for a large
+    model. Without it operations and arguments are counted, and temporaries are not known. Of the
+    base model its config files are enough; those of the presets are known by name.
+    """
+    parser = plan_parser()
+    if {"-h", "--help"} & set(argv):
+        parser.print_help()
+        return
+    # Nothing runs on what it is planned for.
+    os.environ.update(JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES="1")
+    from styledrop_jax import config_files, spec
+
+    config, rest = config_files.from_arguments(argv)
+    flags = parser.read(rest)
+    from styledrop_jax.planning import devices, run, words
+    from styledrop_jax.stages.read import read
+
+    device = devices.find(flags.device)
+    value = spec.from_config(spec.absolute(config))
+    for line in words.lines(run.planned(value, read(value)), device):
+        print(line, flush=True)
 
 
 def extend_parser() -> Parser:

@@ -4,6 +4,7 @@ What is fetched from the hub, and what makes a cache whole, is what the loader o
 a `Layout` chooses among those that a folder has.
 """
 
+import contextlib
 import dataclasses
 import glob
 import os
@@ -122,6 +123,17 @@ def resolve(name: str, layouts: Sequence[Layout] = (CLIP,), *, field: str = "con
     if name.startswith(_OF_PATHS) or name.count("/") != 1:
         raise UserError(f"{model}: no such folder and not a shipped model{_meant(name)}")
     return _of_hub(name, layouts, model)
+
+
+def on_this_machine(name: str, layouts: Sequence[Layout]) -> Path | None:
+    """The folder of the model `name`, whole or not: shipped, on disk, or in the cache; see
+    `resolve`. None if there is none.
+    """
+    if is_shipped(name) or os.path.isdir(os.path.expanduser(name)):
+        return resolve(name, layouts)
+    with contextlib.suppress(Exception):  # as in `_of_hub`
+        return Path(snapshot_download(name, local_files_only=True, allow_patterns=[]))
+    return None
 
 
 def best_layout(folder: Path, layouts: Sequence[Layout]) -> Layout:

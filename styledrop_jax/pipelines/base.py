@@ -141,6 +141,13 @@ class Group(NamedTuple):
         return self.states, self.frozen, self.text, self.weights
 
 
+class Compilable(NamedTuple):
+    """A jitted function, and what it is called with: shapes in place of arrays."""
+
+    function: Any
+    arguments: tuple
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pipeline:
     """A text-to-image model that can be taught: see `muse.Muse` and
@@ -231,6 +238,14 @@ class Pipeline:
         """
         raise NotImplementedError
 
+    def programs(
+        self, groups: Sequence[Group], count: int, settings: SampleSettings
+    ) -> dict[str, Compilable]:
+        """What `generate` runs of `count` images without an edit, to be compiled: "sampling" and
+        "decoding". The arrays of the pipeline and the groups may be shapes.
+        """
+        raise NotImplementedError
+
 
 def distinct_rows(prompts: Sequence[str], encode: Callable[[list[str]], Any]) -> Any:
     """What `encode` makes of `prompts`, a tree of arrays [b, …], each distinct prompt computed
@@ -240,6 +255,22 @@ def distinct_rows(prompts: Sequence[str], encode: Callable[[list[str]], Any]) ->
     found = encode(distinct)
     rows = np.array([distinct.index(prompt) for prompt in prompts])
     return jax.tree.map(lambda x: x[rows], found)
+
+
+def decoding(autoencoder: nnx.Module, x: jax.ShapeDtypeStruct) -> Compilable:
+    """What makes images of tokens or latents `x` [b, …]."""
+    graphdef, state = nnx.split(autoencoder)
+
+    def decode(state: Any, x: jax.Array) -> jax.Array:
+        module: Any = nnx.merge(graphdef, state)
+        return module.decode(x)
+
+    return Compilable(jax.jit(decode), (nnx.as_pure(state), x))
+
+
+def shape_of_keys(count: int) -> jax.ShapeDtypeStruct:
+    """Of random keys [count]."""
+    return jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
 
 
 def to_floats(images: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -47,13 +48,17 @@ class Component(Generic[_Module]):
         Raises:
             UserError: a file is missing, damaged or not supported.
         """
-        values = hub.read_config(folder)
-        try:
-            config = self.config(values)
-        except UserError as error:
-            raise UserError(f"{shown_path(folder / 'config.json')}: {error}") from None
+        config = self.config_in(folder)
         files = pretrained.weight_files(folder, self.stem)
         return Part(config, pretrained.Tensors(files, self.rules))
+
+    def config_in(self, folder: Path) -> Any:
+        """Its config in its own folder; UserError if it is missing, damaged or not supported."""
+        values = hub.read_config(folder)
+        try:
+            return self.config(values)
+        except UserError as error:
+            raise UserError(f"{shown_path(folder / 'config.json')}: {error}") from None
 
     def build(
         self, part: Part, dtype: jnp.dtype, *, source: str, weights: jnp.dtype | None = None
@@ -67,10 +72,7 @@ class Component(Generic[_Module]):
             weights: what its weights are kept in; None is `dtype`.
         """
         require_layers(part.config, len(part.tensors), source=source)
-        kept = dtype if weights is None else weights
-        if self.upcasts:
-            kept = jnp.float32
-            dtype = jnp.float32 if part.config.force_upcast else dtype
+        dtype, kept = self._dtypes(part.config, dtype, dtype if weights is None else weights)
         return pretrained.load(
             lambda: self.module(part.config, rngs=pretrained.ONE_KEY, dtype=dtype),
             part.tensors,
@@ -78,6 +80,27 @@ class Component(Generic[_Module]):
             source=source,
             dtype=kept,
         )
+
+    def shapes(self, config: Any, dtype: jnp.dtype, weights: jnp.dtype) -> _Module:
+        """The module of a config as `build` makes it, with the shapes of its arrays in their
+        place."""
+        dtype, kept = self._dtypes(config, dtype, weights)
+
+        def build() -> _Module:
+            module = self.module(config, rngs=pretrained.ONE_KEY, dtype=dtype)
+            graphdef, params, rest = nnx.split(module, nnx.Param, ...)
+            return nnx.merge(graphdef, jax.tree.map(lambda x: x.astype(kept), params), rest)
+
+        return nnx.eval_shape(build)
+
+    def _dtypes(
+        self, config: Any, dtype: jnp.dtype, weights: jnp.dtype
+    ) -> tuple[jnp.dtype, jnp.dtype]:
+        """What it computes in, and what its weights are kept in."""
+        if not self.upcasts:
+            return dtype, weights
+        exact = jnp.dtype(jnp.float32)
+        return exact if config.force_upcast else dtype, exact
 
     def load(self, folder: Path, dtype: jnp.dtype = jnp.float32) -> _Module:
         """The module in its own folder; UserError if it is not whole."""
@@ -108,3 +131,7 @@ class Source:
         """See `Component.build`."""
         source = f"{component.folder} of {self.name}"
         return component.build(part, self.dtype, source=source, weights=self.weights)
+
+    def shapes(self, component: Component[_Module], config: Any) -> _Module:
+        """See `Component.shapes`."""
+        return component.shapes(config, self.dtype, self.weights)

@@ -2,15 +2,21 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
+from transformers import PreTrainedTokenizerBase
 
+from styledrop_jax.errors import UserError, shown
 from styledrop_jax.io import hub
+from styledrop_jax.models.tokenizer import load_tokenizer
 from styledrop_jax.pipelines import muse_files, stable_diffusion_files
 from styledrop_jax.pipelines.base import Pipeline
-from styledrop_jax.pipelines.components import Source
+from styledrop_jax.pipelines.components import Component, Source
+
+_STAND_IN = "emoji64/sd"  # whose tokenizer is taken for one that is not there
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,16 +26,37 @@ class Loader:
     Attributes:
         layout: what its folder holds, by which it is known.
         load: makes the pipeline of it.
+        components: what the folder holds.
+        shapes: makes the pipeline of their configs, by their folders, and a tokenizer, every array
+            a shape.
+        named: configs of models by the hub's name.
     """
 
     layout: hub.Layout
     load: Callable[[Source], Pipeline]
+    components: Sequence[Component] = ()
+    shapes: Callable[[Source, Mapping[str, Any], PreTrainedTokenizerBase], Pipeline] | None = None
+    named: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 LOADERS = {
-    "muse": Loader(layout=muse_files.LAYOUT, load=muse_files.load),
+    "muse": Loader(
+        layout=muse_files.LAYOUT,
+        load=muse_files.load,
+        components=(muse_files.TRANSFORMER, muse_files.VQVAE, muse_files.TEXT),
+        shapes=muse_files.shapes,
+        named=muse_files.NAMED,
+    ),
     "stable_diffusion": Loader(
-        layout=stable_diffusion_files.LAYOUT, load=stable_diffusion_files.load_folder
+        layout=stable_diffusion_files.LAYOUT,
+        load=stable_diffusion_files.load_folder,
+        components=(
+            stable_diffusion_files.UNET,
+            stable_diffusion_files.VAE,
+            stable_diffusion_files.TEXT,
+        ),
+        shapes=stable_diffusion_files.shapes,
+        named=stable_diffusion_files.NAMED,
     ),
 }
 """The kinds of pipelines, by name."""
@@ -58,10 +85,72 @@ def load(
     file = Path(os.path.expanduser(name))
     kept = dtype if weights is None else weights
     source = Source(name=name, path=file, dtype=dtype, weights=kept)
-    if os.path.isfile(file) or file.suffix == ".safetensors":
+    if _is_file(file):
         return stable_diffusion_files.load_file(source)
-    layouts = [loader.layout for loader in LOADERS.values()]
-    folder = hub.resolve(name, layouts, field=field)
-    best = hub.best_layout(folder, layouts)
-    loader = next(loader for loader in LOADERS.values() if loader.layout is best)
-    return loader.load(dataclasses.replace(source, path=folder))
+    folder = hub.resolve(name, _layouts(), field=field)
+    return _loader(folder).load(dataclasses.replace(source, path=folder))
+
+
+def shapes(name: str, dtype: jnp.dtype, *, weights: jnp.dtype) -> Pipeline:
+    """A pipeline without its weights, every array a shape.
+
+    Args:
+        name, dtype, weights: see `load`. Of a folder the components' config.json are enough; of the
+            hub's models those in the cache are known, and some by their names.
+
+    Raises:
+        UserError: the model is not known, or its configs do not fit.
+    """
+    file = Path(os.path.expanduser(name))
+    source = Source(name=name, path=file, dtype=dtype, weights=weights)
+    if _is_file(file):
+        configs = stable_diffusion_files.configs_of_file(file)
+        return stable_diffusion_files.shapes(source, configs, _tokenizer(None))
+    folder = hub.on_this_machine(name, _layouts())
+    if folder is not None:
+        loader = _loader(folder)
+        configs = {}
+        for part in loader.components:
+            configs[part.folder] = part.config_in(folder / part.folder)
+        return _of_shapes(loader, source, configs, _tokenizer(folder))
+    names: list[str] = []
+    for loader in LOADERS.values():
+        if name in loader.named:
+            return _of_shapes(loader, source, loader.named[name], _tokenizer(None))
+        names += loader.named
+    raise UserError(
+        f"config.base: {shown(name)} is not on this machine, and not known by its name; expected "
+        f"a folder with the config.json of every component, or one of {', '.join(names)}"
+    )
+
+
+def _of_shapes(
+    loader: Loader,
+    source: Source,
+    configs: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+) -> Pipeline:
+    if loader.shapes is None:
+        raise UserError(f"config.base: {source.name} is of a kind whose shapes are not known")
+    return loader.shapes(source, configs, tokenizer)
+
+
+def _tokenizer(folder: Path | None) -> PreTrainedTokenizerBase:
+    """The model's own, or if it is not there a shipped one in its place."""
+    if folder is not None and (folder / "tokenizer").is_dir():
+        return load_tokenizer(folder / "tokenizer")
+    return load_tokenizer(hub.resolve(_STAND_IN, (hub.PIPELINE_TOKENIZER,)) / "tokenizer")
+
+
+def _is_file(path: Path) -> bool:
+    return os.path.isfile(path) or path.suffix == ".safetensors"
+
+
+def _layouts() -> list[hub.Layout]:
+    return [loader.layout for loader in LOADERS.values()]
+
+
+def _loader(folder: Path) -> Loader:
+    """Of the kind that the folder holds."""
+    best = hub.best_layout(folder, _layouts())
+    return next(loader for loader in LOADERS.values() if loader.layout is best)

@@ -14,12 +14,15 @@ from flax import nnx
 from styledrop_jax.models import clip, uvit, vqgan
 from styledrop_jax.models.tokenizer import tokenize
 from styledrop_jax.pipelines.base import (
+    Compilable,
     Edit,
     Group,
     Pipeline,
     SampleSettings,
     TrainSettings,
+    decoding,
     distinct_rows,
+    shape_of_keys,
     to_floats,
 )
 from styledrop_jax.sampling import maskgit, masking
@@ -178,6 +181,22 @@ class Muse(Pipeline):
             plans, arrays, jnp.asarray(tokens), keys, temperature, self.micro, self.mask_id
         )
         return np.asarray(found)
+
+    def programs(
+        self, groups: Sequence[Group], count: int, settings: SampleSettings
+    ) -> dict[str, Compilable]:
+        """See `Pipeline.programs`."""
+        tokens = jax.ShapeDtypeStruct((count, self.grid, self.grid), jnp.int32)
+        number = jax.ShapeDtypeStruct((), jnp.float32)
+        micro = jax.ShapeDtypeStruct((5,), jnp.float32)
+        plans = tuple(group.static for group in groups)
+        arrays = tuple(group.arrays for group in groups)
+        keys = shape_of_keys(count)
+        arguments = plans, arrays, tokens, keys, number, micro, self.mask_id
+        return {
+            "sampling": Compilable(_sample, arguments),
+            "decoding": decoding(self.autoencoder, tokens),
+        }
 
 
 def token_loss(

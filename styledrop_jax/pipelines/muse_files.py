@@ -1,5 +1,10 @@
 """A Muse from the files of a diffusers folder, such as amused/amused-256."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
 from styledrop_jax.errors import UserError
 from styledrop_jax.io import hub, identity
 from styledrop_jax.models import clip, uvit, vqgan
@@ -34,6 +39,37 @@ LAYOUT = hub.Layout(
     weights={part.folder: part.stem for part in (TRANSFORMER, VQVAE, TEXT)},
     tokenizer="tokenizer",
 )
+NAMED = {
+    "amused/amused-256": {
+        "transformer": uvit.Config.amused_256(),
+        "vqvae": vqgan.Config.amused(),
+        "text_encoder": clip.TextConfig.vit_l_14(),
+    },
+    "amused/amused-512": {
+        "transformer": uvit.Config.amused_512(),
+        "vqvae": vqgan.Config.amused(),
+        "text_encoder": clip.TextConfig.vit_l_14(),
+    },
+}
+"""Configs by the hub's name of the model."""
+
+
+def shapes(source: Source, configs: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Muse:
+    """A Muse without its weights: every array is a shape.
+
+    Args:
+        source: see `load`.
+        configs: of its components, by their folders.
+        tokenizer: its own, or a stand-in.
+    """
+    return Muse(
+        name=source.name,
+        base_hash="",
+        denoiser=source.shapes(TRANSFORMER, configs[TRANSFORMER.folder]),
+        autoencoder=source.shapes(VQVAE, configs[VQVAE.folder]),
+        text=source.shapes(TEXT, configs[TEXT.folder]),
+        tokenizer=tokenizer,
+    )
 
 
 def load(source: Source) -> Muse:

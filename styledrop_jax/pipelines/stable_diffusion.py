@@ -17,12 +17,15 @@ from styledrop_jax.errors import UserError
 from styledrop_jax.models import clip, unet, vae
 from styledrop_jax.models.tokenizer import tokenize
 from styledrop_jax.pipelines.base import (
+    Compilable,
     Edit,
     Group,
     Pipeline,
     SampleSettings,
     TrainSettings,
+    decoding,
     distinct_rows,
+    shape_of_keys,
     to_floats,
 )
 from styledrop_jax.sampling import schedulers
@@ -240,6 +243,22 @@ class StableDiffusion(Pipeline):
         keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
         arrays = tuple(group.arrays for group in groups)
         return np.asarray(_sample(plan, arrays, keys, guidance_rescale, inputs))
+
+    def programs(
+        self, groups: Sequence[Group], count: int, settings: SampleSettings
+    ) -> dict[str, Compilable]:
+        """See `Pipeline.programs`."""
+        shape = self._shape(None)
+        statics = tuple(group.static for group in groups)
+        plan = _Program(statics, self.schedule, settings.sampler, settings.steps, shape)
+        inputs = _inputs(settings.steps, None, None, None, None, None)
+        rescale = jax.ShapeDtypeStruct((), jnp.float32)
+        arrays = tuple(group.arrays for group in groups)
+        latents = jax.ShapeDtypeStruct((min(count, _IMAGE_BATCH), *shape), jnp.float32)
+        return {
+            "sampling": Compilable(_sample, (plan, arrays, shape_of_keys(count), rescale, inputs)),
+            "decoding": decoding(self.autoencoder, latents),
+        }
 
     def _shape(self, size: tuple[int, int] | None) -> tuple[int, ...]:
         height, width = size or (self.resolution, self.resolution)

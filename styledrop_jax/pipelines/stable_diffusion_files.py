@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -61,6 +62,11 @@ PRESETS = {
     2: {"unet": unet.Config.sd21(), "vae": vae.Config.sd(), "text_encoder": _TEXT_2},
 }
 """Configs by major version: a single file has none."""
+NAMED = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": PRESETS[1],
+    "stabilityai/stable-diffusion-2-1": PRESETS[2],
+}
+"""Configs by the hub's name of the model."""
 _BASE_2_SAMPLE_SIZE = 64  # of the 2.x that predict the noise; those that predict v have 768 pixels
 _SCHEDULE = NoiseSchedule(
     beta_start=0.00085,
@@ -71,6 +77,27 @@ _SCHEDULE = NoiseSchedule(
 )
 _TOKENIZER = "openai/clip-vit-large-patch14"
 _PADDING_2 = "!"  # 2.x was trained on texts padded with the token 0
+
+
+def shapes(
+    source: Source, configs: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> StableDiffusion:
+    """A Stable Diffusion without its weights: every array is a shape. Its schedule is that of 1.x.
+
+    Args:
+        source: see `load_folder`.
+        configs: of its components, by their folders.
+        tokenizer: its own, or a stand-in.
+    """
+    return StableDiffusion(
+        name=source.name,
+        base_hash="",
+        denoiser=source.shapes(UNET, configs[UNET.folder]),
+        autoencoder=source.shapes(VAE, configs[VAE.folder]),
+        text=source.shapes(TEXT, configs[TEXT.folder]),
+        tokenizer=tokenizer,
+        schedule=_SCHEDULE,
+    )
 
 
 def load_folder(source: Source) -> StableDiffusion:
@@ -98,7 +125,20 @@ def load_file(source: Source) -> StableDiffusion:
     Raises:
         UserError: the file or the tokenizer is missing or damaged, or it is no such model.
     """
-    file = source.path
+    version, parts, schedule = _of_file(source.path)
+    return _assemble(source, parts, _tokenizer_of_file(source.path, version), schedule)
+
+
+def configs_of_file(file: Path) -> dict[str, Any]:
+    """The configs of a single file's components, by the folders of the diffusers layout; see
+    `load_file`."""
+    _, parts, _ = _of_file(file)
+    return {folder: part.config for folder, part in parts.items()}
+
+
+def _of_file(file: Path) -> tuple[int, dict[str, Part], NoiseSchedule]:
+    """The major version of a single file, its components, of which no data is read yet, and its
+    schedule."""
     tensors = Tensors.of_single_file(file)
     is_2 = "text_model.encoder.layers.12.layer_norm1.weight" in tensors["text_encoder"]
     version = 2 if is_2 else 1
@@ -108,7 +148,7 @@ def load_file(source: Source) -> StableDiffusion:
         if folder == "unet" and version == 2 and schedule.prediction_type == "epsilon":
             config = dataclasses.replace(config, sample_size=_BASE_2_SAMPLE_SIZE)
         parts[folder] = Part(config, tensors[folder])
-    return _assemble(source, parts, _tokenizer_of_file(file, version), schedule)
+    return version, parts, schedule
 
 
 def _tokenizer_of_file(file: Path, version: int) -> PreTrainedTokenizerBase:

@@ -1,5 +1,5 @@
-"""What comes before the first stage: everything is read and checked, then loaded, then the manifest
-is written.
+"""What comes before the first stage: the base model is loaded, what was read is checked on it, and
+the manifest is written.
 """
 
 import dataclasses
@@ -15,153 +15,27 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from styledrop_jax import log, settings, trainable, tree
+from styledrop_jax import log, trainable, tree
 from styledrop_jax.adapters.base import Trainable
 from styledrop_jax.errors import UserError, shown
 from styledrop_jax.interchange.read import Initial, read_init
 from styledrop_jax.io import hub, image_files
-from styledrop_jax.io.captions import Reference, read_references
 from styledrop_jax.io.run_folder import Run
 from styledrop_jax.methods import identifiers, prompts
-from styledrop_jax.methods.base import (
-    Captioned,
-    Given,
-    Images,
-    Prior,
-    Program,
-    Prompt,
-    Stream,
-    joined,
-)
+from styledrop_jax.methods.base import Program, Prompt, Stream, joined
 from styledrop_jax.pipelines.base import Pipeline
 from styledrop_jax.pipelines.load import load as load_pipeline
-from styledrop_jax.registry import ADAPTERS, METHODS
+from styledrop_jax.registry import ADAPTERS
 from styledrop_jax.spec import RunSpec
 from styledrop_jax.stages import class_images, objective
 from styledrop_jax.stages.job import Job, Taught
+from styledrop_jax.stages.read import Read
 from styledrop_jax.stages.sample import follow, round_pool
 
 _LOG = logging.getLogger(__name__)
 
 
-# -------------------------------------------------------------- read and check
-
-
-def read_images(spec: RunSpec) -> dict[str, list[Reference]]:
-    """The user's images by the section that names them; an empty list of a prior that names none.
-
-    Raises:
-        UserError: images are missing, cannot be read, or lack words that the method needs.
-    """
-    found = {}
-    for name, section in settings.sections(spec):
-        if not isinstance(section, Images):
-            continue
-        if isinstance(section, Prior) and not section.image:
-            found[name] = []
-            continue
-        content = ""
-        descriptor = ""
-        needs: tuple[str, ...] = ()
-        if isinstance(section, Captioned):
-            content = section.content
-            descriptor = section.descriptor
-            needs = METHODS[spec.method].needs
-        found[name] = read_references(
-            section.image,
-            content,
-            descriptor,
-            fit=section.fit,
-            needs=needs,
-            field=f"config.{name}",
-        )
-    return found
-
-
-def taught(program: Program, images: Given) -> list[Taught]:
-    """The user's images that teach something, in the order of the streams."""
-    found = []
-    for stream in program.streams:
-        if not stream.teaches or stream.section not in images:
-            continue
-        for reference in images[stream.section]:
-            found.append(
-                Taught(
-                    section=stream.section,
-                    reference=reference,
-                    caption=stream.caption(reference.content, reference.descriptor),
-                    file=f"references/{len(found):03d}.png",
-                )
-            )
-    return found
-
-
-def check_words(program: Program) -> None:
-    """UserError if an identifier stands for two things, or two streams that differ train under one
-    prompt.
-    """
-    known: dict[str, str] = {}
-    for field, given in program.identifiers.items():
-        word = joined(given)
-        other = known.setdefault(word.lower(), field)
-        if word and other != field:
-            raise UserError(
-                f"config.{field}: {word!r}, as config.{other}; expected a word of its own"
-            )
-    first: dict[str, Stream] = {}
-    for stream in sorted(program.streams, key=lambda stream: stream.section):
-        for prompt in _prompts(stream):
-            other = first.setdefault(prompt, stream)
-            if other is not stream and (other.teaches or stream.teaches):
-                raise UserError(
-                    f"config.{stream.section}: trains under {prompt!r}, as config.{other.section} "
-                    "does; expected an identifier of its own"
-                )
-
-
-def _prompts(stream: Stream) -> set[str]:
-    if not stream.teaches:
-        return {stream.caption("", "")}
-    return {example.prompt for example in stream.examples}
-
-
-def check_inputs(run: Run, given: Sequence[Taught], contents: Sequence[str]) -> None:
-    """UserError if images, words or prompts are not those that the run began with: a file may
-    change under its path.
-    """
-    if not run.manifest:
-        return
-    found: dict[str, list] = {"prompts": list(contents)}
-    before: dict[str, list] = {"prompts": run.prompts}
-    for item in given:
-        reference = item.reference
-        words = [reference.sha256, reference.content, reference.descriptor, reference.ground]
-        found.setdefault(item.section, []).append(words)
-    for entry in run.references:
-        words = [entry.get(name, "") for name in ("sha256", "content", "descriptor", "ground")]
-        before.setdefault(str(entry.get("section")), []).append(words)
-    changed = [f"config.{name}" for name in found if found[name] != before.get(name)]
-    if changed:
-        raise UserError(
-            f"{run.workdir}: what {' and '.join(changed)} names has changed since this run began; "
-            "expected the same files, or another --workdir"
-        )
-
-
-# -------------------------------------------------------------- load
-
-
-def begin(
-    spec: RunSpec,
-    run: Run,
-    logger: log.Logger,
-    program: Program,
-    said: Sequence[Prompt],
-    given: Sequence[Taught],
-    by_round: Mapping[int, Sequence[Prompt]],
-    *,
-    base: str = "",
-) -> Job:
+def begin(spec: RunSpec, run: Run, logger: log.Logger, read: Read, *, base: str = "") -> Job:
     """Loads the base model, and checks what only it can tell, before anything is trained or
     sampled.
 
@@ -178,22 +52,22 @@ def begin(
         spec=spec,
         run=run,
         logger=logger,
-        program=program,
-        prompts=said,
-        given=given,
+        program=read.program,
+        prompts=read.said,
+        given=read.given,
         pipeline=pipeline,
         clip_folder=clip_folder,
-        by_round=by_round,
-        trainables=_trainables(spec, program, initial),
+        by_round=read.by_round,
+        trainables=trainables(spec, read.program, initial),
         start=initial and initial.state,
     )
     _check_on_pipeline(job)
     _warn(job)
     how = spec.round(1).sample
     streams = []
-    for stream in program.streams:
+    for stream in read.program.streams:
         streams.append(class_images.filled(stream, pipeline, how, dtype=spec.dtype, seed=spec.seed))
-    job = dataclasses.replace(job, program=dataclasses.replace(program, streams=streams))
+    job = dataclasses.replace(job, program=dataclasses.replace(read.program, streams=streams))
     _write_manifest(job)
     return job
 
@@ -211,7 +85,7 @@ def _check_base(run: Run, pipeline: Pipeline) -> None:
         )
 
 
-def _trainables(spec: RunSpec, program: Program, initial: Initial | None) -> list[Trainable]:
+def trainables(spec: RunSpec, program: Program, initial: Initial | None = None) -> list[Trainable]:
     """What trains in each round; in the first what `config.init` holds, if that names a file."""
     words = _identifiers(program)
     found = []

@@ -134,10 +134,25 @@ def prepare(
     targets = model.encode_images(np.concatenate([part.images for part in batches]))
     encode = model.text_ids if what.trains_text else model.encode_text
     words = encode([*prompts, ""]), _stacked(batches)
+    weights = [part.weight for part in batches]
+    return assembled(model, what, targets, words, weights, settings)
+
+
+def assembled(
+    model: Pipeline,
+    what: Trainable,
+    targets: Any,
+    words: tuple[Any, Any],
+    weights: Sequence[float],
+    settings: TrainSettings,
+) -> tuple[Tuning, Loss]:
+    """What `prepare` gives, of the images as `Pipeline.encode_images` makes them and the words as
+    `Tuning` has them; `weights` are of the streams' losses.
+    """
     shape_of_targets = jax.tree.structure(targets)
     shape_of_words = jax.tree.structure(words)
-    weights = np.array([part.weight for part in batches], np.float32)
-    empty = len(prompts)
+    streams = np.array(weights, np.float32)
+    empty = len(jax.tree.leaves(words)[0]) - 1
 
     def loss(
         tuning: Any, rows: jax.Array, keys: jax.Array
@@ -146,7 +161,7 @@ def prepare(
         `text_dropout`.
         """
         flat = rows.reshape(-1)
-        split = jax.vmap(lambda key: jax.random.split(key, (len(weights), 2)))(keys)  # [b, s, 2]
+        split = jax.vmap(lambda key: jax.random.split(key, (len(streams), 2)))(keys)  # [b, s, 2]
         drop_keys, loss_keys = split.reshape(-1, 2).T
         dropped = jax.vmap(lambda key: jax.random.bernoulli(key, settings.text_dropout))(drop_keys)
         chosen = jnp.where(dropped, empty, flat)
@@ -159,9 +174,9 @@ def prepare(
         each, metrics = model.loss(tuning.parts.denoiser, target, text, loss_keys, settings)
         per_stream = each.reshape(rows.shape).mean(0)
         shown = {name: metrics[name].mean() for name in _SHOWN if name in metrics}
-        if len(weights) > 1:
+        if len(streams) > 1:
             shown |= {f"loss_{s}": value for s, value in enumerate(per_stream)}
-        return per_stream @ weights, shown
+        return per_stream @ streams, shown
 
     return Tuning(trainable.parts(model, what), targets, words), loss
 

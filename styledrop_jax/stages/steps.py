@@ -21,8 +21,8 @@ from styledrop_jax.stages.sample import round_pool, sample_with
 from styledrop_jax.stages.samples import Sample, read_samples
 from styledrop_jax.stages.score import score_stage
 
-_PROMPTS = 8
-_STRENGTHS = (0.5, 1.5, 2.0)  # times the lambda_a that it was told
+PROMPTS = 8
+STRENGTHS = (0.5, 1.5, 2.0)  # times the lambda_a that it was told
 
 
 def best_step(job: Job, number: int, steps: Sequence[int]) -> Path:
@@ -39,14 +39,14 @@ def best_step(job: Job, number: int, steps: Sequence[int]) -> Path:
         how = dataclasses.replace(how, lambda_a=first.lambda_a)
     held = _held(job, first) if first else -math.inf
     few = [sample for sample in round_pool(job, number) if sample.image == 0]
-    few = few[:: max(1, len(few) // _PROMPTS)][:_PROMPTS]
+    few = few[:: max(1, len(few) // PROMPTS)][:PROMPTS]
     states = {step: _tried(job, number, few, step, how) for step in steps}
     step = _most(states, held)
     _say(number, f"the state after {step} steps is", "after", states)
     lambda_a = how.lambda_a
     if settings.tune_strength and how.guidance == "two_scale":
         strengths = {lambda_a: states[step]}
-        for factor in _STRENGTHS:
+        for factor in STRENGTHS:
             changed = dataclasses.replace(how, lambda_a=factor * how.lambda_a)
             strengths[changed.lambda_a] = _tried(job, number, few, step, changed)
         other = _most(strengths, held)

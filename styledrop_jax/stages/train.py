@@ -34,7 +34,7 @@ def train_round(job: Job, number: int, streams: Sequence[Stream]) -> None:
         return
     start = time.monotonic()
     last = job.run.path(stage, "adapter.safetensors")
-    at_once = _steps_per_call(settings.checkpoint_every)
+    at_once = steps_per_call(settings.checkpoint_every)
     kept = _kept(settings.steps, job.spec.round(number).keep, at_once)
     what = job.trainables[number - 1]
     key = jax.random.fold_in(jax.random.key(job.spec.seed), number)
@@ -113,7 +113,7 @@ def _initial(job: Job, number: int) -> Any:
     return None if state is None else {"parts": state}
 
 
-def _steps_per_call(checkpoint_every: int) -> int:
+def steps_per_call(checkpoint_every: int) -> int:
     """The most steps of one dispatch, of which checkpoints are a multiple."""
     return max(n for n in range(1, _MOST_STEPS_PER_CALL + 1) if checkpoint_every % n == 0)
 

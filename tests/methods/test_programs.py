@@ -12,7 +12,7 @@ from styledrop_jax.methods.base import Example, Program, Stream
 from styledrop_jax.methods.halves import halves
 from styledrop_jax.methods.prompts import POOL
 from styledrop_jax.registry import METHODS
-from styledrop_jax.stages import begin
+from styledrop_jax.stages.read import check_words
 
 WORDS = {"words": {"identifier": "sks", "noun": "dog"}}
 
@@ -322,10 +322,10 @@ def test_no_word_stands_for_two_things():
     same = {**STYO, "target": {"style": "SKS", "content": "m4a1"}}
     program = _of_styo(_settings("styo", **same))
     with pytest.raises(UserError, match="config.target.style: 'SKS', as config.source.content"):
-        begin.check_words(program)
+        check_words(program)
     program = _of_components(_components(component_3={"identifier": "aug", "aux": {"generate": 1}}))
     with pytest.raises(UserError, match="config.component_3.identifier: 'aug', as config.comp"):
-        begin.check_words(program)
+        check_words(program)
 
 
 @pytest.mark.parametrize("method", ["dreambooth", "styleforge", "style_word"])
@@ -347,12 +347,12 @@ def test_what_is_taught_and_what_is_kept_have_prompts_of_their_own():
             teaches=teaches,
         )
 
-    begin.check_words(Program(streams=[stream("prior", False), stream("aux", False)]))
+    check_words(Program(streams=[stream("prior", False), stream("aux", False)]))
     for teaches in (True, False):
         program = Program(streams=[stream("reference", True), stream("prior", teaches)])
         with pytest.raises(UserError, match="reference: trains under 'a dog', as config.prior"):
-            begin.check_words(program)
+            check_words(program)
 
 
 def test_streams_that_keep_may_share_a_prompt():
-    begin.check_words(_of_components(_components()))
+    check_words(_of_components(_components()))

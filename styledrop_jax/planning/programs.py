@@ -1,0 +1,133 @@
+"""The programs of a run, built from shapes: what the stages run on arrays."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from styledrop_jax import guidance, trainable
+from styledrop_jax.adapters.base import Trainable
+from styledrop_jax.io.pretrained import ONE_KEY
+from styledrop_jax.pipelines.base import Compilable, Group, Pipeline, SampleSettings, TrainSettings
+from styledrop_jax.stages import objective
+from styledrop_jax.training import loop, optim
+
+
+class Cut(jax.ShapeDtypeStruct):
+    """The shape of an array [k, b, …] whose second axis is cut over the chips."""
+
+
+class Images(NamedTuple):
+    """A stream as a plan knows it: how many images, their weight, whether their halves are kept
+    apart.
+    """
+
+    count: int
+    weight: float = 1.0
+    unmix: bool = False
+
+
+def trained(pipeline: Pipeline, what: Trainable) -> tuple[Any, Any]:
+    """What trains of a pipeline, and the frozen rest of the modules that it is in, as shapes."""
+
+    def build(base: Pipeline) -> tuple[Any, Any]:
+        modules = trainable.parts(trainable.put(base, what, rngs=ONE_KEY), what)
+        _, state, rest = nnx.split(modules, trainable.trained(what), ...)
+        return nnx.as_pure(state), nnx.as_pure(rest)
+
+    names = ("denoiser", "text") if what.trains_text else ("denoiser",)
+    return _of_shapes(pipeline, build, names)
+
+
+def training(
+    pipeline: Pipeline,
+    what: Trainable,
+    streams: Sequence[Images],
+    settings: TrainSettings,
+    *,
+    steps: int,
+) -> Compilable:
+    """A dispatch of `steps` training steps of a pipeline of shapes."""
+    graphdef: Any = None
+    loss: Any = None
+
+    def build(base: Pipeline) -> tuple[Any, Any]:
+        nonlocal graphdef, loss
+        model = trainable.attach(base, what, rngs=ONE_KEY)
+        count = sum(stream.count for stream in streams)
+        square = jnp.zeros((count, base.resolution, base.resolution, 3))
+        targets = base.autoencoder.encode(square)
+        ids = jnp.zeros((count + 1, base.text.config.max_position_embeddings), jnp.int32)
+        text = ids if what.trains_text else base.text_features(base.text, ids)
+        apart = None
+        if any(stream.unmix for stream in streams):
+            apart = jnp.zeros((*ids.shape, 2))
+        weights = [stream.weight for stream in streams]
+        tuning, loss = objective.assembled(model, what, targets, (text, apart), weights, settings)
+        graphdef, params, frozen = loop.split(tuning, trainable.trained(what))
+        return params, frozen
+
+    params, frozen = _of_shapes(pipeline, build)
+    optimizer = optim.make(settings.learning_rate, ema_decay=settings.ema_decay)
+    state = jax.eval_shape(lambda params: loop.init_state(params, optimizer), params)
+    rows = Cut((steps, settings.batch_size, len(streams)), jnp.int32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    step = loop.make_train_step(loss, optimizer, accumulate=settings.accumulate)
+    return Compilable(step, (graphdef, state, frozen, rows, key))
+
+
+def sampling(
+    pipeline: Pipeline, what: Trainable, settings: SampleSettings
+) -> dict[str, Compilable]:
+    """The sampler and the decoder of a batch, of a pipeline of shapes with what trains in it."""
+    count = settings.batch_size
+    statics: list[Group] = []
+
+    def build(base: Pipeline) -> list[Any]:
+        model = trainable.attach(base, what, rngs=ONE_KEY)
+        tuned = guidance.tuned(base, model, what)
+        branches = guidance.style_branches(tuned, [""] * count, settings)
+        ids = jnp.zeros((count, base.text.config.max_position_embeddings), jnp.int32)
+        texts = []
+        for branch in branches:
+            encoder = branch.tuned.model if branch.on else branch.tuned.base
+            texts.append(encoder.text_features(encoder.text, ids))
+        found = guidance.groups(branches, texts, np.arange(count))
+        statics.extend(group._replace(states=None, frozen=None, text=None) for group in found)
+        return [group.arrays for group in found]
+
+    groups = []
+    arrays_of = _of_shapes(pipeline, build)
+    for static, arrays in zip(statics, arrays_of, strict=True):
+        states, frozen, text, weights = arrays
+        text = jax.tree.map(lambda x: Cut(x.shape, x.dtype), text)
+        groups.append(static._replace(states=states, frozen=frozen, text=text, weights=weights))
+    return pipeline.programs(groups, count, settings)
+
+
+def _of_shapes(
+    pipeline: Pipeline,
+    build: Callable[[Pipeline], Any],
+    names: Sequence[str] = ("denoiser", "autoencoder", "text"),
+) -> Any:
+    """What `build` makes of a pipeline, a pure tree, as shapes, without computing it.
+
+    Args:
+        names: of the modules that it reads.
+    """
+    graphs = {}
+    states = {}
+    for name in names:
+        graphs[name], states[name] = nnx.split(getattr(pipeline, name))
+
+    def run(states: dict[str, Any]) -> Any:
+        modules = {}
+        for name, graphdef in graphs.items():
+            modules[name] = nnx.merge(graphdef, states[name])
+        return build(dataclasses.replace(pipeline, **modules))
+
+    return jax.eval_shape(run, states)
