@@ -22,7 +22,8 @@ from ml_collections import ConfigDict, config_flags
 
 from styledrop_jax import spec
 from styledrop_jax.errors import UserError, did_you_mean, few, shown
-from styledrop_jax.io.files import guard, read_json
+from styledrop_jax.io.files import guard, read_object
+from styledrop_jax.io.paths import shown_path
 
 _OF_RUN = "config.json"
 _PACKAGE = Path(__file__).parent
@@ -83,7 +84,7 @@ def load(name: str, complete: Complete = spec.complete) -> ConfigDict:
     """
     path, preset = find(name)
     if path.name == _OF_RUN:
-        return ConfigDict(complete(_told(path)))
+        return ConfigDict(complete(read_object(path)))
     with _file_errors(path):
         get_config = runpy.run_path(str(path)).get("get_config")
         if not callable(get_config):
@@ -91,18 +92,12 @@ def load(name: str, complete: Complete = spec.complete) -> ConfigDict:
         if preset and not inspect.signature(get_config).parameters:
             raise UserError(f"--config: {path} has no presets, found {shown(preset)}")
         config = get_config(preset) if preset else get_config()
-    if not isinstance(config, ConfigDict):
-        kind = type(config).__name__
-        raise UserError(f"--config: get_config of {path} returned a {kind}, expected a ConfigDict")
-    return ConfigDict(complete(config.to_dict()))
-
-
-def _told(path: Path) -> dict[str, Any]:
-    """What the run of this `config.json` was told."""
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise UserError(f"--config: {path} is {shown(content)}, expected a JSON object")
-    return content
+        if not isinstance(config, ConfigDict):
+            raise UserError(
+                f"--config: get_config of {shown_path(path)} returned a {type(config).__name__}, "
+                "expected a ConfigDict"
+            )
+        return ConfigDict(complete(config.to_dict()))
 
 
 def read(name: str, overrides: Mapping[str, Any] | None = None) -> spec.RunSpec:
@@ -187,13 +182,13 @@ def _file_errors(path: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         line = error.lineno if isinstance(error, SyntaxError) else None
         for part in traceback.extract_tb(error.__traceback__):
             if part.filename == str(path):
                 line = part.lineno
         said = " ".join(str(error).split())[:150]
-        where = f"{path} line {line}" if line else str(path)
+        where = f"{shown_path(path)} line {line}" if line else shown_path(path)
         raise UserError(f"--config: {where} failed: {type(error).__name__}: {said}") from error
 
 

@@ -148,6 +148,9 @@ def extend(
     """
     if not (rounds or steps or prompts):
         raise UserError("extend: nothing to add; expected --rounds, --steps or --prompts")
+    for name, found, most in (("rounds", rounds, 100), ("steps", steps, 1_000_000)):
+        if not 0 <= found <= most:
+            raise UserError(f"extend: --{name} is {found}, expected at most {most}")
     asked = {"rounds": rounds, "steps": steps, "prompts": prompts}
     run = Run.load(workdir)
     old = from_config(run.config)

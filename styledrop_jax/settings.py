@@ -17,6 +17,8 @@ from styledrop_jax.errors import UserError, check_words, did_you_mean, few, show
 
 T = TypeVar("T")
 _KEY = "setting"
+_HIGHEST = 1_000_000  # of a whole number that has no bound of its own
+_MOST_NUMBERED = 1000
 _ROOM = 250  # letters of the problems that one error names
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
@@ -93,7 +95,12 @@ class _Weights:
 
 
 def setting(default: Any, help: str, **rule: Any) -> Any:
-    """A field of one value; `rule` is the rest of a `Rule`."""
+    """A field of one value; `rule` is the rest of a `Rule`.
+
+    A whole number has a highest value: a million, if the rule says no other.
+    """
+    if type(default) is int:
+        rule.setdefault("high", _HIGHEST)
     return dataclasses.field(default=default, metadata={_KEY: Rule(help=help, **rule)})
 
 
@@ -407,6 +414,10 @@ def _check(value: Any, rule: Rule, kind: type, name: str, problems: list[str]) -
 def _read_numbered(
     rule: _Numbered, data: Mapping[str, Any], keys: list[str], where: str, problems: list[str]
 ) -> tuple[Any, ...]:
+    if len(keys) > _MOST_NUMBERED:
+        found = f"{len(keys):,} sections {rule.prefix}N"
+        problems.append(f"{where}: found {found}, expected at most {_MOST_NUMBERED}")
+        return (rule.kind(),)
     for number in range(1, len(keys) + 1):
         if f"{rule.prefix}{number}" not in data:
             problems.append(f"{where}.{rule.prefix}{number}: missing")

@@ -22,7 +22,7 @@ _SHIPPED_IMAGE = "bundled:"
 class RoundSample(SampleSettings):
     """How a round samples its pool of prompts."""
 
-    images_per_prompt: int = setting(64, "images sampled for each prompt", low=1)
+    images_per_prompt: int = setting(64, "images sampled for each prompt", low=1, high=10_000)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

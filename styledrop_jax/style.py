@@ -30,6 +30,9 @@ from styledrop_jax.stages.begin import warn_of_unknown
 from styledrop_jax.stages.best import sampling
 from styledrop_jax.stages.kept import adapter_file, chosen_round
 
+MOST_IMAGES = 10_000
+"""Of one prompt, in one call."""
+
 STRENGTHS = (0.5, 0.7)
 """Of whole images by default: 0.5 keeps more of the image, 0.7 is clearly in the style."""
 
@@ -440,8 +443,8 @@ def _check_strength(strength: float) -> None:
 
 
 def _check_seeds(num: int, seed: int) -> None:
-    if num < 1:
-        raise UserError(f"num: found {num}, expected at least 1")
+    if not 1 <= num <= MOST_IMAGES:
+        raise UserError(f"num: found {num}, expected 1 to {MOST_IMAGES}")
     if not 0 <= seed <= 2**32 - num:
         raise UserError(f"seed: found {seed}, expected a whole number from 0 to {2**32 - num}")
 

@@ -109,8 +109,14 @@ def test_help_names_every_field_with_its_value_and_of_later_rounds_what_differs(
         "rounds",
     ]
     lines = described["all other fields"]
-    assert "round_1.train.steps 200: training steps (a whole number of at least 0)" in lines
-    assert "round_2.train.steps 77: training steps (a whole number of at least 0)" in lines
+    assert (
+        "round_1.train.steps 200: training steps (a whole number of at least 0 and at most 1000000)"
+        in lines
+    )
+    assert (
+        "round_2.train.steps 77: training steps (a whole number of at least 0 and at most 1000000)"
+        in lines
+    )
     assert any(line.startswith("round_1.select.scorers.clip_style 2.0: ") for line in lines)
     assert not any(line.startswith("round_2.train.batch_size") for line in lines)
     assert any(line.startswith('prompts "": ') for line in lines)

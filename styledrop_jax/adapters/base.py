@@ -17,12 +17,16 @@ from safetensors.numpy import save
 from styledrop_jax import tree
 from styledrop_jax.errors import UserError, few, shown
 from styledrop_jax.io.files import write_bytes
-from styledrop_jax.io.paths import check_file
+from styledrop_jax.io.paths import check_file, shown_path
+from styledrop_jax.io.pretrained import check_count, check_finite
+from styledrop_jax.models.config_json import known_fields, require_fields
 
 _FORMAT = 1
 # One metadata key with one JSON string: safetensors writes several keys in a random order, and then
 # the same adapter would not be the same bytes.
 METADATA = "styledrop_jax"
+_RECORDED = {"base_name": str, "base_hash": str, "config": dict, "round": int, "extra": dict}
+_UNFIT = "adapter: its config does not fit"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -74,13 +78,13 @@ class AdapterConfig:
         if unknown:
             found = few(sorted(unknown))
             expected = ", ".join(names) or "nothing more"
-            raise UserError(
-                f"adapter: its config does not fit (found {found}, expected {expected})"
-            )
+            raise UserError(f"{_UNFIT} (found {found}, expected {expected})")
+        known = known_fields(cls, fields, source=_UNFIT)
+        require_fields(cls, known, source=_UNFIT)
         try:
-            return cls(**fields)
+            return cls(**known)
         except TypeError as error:
-            raise UserError(f"adapter: its config does not fit ({error})") from None
+            raise UserError(f"{_UNFIT} ({error})") from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -215,7 +219,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
     """The tensors of a small safetensors file, by name, and its metadata.
 
     Raises:
-        UserError: no such file, a pickle, a damaged or truncated file.
+        UserError: no such file, a pickle, a damaged or truncated file, or NaN or infinity in it.
     """
     check_file(path)
     if path.suffix in _PICKLES:
@@ -227,13 +231,17 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = dict(file.metadata() or {})
-            for name in file.keys():  # noqa: SIM118  not a mapping
+            names = file.keys()
+            check_count(path, len(names))
+            for name in names:
                 tensors[name] = file.get_tensor(name)
-    except (SafetensorError, OSError, TypeError) as error:
+    except (SafetensorError, OSError, TypeError, AttributeError, KeyError) as error:
         raise UserError(
             f"{path}: not a readable safetensors file, or cut short ({shown(str(error))}); "
             "pickles are never opened"
         ) from None
+    for name, tensor in tensors.items():
+        check_finite(shown_path(path), name, tensor)
     return tensors, metadata
 
 
@@ -284,7 +292,10 @@ def _parse(path: Path, text: str, tensors: dict[str, np.ndarray]) -> AdapterFile
                 f"{path}: adapter format {version}, expected {_FORMAT}; update styledrop_jax"
             )
         adapter = AdapterFile(path=path, tensors=tensors, **metadata)
-    except (ValueError, TypeError, KeyError, AttributeError):
+        for field, kind in _RECORDED.items():
+            if type(getattr(adapter, field)) is not kind:
+                raise TypeError(field)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise UserError(
             f"{path}: its metadata is corrupted; expected what styledrop_jax writes"
         ) from None
@@ -292,7 +303,25 @@ def _parse(path: Path, text: str, tensors: dict[str, np.ndarray]) -> AdapterFile
         raise UserError(
             f"{path}: corrupted, its content does not match the checksum written with it"
         )
+    _check_sizes(adapter)
     return adapter
+
+
+def _check_sizes(adapter: AdapterFile) -> None:
+    """Refuses a config that asks for more than the file holds, before any of it is built."""
+    longest = max((max(x.shape, default=1) for x in adapter.tensors.values()), default=1)
+    values: list[tuple[str, Any]] = [("config", adapter.config)]
+    while values:
+        name, value = values.pop()
+        if isinstance(value, Mapping):
+            values += value.items()
+        elif isinstance(value, list):
+            values += [(name, item) for item in value]
+        elif type(value) is int and name != "alpha" and not 0 <= value <= longest:
+            raise UserError(
+                f"{shown_path(adapter.path)}: its {shown(name)} is {shown(value)}, but the longest "
+                f"axis of its tensors is {longest}"
+            )
 
 
 def _digest(metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:

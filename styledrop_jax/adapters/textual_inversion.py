@@ -22,6 +22,7 @@ from styledrop_jax.errors import UserError, shown
 from styledrop_jax.models.clip import ClipText
 from styledrop_jax.settings import setting
 
+_LONGEST_WORD = 100  # letters
 _UNSPACED = (
     "\u0e00-\u109f"  # Thai, Lao, Tibetan, Burmese
     "\u1780-\u17ff"  # Khmer
@@ -49,12 +50,18 @@ class Token:
     vectors: int = 1
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.word, str) and self.word and not re.search(r"\s", self.word)):
+        is_word = isinstance(self.word, str) and 0 < len(self.word) <= _LONGEST_WORD
+        if not is_word or re.search(r"\s", self.word):
             raise UserError(
-                f"token: found {shown(self.word)}, "
-                "expected a word without spaces, such as '<painter>'"
+                f"token: found {shown(self.word)}, expected a word without spaces of at most "
+                f"{_LONGEST_WORD} letters, such as '<painter>'"
             )
-        if not (isinstance(self.vectors, int) and self.vectors > 0):
+        if not isinstance(self.initializer, str):
+            raise UserError(
+                f"token {shown(self.word)}: found the initializer {shown(self.initializer)}, "
+                "expected text"
+            )
+        if not (type(self.vectors) is int and self.vectors > 0):
             raise UserError(
                 f"token {shown(self.word)}: found {shown(self.vectors)} vectors, "
                 "expected a positive whole number"

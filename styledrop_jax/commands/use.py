@@ -282,9 +282,10 @@ def _common(flags: argparse.Namespace, folder: str) -> dict[str, Any]:
     """
     from styledrop_jax.pipelines.base import SampleSettings
     from styledrop_jax.settings import changed
+    from styledrop_jax.style import MOST_IMAGES
 
-    if flags.num < 1:
-        raise UserError(f"--num: found {flags.num}, expected at least 1")
+    if not 1 <= flags.num <= MOST_IMAGES:
+        raise UserError(f"--num: found {flags.num}, expected 1 to {MOST_IMAGES}")
     if not 0 <= flags.seed <= 2**32 - flags.num:
         raise UserError(
             f"--seed: found {flags.seed}, expected a whole number from 0 to {2**32 - flags.num}"

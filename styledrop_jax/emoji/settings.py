@@ -26,8 +26,9 @@ class CommonSettings:
         32,
         "channels: of transformers, in 32s; at full resolution of vq, vae in 4s, of unet in 16s",
         low=4,
+        high=4096,
     )
-    batch_size: int = setting(64, "examples a step", low=1)
+    batch_size: int = setting(64, "examples a step", low=1, high=65536)
     steps: int = setting(6000, "training steps", low=1)
     optimizer: str = setting(
         "adam",
@@ -68,9 +69,9 @@ class ClipSettings(CommonSettings):
     task: ClassVar[str] = "clip"
 
     vocab_size: int = setting(2048, "tokens of the text vocabulary", low=514)
-    max_length: int = setting(32, "tokens of a caption", low=8)
-    text_layers: int = setting(2, "of the text tower", low=1)
-    vision_layers: int = setting(6, "of the vision tower", low=1)
+    max_length: int = setting(32, "tokens of a caption", low=8, high=512)
+    text_layers: int = setting(2, "of the text tower", low=1, high=100)
+    vision_layers: int = setting(6, "of the vision tower", low=1, high=100)
     seen: float = setting(
         1.0, "share of an image's patches that a step looks at: less is faster", low=0.05, high=1
     )
@@ -122,7 +123,7 @@ class MuseSettings(DenoiserSettings):
         empty=False,
         path="file",
     )
-    layers: int = setting(6, "of the transformer", low=1)
+    layers: int = setting(6, "of the transformer", low=1, high=100)
     init: str = setting("", "an exported muse folder to go on from; empty starts anew", path="file")
 
 

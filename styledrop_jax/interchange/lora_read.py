@@ -1,6 +1,7 @@
 """LoRA files of diffusers, peft and kohya's scripts, in all their spellings, for our layers."""
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -21,6 +22,9 @@ _NAME = re.compile(
     r"(?:(?:\.lora_|_lora\.|\.lora\.|\.lora_linear_layer\.)"
     r"(?P<half>A|B|down|up)(?:\.default)?\.weight|\.alpha)"
 )
+_LARGEST = 1e30  # of a strength
+_MOST_PATTERNS = 1000
+_LONGEST_PATTERN = 200  # letters
 _HALVES = {"A": "down", "down": "down", "B": "up", "up": "up", None: "alpha"}
 
 
@@ -156,7 +160,8 @@ def _weights(
     up = _half(tensors[names["up"]], 2)
     if down.ndim != len(inner) + 1 or down.shape[:-1] != tuple(inner):
         return None
-    return Weights(down, up) if up.shape == (down.shape[-1], c_out) else None
+    rank = down.shape[-1]
+    return Weights(down, up) if rank and up.shape == (rank, c_out) else None
 
 
 def _half(tensor: np.ndarray, ndim: int) -> np.ndarray:
@@ -180,8 +185,11 @@ def _alpha(
     start = f"{prefix}." if prefix else ""
     alpha = peft.get(f"{start}lora_alpha", rank)
     patterns = peft.get(f"{start}alpha_pattern") or {}
-    if not isinstance(patterns, Mapping):
-        raise UserError(f"its alpha_pattern is {shown(patterns)}, expected a mapping")
+    if not isinstance(patterns, Mapping) or len(patterns) > _MOST_PATTERNS:
+        raise UserError(
+            f"its alpha_pattern is {shown(patterns)}, expected a mapping of at most "
+            f"{_MOST_PATTERNS}"
+        )
     for pattern, own in patterns.items():
         if _meant(pattern, layer):
             alpha = own
@@ -193,14 +201,26 @@ def _alpha(
 
 def _meant(pattern: str, layer: str) -> bool:
     """Whether peft takes a pattern to mean a layer: its whole name, or its end from a dot on."""
+    return _compiled(pattern).match(layer) is not None
+
+
+@functools.lru_cache(_MOST_PATTERNS)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """A pattern of peft's, if its search is sure to end soon: no repeated group, few repeats."""
+    repeats = len(re.findall(r"[*+{]", pattern))
+    soon = len(pattern) <= _LONGEST_PATTERN and repeats <= 3 and not re.search(r"\)[*+{]", pattern)
     try:
-        return re.match(rf"(.*\.)?({pattern})$", layer) is not None
-    except re.error:
-        raise UserError(f"its alpha_pattern has {shown(pattern)}, expected a pattern") from None
+        if soon:
+            return re.compile(rf"(.*\.)?({pattern})$")
+    except (re.error, OverflowError, RecursionError):
+        pass
+    raise UserError(
+        f"its alpha_pattern has {shown(pattern)}, expected a short pattern of a layer's name"
+    )
 
 
 def _number(value: Any, name: str) -> float:
-    if not isinstance(value, int | float) or not 0 < value < math.inf:
+    if type(value) not in (int, float) or not 0 < value < _LARGEST:
         raise UserError(f"its {name} is {shown(value)}, expected a positive number")
     return float(value)
 

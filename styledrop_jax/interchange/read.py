@@ -28,6 +28,7 @@ from styledrop_jax.pipelines.base import Pipeline
 _PEFT_CONFIG = "adapter_config.json"
 _PEFT_WEIGHTS = "adapter_model.safetensors"
 _DIFFUSERS = "pytorch_lora_weights.safetensors"
+_MOST_WORDS = 64
 _START = "a"  # a token of every tokenizer; the rows that a word starts as are replaced
 
 
@@ -134,8 +135,16 @@ def _lora(base: Pipeline, tensors: Mapping[str, np.ndarray], peft: Mapping[str, 
 
 def _words(base: Pipeline, rows: Mapping[str, np.ndarray]) -> Initial:
     tokens = []
+    longest = base.text.config.max_position_embeddings
+    if len(rows) > _MOST_WORDS:
+        raise UserError(f"found {len(rows):,} words, expected at most {_MOST_WORDS:,}")
     for word, part in rows.items():
         vectors = part.shape[0]
+        if vectors > longest:
+            raise UserError(
+                f"found {vectors:,} vectors for {shown(word)}, expected at most the {longest} "
+                "tokens of a prompt"
+            )
         tokens.append(textual_inversion.Token(word=word, initializer=_START, vectors=vectors))
     words = textual_inversion.Config(tokens=tuple(tokens))
     what = Trainable(words=words)
@@ -192,7 +201,7 @@ def _peft_of_file(
         text = metadata[lora_write.METADATA]
         try:
             fields = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             fields = None
         if not isinstance(fields, dict):
             raise UserError(

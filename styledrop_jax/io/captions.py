@@ -22,6 +22,7 @@ from styledrop_jax.io.paths import expanded, read_text, shown_path, stem_words
 BUNDLED = Path(__file__).parents[1] / "assets" / "references" / "references.jsonl"
 
 _LOG = logging.getLogger(__name__)
+_MOST_PROMPTS = 10_000
 _TABLES = (".jsonl", ".csv")
 # The columns of a table, each under its usual names: the first that is not empty is taken.
 _COLUMNS = {
@@ -155,8 +156,11 @@ def read_prompts(path: str | os.PathLike[str]) -> list[str]:
         if prompt:
             check_words(prompt, f"{shown_path(path)} line {number}")
             prompts.append(prompt)
-    if not prompts:
-        raise UserError(f"{shown_path(path)}: holds no prompt; expected one a line")
+    if not 1 <= len(prompts) <= _MOST_PROMPTS:
+        count = f"{len(prompts):,} prompts" if prompts else "no prompt"
+        raise UserError(
+            f"{shown_path(path)}: holds {count}; expected one a line, at most {_MOST_PROMPTS:,}"
+        )
     return prompts
 
 

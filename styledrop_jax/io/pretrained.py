@@ -35,6 +35,7 @@ _PERMUTATIONS: dict[Layout, tuple[int, ...]] = {
 }
 _FLOATS = ("F16", "BF16", "F32", "F64")  # quantised weights mean nothing without their scales
 _VARIANTS = ("", ".fp16", ".bf16")  # of a weight file's name, the preferred first
+MOST_TENSORS = 50_000  # of a file: the largest models have a few thousand
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 
@@ -105,7 +106,7 @@ class Tensors(Mapping[str, np.ndarray]):
 
     Raises:
         UserError: a file is missing, is not safetensors, is cut short, or holds weights that are
-            not plain floats.
+            not plain floats or more of them than any model.
     """
 
     def __init__(self, files: Collection[Path], rules: Rules):
@@ -115,7 +116,9 @@ class Tensors(Mapping[str, np.ndarray]):
 
     def _add(self, file: Path, rules: Rules) -> None:
         with open_safetensors(file) as handle:
-            for stored in handle.keys():  # noqa: SIM118  a safetensors handle is not a mapping
+            stored_names = handle.keys()
+            check_count(file, len(stored_names))
+            for stored in stored_names:
                 name = stored
                 for pattern, replacement in rules.renames:
                     name = re.sub(pattern, replacement, name)
@@ -163,6 +166,22 @@ class Tensors(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self.places)
+
+
+def check_count(file: Path, count: int) -> None:
+    """UserError if a file holds more tensors than any model or adapter."""
+    if count > MOST_TENSORS:
+        raise UserError(
+            f"{shown_path(file)}: holds {count:,} tensors, expected at most {MOST_TENSORS:,}"
+        )
+
+
+def check_finite(source: str, name: str, tensor: np.ndarray) -> None:
+    """UserError if a tensor holds NaN or infinity: all that is computed with it would be lost."""
+    if not np.isfinite(np.asarray(tensor, np.float32)).all():
+        raise UserError(
+            f"{source}: tensor {shown(name, 120)} holds NaN or infinity, expected finite numbers"
+        )
 
 
 def open_safetensors(file: Path):
@@ -275,7 +294,8 @@ def load(
         dtype: what the parameters are stored as in memory.
 
     Raises:
-        UserError: tensors are missing, unexpected or misshapen; counts them and names the first.
+        UserError: tensors are missing, unexpected or misshapen (counts them and names the first),
+            or hold what is no number.
     """
     try:
         module = nnx.eval_shape(build)
@@ -286,7 +306,9 @@ def load(
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
     filled = {}
     for name, (path, layout, shape) in slots.items():
-        filled[path] = jnp.asarray(_from_file(tensors[name].reshape(shape), layout), dtype)
+        tensor = tensors[name]
+        check_finite(source, name, tensor)
+        filled[path] = jnp.asarray(_from_file(tensor.reshape(shape), layout), dtype)
     flat = [(path, param.replace(filled[path])) for path, param in nnx.to_flat_state(params)]
     return nnx.merge(graphdef, nnx.from_flat_state(flat), rest)
 

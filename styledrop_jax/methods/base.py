@@ -60,7 +60,10 @@ class Prior(Images):
     )
     weight: float = setting(1.0, "of the loss of these images beside that of what is taught", low=0)
     generate: int = setting(
-        0, "how many there are to be: the frozen model makes what the given ones lack", low=0
+        0,
+        "how many there are to be: the frozen model makes what the given ones lack",
+        low=0,
+        high=100_000,
     )
 
 

@@ -56,8 +56,12 @@ class Contrast:
     negator: str = setting(
         "not", "the word between what an image has and has not; empty leaves out the latter"
     )
-    style_repeats: int = setting(3, "how often the pair of style identifiers is said", low=1)
-    content_repeats: int = setting(1, "how often the pair of content identifiers is said", low=1)
+    style_repeats: int = setting(
+        3, "how often the pair of style identifiers is said", low=1, high=100
+    )
+    content_repeats: int = setting(
+        1, "how often the pair of content identifiers is said", low=1, high=100
+    )
     repeat_training: bool = setting(True, "say them so often in the prompts of training")
     repeat_drawing: bool = setting(True, "say them so often in the prompts that are sampled")
 

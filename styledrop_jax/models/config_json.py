@@ -96,6 +96,9 @@ def _fits(value: Any, hint: Any, name: str) -> bool:
         elif option is str:
             if isinstance(value, str) and len(value) <= _LONGEST_NAME:
                 return True
+        elif dataclasses.is_dataclass(option):
+            if isinstance(value, Mapping):  # which checks its own fields
+                return True
         elif isinstance(value, option):
             return True
     return False
@@ -110,6 +113,8 @@ def _expected(hint: Any, name: str) -> str:
             words.append(f"a whole number from {int(name not in _FROM_ZERO)} to {_LARGEST}")
         elif option is float and name in _ABOVE_ZERO:
             words.append("a number above 0")
+        elif dataclasses.is_dataclass(option):
+            words.append("an object")
         elif option in _WORDS:
             words.append(_WORDS[option])
     return " or ".join(words)

@@ -30,7 +30,7 @@ class SampleSettings:
     """
 
     batch_size: int = setting(
-        8, "images sampled at once: more is faster and takes more memory", low=1
+        8, "images sampled at once: more is faster and takes more memory", low=1, high=4096
     )
     steps: int = setting(36, "decoding or denoising steps", low=1, high=1000)
     guidance: str = setting(
@@ -65,7 +65,7 @@ class TrainSettings:
 
     steps: int = setting(1000, "training steps", low=0)
     learning_rate: float = setting(3e-5, "Adam's learning rate", low=0, high=1, above=True)
-    batch_size: int = setting(8, "images a step", low=1)
+    batch_size: int = setting(8, "images a step", low=1, high=4096)
     random_crop: bool = setting(False, "crop the references at random instead of from the middle")
     text_dropout: float = setting(0.1, "probability that a step's prompt is dropped", low=0, high=1)
     checkpoint_every: int = setting(
