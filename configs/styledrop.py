@@ -8,9 +8,8 @@ between them.
 
 Presets, as `--config styledrop:PRESET`:
     emoji64 (default)       the shipped 64-pixel Stable Diffusion: minutes, 1.4 GB, two cores; the
-                            best of several states and strengths of a round goes on, and the ten
-                            samples, each of another prompt, that have most style and content
-                            train the next
+                            best of several states of a round goes on, and ten samples, each of
+                            another prompt, that have most style and content train the next
     emoji64-muse            the shipped Muse of the same drawings: coarser things; as long, 1.3 GB
     amused-256, amused-512  the public aMUSEd checkpoints, from the Hugging Face cache, the hub or a
                             local diffusers folder (`--config.base FOLDER`); for a GPU
@@ -45,11 +44,10 @@ _BASES = {
 def get_config(preset: str = "emoji64") -> ConfigDict:
     config = common(preset)
     if preset.startswith("emoji64"):
-        # Few steps, and the best of several states and strengths: a reference leaks the longer it
-        # trains. What round 2 learns from asks for the style first.
+        # Few steps, and the best of several states: a reference leaks the longer it trains. What
+        # round 2 learns from asks for the style first.
         for settings in (config.round_1, config.round_2):
             settings.keep = 4
-            settings.tune_strength = True
             settings.train.steps = 200
             settings.select.update(by="top_prompts", k=10)
             settings.select.scorers.update(clip_text=0.0, clip_style=2.0, clip_content=1.0)
@@ -58,6 +56,9 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
         for settings in (config.round_1, config.round_2):
             settings.adapter.blocks = "decoder"
             settings.sample.lambda_a = 1.0
+        # Those that round 2 learns from are guided more strongly: it shows less than they.
+        config.round_1.sample.images_per_prompt = 1
+        config.round_1.select.update(images_per_prompt=2, lambda_a=2.0)
     return config
 
 

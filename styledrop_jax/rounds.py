@@ -21,9 +21,9 @@ from styledrop_jax.stages.job import Job
 from styledrop_jax.stages.judge import judge_run
 from styledrop_jax.stages.read import check_inputs, read
 from styledrop_jax.stages.report import write_report
-from styledrop_jax.stages.sample import sample_base, sample_round
+from styledrop_jax.stages.sample import sample_base, sample_candidates, sample_round
 from styledrop_jax.stages.samples import Sample
-from styledrop_jax.stages.score import score_base, score_round, score_truth
+from styledrop_jax.stages.score import score_base, score_candidates, score_round, score_truth
 from styledrop_jax.stages.select import select_round
 from styledrop_jax.stages.train import train_round
 
@@ -81,8 +81,11 @@ def carry_out(job: Job, *, command: str) -> Path:
         train_round(job, number, streams)
         samples = sample_round(job, number)
         scored = score_round(job, number, samples)
+        learnt_from = number < job.spec.rounds and job.spec.round(number + 1).images == "chosen"
+        if learnt_from and job.spec.round(number).select.images_per_prompt:
+            scored = score_candidates(job, number, sample_candidates(job, number))
         chosen = select_round(job, number, scored)
-        if number < job.spec.rounds and job.spec.round(number + 1).images == "chosen":
+        if learnt_from:
             streams = _next_streams(job, number, chosen)
     judge_run(job)
     return write_report(job.run, job.spec, command=command)

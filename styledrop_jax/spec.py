@@ -48,6 +48,13 @@ class SelectSettings:
         "takes the best of each prompt alone)",
         low=1,
     )
+    images_per_prompt: int = setting(
+        0,
+        "images of each prompt that are sampled to be chosen from, and for nothing else; 0: the "
+        "round's own are",
+        low=0,
+    )
+    lambda_a: float = setting(2.0, "guidance towards the style of these", low=0)
     threshold: float = setting(0.0, "lowest score that is chosen (by threshold)")
 
 
@@ -78,10 +85,6 @@ class RoundSettings:
         "the last",
         low=1,
         high=20,
-    )
-    tune_strength: bool = setting(
-        False,
-        "sample its best state with a half, once and twice lambda_a too, and take the best",
     )
     prompts: str = setting(
         "", "its own text file of prompts to sample; empty for those of the run", path="file"
@@ -282,7 +285,7 @@ def check_rounds(spec: RunSpec) -> None:
                 f"{where}.train.accumulate: found {stage.train.accumulate}, "
                 f"expected a divisor of batch_size {stage.train.batch_size}"
             )
-        sampled = stage.sample.images_per_prompt
+        sampled = stage.select.images_per_prompt or stage.sample.images_per_prompt
         if stage.select.by == "prompt" and stage.select.k > sampled:
             raise UserError(
                 f"{where}.select.k: found {stage.select.k}, expected at most {sampled}, "

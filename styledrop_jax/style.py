@@ -27,7 +27,6 @@ from styledrop_jax.registry import METHODS
 from styledrop_jax.results import Made, Request
 from styledrop_jax.spec import RunSpec, from_config
 from styledrop_jax.stages.begin import warn_of_unknown
-from styledrop_jax.stages.best import sampling
 from styledrop_jax.stages.kept import adapter_file, chosen_round
 
 MOST_IMAGES = 10_000
@@ -106,7 +105,7 @@ class Style:
             descriptor=str(references[0].get("descriptor", "")),
             content=str(references[0].get("content", "")),
             prompts=opened.prompts,
-            sampling=sampling(opened, spec, number or 1),
+            sampling=spec.round(number or 1).sample,
             adapter=path,
         )
 

@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 
 Scores = Mapping[str, float]
 
-FEW = 0.05
-"""A difference of scores that an eye does not see."""
+_FEW = 0.05  # a difference of scores that an eye does not see
 _CONTENT = 3.0  # content spans about a third of what style does
 _LEAK = 0.12  # more than the base model has: some prompts show what the reference shows
 _LOST = 0.75  # of the base model's content, below which things are hard to tell
@@ -76,11 +75,11 @@ def judge(base: Scores, rounds: Sequence[Scores]) -> Verdict:
     best = max(holding, key=lambda i: (worth(rounds[i]), i))
     scores = rounds[best]
     gained = scores["clip_style"] - base["clip_style"]
-    way = gained / max(1 - base["clip_style"], FEW)
+    way = gained / max(1 - base["clip_style"], _FEW)
     leaked = scores["clip_leakage"] - base["clip_leakage"]
     remarks = []
     advice = []
-    if gained < FEW:
+    if gained < _FEW:
         learnt = "the words alone do it" if base["clip_style"] >= _NEAR else "not learnt"
         advice += ["words", "more"]
     elif way >= _WELL:

@@ -1,22 +1,10 @@
-"""What was best of a round's states and strengths, and where it is written down."""
-
-import dataclasses
+"""Which of the states that a round kept is the best, and where that is written down."""
 
 from styledrop_jax.errors import UserError, shown
 from styledrop_jax.io.files import read_json, write_json
 from styledrop_jax.io.run_folder import Run
-from styledrop_jax.spec import RoundSample, RunSpec
 
-BEST = "steps/best.json"
-"""In the folder of a round that kept more than its last state: `Best`."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Best:
-    """What was best of a round: the state after `step` steps, sampled with `lambda_a`."""
-
-    step: int
-    lambda_a: float
+_BEST = "steps/best.json"
 
 
 def step_file(step: int) -> str:
@@ -24,34 +12,27 @@ def step_file(step: int) -> str:
     return f"steps/{step:06d}.safetensors"
 
 
-def trial_name(best: Best) -> str:
-    """The folder below `steps` of the samples that a state was compared by."""
-    return f"{best.step:06d}_lambda_a_{best.lambda_a:g}"
+def trial(number: int, step: int) -> str:
+    """The folder of the samples by which a state of round `number` was compared."""
+    return f"round_{number}/steps/{step:06d}"
 
 
-def write_best(run: Run, number: int, best: Best) -> None:
-    """Records what was best of round `number`."""
-    write_json(run.path(f"round_{number}", BEST), dataclasses.asdict(best))
+def write_best(run: Run, number: int, step: int) -> None:
+    """Records the step after which round `number` was best."""
+    write_json(run.path(f"round_{number}", _BEST), {"step": step})
 
 
-def read_best(run: Run, number: int) -> Best | None:
-    """What was best of round `number`; None if nothing was compared.
+def read_best(run: Run, number: int) -> int | None:
+    """The step after which round `number` was best; None if it kept the last state alone.
 
     Raises:
         UserError: the file is not as `write_best` leaves it.
     """
-    if not run.done(f"round_{number}/{BEST}"):
+    if not run.done(f"round_{number}/{_BEST}"):
         return None
-    path = run.path(f"round_{number}", BEST)
+    path = run.path(f"round_{number}", _BEST)
     content = read_json(path)
-    try:
-        return Best(step=int(content["step"]), lambda_a=float(content["lambda_a"]))
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{path}: not as `personalize` leaves it: {shown(error)}") from error
-
-
-def sampling(run: Run, spec: RunSpec, number: int) -> RoundSample:
-    """How a round samples: as it was told, with the strength that was found best."""
-    how = spec.round(number).sample
-    best = read_best(run, number)
-    return how if best is None else dataclasses.replace(how, lambda_a=best.lambda_a)
+    step = content.get("step") if isinstance(content, dict) else None
+    if type(step) is not int or not run.done(f"{trial(number, step)}/scores.jsonl"):
+        raise UserError(f"{path}: not as `personalize` leaves it: {shown(content)}")
+    return step

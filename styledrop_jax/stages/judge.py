@@ -14,7 +14,6 @@ from styledrop_jax.io.files import read_json, write_json
 from styledrop_jax.io.records import are_numbers
 from styledrop_jax.io.run_folder import Run
 from styledrop_jax.spec import RunSpec
-from styledrop_jax.stages.best import sampling
 from styledrop_jax.stages.job import Job
 from styledrop_jax.stages.samples import Sample, read_samples
 
@@ -94,7 +93,7 @@ def read_verdict(run: Run) -> Recorded | None:
 
 def commands(run: Run, spec: RunSpec, verdict: Verdict) -> list[Command]:
     """What a verdict advises, as commands to paste."""
-    how = sampling(run, spec, verdict.round)
+    how = spec.round(verdict.round).sample
     own = shlex.quote(str(run.workdir))
     again = shlex.quote(f"{run.workdir}-again")
     anew = f"styledrop personalize --config {own} --workdir {again}"

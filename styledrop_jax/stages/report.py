@@ -21,8 +21,9 @@ from styledrop_jax.io.run_folder import Run
 from styledrop_jax.metrics.clip_scores import mean_interval
 from styledrop_jax.settings import to_dict
 from styledrop_jax.spec import RunSpec, to_config
-from styledrop_jax.stages.best import read_best, trial_name
+from styledrop_jax.stages.best import read_best
 from styledrop_jax.stages.judge import commands, read_verdict
+from styledrop_jax.stages.sample import CANDIDATES
 from styledrop_jax.stages.samples import Sample, read_chosen, read_samples
 
 _ASSETS = Path(__file__).parents[1] / "assets"
@@ -101,11 +102,11 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Strip:
-    """Samples of the same prompts by each state of a round, {what it is: samples}."""
+    """Samples of the same prompts while a round trained, {step: samples}."""
 
     title: str
-    rows: Mapping[str, Sequence[Shown]]
-    best: str
+    rows: Mapping[int, Sequence[Shown]]
+    best: int
 
     @property
     def contents(self) -> list[str]:
@@ -154,10 +155,12 @@ def write_report(run: Run, spec: RunSpec, *, command: str) -> Path:
     base = _stage(run, "base", "Base model, same prompts")
     stages = [_titled(base, manifest)]
     strips = []
+    chosen = []
     settings_by_round = []
     for number in range(1, spec.rounds + 1):
         stages.append(_stage(run, f"round_{number}", f"Round {number}"))
         strips += _strips(run, number)
+        chosen += _chosen(run, number)
         settings_by_round.append(_flat(to_dict(spec.round(number))))
     stages.append(_stage(run, "truth", "True image"))
     recorded = read_verdict(run)
@@ -169,6 +172,7 @@ def write_report(run: Run, spec: RunSpec, *, command: str) -> Path:
         commands=commands(run, spec, recorded.verdict) if recorded else [],
         stages=stages,
         strips=strips,
+        chosen=chosen,
         rows=_rows(stages),
         charts=_charts(run),
         settings=_flat(to_config(spec)),
@@ -232,17 +236,28 @@ def _titled(base: Stage, manifest: Manifest) -> Stage:
 def _stage(run: Run, folder: str, title: str) -> Stage:
     scores = inside(run.workdir, folder, "scores.jsonl")
     selected = inside(run.workdir, folder, "selected.json")
-    chosen = set()
-    for sample in read_chosen(selected) if selected else []:
-        chosen.add(sample.place)
+    chosen = {sample.file for sample in read_chosen(selected)} if selected else set()
     samples = []
     for sample in read_samples(scores) if scores else []:
         file = inside(run.workdir, folder, sample.file)
         source = inside(run.workdir, sample.source)
         if file:
-            is_chosen = sample.place in chosen
+            is_chosen = sample.file in chosen
             samples.append(Shown(sample=sample, file=file, source=source, chosen=is_chosen))
     return Stage(title=title, samples=samples)
+
+
+def _chosen(run: Run, number: int) -> list[Stage]:
+    """What was chosen of a round that sampled for that alone."""
+    folder = f"round_{number}"
+    selected = inside(run.workdir, folder, "selected.json")
+    samples = []
+    for sample in read_chosen(selected) if selected else []:
+        file = inside(run.workdir, folder, sample.file)
+        if file and sample.file.startswith(f"{CANDIDATES}/"):
+            samples.append(Shown(sample=sample, file=file, source=None, chosen=True))
+    title = f"Round {number}: chosen for round {number + 1}"
+    return [Stage(title=title, samples=samples)] if samples else []
 
 
 def _strips(run: Run, number: int) -> list[Strip]:
@@ -253,15 +268,9 @@ def _strips(run: Run, number: int) -> list[Strip]:
     folder = f"round_{number}/steps"
     rows = {}
     for path in sorted(run.path(folder).iterdir()):
-        if path.is_dir():
-            rows[_label(path.name)] = _stage(run, f"{folder}/{path.name}", "").samples
-    return [Strip(title=f"Round {number}", rows=rows, best=_label(trial_name(best)))]
-
-
-def _label(trial: str) -> str:
-    """The folder of a state's samples, as it is shown."""
-    step, _, strength = trial.partition("_lambda_a_")
-    return f"step {step.lstrip('0')}, lambda_a {strength}"
+        if path.name.isdecimal():
+            rows[int(path.name)] = _stage(run, f"{folder}/{path.name}", "").samples
+    return [Strip(title=f"Round {number}", rows=rows, best=best)]
 
 
 def _rows(stages: Sequence[Stage]) -> dict[tuple[str, str], Path | None]:

@@ -1,5 +1,6 @@
 """Second stage: the pool of prompts, sampled by the base model or by what a round trained."""
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,14 +14,19 @@ from styledrop_jax.io import image_files
 from styledrop_jax.methods.base import Redrawn
 from styledrop_jax.pipelines.base import Pipeline, SampleSettings
 from styledrop_jax.sampling.attention_control import aligned_tokens
-from styledrop_jax.stages.best import sampling
 from styledrop_jax.stages.job import Job
 from styledrop_jax.stages.samples import Sample, pool
+
+CANDIDATES = "candidates"
+"""In the folder of a round: samples that are to be chosen from, and for nothing else."""
 
 
 def round_pool(job: Job, number: int) -> list[Sample]:
     """What round `number` samples; the base model, round 0, one image of every prompt."""
-    count = job.spec.round(number).sample.images_per_prompt if number else 1
+    return _pool(job, number, job.spec.round(number).sample.images_per_prompt if number else 1)
+
+
+def _pool(job: Job, number: int, count: int) -> list[Sample]:
     sources = {}
     for file, given in job.sources.items():
         sources[file] = Path(given.reference.path).stem
@@ -38,9 +44,22 @@ def sample_round(job: Job, number: int) -> list[Sample]:
     """The pool of a round, by its adapter."""
     stage = f"round_{number}"
     tuned = guidance.load(job.pipeline, job.run.path(stage, "adapter.safetensors"))
-    return sample_with(
-        job, stage, round_pool(job, number), tuned, sampling(job.run, job.spec, number)
+    return sample_with(job, stage, round_pool(job, number), tuned, job.spec.round(number).sample)
+
+
+def sample_candidates(job: Job, number: int) -> list[Sample]:
+    """Samples of a round for the next one to be chosen from: `config.round_N.select` says how many,
+    and how strongly they are guided.
+    """
+    settings = job.spec.round(number)
+    how = dataclasses.replace(
+        settings.sample,
+        images_per_prompt=settings.select.images_per_prompt,
+        lambda_a=settings.select.lambda_a,
     )
+    tuned = guidance.load(job.pipeline, job.run.path(f"round_{number}", "adapter.safetensors"))
+    samples = _pool(job, number, how.images_per_prompt)
+    return sample_with(job, f"round_{number}/{CANDIDATES}", samples, tuned, how)
 
 
 def sample_with(

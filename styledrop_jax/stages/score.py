@@ -15,7 +15,7 @@ from styledrop_jax.io.fit import read_fitted
 from styledrop_jax.methods.prompts import noun
 from styledrop_jax.registry import SCORERS
 from styledrop_jax.stages.job import Job
-from styledrop_jax.stages.sample import round_pool
+from styledrop_jax.stages.sample import CANDIDATES, round_pool
 from styledrop_jax.stages.samples import Sample, read_samples, write_samples
 
 _BY_TEXT = {"clip_text": 1.0}
@@ -34,6 +34,13 @@ def score_base(job: Job, samples: Sequence[Sample]) -> list[Sample]:
 def score_round(job: Job, number: int, samples: Sequence[Sample]) -> list[Sample]:
     """A round's samples with their scores, and the sum that selection goes by."""
     return score_stage(job, f"round_{number}", samples, job.spec.round(number).select.scorers)
+
+
+def score_candidates(job: Job, number: int, samples: Sequence[Sample]) -> list[Sample]:
+    """The same of the samples that are to be chosen from, with files in the folder of the round."""
+    weights = job.spec.round(number).select.scorers
+    scored = score_stage(job, f"round_{number}/{CANDIDATES}", samples, weights)
+    return [dataclasses.replace(sample, file=f"{CANDIDATES}/{sample.file}") for sample in scored]
 
 
 def score_truth(job: Job) -> None:

@@ -4,63 +4,51 @@ Each samples the same few prompts from the same seeds, so that their scores diff
 learnt alone.
 """
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from styledrop_jax import guidance, log
-from styledrop_jax.feedback.verdict import FEW, Scores, style_to_hold, worth
-from styledrop_jax.pipelines.base import SampleSettings
-from styledrop_jax.stages.best import Best, read_best, step_file, trial_name, write_best
+from styledrop_jax.feedback.verdict import Scores, style_to_hold, worth
+from styledrop_jax.stages.best import read_best, step_file, trial, write_best
 from styledrop_jax.stages.job import Job
 from styledrop_jax.stages.sample import round_pool, sample_with
 from styledrop_jax.stages.samples import Sample, read_samples
 from styledrop_jax.stages.score import score_stage
 
 PROMPTS = 8
-STRENGTHS = (0.5, 1.5, 2.0)  # times the lambda_a that it was told
 
 
 def best_step(job: Job, number: int, steps: Sequence[int]) -> Path:
-    """The file of the state of round `number` whose samples are worth most; of equals the last.
-
-    With `tune_strength` another strength is taken if an eye would see the difference. A later round
-    is compared at the strength that the first one took, and is to hold its style. `best.json` has
-    state and strength.
+    """The file of the state of round `number` that is best, which `best.json` records: the one
+    whose samples are worth most, in a later round of those that hold the style of the first.
     """
-    settings = job.spec.round(number)
-    how = settings.sample
-    first = read_best(job.run, 1) if number > 1 else None
-    if first and settings.tune_strength:
-        how = dataclasses.replace(how, lambda_a=first.lambda_a)
-    held = _held(job, first) if first else -math.inf
     few = [sample for sample in round_pool(job, number) if sample.image == 0]
     few = few[:: max(1, len(few) // PROMPTS)][:PROMPTS]
-    states = {step: _tried(job, number, few, step, how) for step in steps}
-    step = _most(states, held)
-    _say(number, f"the state after {step} steps is", "after", states)
-    lambda_a = how.lambda_a
-    if settings.tune_strength and how.guidance == "two_scale":
-        strengths = {lambda_a: states[step]}
-        for factor in STRENGTHS:
-            changed = dataclasses.replace(how, lambda_a=factor * how.lambda_a)
-            strengths[changed.lambda_a] = _tried(job, number, few, step, changed)
-        other = _most(strengths, held)
-        falls_short = strengths[lambda_a]["clip_style"] < held
-        if falls_short or worth(strengths[other]) > worth(strengths[lambda_a]) + FEW:
-            lambda_a = other
-        _say(number, f"lambda_a {lambda_a:g} is", "at", dict(sorted(strengths.items())))
-    write_best(job.run, number, Best(step=step, lambda_a=lambda_a))
-    return job.run.path(f"round_{number}", step_file(step))
+    held = _held(job) if number > 1 else -math.inf
+    states = {step: _tried(job, number, few, step) for step in steps}
+    best = _most(states, held)
+    each = []
+    for step, scores in states.items():
+        each.append(f"{step}: {worth(scores):.3f} ({scores['clip_style']:.3f})")
+    log.say(
+        f"round_{number}: the state after {best} steps is taken; style + 3 × content (and style) "
+        f"after {', '.join(each)}"
+    )
+    write_best(job.run, number, best)
+    return job.run.path(f"round_{number}", step_file(best))
 
 
-def _held(job: Job, first: Best) -> float:
-    """The style score that a later round is to hold: that of the first, whose best is `first`."""
-    samples = read_samples(job.run.path("round_1/steps", trial_name(first), "scores.jsonl"))
+def _held(job: Job) -> float:
+    """The style score that later rounds are to hold: that of the first, if its states were
+    compared.
+    """
+    first = read_best(job.run, 1)
+    if first is None:
+        return -math.inf
+    samples = read_samples(job.run.path(trial(1, first), "scores.jsonl"))
     prompts = {sample.prompt for sample in samples}
     base = []
     for sample in read_samples(job.run.path("base", "scores.jsonl")):
@@ -69,22 +57,19 @@ def _held(job: Job, first: Best) -> float:
     return style_to_hold(_means(samples), _means(base))
 
 
-def _most(trials: Mapping[Any, Scores], held: float) -> Any:
-    """The trial that is worth most of those that hold the style; of equals the last. If none does,
-    the one with most style.
+def _most(states: Mapping[int, Scores], held: float) -> int:
+    """The state that is worth most of those that hold the style, or of all if none does; of equals
+    the last.
     """
-    holding = [key for key, scores in trials.items() if scores["clip_style"] >= held]
-    if not holding:
-        return max(trials, key=lambda key: trials[key]["clip_style"])
-    return max(holding, key=lambda key: (worth(trials[key]), key))
+    holding = [step for step, scores in states.items() if scores["clip_style"] >= held]
+    return max(holding or states, key=lambda step: (worth(states[step]), step))
 
 
-def _tried(job: Job, number: int, few: list[Sample], step: int, how: SampleSettings) -> Scores:
+def _tried(job: Job, number: int, few: list[Sample], step: int) -> Scores:
     """The mean scores of samples of the state after `step` steps."""
-    name = trial_name(Best(step=step, lambda_a=how.lambda_a))
-    stage = f"round_{number}/steps/{name}"
+    stage = trial(number, step)
     tuned = guidance.load(job.pipeline, job.run.path(f"round_{number}", step_file(step)))
-    sample_with(job, stage, few, tuned, how)
+    sample_with(job, stage, few, tuned, job.spec.round(number).sample)
     return _means(score_stage(job, stage, few, {}, aloud=False))
 
 
@@ -93,13 +78,3 @@ def _means(samples: Sequence[Sample]) -> Scores:
     for name in ("clip_style", "clip_content"):
         found[name] = float(np.mean([sample.scores[name] for sample in samples]))
     return found
-
-
-def _say(number: int, what: str, preposition: str, trials: Mapping[Any, Scores]) -> None:
-    each = []
-    for value, scores in trials.items():
-        each.append(f"{value:g}: {worth(scores):.3f} ({scores['clip_style']:.3f})")
-    log.say(
-        f"round_{number}: {what} taken; style + 3 × content (and style) {preposition} "
-        f"{', '.join(each)}"
-    )

@@ -83,7 +83,7 @@ def train_round(job: Job, number: int, streams: Sequence[Stream]) -> None:
         start_from=_initial(job, number),
     )
     _record(job, stage, params, data, streams, time.monotonic() - start)
-    if kept or job.spec.round(number).tune_strength:
+    if kept:
         save(job.run.path(stage, step_file(settings.steps)), params)
         write_bytes(last, best_step(job, number, [*kept, settings.steps]).read_bytes())
     else:
