@@ -35,13 +35,14 @@ _PUBLISHED: dict[str, Any] = {
     "round_1.select.scorers.clip_text": 1.0,
     "round_1.select.by": "prompt",
     "round_1.select.k": 1,
+    "round_1.select.images_per_prompt": 0,
+    "round_1.sample.images_per_prompt": 2,
     "round_2.own_share": 0.0,
 }
 for _round in ("round_1", "round_2"):
     _PUBLISHED |= {
         f"{_round}.adapter.blocks": "all",
         f"{_round}.keep": 1,
-        f"{_round}.tune_strength": False,
         f"{_round}.train.steps": 250,
         f"{_round}.sample.lambda_a": 0.5,
     }
@@ -61,7 +62,6 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="where the runs go")
     parser.add_argument("--preset", default="emoji64", help="of configs/styledrop.py")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=2, help="images of each prompt in a round")
     parser.add_argument("--arm", action="append", choices=tuple(ARMS), help="default: all")
     parser.add_argument("--style", action="append", help="default: all")
     flags = parser.parse_args()
@@ -102,7 +102,6 @@ def _run(
         "reference.descriptor": style.words,
         "truth": str(given / "truth"),
         "seed": seed,
-        "round_1.sample.images_per_prompt": flags.images,
         "round_2.sample.images_per_prompt": 1,
     }
     spec = config_files.read(f"styledrop:{flags.preset}", overrides | arm)
