@@ -81,11 +81,10 @@ def carry_out(job: Job, *, command: str) -> Path:
         train_round(job, number, streams)
         samples = sample_round(job, number)
         scored = score_round(job, number, samples)
-        learnt_from = number < job.spec.rounds and job.spec.round(number + 1).images == "chosen"
-        if learnt_from and job.spec.round(number).select.images_per_prompt:
+        if job.spec.candidates(number):
             scored = score_candidates(job, number, sample_candidates(job, number))
         chosen = select_round(job, number, scored)
-        if learnt_from:
+        if job.spec.teaches(number):
             streams = _next_streams(job, number, chosen)
     judge_run(job)
     return write_report(job.run, job.spec, command=command)

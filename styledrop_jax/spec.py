@@ -149,6 +149,14 @@ class RunSpec:
         """
         return self.round_settings[min(number, len(self.round_settings)) - 1]
 
+    def teaches(self, number: int) -> bool:
+        """Whether a round learns from what is chosen of round `number`."""
+        return number < self.rounds and self.round(number + 1).images == "chosen"
+
+    def candidates(self, number: int) -> int:
+        """How many images of each prompt round `number` samples to be chosen from alone."""
+        return self.round(number).select.images_per_prompt if self.teaches(number) else 0
+
     @property
     def weights_dtype(self) -> str:
         """What the base's weights are kept in: `dtype`, or float32 if an adapter needs them so."""

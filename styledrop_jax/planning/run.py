@@ -20,7 +20,7 @@ from styledrop_jax.planning.programs import Images
 from styledrop_jax.spec import RoundSettings, RunSpec
 from styledrop_jax.stages.begin import trainables
 from styledrop_jax.stages.read import Read
-from styledrop_jax.stages.steps import PROMPTS, STRENGTHS
+from styledrop_jax.stages.steps import PROMPTS
 from styledrop_jax.stages.train import steps_per_call
 
 _CHECKPOINTS = 2  # that are on the disk at once, each with the optimiser's state
@@ -122,10 +122,9 @@ def images(spec: RunSpec, read: Read) -> list[int]:
     for number in range(1, spec.rounds + 1):
         stage = spec.round(number)
         prompts = len(read.by_round.get(number, read.said)) * sources
-        count = prompts * stage.sample.images_per_prompt
+        count = prompts * (stage.sample.images_per_prompt + spec.candidates(number))
         if stage.keep > 1:
-            tries = stage.keep + stage.tune_strength * len(STRENGTHS)
-            count += tries * min(prompts, PROMPTS)
+            count += stage.keep * min(prompts, PROMPTS)
         found.append(count)
     return found
 
