@@ -5,7 +5,9 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -114,3 +116,8 @@ def by_size(given: Sequence[Prepared]) -> list[list[int]]:
     for i, picture in enumerate(given):
         groups.setdefault(picture.image.shape, []).append(i)
     return list(groups.values())
+
+
+def repeated(encoded: Any, count: int) -> Any:
+    """Every image of a tree of arrays [n, …] `count` times, next to itself."""
+    return jax.tree.map(lambda x: np.repeat(x, count, axis=0), encoded)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
@@ -247,7 +246,7 @@ class Style:
 
         record = {"image": pictures.named(image), "mask": pictures.named(mask), "strength": amount}
         requests = self._requests(_listed(prompts), num, seed, descriptor, record, whole)
-        own = _repeated(self.pipeline.encode_images(start[None]), len(requests))
+        own = pictures.repeated(self.pipeline.encode_images(start[None]), len(requests))
         edit = Edit(own, regions.reduced(inside, size), amount)
         kept = results.Output(self._origin(), how, out).keep(
             requests, self._generated(requests, how, edit)
@@ -306,7 +305,7 @@ class Style:
                     contents = [given[i].content]
                     whole = functools.partial(image_files.resized, size=given[i].size)
                     requests += self._requests(contents, num, seed, descriptor, record, whole)
-                start = Edit(_repeated(encoded, num), None, amount)
+                start = Edit(pictures.repeated(encoded, num), None, amount)
                 kept = output.keep(requests, self._generated(requests, how, start))
                 pairs = list(zip(requests, kept, strict=True))
                 for place, i in enumerate(same):
@@ -446,8 +445,3 @@ def _check_seeds(num: int, seed: int) -> None:
         raise UserError(f"num: found {num}, expected 1 to {MOST_IMAGES}")
     if not 0 <= seed <= 2**32 - num:
         raise UserError(f"seed: found {seed}, expected a whole number from 0 to {2**32 - num}")
-
-
-def _repeated(encoded: Any, count: int) -> Any:
-    """Every image `count` times, next to itself."""
-    return jax.tree.map(lambda x: np.repeat(x, count, axis=0), encoded)
