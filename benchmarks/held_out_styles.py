@@ -71,18 +71,12 @@ _AT_RANDOM = {
     "round_1.select.scorers.clip_content": 0,
     "round_1.select.scorers.random": 1,
 }
-# What the run that chooses at random does not take over. Scores are of it too: the sum in them is
-# the one that CLIP selected by.
-_ITS_OWN = shutil.ignore_patterns(
-    "round_2",
-    "scores.jsonl",
-    "selected.json",
-    "verdict.json",
-    "grid.png",
-    "report.html",
-    "config.json",
-    ".lock",
+_ITS_OWN = (
+    *("round_2", "scores.jsonl", "selected.json", "verdict.json", "grid.png", "report.html"),
+    *("config.json", ".lock"),
 )
+"""What the run that chooses at random does not take over. Scores are of it too: the sum in them is
+the one that CLIP selected by."""
 
 
 def main() -> None:
@@ -147,12 +141,17 @@ def _run_style(
         if selection == "random":
             overrides |= _AT_RANDOM
             if not run.exists():
-                shutil.copytree(runs["clip"], run, ignore=_ITS_OWN)
+                shutil.copytree(runs["clip"], run, ignore=_own)
         spec = config_files.read(f"styledrop:{flags.preset}", overrides)
         log.say(f"{style.artist}, {style.treatment}, seed {seed}, {selection}")
         personalize(spec, run, command="benchmarks/held_out_styles.py")
         runs[selection] = run
     return runs
+
+
+def _own(folder: str, names: list[str]) -> list[str]:
+    """Of `names` in `folder`, what is not copied; the states of round 1 were compared alike."""
+    return [] if "steps" in Path(folder).parts else [name for name in names if name in _ITS_OWN]
 
 
 def features(scorer: ClipScorer, folder: Path, samples: Sequence[Sample]) -> np.ndarray:
