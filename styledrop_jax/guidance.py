@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from styledrop_jax import log, trainable
+from styledrop_jax import hosts, log, trainable
 from styledrop_jax.adapters.base import AdapterParam, Trainable, identity
 from styledrop_jax.errors import shown
 from styledrop_jax.io import image_files
@@ -83,14 +83,14 @@ class Follow(NamedTuple):
 def tuned(base: Pipeline, model: Pipeline, what: Trainable) -> Tuned:
     """`model`, which is `base` with `what` trained in it, ready to sample."""
     graphdef, adapter, rest = nnx.split(model.denoiser, AdapterParam, ...)
-    state = nnx.as_pure(adapter)
+    state = mesh.place(nnx.as_pure(adapter), base.devices)
     return Tuned(
         base=base,
         model=model,
         what=what,
         graphdef=graphdef,
         state=state,
-        frozen=mesh.replicate(nnx.as_pure(rest)),
+        frozen=mesh.place(nnx.as_pure(rest), base.devices),
         off=identity(state) if trainable.switches_off(what) else None,
     )
 
@@ -200,8 +200,9 @@ def generate(
             they start from its noised latents too. Each takes twice the room, and the first branch
             is of the prompt.
     """
+    room = _room(branches[0].tuned.base, settings, follow)
     if follow is None:
-        yield from _chunks(branches, seeds, settings, settings.batch_size, edit)
+        yield from _chunks(branches, seeds, room, settings, edit)
         return
     prompts = branches[0].prompts
     followed = [branch.prompts == prompts for branch in branches]
@@ -218,9 +219,16 @@ def generate(
     twice = np.repeat(np.asarray(seeds), 2).tolist()
     own = jax.tree.map(lambda x: np.repeat(x, len(twice), axis=0), follow.own)
     start = Edit(own, None, follow.strength)
-    room = 2 * max(1, settings.batch_size // 2)
-    for chunk in _chunks(pairs, twice, settings, room, start, control=control):
+    for chunk in _chunks(pairs, twice, 2 * room, settings, start, control=control):
         yield chunk[1::2]
+
+
+def _room(base: Pipeline, settings: SampleSettings, follow: Follow | None) -> int:
+    """The images of a chunk, which the devices share evenly; one that follows takes twice the
+    room.
+    """
+    count = settings.batch_size if follow is None else max(1, settings.batch_size // 2)
+    return mesh.rounded(count, base.devices)
 
 
 def _beside(branch: Branch, prompt: str | None) -> Branch:
@@ -234,8 +242,8 @@ def _beside(branch: Branch, prompt: str | None) -> Branch:
 def _chunks(
     branches: Sequence[Branch],
     seeds: Sequence[int],
-    settings: SampleSettings,
     batch_size: int,
+    settings: SampleSettings,
     edit: Edit | None,
     control: Any = None,
 ) -> Iterator[np.ndarray]:
@@ -252,14 +260,13 @@ def _chunks(
         part = None
         if edit is not None:
             part = edit._replace(own=_rows(edit.own, rows))
-        with mesh.in_use():
-            chunk = base.generate(
-                groups(branches, texts, rows),
-                [seeds[row] for row in rows],
-                settings=settings,
-                edit=part,
-                **more,
-            )
+        chunk = base.generate(
+            groups(branches, texts, rows),
+            [seeds[row] for row in rows],
+            settings=settings,
+            edit=part,
+            **more,
+        )
         yield chunk[: count - start]
 
 
@@ -274,6 +281,7 @@ def generate_files(
     seeds: Sequence[int],
     branches: Callable[[Sequence[str]], Sequence[Branch]],
     *,
+    base: Pipeline,
     settings: SampleSettings,
     follow: Follow | None = None,
 ) -> None:
@@ -282,29 +290,35 @@ def generate_files(
     Their chunks are those of all images, so that an image is the same to the last bit whenever it
     is generated: its place in a chunk decides how sums in it are rounded.
 
+    Raises `hosts.Stopped` after a chunk, if the processes were told to end.
+
     Args:
         description: of the bar.
         paths, texts, seeds: of each image.
         branches: prompts → their branches.
+        base: of the branches.
         settings, follow: see `generate`.
     """
-    room = settings.batch_size if follow is None else max(1, settings.batch_size // 2)
+    room = _room(base, settings, follow)
+    there = hosts.shared(lambda: [path.is_file() for path in paths])
     todo: list[int] = []
     for start in range(0, len(paths), room):
         chunk = range(start, min(start + room, len(paths)))
-        if not all(paths[i].is_file() for i in chunk):
+        if not all(there[i] for i in chunk):
             todo += chunk
-    made = sum(path.is_file() for path in paths)
-    with log.progress(description, len(paths), start=made) as advance:
+    with log.progress(description, len(paths), start=sum(there)) as advance:
         if not todo:
             return
         chosen = branches([texts[i] for i in todo])
         own_seeds = [seeds[i] for i in todo]
         images = generate(chosen, own_seeds, settings=settings, follow=follow)
-        for i, image in zip(todo, itertools.chain.from_iterable(images), strict=True):
-            if not paths[i].is_file():
+        flat = itertools.chain.from_iterable(images)
+        for place, (i, image) in enumerate(zip(todo, flat, strict=True), 1):
+            if not there[i]:
                 image_files.write_png(paths[i], image)
                 advance(1)
+            if place % room == 0 and hosts.told_to_stop():
+                raise hosts.Stopped
 
 
 def groups(branches: Sequence[Branch], texts: Sequence[Any], rows: np.ndarray) -> list[Group]:
@@ -333,7 +347,7 @@ def _group(
         graphdef=owner.graphdef,
         states=states[0] if shared else _stack(states),
         frozen=owner.frozen,
-        text=mesh.shard(_stack(features)),
+        text=mesh.shard(_stack(features), owner.base.devices),
         weights=jnp.stack(weights, axis=1),
         shared=shared,
     )

@@ -12,6 +12,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
+from styledrop_jax import hosts
 from styledrop_jax.io.files import JsonLines, guard, write_bytes
 from styledrop_jax.io.records import METRICS, read_steps
 
@@ -29,8 +30,9 @@ class Advance(Protocol):
 
 
 def say(text: str) -> None:
-    """Prints one line, above the bar if there is one."""
-    _CONSOLE.print(text)
+    """Prints one line, above the bar if there is one; of several processes the first does."""
+    if hosts.first():
+        _CONSOLE.print(text)
 
 
 @contextlib.contextmanager
@@ -48,7 +50,7 @@ def progress(description: str, total: int, *, start: int = 0) -> Iterator[Advanc
     Yields:
         the function to call after each piece of work; see `Advance`.
     """
-    show = _bar if _CONSOLE.is_terminal else _lines
+    show = _bar if _CONSOLE.is_terminal and hosts.first() else _lines
     with show(description, total, start) as advance:
         yield advance
 
@@ -157,7 +159,7 @@ class Logger:
 
     `metrics.jsonl` holds one record for each call of `scalars`, `{"stage", "step", name: value,
     …}`, and nothing that depends on the clock, so an unbroken run and a resumed one leave the same
-    bytes. TensorBoard gets one run for each stage.
+    bytes. TensorBoard gets one run for each stage. Of several processes the first alone records.
     """
 
     def __init__(self, workdir: str | os.PathLike):
@@ -170,6 +172,8 @@ class Logger:
         Records come in the order of the work. So of those there are, the first of this stage beyond
         `step` and all that follow it are dropped.
         """
+        if not hosts.first():
+            return
         self.close()
         path = self._workdir / METRICS
         JsonLines(path).close()  # drops a torn last line
@@ -192,6 +196,8 @@ class Logger:
             values: name → number; what is not finite becomes null in `metrics.jsonl`.
             timing: numbers that depend on the clock (steps per second): for TensorBoard only.
         """
+        if not hosts.first():
+            return
         stage = self._started()
         numbers = {name: float(value) for name, value in values.items()}
         stage.metrics.append({"stage": stage.name, "step": int(step), **numbers})
@@ -200,7 +206,8 @@ class Logger:
 
     def image(self, tag: str, step: int, array: np.ndarray) -> None:
         """Shows one image, float in [0, 1] or uint8, [h, w, 3], in TensorBoard."""
-        self._started().board.add_image(tag, np.asarray(array), int(step), dataformats="HWC")
+        if hosts.first():
+            self._started().board.add_image(tag, np.asarray(array), int(step), dataformats="HWC")
 
     def close(self) -> None:
         """Writes out what is pending; `start` opens again."""

@@ -6,16 +6,17 @@ settings, so the same command continues a run wherever it was stopped.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from styledrop_jax import log
+from styledrop_jax import hosts, log
 from styledrop_jax.errors import UserError
 from styledrop_jax.io import image_files
 from styledrop_jax.io.run_folder import Run
 from styledrop_jax.methods.base import Example, Stream
 from styledrop_jax.planning.run import Planned, brief
-from styledrop_jax.spec import RunSpec, from_config, normal, to_config
+from styledrop_jax.spec import RunSpec, check_batches, from_config, normal, to_config
 from styledrop_jax.stages.begin import begin
 from styledrop_jax.stages.job import Job
 from styledrop_jax.stages.judge import judge_run
@@ -26,6 +27,7 @@ from styledrop_jax.stages.samples import Sample
 from styledrop_jax.stages.score import score_base, score_candidates, score_round, score_truth
 from styledrop_jax.stages.select import select_round
 from styledrop_jax.stages.train import train_round
+from styledrop_jax.training import mesh
 
 
 def personalize(spec: RunSpec, workdir: Path, *, command: str, base: str = "") -> Path:
@@ -41,9 +43,11 @@ def personalize(spec: RunSpec, workdir: Path, *, command: str, base: str = "") -
         UserError: anything in the settings, the images or the folder that is not right.
         Paused: a person has to choose images first.
     """
+    hosts.join()
     if base:
         spec = _began_on(workdir, spec)
     given = read(spec)
+    check_batches(spec, mesh.make(spec.mesh).size)
     with (
         Run.open(workdir, to_config(spec), completed=normal) as run,
         log.Logger(run.workdir) as logger,
@@ -83,9 +87,14 @@ def carry_out(job: Job, *, command: str) -> Path:
         scored = score_round(job, number, samples)
         if job.spec.candidates(number):
             scored = score_candidates(job, number, sample_candidates(job, number))
-        chosen = select_round(job, number, scored)
+        chosen = hosts.shared(functools.partial(select_round, job, number, scored))
         if job.spec.teaches(number):
             streams = _next_streams(job, number, chosen)
+    return hosts.shared(lambda: _told(job, command))
+
+
+def _told(job: Job, command: str) -> Path:
+    """The verdict, and the report."""
     judge_run(job)
     return write_report(job.run, job.spec, command=command)
 
@@ -95,9 +104,8 @@ def _next_streams(job: Job, number: int, chosen: Sequence[Sample]) -> list[Strea
     judge, or beside them.
     """
     share = job.spec.round(number + 1).own_share
-    pictures = []
-    for sample in chosen:
-        pictures.append(image_files.read_image(job.run.path(f"round_{number}", sample.file)))
+    files = [job.run.path(f"round_{number}", sample.file) for sample in chosen]
+    pictures = hosts.shared(lambda: [image_files.read_image(file) for file in files])
     following = []
     for stream in job.program.streams:
         if stream.judges:
@@ -153,9 +161,11 @@ def extend(
     for name, found, most in (("rounds", rounds, 100), ("steps", steps, 1_000_000)):
         if not 0 <= found <= most:
             raise UserError(f"extend: --{name} is {found}, expected at most {most}")
+    hosts.join()
     asked = {"rounds": rounds, "steps": steps, "prompts": prompts}
     run = Run.load(workdir)
     old = from_config(run.config)
+    old = dataclasses.replace(old, mesh=mesh.fitting(old.mesh))
     spec = from_config(to_config(_extended(old, rounds, steps, prompts)))
     changes = run.changes
     if not run.done("report.html"):
@@ -166,8 +176,10 @@ def extend(
                 f"{workdir}: this run is not finished; the command that began it continues it"
             )
     read(spec)
+    check_batches(spec, mesh.make(spec.mesh).size)
     with Run.open(workdir, run.config) as opened:
-        opened.extend(to_config(spec), {f"{spec.rounds} rounds": asked})
+        changes = {f"{spec.rounds} rounds": asked}
+        hosts.shared(lambda: opened.extend(to_config(spec), changes))
     return personalize(spec, workdir, command=command, base=base)
 
 

@@ -13,6 +13,7 @@ from styledrop_jax.io import hub
 from styledrop_jax.pipelines.base import SampleSettings, TrainSettings
 from styledrop_jax.registry import ADAPTERS, METHODS, SCORERS, SELECTORS
 from styledrop_jax.settings import numbered, section, setting, variant, weights
+from styledrop_jax.training.mesh import MeshSettings
 
 DTYPES = ("float32", "bfloat16")
 _SHIPPED_IMAGE = "bundled:"
@@ -139,6 +140,7 @@ class RunSpec:
         high=100,
         basic=True,
     )
+    mesh: MeshSettings = section(MeshSettings)
     round_settings: tuple[RoundSettings, ...] = numbered(
         RoundSettings, "round_", lambda: (RoundSettings(),)
     )
@@ -208,7 +210,8 @@ def complete(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def normal(data: Mapping[str, Any]) -> dict[str, Any]:
-    """`data` in the form in which two configs of the same run are the same: every round in full.
+    """`data` in the form in which two configs of the same run are the same: every round in full,
+    and without the devices that it runs on.
 
     What is no config of a run stays as it is.
     """
@@ -217,7 +220,9 @@ def normal(data: Mapping[str, Any]) -> dict[str, Any]:
     except UserError:
         return dict(data)
     stages = tuple(spec.round(number) for number in range(1, spec.rounds + 1))
-    return to_config(dataclasses.replace(spec, round_settings=stages))
+    whole = to_config(dataclasses.replace(spec, round_settings=stages))
+    del whole["mesh"]
+    return whole
 
 
 def describe(data: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -298,4 +303,16 @@ def check_rounds(spec: RunSpec) -> None:
             raise UserError(
                 f"{where}.select.k: found {stage.select.k}, expected at most {sampled}, "
                 "the images sampled for a prompt"
+            )
+
+
+def check_batches(spec: RunSpec, devices: int) -> None:
+    """UserError if the devices of `config.mesh` cannot share the batches of a round evenly."""
+    for number in range(1, spec.rounds + 1):
+        train = spec.round(number).train
+        if train.batch_size // train.accumulate % devices:
+            raise UserError(
+                f"config.round_{number}.train.batch_size: found {train.batch_size}, expected a "
+                f"multiple of {devices * train.accumulate}, so that the {devices} devices of "
+                "config.mesh share it evenly"
             )

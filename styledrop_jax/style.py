@@ -27,6 +27,7 @@ from styledrop_jax.results import Made, Request
 from styledrop_jax.spec import RunSpec, from_config
 from styledrop_jax.stages.begin import warn_of_unknown
 from styledrop_jax.stages.kept import adapter_file, chosen_round
+from styledrop_jax.training import mesh
 
 MOST_IMAGES = 10_000
 """Of one prompt, in one call."""
@@ -93,7 +94,10 @@ class Style:
         spec = from_config(opened.config)
         number = chosen_round(opened, spec.rounds, round)
         model = pipeline or load_pipeline(
-            base or spec.base, jnp.dtype(spec.dtype), weights=jnp.dtype(spec.weights_dtype)
+            base or spec.base,
+            jnp.dtype(spec.dtype),
+            weights=jnp.dtype(spec.weights_dtype),
+            devices=mesh.make(mesh.fitting(spec.mesh)),
         )
         path = adapter_file(opened, number, step)
         return cls(

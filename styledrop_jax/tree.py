@@ -1,6 +1,6 @@
-"""Trees of arrays by dotted path, the names of parameters in files and errors; arrays in chunks."""
+"""Trees of arrays by dotted path, the names of parameters in files and errors."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -39,17 +39,3 @@ def differences(found: Mapping[str, tuple], expected: Mapping[str, tuple]) -> li
         if shape != tuple(expected[name]):
             lines.append(f"{name} has shape {shape}, expected {tuple(expected[name])}")
     return lines
-
-
-def in_chunks(compute: Callable[[Any], Any], rows: np.ndarray, size: int) -> Any:
-    """What `compute` makes of rows [n, …], a tree of NumPy arrays [n, …], `size` of them at a time.
-
-    The last chunk is padded with its own last row: one compiled program for any n.
-    """
-    parts = []
-    for start in range(0, len(rows), size):
-        piece = rows[start : start + size]
-        padding = np.repeat(piece[-1:], size - len(piece), axis=0)
-        part = compute(np.concatenate([piece, padding]))
-        parts.append(jax.tree.map(np.asarray, part))
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(rows)], *parts)

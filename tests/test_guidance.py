@@ -246,6 +246,7 @@ def _files(style, folder, count, settings=SETTINGS):
         [PROMPTS[i] for i in range(count)],
         range(count),
         lambda texts: style_branches(style, texts, settings),
+        base=style.base,
         settings=settings,
     )
     return [image_files.read_image(path) for path in paths]

@@ -31,8 +31,10 @@ def training(
     data, loss = objective.prepare(tuned, what, batches, settings)
     graphdef, params, frozen = loop.split(data, trainable.trained(what))
     optimizer = optim.make(settings.learning_rate)
-    state, frozen = mesh.replicate((loop.init_state(params, optimizer), frozen))
-    step = loop.make_train_step(loss, optimizer)
+    devices = model.devices
+    state, shardings = loop.placed(params, optimizer, devices)
+    frozen = mesh.place(frozen, devices)
+    step = loop.make_train_step(loss, optimizer, shardings=shardings)
     rows = objective.rows(batches, batch_size=settings.batch_size, seeds=range(len(batches)))
     key = jax.random.key(0)
     done = 0
@@ -40,8 +42,9 @@ def training(
     def run() -> int:
         nonlocal state, done
         for _ in range(job.train_steps // job.steps_per_call):
-            batch = mesh.shard(rows(done, job.steps_per_call))
-            state, metrics = step(graphdef, state, frozen, batch, key)
+            batch = mesh.shard(rows(done, job.steps_per_call), devices)
+            with mesh.used(devices):
+                state, metrics = step(graphdef, state, frozen, batch, key)
             done += job.steps_per_call
             assert np.isfinite(jax.device_get(metrics)["loss"])
         jax.block_until_ready(state)

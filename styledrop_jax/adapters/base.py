@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -271,12 +272,19 @@ def restore(state: Any, adapter: AdapterFile) -> Any:
 
 
 def filled(state: Any, tensors: Mapping[str, np.ndarray]) -> Any:
-    """`state` with every array replaced by the tensor of its dotted path, in the state's dtype."""
+    """`state` with every array replaced by the tensor of its dotted path, in the state's dtype
+    and on its devices.
+    """
 
     def fill(path: tuple, leaf: Any) -> jax.Array:
         # A state that still has its variables ends each path with the attribute of the variable.
         keys = [part.key for part in path if isinstance(part, jax.tree_util.DictKey)]
-        return jnp.asarray(tensors[tree.path_name(tuple(keys))], leaf.dtype)
+        tensor = tensors[tree.path_name(tuple(keys))]
+        sharding = getattr(leaf, "sharding", None)
+        if not isinstance(sharding, NamedSharding):
+            return jnp.asarray(tensor, leaf.dtype)
+        own = tensor.astype(leaf.dtype)
+        return jax.make_array_from_callback(own.shape, sharding, lambda index: own[index])
 
     return jax.tree_util.tree_map_with_path(fill, state)
 

@@ -18,6 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from styledrop_jax import hosts
 from styledrop_jax.errors import UserError, shown
 from styledrop_jax.io.paths import check_file, shown_path
 
@@ -54,9 +55,13 @@ def guard(path: str | os.PathLike[str]) -> Iterator[None]:
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Writes a whole file or nothing, making its folders: temporary name, fsync, rename.
 
+    Of several processes the first alone writes; see `hosts.wait`.
+
     Raises:
         UserError: the disk is full or read-only, or writing is forbidden.
     """
+    if not hosts.first():
+        return
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with guard(path):

@@ -281,10 +281,12 @@ def load(
     *,
     source: str,
     dtype: jax.typing.DTypeLike = jnp.float32,
+    place: Callable[[str, np.ndarray], jax.Array] | None = None,
 ) -> _Module:
     """Builds a module without initialising it and fills every parameter from `tensors`.
 
-    One tensor is read at a time. A linear layer may be stored as a 1×1 convolution and the reverse.
+    One tensor is read, and put where it belongs, at a time. A linear layer may be stored as a 1×1
+    convolution and the reverse.
 
     Args:
         build: constructs the module; run abstractly, so no memory is spent on random weights.
@@ -292,6 +294,7 @@ def load(
         rules: the model's naming.
         source: the file or folder, for errors.
         dtype: what the parameters are stored as in memory.
+        place: puts the array of a dotted path on its devices; None: all on the first.
 
     Raises:
         UserError: tensors are missing, unexpected or misshapen (counts them and names the first),
@@ -308,7 +311,11 @@ def load(
     for name, (path, layout, shape) in slots.items():
         tensor = tensors[name]
         check_finite(source, name, tensor)
-        filled[path] = jnp.asarray(_from_file(tensor.reshape(shape), layout), dtype)
+        array = _from_file(tensor.reshape(shape), layout)
+        if place is None:
+            filled[path] = jnp.asarray(array, dtype)
+        else:
+            filled[path] = place(tree.path_name(path), array.astype(dtype))
     flat = [(path, param.replace(filled[path])) for path, param in nnx.to_flat_state(params)]
     return nnx.merge(graphdef, nnx.from_flat_state(flat), rest)
 

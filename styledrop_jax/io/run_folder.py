@@ -6,10 +6,12 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from styledrop_jax import hosts
 from styledrop_jax.errors import UserError, did_you_mean, shown
 from styledrop_jax.io.files import appending, guard, locked, plain, read_object, write_json
 from styledrop_jax.io.records import check_own
@@ -34,7 +36,7 @@ class Run:
         completed: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
     ) -> "Run":
         """Makes the run folder of `config` (plain nested data), or continues it, and locks it for
-        this process.
+        this process, of several for the first.
 
         Args:
             workdir: new, or a run folder.
@@ -47,20 +49,28 @@ class Run:
                 (the message names each field that differs, with both values); a link in it leads
                 out of it; the folder cannot be written.
         """
-        workdir = Path(workdir).expanduser()
-        with guard(workdir):
-            workdir.mkdir(parents=True, exist_ok=True)
-        run = cls(workdir=workdir, config=plain(config), _lock=_take_lock(workdir))
-        try:
-            check_own(workdir)
-            if run.done("config.json"):
-                _check_same(run.path("config.json"), run.config, completed)
-            else:
-                write_json(run.path("config.json"), run.config)
-        except BaseException:
-            run.close()
-            raise
+        if re.match(r"[a-z0-9]{2,}:/", os.fspath(workdir)):
+            raise UserError(
+                f"{workdir}: a bucket cannot be a run folder; expected a folder of a disk, such as "
+                "one that gcsfuse mounts the bucket to"
+            )
+        run = cls(workdir=Path(workdir).expanduser(), config=plain(config))
+        hosts.shared(lambda: run._take(completed))
         return run
+
+    def _take(self, completed: Callable[[Mapping[str, Any]], dict[str, Any]]) -> None:
+        with guard(self.workdir):
+            self.workdir.mkdir(parents=True, exist_ok=True)
+        self._lock = _take_lock(self.workdir)
+        try:
+            check_own(self.workdir)
+            if self.done("config.json"):
+                _check_same(self.path("config.json"), self.config, completed)
+            else:
+                write_json(self.path("config.json"), self.config)
+        except BaseException:
+            self.close()
+            raise
 
     @classmethod
     def load(cls, workdir: str | os.PathLike[str]) -> "Run":
@@ -85,13 +95,17 @@ class Run:
         return self.workdir.joinpath(*parts)
 
     def done(self, name: str) -> bool:
-        """Whether the stage whose final file is `name` ("round_1/adapter.safetensors") is done."""
-        return self.path(name).exists()
+        """Whether the stage whose final file is `name` ("round_1/adapter.safetensors") is done.
+
+        All processes agree on it, and may then read what was written before.
+        """
+        return hosts.shared(self.path(name).exists)
 
     @property
     def manifest(self) -> dict[str, Any]:
         """What `manifest.json` holds now; UserError if that is no object."""
-        return read_object(self.path("manifest.json")) if self.done("manifest.json") else {}
+        path = self.path("manifest.json")
+        return hosts.shared(lambda: read_object(path) if path.exists() else {})
 
     @property
     def references(self) -> list[dict[str, Any]]:
@@ -139,6 +153,8 @@ class Run:
         """Takes back what `open` made, the folder too if it holds nothing else: for a run that
         never began.
         """
+        if not hosts.first():
+            return
         for name in ("config.json", ".lock"):
             self.path(name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):

@@ -11,6 +11,7 @@ from typing import Self
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from styledrop_jax.errors import UserError
@@ -20,7 +21,7 @@ from styledrop_jax.models.clip import RULES, Clip
 from styledrop_jax.models.clip_config import ClipConfig
 from styledrop_jax.models.config_json import require_layers
 from styledrop_jax.models.tokenizer import check_tokenizer, load_tokenizer, tokenize
-from styledrop_jax.tree import in_chunks
+from styledrop_jax.training import mesh
 
 
 def preprocess(images: jax.Array, size: int) -> jax.Array:
@@ -56,6 +57,7 @@ class ClipScorer:
         self.length = model.config.text.max_position_embeddings
         self._batch_size = batch_size
         graphdef, self._state = nnx.split(model)
+        self._devices = mesh.of(self._state)
         size = model.config.vision.image_size
 
         def of_images(state: nnx.State, images: jax.Array) -> jax.Array:
@@ -68,8 +70,8 @@ class ClipScorer:
         self._of_texts = jax.jit(of_texts)
 
     @classmethod
-    def load(cls, folder: Path, *, batch_size: int = 32) -> Self:
-        """From a folder with a `CLIPModel` and its tokenizer.
+    def load(cls, folder: Path, *, batch_size: int = 32, devices: Mesh | None = None) -> Self:
+        """From a folder with a `CLIPModel` and its tokenizer, on `devices`; None is all.
 
         Raises:
             UserError: the folder holds no such model, or its files do not fit together.
@@ -82,9 +84,14 @@ class ClipScorer:
         tensors = pretrained.Tensors(pretrained.weight_files(folder, "model"), RULES)
         for tower in (config.text, config.vision):
             require_layers(tower, len(tensors), source=str(folder))
-        model = pretrained.load(
-            lambda: Clip(config, rngs=pretrained.ONE_KEY), tensors, RULES, source=str(folder)
-        )
+        with mesh.used(devices or mesh.make()):
+            model = pretrained.load(
+                lambda: Clip(config, rngs=pretrained.ONE_KEY),
+                tensors,
+                RULES,
+                source=str(folder),
+                place=mesh.placer(),
+            )
         tokenizer = load_tokenizer(folder)
         check_tokenizer(tokenizer, config.text, source=str(folder))
         return cls(model, tokenizer, batch_size=batch_size)
@@ -92,14 +99,14 @@ class ClipScorer:
     def image_features(self, images: np.ndarray) -> np.ndarray:
         """[n, h, w, 3] in [0, 1], any size → unit features, float32 [n, p]."""
         compute = functools.partial(self._of_images, self._state)
-        return in_chunks(compute, np.asarray(images), self._batch_size)
+        return mesh.in_chunks(compute, np.asarray(images), self._batch_size, self._devices)
 
     def text_features(self, prompts: Sequence[str]) -> np.ndarray:
         """n prompts → unit features, float32 [n, p]. Each distinct prompt is encoded once."""
         distinct = list(dict.fromkeys(prompts))
         ids = tokenize(self.tokenizer, distinct, self.length)
         compute = functools.partial(self._of_texts, self._state)
-        features = in_chunks(compute, ids, self._batch_size)
+        features = mesh.in_chunks(compute, ids, self._batch_size, self._devices)
         return features[[distinct.index(prompt) for prompt in prompts]]
 
     def text_score(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:

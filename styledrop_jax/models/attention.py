@@ -32,8 +32,8 @@ def attention(
     """Scaled dot-product attention with a softmax in float32.
 
     A long self-attention in bfloat16 goes through the kernel of the platform that it is lowered
-    for, if that has one. It is sharded over the axis `data` of the mesh that `jax.set_mesh` has
-    set: XLA would gather its whole batch on every device.
+    for, if that has one. Its batch is cut over all axes of the mesh that `jax.set_mesh` has set:
+    XLA cannot cut a kernel.
 
     Args:
         q: [b, n, c], of which c is split evenly over `heads`.
@@ -88,13 +88,13 @@ _Kernel = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def _over_batch(kernel: _Kernel) -> _Kernel:
-    """The kernel on each device's own part of the batch."""
+    """The kernel on each device's own part of the batch; on all of it if that does not divide."""
 
     def sharded(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        devices = jax.sharding.get_abstract_mesh().shape.get("data", 1)
-        if devices == 1 or q.shape[0] % devices:
+        devices = jax.sharding.get_abstract_mesh()
+        if devices.size < 2:  # 0 where none is set
             return kernel(q, k, v)
-        spec = PartitionSpec("data")
+        spec = PartitionSpec() if q.shape[0] % devices.size else PartitionSpec(devices.axis_names)
         run = jax.shard_map(kernel, in_specs=spec, out_specs=spec, check_vma=False)
         return run(q, k, v)
 

@@ -3,6 +3,7 @@ guidance groups.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -10,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from styledrop_jax.sampling.maskgit import linear_ramp
 from styledrop_jax.sampling.schedulers import SAMPLERS
 from styledrop_jax.settings import setting
+from styledrop_jax.training import mesh
 
 GUIDANCE = ("two_scale", "classifier_free")
 _DIFFUSION = "diffusion"
@@ -173,6 +176,11 @@ class Pipeline:
     text: Any
     tokenizer: PreTrainedTokenizerBase
     expand: Callable[[str], str] = str
+
+    @functools.cached_property
+    def devices(self) -> Mesh:
+        """Those that its weights lie on: they share its work."""
+        return mesh.of(nnx.state(self.denoiser, nnx.Param))
 
     @property
     def weights_dtype(self) -> jnp.dtype:

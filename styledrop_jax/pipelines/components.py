@@ -15,6 +15,7 @@ from styledrop_jax.io.identity import Part
 from styledrop_jax.io.paths import shown_path
 from styledrop_jax.models.config_json import require_layers
 from styledrop_jax.models.rules import Rules
+from styledrop_jax.training import mesh
 
 _Module = TypeVar("_Module", bound=nnx.Module)
 DIFFUSERS = "diffusion_pytorch_model"
@@ -65,6 +66,8 @@ class Component(Generic[_Module]):
     ) -> _Module:
         """The module of what was opened; UserError that names `source` if the two do not fit.
 
+        Its weights lie on the devices in use, see `mesh.used`.
+
         Args:
             part: what was opened.
             dtype: what it computes in.
@@ -79,6 +82,7 @@ class Component(Generic[_Module]):
             self.rules,
             source=source,
             dtype=kept,
+            place=mesh.placer(),
         )
 
     def shapes(self, config: Any, dtype: jnp.dtype, weights: jnp.dtype) -> _Module:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from styledrop_jax.errors import UserError, shown
@@ -15,6 +16,7 @@ from styledrop_jax.models.tokenizer import load_tokenizer
 from styledrop_jax.pipelines import muse_files, stable_diffusion_files
 from styledrop_jax.pipelines.base import Pipeline
 from styledrop_jax.pipelines.components import Component, Source
+from styledrop_jax.training import mesh
 
 _STAND_IN = "emoji64/sd"  # whose tokenizer is taken for one that is not there
 
@@ -68,6 +70,7 @@ def load(
     *,
     weights: jnp.dtype | None = None,
     field: str = "config.base",
+    devices: Mesh | None = None,
 ) -> Pipeline:
     """Loads a pipeline of any of `LOADERS`, by what its folder holds.
 
@@ -78,6 +81,7 @@ def load(
         dtype: what the model computes in.
         weights: what its weights are kept in; None is `dtype`. An autoencoder's stay in float32.
         field: the setting that named the model, for errors.
+        devices: that hold its weights and share its work; None is all.
 
     Raises:
         UserError: the model is nowhere, or a file of it is missing, damaged or does not fit.
@@ -86,9 +90,13 @@ def load(
     kept = dtype if weights is None else weights
     source = Source(name=name, path=file, dtype=dtype, weights=kept)
     if _is_file(file):
-        return stable_diffusion_files.load_file(source)
-    folder = hub.resolve(name, _layouts(), field=field)
-    return _loader(folder).load(dataclasses.replace(source, path=folder))
+        load_it = stable_diffusion_files.load_file
+    else:
+        folder = hub.resolve(name, _layouts(), field=field)
+        load_it = _loader(folder).load
+        source = dataclasses.replace(source, path=folder)
+    with mesh.used(devices or mesh.make()):
+        return load_it(source)
 
 
 def shapes(name: str, dtype: jnp.dtype, *, weights: jnp.dtype) -> Pipeline:

@@ -26,8 +26,7 @@ from styledrop_jax.pipelines.base import (
     to_floats,
 )
 from styledrop_jax.sampling import maskgit, masking
-from styledrop_jax.training import losses
-from styledrop_jax.tree import in_chunks
+from styledrop_jax.training import losses, mesh
 
 _ENCODE_BATCH = 16
 _AESTHETIC = 6.0
@@ -93,7 +92,8 @@ class Muse(Pipeline):
 
         def encode(distinct: list[str]) -> PooledText:
             compute = functools.partial(_encode_text, self.text)
-            found = in_chunks(compute, self.text_ids(distinct), _ENCODE_BATCH)
+            ids = self.text_ids(distinct)
+            found = mesh.in_chunks(compute, ids, _ENCODE_BATCH, self.devices)
             return jax.tree.map(jnp.asarray, found)
 
         return distinct_rows(prompts, encode)
@@ -102,11 +102,12 @@ class Muse(Pipeline):
         """Images [b, r, r, 3], uint8 or float in [0, 1], r = `resolution` → tokens [b, h, w]
         int32."""
         compute = functools.partial(_encode, self.autoencoder)
-        return in_chunks(compute, to_floats(images), _ENCODE_BATCH)
+        return mesh.in_chunks(compute, to_floats(images), _ENCODE_BATCH, self.devices)
 
     def decode_tokens(self, tokens: np.ndarray, batch_size: int = _ENCODE_BATCH) -> np.ndarray:
         """Tokens [b, h, w] → images [b, r, r, 3] float32 in [0, 1], `batch_size` at a time."""
-        return in_chunks(functools.partial(_decode, self.autoencoder), tokens, batch_size)
+        compute = functools.partial(_decode, self.autoencoder)
+        return mesh.in_chunks(compute, tokens, batch_size, self.devices)
 
     def loss(
         self,
@@ -177,10 +178,11 @@ class Muse(Pipeline):
         keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
         plans = tuple(group.static for group in groups)
         arrays = tuple(group.arrays for group in groups)
-        found = _sample(
-            plans, arrays, jnp.asarray(tokens), keys, temperature, self.micro, self.mask_id
-        )
-        return np.asarray(found)
+        with mesh.used(self.devices):
+            found = _sample(
+                plans, arrays, jnp.asarray(tokens), keys, temperature, self.micro, self.mask_id
+            )
+        return mesh.fetch(found)
 
     def programs(
         self, groups: Sequence[Group], count: int, settings: SampleSettings

@@ -30,8 +30,7 @@ from styledrop_jax.pipelines.base import (
 )
 from styledrop_jax.sampling import schedulers
 from styledrop_jax.sampling.noise_schedule import NoiseSchedule
-from styledrop_jax.training import losses
-from styledrop_jax.tree import in_chunks
+from styledrop_jax.training import losses, mesh
 
 _TEXT_BATCH = 16
 _IMAGE_BATCH = 4  # of 768 pixels the autoencoder's activations are gigabytes
@@ -105,7 +104,8 @@ class StableDiffusion(Pipeline):
 
         def encode(distinct: list[str]) -> TextStates:
             compute = functools.partial(_encode_text, self.text)
-            states = in_chunks(compute, self.text_ids(distinct), _TEXT_BATCH)
+            ids = self.text_ids(distinct)
+            states = mesh.in_chunks(compute, ids, _TEXT_BATCH, self.devices)
             return TextStates(jnp.asarray(states))
 
         return distinct_rows(prompts, encode)
@@ -118,12 +118,13 @@ class StableDiffusion(Pipeline):
         at each step.
         """
         compute = functools.partial(_encode, self.autoencoder)
-        return in_chunks(compute, to_floats(images), _IMAGE_BATCH)
+        return mesh.in_chunks(compute, to_floats(images), _IMAGE_BATCH, self.devices)
 
     def decode_latents(self, latents: np.ndarray, batch_size: int = _IMAGE_BATCH) -> np.ndarray:
         """Latents [b, h, w, c] → images [b, h·f, w·f, 3] float32 in [0, 1], `batch_size` at a
         time."""
-        return in_chunks(functools.partial(_decode, self.autoencoder), latents, batch_size)
+        compute = functools.partial(_decode, self.autoencoder)
+        return mesh.in_chunks(compute, latents, batch_size, self.devices)
 
     def loss(
         self,
@@ -242,7 +243,9 @@ class StableDiffusion(Pipeline):
         inputs = _inputs(steps, latents, strength, known, mask, control)
         keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
         arrays = tuple(group.arrays for group in groups)
-        return np.asarray(_sample(plan, arrays, keys, guidance_rescale, inputs))
+        with mesh.used(self.devices):
+            found = _sample(plan, arrays, keys, guidance_rescale, inputs)
+        return mesh.fetch(found)
 
     def programs(
         self, groups: Sequence[Group], count: int, settings: SampleSettings

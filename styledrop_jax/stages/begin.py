@@ -31,6 +31,7 @@ from styledrop_jax.stages import class_images, objective
 from styledrop_jax.stages.job import Job, Taught
 from styledrop_jax.stages.read import Read
 from styledrop_jax.stages.sample import follow, round_pool
+from styledrop_jax.training import mesh
 
 _LOG = logging.getLogger(__name__)
 
@@ -44,7 +45,10 @@ def begin(spec: RunSpec, run: Run, logger: log.Logger, read: Read, *, base: str 
     """
     clip_folder = hub.resolve(spec.clip, field="config.clip")
     pipeline = load_pipeline(
-        base or spec.base, jnp.dtype(spec.dtype), weights=jnp.dtype(spec.weights_dtype)
+        base or spec.base,
+        jnp.dtype(spec.dtype),
+        weights=jnp.dtype(spec.weights_dtype),
+        devices=mesh.make(spec.mesh),
     )
     _check_base(run, pipeline)
     initial = read_init(Path(spec.init), pipeline) if spec.init else None

@@ -10,7 +10,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from styledrop_jax import guidance, log
+from styledrop_jax import guidance, hosts, log
 from styledrop_jax.io import image_files
 from styledrop_jax.io.files import cache_folder
 from styledrop_jax.methods.base import Example, Stream
@@ -28,8 +28,9 @@ def filled(
     examples = list(stream.examples)
     if examples:
         log.say(f"config.{stream.section}: {len(examples)} images given, {count} more are made")
-    for path in _generated(base, asked, count, settings, dtype=dtype, seed=seed):
-        examples.append(Example(image=image_files.read_image(path), prompt=prompt))
+    paths = _generated(base, asked, count, settings, dtype=dtype, seed=seed)
+    for image in hosts.shared(lambda: [image_files.read_image(path) for path in paths]):
+        examples.append(Example(image=image, prompt=prompt))
     return dataclasses.replace(stream, examples=examples)
 
 
@@ -43,7 +44,7 @@ def _generated(
     name = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]
     folder = cache_folder() / "class_images" / name
     paths = [folder / f"{i:05d}.png" for i in range(count)]
-    if all(path.is_file() for path in paths):
+    if hosts.shared(lambda: all(path.is_file() for path in paths)):
         log.say(f"images of {prompt!r} by the frozen model: {count} made before, in {folder}")
         return paths
     model = guidance.bare(base)
@@ -53,6 +54,7 @@ def _generated(
         [prompt] * count,
         range(seed, seed + count),
         lambda texts: guidance.classifier_free(model, texts, settings),
+        base=base,
         settings=settings,
     )
     return paths

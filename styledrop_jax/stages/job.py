@@ -64,7 +64,7 @@ class Job:
     @functools.cached_property
     def clip(self) -> ClipScorer:
         """The model that scores, loaded when it is first needed."""
-        return ClipScorer.load(self.clip_folder)
+        return ClipScorer.load(self.clip_folder, devices=self.pipeline.devices)
 
     @property
     def descriptor(self) -> str:

@@ -84,6 +84,7 @@ def sample_with(
             [sample.text for sample in same],
             [sample.seed for sample in same],
             lambda texts: make(tuned, texts, settings),
+            base=job.pipeline,
             settings=settings,
             follow=follow(job, source, same[0].text) if source else None,
         )

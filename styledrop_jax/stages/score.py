@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from styledrop_jax import log, settings
+from styledrop_jax import hosts, log, settings
 from styledrop_jax.errors import UserError, shown
 from styledrop_jax.feedback import scorers
 from styledrop_jax.feedback.verdict import before
@@ -91,13 +91,13 @@ def score_stage(
     means if `aloud`.
     """
     path = job.run.path(stage, "scores.jsonl")
-    if path.exists():
-        return read_samples(path)
-    images = []
+    if job.run.done(f"{stage}/scores.jsonl"):
+        return hosts.shared(lambda: read_samples(path))
+    files = [job.run.path(stage, sample.file) for sample in samples]
+    images = hosts.shared(lambda: [image_files.read_image(file) for file in files])
     prompts = []
     places = []
     for sample in samples:
-        images.append(image_files.read_image(job.run.path(stage, sample.file)))
         prompts.append(sample.judged)
         places.append(sample.place)
     seen = scorers.Scored(

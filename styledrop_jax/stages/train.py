@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from styledrop_jax import trainable, tree
+from styledrop_jax import hosts, trainable, tree
 from styledrop_jax.adapters.base import save_adapter
 from styledrop_jax.interchange.read import read_init
 from styledrop_jax.io.files import write_bytes
@@ -18,7 +18,7 @@ from styledrop_jax.stages import objective
 from styledrop_jax.stages.best import step_file
 from styledrop_jax.stages.job import Job
 from styledrop_jax.stages.steps import best_step
-from styledrop_jax.training import checkpoint, loop, optim
+from styledrop_jax.training import checkpoint, loop, mesh, optim
 
 _MOST_STEPS_PER_CALL = 10
 
@@ -49,13 +49,14 @@ def train_round(job: Job, number: int, streams: Sequence[Stream]) -> None:
     def save(path: Path, params: Any) -> None:
         save_adapter(
             path,
-            params["parts"],
+            mesh.fetch(params["parts"]),
             base_name=job.pipeline.name,
             base_hash=job.pipeline.base_hash,
             config=what.to_dict(),
             round=number,
             extra={"descriptor": job.descriptor, "content": job.given[0].reference.content},
         )
+        hosts.wait()
 
     def keep(step: int, state: dict, graphdef: nnx.GraphDef, frozen: nnx.State) -> dict:
         if step in kept:
@@ -81,6 +82,7 @@ def train_round(job: Job, number: int, streams: Sequence[Stream]) -> None:
         meta={"base": job.pipeline.base_hash},
         after=keep,
         start_from=_initial(job, number),
+        devices=job.pipeline.devices,
     )
     _record(job, stage, params, data, streams, time.monotonic() - start)
     if kept:

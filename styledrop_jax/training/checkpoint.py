@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from styledrop_jax import hosts
 from styledrop_jax.errors import UserError, shown
 from styledrop_jax.io.files import guard
 
@@ -31,7 +32,7 @@ class Checkpoints:
 
     def latest(self) -> int | None:
         """The step of the last whole checkpoint, or None."""
-        return self._manager.latest_step()
+        return hosts.shared(self._manager.latest_step)
 
     def save(self, step: int, state: dict[str, Any], meta: dict[str, Any]) -> None:
         """Saves `state` = {"params", "opt"} (trees of arrays) and `meta` (plain JSON).
@@ -89,6 +90,8 @@ def remove(folder: Path) -> None:
     Raises:
         UserError: the disk is read-only, or deleting is forbidden.
     """
+    if not hosts.first():
+        return
     removed = folder.with_name(f".{folder.name}.removed")
     with guard(folder):
         if removed.exists():

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
-from styledrop_jax import log, tree
+from styledrop_jax import hosts, log, tree
 from styledrop_jax.errors import UserError, shown
 from styledrop_jax.training import mesh, optim
 from styledrop_jax.training.checkpoint import Checkpoints
@@ -42,12 +43,30 @@ def init_state(params: Any, optimizer: optax.GradientTransformation) -> dict[str
 
     The parameters are copied, because a step donates them.
     """
-    params = jax.tree.map(jnp.array, params)
+    params = jax.tree.map(jnp.copy, params)
     return {"params": params, "opt": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
 
 
+def placed(
+    params: Any, optimizer: optax.GradientTransformation, devices: Mesh
+) -> tuple[dict[str, Any], Any]:
+    """The state to begin with and how it is cut over several devices, which no device ever holds
+    whole.
+    """
+    if devices.size == 1:
+        return init_state(params, optimizer), None
+    params = mesh.place(params, devices)
+    begin = functools.partial(init_state, optimizer=optimizer)
+    shardings = mesh.shardings(jax.eval_shape(begin, params), devices)
+    return jax.jit(begin, out_shardings=shardings)(params), shardings
+
+
 def make_train_step(
-    loss: Loss, optimizer: optax.GradientTransformation, *, accumulate: int = 1
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    accumulate: int = 1,
+    shardings: Any = None,
 ) -> Callable:
     """Builds `step(graphdef, state, frozen, batches, key) → (state, metrics)`.
 
@@ -59,6 +78,8 @@ def make_train_step(
     The batch of a step is computed in `accumulate` parts, one after the other: the same step in
     less memory. To `optax.MultiSteps` every part would be a step of the run, with its own number,
     randomness and place in the log, and a checkpoint could fall between the parts.
+
+    `shardings` are those of the state, a tree like it, which it keeps; None leaves them to XLA.
     """
 
     def one(graphdef, frozen, key, state, batch):
@@ -70,6 +91,8 @@ def make_train_step(
         step_key = jax.random.fold_in(key, state["step"])
         keys = jax.random.split(step_key, len(jax.tree.leaves(batch)[0]))
         grads, metrics = _mean_of_parts(gradient, (batch, keys), accumulate)
+        if shardings is not None:  # so that a device sums up its own part of them alone
+            grads = jax.lax.with_sharding_constraint(grads, shardings["params"])
         updates, opt = optimizer.update(grads, state["opt"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         return {"params": params, "opt": opt, "step": state["step"] + 1}, metrics
@@ -82,7 +105,8 @@ def make_train_step(
         state, metrics = jax.lax.scan(run, state, batches)
         return state, jax.tree.map(lambda m: m.mean(0), metrics)
 
-    return jax.jit(step, static_argnums=0, donate_argnums=1)
+    kept = None if shardings is None else (shardings, None)
+    return jax.jit(step, static_argnums=0, donate_argnums=1, out_shardings=kept)
 
 
 def _mean_of_parts(function: Callable, examples: tuple, parts: int) -> Any:
@@ -121,6 +145,7 @@ def fit(
     meta: dict[str, Any] | None = None,
     after: Callable[[int, dict, nnx.GraphDef, nnx.State], dict] | None = None,
     start_from: Mapping[Any, Any] | None = None,
+    devices: Mesh | None = None,
 ) -> Any:
     """Trains until `steps` are done, from the last checkpoint in `folder` if there is one.
 
@@ -136,6 +161,7 @@ def fit(
         checkpoint_every: steps between checkpoints; 0: only the last.
         after: `after(step, state, graphdef, frozen) → state`, run on the host after a dispatch.
         start_from: parameters to begin from in place of the module's, if there is no checkpoint.
+        devices: that share the work; None is all.
 
     Returns:
         the trained parameters, a pure tree: the average of the steps if the optimiser keeps one.
@@ -143,18 +169,23 @@ def fit(
     Raises:
         UserError: the loss or the weights are not finite, `start_from` does not fit what is
             trained, or the checkpoint is damaged or belongs to another setting.
+        Stopped: the process was told to end, and what it had learnt is in a checkpoint.
     """
     graphdef, params, frozen = _begin(model, trainable, start_from, stage)
+    devices = devices or mesh.make()
+    state, shardings = placed(params, optimizer, devices)
+    frozen = mesh.place(frozen, devices)
     checkpoints = Checkpoints(folder)
-    start, state = _resume(checkpoints, init_state(params, optimizer), meta or {})
-    state, frozen = mesh.replicate((state, frozen))
-    step = make_train_step(loss, optimizer, accumulate=accumulate)
+    start, state = _resume(checkpoints, state, meta or {})
+    step = make_train_step(loss, optimizer, accumulate=accumulate, shardings=shardings)
     logger.start(stage, step=start)
-    with log.progress(stage, steps, start=start) as advance:
+    with hosts.listening(), log.progress(stage, steps, start=start) as advance:
         for part in _dispatches(start, steps, steps_per_call, checkpoint_every):
-            batch = mesh.shard(batches(part.start, part.count))
-            with mesh.in_use():
+            batch = mesh.shard(batches(part.start, part.count), devices)
+            with mesh.used(devices):
                 state, traced = step(graphdef, state, frozen, batch, key)
+            if part.end < steps and hosts.told_to_stop():
+                part = dataclasses.replace(part, saves=True, stops=True)
             metrics = _checked(traced, state, part, stage, checkpoints)
             if after is not None:
                 state = after(part.end, state, graphdef, frozen)
@@ -162,6 +193,9 @@ def fit(
             advance(part.count, f"loss {metrics['loss']:.3f}")
             if part.saves:
                 checkpoints.save(part.end, state, meta or {})
+            if part.stops:
+                checkpoints.close()
+                raise hosts.Stopped
     checkpoints.close()
     return optim.averaged(state["params"], state["opt"])
 
@@ -217,11 +251,14 @@ def _resume(
 
 @dataclasses.dataclass(frozen=True)
 class _Dispatch:
-    """The steps [start, start + count), which run in one call, and whether they are then saved."""
+    """The steps [start, start + count), which run in one call, and whether they are then saved, and
+    the run stops.
+    """
 
     start: int
     count: int
     saves: bool
+    stops: bool = False
 
     @property
     def end(self) -> int:

@@ -1,38 +1,203 @@
-"""Where arrays live when there are several devices: whole weights on each, a part of the batch."""
+"""Where arrays live when there are several devices.
+
+The mesh has two axes. A batch is cut along both of them. Large weights, their gradients and their
+optimiser's state are cut along `fsdp` (fully sharded data parallelism: ZeRO 1910.02054, stage 3):
+a device holds a part of each, and is sent the others when it computes with them. All else is whole
+on every device.
+"""
 
 import contextlib
+import dataclasses
+import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from styledrop_jax.errors import UserError
+from styledrop_jax.settings import setting
 
-def _mesh() -> Mesh:
-    """All devices of all processes along one axis, `data`."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+AXES = ("data", "fsdp")
+RULES: tuple[tuple[str, PartitionSpec], ...] = (
+    # A step looks rows of these up: a table that is cut by rows would be sent around for it.
+    (r"(targets|words)\.\d+", PartitionSpec()),
+    (r"(.+\.)?embedding", PartitionSpec(None, "fsdp")),
+)
+"""Which arrays are cut how: the first whose pattern a dotted path matches in full, if that divides.
+
+For all others the size decides: see `spec`.
+"""
+_SMALL = 2**16  # numbers: what is smaller is not worth sending
 
 
-def in_use() -> contextlib.AbstractContextManager:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshSettings:
+    """How many devices share the work, and how."""
+
+    data: int = setting(
+        0, "parts of a batch, beside those of fsdp; 0 is as many as there are devices for", low=0
+    )
+    fsdp: int = setting(
+        1, "devices that large weights and their optimiser's state are spread over", low=1
+    )
+
+
+def make(settings: MeshSettings | None = None) -> Mesh:
+    """The mesh of these devices, those of all processes; all of them along `data` by default.
+
+    Raises:
+        UserError: there are not enough devices, or some of a process would have no part.
+    """
+    asked = settings or MeshSettings()
+    count = jax.device_count()
+    if asked.fsdp > count or (not asked.data and count % asked.fsdp):
+        raise UserError(
+            f"config.mesh.fsdp: found {asked.fsdp}, expected a divisor of {count}, "
+            "the devices that there are"
+        )
+    data = asked.data or count // asked.fsdp
+    used = data * asked.fsdp
+    if used > count or (used < count and jax.process_count() > 1):
+        raise UserError(
+            f"config.mesh.data: found {data}, which with fsdp {asked.fsdp} is {used} devices; "
+            f"expected {count}, the devices that there are"
+        )
+    kinds = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh((data, asked.fsdp), AXES, kinds, devices=jax.devices()[:used])
+
+
+def fitting(settings: MeshSettings) -> MeshSettings:
+    """The settings, or the defaults where they ask for other devices than there are."""
+    try:
+        make(settings)
+    except UserError:
+        return MeshSettings()
+    return settings
+
+
+def of(tree: Any) -> Mesh:
+    """The mesh that the arrays of a tree lie on; of the first device alone if on none."""
+    for leaf in jax.tree.leaves(tree):
+        sharding: Any = getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
+            return sharding.mesh
+    return make(MeshSettings(data=1))
+
+
+def used(mesh: Mesh) -> contextlib.AbstractContextManager:
     """The context in which programs run: kernels, which XLA cannot cut, learn of the devices."""
-    return contextlib.nullcontext() if jax.device_count() == 1 else jax.set_mesh(_mesh())
+    return contextlib.nullcontext() if mesh.size == 1 else jax.set_mesh(mesh)
 
 
-def replicate(tree: Any) -> Any:
-    """Every array whole on every device."""
-    if jax.device_count() == 1:
+def spec(name: str, shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
+    """How the array at dotted path `name` is cut over `fsdp` devices.
+
+    Where no rule says it, a large array is cut along its longest axis that divides.
+    """
+    if fsdp == 1:
+        return PartitionSpec()
+    for pattern, rule in RULES:
+        if re.fullmatch(pattern, name) and _divides(shape, rule, fsdp):
+            return rule
+    if np.prod(shape) < _SMALL:
+        return PartitionSpec()
+    fitting = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
+    if not fitting:
+        return PartitionSpec()
+    longest = max(fitting, key=lambda axis: shape[axis])
+    return PartitionSpec(*[None] * longest, "fsdp")
+
+
+def _divides(shape: tuple[int, ...], rule: PartitionSpec, fsdp: int) -> bool:
+    fits = len(shape) >= len(rule)
+    return fits and all(size % fsdp == 0 for size, axis in zip(shape, rule, strict=False) if axis)
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """A `NamedSharding` for each array, or shape, of a tree of weights."""
+
+    def of_leaf(path: tuple, leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        return NamedSharding(mesh, spec(name, leaf.shape, mesh.shape["fsdp"]))
+
+    return jax.tree_util.tree_map_with_path(of_leaf, tree)
+
+
+def place(tree: Any, mesh: Mesh) -> Any:
+    """The arrays of a tree of weights, the same on every process, where they belong."""
+    if mesh.size == 1:
         return tree
-    return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec()))
+    return jax.tree.map(_put, tree, shardings(tree, mesh))
 
 
-def shard(batches: Any) -> Any:
+def placer() -> Callable[[str, np.ndarray], jax.Array] | None:
+    """What puts one weight after another, by its dotted path, where it belongs on the devices in
+    use; None if that is one.
+    """
+    mesh = jax.sharding.get_mesh()
+    if mesh.size < 2:  # 0 where none is set
+        return None
+
+    def put(name: str, array: np.ndarray) -> jax.Array:
+        return _put(array, NamedSharding(mesh, spec(name, array.shape, mesh.shape["fsdp"])))
+
+    return put
+
+
+def _put(x: Any, sharding: NamedSharding) -> jax.Array:
+    if isinstance(x, jax.Array) and (x.sharding == sharding or not x.is_fully_addressable):
+        return jax.device_put(x, sharding)
+    if sharding.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    own = np.asarray(x)
+    return jax.make_array_from_callback(own.shape, sharding, lambda index: own[index])
+
+
+def shard(batches: Any, mesh: Mesh) -> Any:
     """Arrays [k, b, …], the same on every process, cut along b; whole where b does not divide."""
-    if jax.device_count() == 1:
+    if mesh.size == 1:
         return batches
-    devices = _mesh()
 
-    def put(x):
-        spec = PartitionSpec(None, "data") if x.shape[1] % devices.size == 0 else PartitionSpec()
-        sharding = NamedSharding(devices, spec)
-        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+    def put(x: Any) -> jax.Array:
+        even = x.shape[1] % mesh.size == 0
+        return _put(x, NamedSharding(mesh, PartitionSpec(None, AXES) if even else PartitionSpec()))
 
     return jax.tree.map(put, batches)
+
+
+def fetch(tree: Any) -> Any:
+    """NumPy arrays, whole on every process, of arrays that may be cut over several."""
+
+    def get(x: Any) -> np.ndarray:
+        if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+            return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+        return np.asarray(x)
+
+    return jax.tree.map(get, tree)
+
+
+def rounded(count: int, mesh: Mesh) -> int:
+    """`count` examples, or a few more that the devices share evenly."""
+    return -(-count // mesh.size) * mesh.size
+
+
+def in_chunks(compute: Callable[[Any], Any], rows: np.ndarray, size: int, mesh: Mesh) -> Any:
+    """What `compute` makes of rows [n, …], a tree of NumPy arrays [n, …], `size` of them at a time.
+
+    The last chunk is padded with its own last row: one compiled program for any n. The devices
+    share each chunk.
+    """
+    size = rounded(size, mesh)
+    parts = []
+    for start in range(0, len(rows), size):
+        piece = rows[start : start + size]
+        padding = np.repeat(piece[-1:], size - len(piece), axis=0)
+        chunk = np.concatenate([piece, padding])
+        if mesh.size > 1:
+            chunk = _put(chunk, NamedSharding(mesh, PartitionSpec(AXES)))
+        with used(mesh):
+            parts.append(fetch(compute(chunk)))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(rows)], *parts)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -23,6 +24,12 @@ def test_a_new_folder_gets_its_config_and_continues(tmp_path):
         assert read_json(run.path("config.json")) == {**CONFIG, "names": ["a", "b"]}
     with Run.open(tmp_path / "runs" / "a", CONFIG) as run:
         assert run.config["seed"] == 0
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/runs", "s3://bucket/runs"])
+def test_a_bucket_is_no_folder(url, refused):
+    assert "gcsfuse" in refused(Run.open, url, CONFIG)
+    assert "gcsfuse" in refused(Run.open, pathlib.Path(url), CONFIG)
 
 
 def test_another_config_names_each_field(tmp_path, refused):

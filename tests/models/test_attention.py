@@ -120,25 +120,26 @@ def test_one_traced_program_is_right_on_each_platform(platform, kernel):
 
 
 def test_a_kernel_takes_its_device_s_part_of_the_batch():
-    mesh = jax.sharding.AbstractMesh((4,), ("data",))
+    """Six do not divide among four: each device takes all of them, as XLA cannot cut a kernel."""
+    mesh = jax.sharding.AbstractMesh((2, 2), ("data", "fsdp"))
     with jax.sharding.use_abstract_mesh(mesh):
         cut = jax.make_jaxpr(lambda *x: attention(*x, heads=_HEADS))(*_inputs(1024, 8, 8)[:3])
         whole = jax.make_jaxpr(lambda *x: attention(*x, heads=_HEADS))(*_inputs(1024, 8, 6)[:3])
-    assert "shard_map" in str(cut)
-    assert "shard_map" not in str(whole), "six do not divide among four"
+    assert "bf16[2,2,1024,8]" in str(cut)
+    assert "shard_map" in str(whole) and "bf16[6,2,1024,8]" in str(whole)
 
 
 _TWO_DEVICES = """
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from styledrop_jax.models.attention import attention
-mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+mesh = jax.make_mesh((1, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 x = jax.random.normal(jax.random.key(0), (3, 2, 1024, 16), jnp.bfloat16)
 function = jax.vmap(jax.grad(lambda x: (attention(x, x, x, heads=2) ** 2).astype("float32").sum()))
 alone = jax.jit(function)(x)
 with jax.set_mesh(mesh):
-    both = jax.jit(function)(jax.device_put(x, NamedSharding(mesh, PartitionSpec(None, "data"))))
-assert both.sharding.spec == PartitionSpec(None, "data"), both.sharding
+    both = jax.jit(function)(jax.device_put(x, NamedSharding(mesh, PartitionSpec(None, "fsdp"))))
+assert "fsdp" in str(both.sharding.spec[1]), both.sharding
 assert jnp.abs(alone - both).max() <= 0.01 * jnp.abs(alone).max()
 """
 

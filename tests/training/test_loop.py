@@ -2,7 +2,9 @@
 
 import functools
 import json
+import os
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
-from styledrop_jax import log
+from styledrop_jax import hosts, log
 from styledrop_jax.errors import UserError
 from styledrop_jax.training import checkpoint, loop, optim
 
@@ -124,6 +126,29 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     rows = [json.loads(line) for line in metrics.splitlines()]
     assert [row["step"] for row in rows] == [2, 4, 6, 8]
     assert rows[0].keys() == {"stage", "step", "loss", "noise"}
+
+
+def test_a_run_that_is_told_to_end_saves_first(tmp_path):
+    """SIGTERM in the dispatch of steps 5 and 6, of which no checkpoint is due."""
+
+    def told(start, count):
+        if start == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return _batches(start, count)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(hosts.Stopped):
+        _fit(tmp_path / "told", batches=told)
+    assert signal.getsignal(signal.SIGTERM) is before
+    seen = []
+
+    def watched(start, count):
+        seen.append(start)
+        return _batches(start, count)
+
+    _same(_fit(tmp_path / "told", batches=watched), _fit(tmp_path / "unbroken"))
+    assert seen == [6]
+    assert _metrics(tmp_path / "told") == _metrics(tmp_path / "unbroken")
 
 
 @pytest.mark.parametrize("settings", [{}, {"ema_decay": 0.9, "accumulate": 2}])

@@ -1,0 +1,108 @@
+"""One run by several processes: it leaves what a run of one process leaves, and ends as one."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tiny
+from safetensors.numpy import load_file
+
+from styledrop_jax import hosts
+from styledrop_jax.errors import UserError
+from styledrop_jax.io import image_files
+from styledrop_jax.io.files import read_json, read_jsonl
+
+FSDP = ("--config.mesh.fsdp", 2)
+COLD = ("--config.rounds", 1, "--config.round_1.sample.temperature", 0)
+
+
+def _start(*words):
+    """The command line in two processes of one device each."""
+    environment = os.environ | {"STYLEDROP": f"{sys.executable} -m styledrop_jax"}
+    line = ["bash", str(tiny.ROOT / "launch" / "multihost_local.sh"), *map(str, words)]
+    return subprocess.Popen(
+        line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def _names(folder):
+    """The files of a run, without those named after a time or a process."""
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    return {name for name in found if "tensorboard" not in name and name != ".lock"}
+
+
+def _close(one, two):
+    assert _names(two) == _names(one)
+    manifest = read_json(two / "manifest.json")
+    assert manifest["references"] == read_json(one / "manifest.json")["references"]
+    first = load_file(one / "round_1" / "adapter.safetensors")
+    for name, weight in load_file(two / "round_1" / "adapter.safetensors").items():
+        np.testing.assert_allclose(weight, first[name], atol=2e-4)
+    for file in ("metrics.jsonl", "round_1/scores.jsonl"):
+        rows = read_jsonl(two / file)
+        assert len(rows) == len(read_jsonl(one / file)) > 0
+        for row, same in zip(rows, read_jsonl(one / file), strict=True):
+            name = "loss" if file == "metrics.jsonl" else "score"
+            assert row[name] == pytest.approx(same[name], abs=1e-2)
+    for path in (one / "round_1" / "samples").iterdir():
+        image = image_files.read_image(path).astype(int)
+        same = image_files.read_image(two / "round_1" / "samples" / path.name)
+        assert np.abs(image - same).mean() < 1
+
+
+def test_two_processes_leave_what_one_does(tmp_path):
+    """Told to end in the middle of training, they save together; then they go on to the end."""
+    assert tiny.styledrop(*tiny.arguments(tmp_path / "one", *COLD)) == 0
+    words = (*tiny.arguments(tmp_path / "two", *COLD), *FSDP)
+    running = _start(*words)
+    metrics = tmp_path / "two" / "metrics.jsonl"
+    while running.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.02)
+    running.send_signal(signal.SIGTERM)
+    _, said = running.communicate()
+    assert running.returncode != 0, said
+    assert not (tmp_path / "two" / "report.html").exists()
+    again = _start(*words)
+    out, said = again.communicate()
+    assert again.returncode == 0, said
+    assert out.count("round_1: text score") == 1, "the first process alone says it"
+    _close(tmp_path / "one", tmp_path / "two")
+
+
+def test_an_error_ends_all_processes(tmp_path):
+    shutil.copytree(tiny.finished(), tmp_path / "run")
+    other = tiny.arguments(tmp_path / "run", "--config.seed", 5)
+    running = _start(*other)
+    _, said = running.communicate()
+    assert running.returncode != 0
+    assert "holds a run of another config: seed was 0, now 5" in said
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({}, "JAX_NUM_PROCESSES: found ''"),
+        ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "two"}, "JAX_PROCESS_ID: found 'two'"),
+        ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"}, "expected less than"),
+    ],
+)
+def test_what_is_said_in_part_is_refused(environment, words, monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=words):
+        hosts.join()
+
+
+def test_one_process_is_alone(monkeypatch):
+    """A shell of SLURM outside of a step, and one TPU VM, are single processes."""
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
+    hosts.join()
+    assert hosts.first() and not hosts.several()
+    assert hosts.shared(lambda: 3) == 3
