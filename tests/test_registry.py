@@ -129,7 +129,7 @@ def test_toys_are_settings_like_all_others(toys):
     assert found.mood == Mood(word="gloomy")
     assert found.round(1).adapter == ShiftSettings(layers=r".*to_out\.0")
     assert spec.from_config(spec.to_config(found)) == found
-    lines = spec.describe(spec.complete(TOYS))
+    lines = sum(spec.describe(spec.complete(TOYS)).values(), [])
     assert any(line.startswith("mood.word gloomy: how everything feels") for line in lines)
     assert any(line.startswith("round_1.adapter.layers ") for line in lines)
     with pytest.raises(UserError, match="expected one of .*, shift; did you mean 'shift'"):

@@ -91,8 +91,9 @@ def _fits(value: Any, hint: Any, name: str) -> bool:
             if type(value) is int and least <= value <= _LARGEST:
                 return True
         elif option is float:
-            if type(value) in (int, float) and abs(value) <= _LARGEST_SCALE:
-                return math.isfinite(value) and (value > 0 or name not in _ABOVE_ZERO)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                inside = abs(value) <= _LARGEST_SCALE  # which neither NaN nor infinity is
+                return inside and (value > 0 or name not in _ABOVE_ZERO)
         elif option is str:
             if isinstance(value, str) and len(value) <= _LONGEST_NAME:
                 return True
