@@ -5,7 +5,6 @@ leaves, and there are no more layers than the weights beside it can be of, befor
 """
 
 import dataclasses
-import math
 import types
 from collections.abc import Mapping
 from typing import Any, Union, get_args, get_origin, get_type_hints
