@@ -15,6 +15,7 @@ from styledrop_jax.feedback.describe import Description
 from styledrop_jax.feedback.describe import describe as find_words
 from styledrop_jax.io import hub, image_files
 from styledrop_jax.io.files import read_jsonl, write_jsonl
+from styledrop_jax.io.paths import expanded
 from styledrop_jax.methods.prompts import POOL
 from styledrop_jax.metrics.clip_scores import ClipScorer
 from styledrop_jax.pictures import Picture
@@ -91,7 +92,7 @@ def personalize(
         UserError: anything in the settings, the images or the folder that is not right.
         Paused: a person has to choose between rounds.
     """
-    folder = Path(os.path.abspath(Path(workdir).expanduser()))
+    folder = Path(os.path.abspath(expanded(workdir)))
     named = isinstance(images, str | Path) and isinstance(content, str)
     listed = folder / "given" / "images.jsonl"
     given = {"reference.image": str(images if named else listed)}
@@ -119,7 +120,7 @@ def _keep(images: Picture | Sequence[Picture], content: str | Sequence[str], lis
     lines: list[dict[str, str]] = []
     for number, (image, words) in enumerate(zip(several, contents, strict=True)):
         if isinstance(image, str | Path):
-            file = Path(os.path.abspath(Path(image).expanduser()))
+            file = Path(os.path.abspath(expanded(image)))
         else:
             file = listed.parent / f"{number:03d}.png"
             picture = image if isinstance(image, Image.Image) else image_files.as_pillow(image)

@@ -13,6 +13,7 @@ from PIL import Image
 from styledrop_jax import __version__, log, pictures
 from styledrop_jax.io import image_files, sheets
 from styledrop_jax.io.files import JsonLines
+from styledrop_jax.io.paths import expanded
 from styledrop_jax.methods.base import Prompt
 from styledrop_jax.pipelines.base import SampleSettings
 
@@ -66,7 +67,7 @@ class Output:
             "device": jax.devices()[0].device_kind,
         }
         self.common.pop("images_per_prompt", None)
-        self.folder = None if out is None else Path(out).expanduser()
+        self.folder = None if out is None else expanded(out)
 
     def keep(self, requests: Sequence[Request], images: Iterator[np.ndarray]) -> list[np.ndarray]:
         """What was generated as uint8; the whole images are written one by one."""
@@ -104,7 +105,7 @@ def write_sheet(
     """grid.png in `out`: images with their captions, in so many columns or as fits."""
     scale = max(1, 128 // images[0].shape[0])  # small images are shown enlarged
     sheet = sheets.grid(images, columns=columns, scale=scale, captions=words)
-    image_files.write_png(out.expanduser() / "grid.png", sheet)
+    image_files.write_png(expanded(out) / "grid.png", sheet)
 
 
 def write_rows(

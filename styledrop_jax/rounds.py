@@ -13,6 +13,7 @@ from pathlib import Path
 from styledrop_jax import hosts, log
 from styledrop_jax.errors import UserError
 from styledrop_jax.io import image_files
+from styledrop_jax.io.paths import expanded
 from styledrop_jax.io.run_folder import Run
 from styledrop_jax.methods.base import Example, Stream
 from styledrop_jax.planning.run import Planned, brief
@@ -70,7 +71,7 @@ def personalize(spec: RunSpec, workdir: Path, *, command: str, base: str = "") -
 
 def _began_on(workdir: Path, spec: RunSpec) -> RunSpec:
     """The settings with the base model under the name that it had when the run began."""
-    if not (workdir.expanduser() / "config.json").exists():
+    if not (expanded(workdir) / "config.json").exists():
         return spec
     name = Run.load(workdir).config.get("base")
     return dataclasses.replace(spec, base=name) if isinstance(name, str) else spec

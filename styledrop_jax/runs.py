@@ -15,6 +15,7 @@ import rich.table
 
 from styledrop_jax.errors import UserError, shown
 from styledrop_jax.io.files import read_json, read_jsonl
+from styledrop_jax.io.paths import expanded
 from styledrop_jax.io.records import METRICS, check_own, is_number, read_steps
 
 _LONGEST = 160  # letters of what is said of a damaged run
@@ -55,7 +56,7 @@ def list_runs(folder: Path) -> list[RunSummary]:
     Raises:
         UserError: there is no such folder.
     """
-    folder = folder.expanduser()
+    folder = expanded(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected one with run folders in it")
     found = []

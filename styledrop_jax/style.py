@@ -17,6 +17,7 @@ from styledrop_jax.errors import UserError, check_words, did_you_mean, shown
 from styledrop_jax.interchange.export import EXPORTS
 from styledrop_jax.interchange.trained import Trained
 from styledrop_jax.io import image_files, regions
+from styledrop_jax.io.paths import expanded
 from styledrop_jax.io.run_folder import Run
 from styledrop_jax.methods.base import Method
 from styledrop_jax.pictures import Picture
@@ -363,7 +364,7 @@ class Style:
                 "version": __version__,
             },
         )
-        return EXPORTS[format](trained, Path(path).expanduser(), dtype=dtype)
+        return EXPORTS[format](trained, expanded(path), dtype=dtype)
 
     # ---------------------------------------------------------- what they share
 

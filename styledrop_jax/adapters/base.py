@@ -27,6 +27,7 @@ _FORMAT = 1
 # the same adapter would not be the same bytes.
 METADATA = "styledrop_jax"
 _RECORDED = {"base_name": str, "base_hash": str, "config": dict, "round": int, "extra": dict}
+_MOST_ROUNDS = 1000
 _UNFIT = "adapter: its config does not fit"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -303,6 +304,8 @@ def _parse(path: Path, text: str, tensors: dict[str, np.ndarray]) -> AdapterFile
         for field, kind in _RECORDED.items():
             if type(getattr(adapter, field)) is not kind:
                 raise TypeError(field)
+        if not 0 <= adapter.round <= _MOST_ROUNDS:
+            raise ValueError("round")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise UserError(
             f"{path}: its metadata is corrupted; expected what styledrop_jax writes"

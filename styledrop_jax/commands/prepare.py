@@ -20,11 +20,12 @@ def configs(argv: Sequence[str]) -> None:
     """
     flags = configs_parser().read(argv)
     from styledrop_jax import config_files
+    from styledrop_jax.io.paths import expanded
 
     if flags.folder is None:
         print("\n".join(config_files.names()))
         return
-    print(f"configs: {config_files.copy(flags.folder.expanduser())}")
+    print(f"configs: {config_files.copy(expanded(flags.folder))}")
 
 
 def configs_parser() -> Parser:

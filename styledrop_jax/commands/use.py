@@ -165,9 +165,9 @@ def stylize(argv: Sequence[str]) -> None:
     for strength in flags.strength or []:
         _check_strength(strength)
     common = _common(flags, "stylized")
-    from styledrop_jax.io import captions, image_files
+    from styledrop_jax.io import captions, image_files, paths
 
-    image = flags.image.expanduser()
+    image = paths.expanded(flags.image)
     if image.is_dir():
         captions.images_in(image)  # before the model, which takes seconds
     elif not image.exists():

@@ -1,6 +1,7 @@
 """Paths as users give them: expanded, checked and shown in errors, and the words of their names."""
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -40,12 +41,24 @@ _NO_WORDS = frozenset(
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """`path` with its `~` or `~user` replaced; UserError if there is no such user."""
+    """`path` with its `~` or `~user` replaced; it need not exist.
+
+    Raises:
+        UserError: there is no such user, or no file could have this name.
+    """
     path = Path(path)
     try:
-        return path.expanduser()
+        path = path.expanduser()
+        os.lstat(path)
     except RuntimeError:
         raise UserError(f"{shown_path(path)}: no such user; expected a path or ~/…") from None
+    except ValueError as error:  # a zero byte, or letters that no file system has
+        raise UserError(f"{shown_path(path)}: not a path; expected the name of a file") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            expected = "no file has so long a name; expected a path"
+            raise UserError(f"{shown_path(path)}: {expected}") from error
+    return path
 
 
 def shown_path(path: str | os.PathLike[str], longest: int = 100) -> str:

@@ -33,8 +33,11 @@ def check_own(workdir: Path) -> None:
 
 def inside(workdir: Path, *parts: str) -> Path | None:
     """A file of a run folder; None if there is none, or if it is a link out of the folder."""
-    path = Path(os.path.realpath(workdir.joinpath(*parts)))
-    return path if _is_in(path, workdir) and path.is_file() else None
+    try:
+        path = Path(os.path.realpath(workdir.joinpath(*parts)))
+    except ValueError:  # no name that a file could have
+        return None
+    return path if _is_in(path, workdir) and os.path.isfile(path) else None
 
 
 def read_steps(path: Path) -> list[dict[str, Any]]:
@@ -47,7 +50,7 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
     rows = read_jsonl(path)
     for number, row in enumerate(rows, 1):
         known = isinstance(row, dict) and isinstance(row.get("stage"), str)
-        if not (known and type(row.get("step")) is int and is_number(row["step"])):
+        if not (known and type(row.get("step")) is int and 0 <= row["step"] <= _LARGEST):
             raise UserError(
                 f"{shown_path(path)}: line {number} is {shown(row)}, expected the record of a step"
             )

@@ -14,6 +14,7 @@ from typing import IO, Any
 from styledrop_jax import hosts
 from styledrop_jax.errors import UserError, did_you_mean, shown
 from styledrop_jax.io.files import appending, guard, locked, plain, read_object, write_json
+from styledrop_jax.io.paths import expanded
 from styledrop_jax.io.records import check_own
 
 _MOST_SHOWN = 4  # differences in one error
@@ -54,7 +55,7 @@ class Run:
                 f"{workdir}: a bucket cannot be a run folder; expected a folder of a disk, such as "
                 "one that gcsfuse mounts the bucket to"
             )
-        run = cls(workdir=Path(workdir).expanduser(), config=plain(config))
+        run = cls(workdir=expanded(workdir), config=plain(config))
         hosts.shared(lambda: run._take(completed))
         return run
 
@@ -80,7 +81,7 @@ class Run:
         Raises:
             UserError: the folder is missing or holds no run, or a link in it leads out of it.
         """
-        workdir = Path(workdir).expanduser()
+        workdir = expanded(workdir)
         if not workdir.is_dir():
             siblings = [p.name for p in workdir.parent.iterdir()] if workdir.parent.is_dir() else []
             raise UserError(f"{workdir}: no such run folder{did_you_mean(workdir.name, siblings)}")
@@ -99,7 +100,7 @@ class Run:
 
         All processes agree on it, and may then read what was written before.
         """
-        return hosts.shared(self.path(name).exists)
+        return hosts.shared(lambda: os.path.exists(self.path(name)))
 
     @property
     def manifest(self) -> dict[str, Any]:

@@ -270,6 +270,8 @@ def _strips(run: Run, number: int) -> list[Strip]:
     for path in sorted(run.path(folder).iterdir()):
         if path.name.isdecimal():
             rows[int(path.name)] = _stage(run, f"{folder}/{path.name}", "").samples
+    if best not in rows:
+        return []
     return [Strip(title=f"Round {number}", rows=rows, best=best)]
 
 

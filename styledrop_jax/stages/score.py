@@ -12,6 +12,7 @@ from styledrop_jax.feedback import scorers
 from styledrop_jax.feedback.verdict import before
 from styledrop_jax.io import captions, image_files
 from styledrop_jax.io.fit import read_fitted
+from styledrop_jax.io.paths import expanded
 from styledrop_jax.methods.prompts import noun
 from styledrop_jax.registry import SCORERS
 from styledrop_jax.stages.job import Job
@@ -72,7 +73,7 @@ def score_truth(job: Job) -> None:
 def _truth(job: Job) -> Path | None:
     """The user's folder of true images, or the one that comes with a bundled reference."""
     if job.spec.truth:
-        return Path(job.spec.truth).expanduser()
+        return expanded(job.spec.truth)
     reference = Path(job.given[0].reference.path)
     beside = reference.with_suffix("")
     bundled = reference.parent == captions.BUNDLED.parent
