@@ -9,6 +9,8 @@ from shlex import quote
 from styledrop_jax.commands.parser import Parser
 from styledrop_jax.errors import UserError
 
+_MOST_WORDS = 1000
+
 
 def configs(argv: Sequence[str]) -> None:
     """Copy the configs that ship into a folder, to be edited.
@@ -98,8 +100,10 @@ def rare_tokens(argv: Sequence[str]) -> None:
     those.
     """
     flags = rare_tokens_parser().read(argv)
-    if flags.num < 1:
-        raise UserError(f"--num: found {flags.num}, expected at least 1")
+    if not 1 <= flags.num <= _MOST_WORDS:
+        raise UserError(f"--num: found {flags.num}, expected 1 to {_MOST_WORDS}")
+    if not 0 <= flags.seed < 2**32:
+        raise UserError(f"--seed: found {flags.seed}, expected 0 to {2**32 - 1}")
     from styledrop_jax.io import hub
     from styledrop_jax.methods.identifiers import rare_words
     from styledrop_jax.models.tokenizer import load_tokenizer

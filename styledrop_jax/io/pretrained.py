@@ -208,7 +208,7 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
             missing.
     """
     names = set()
-    if folder.is_dir():
+    if os.path.isdir(folder):
         names = {path.name for path in folder.iterdir() if path.is_file()}
     chosen = choose_weights(names, stem, lambda index: folder / index, source=str(folder))
     return [folder / name for name in chosen if name.endswith(".safetensors")]

@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -56,7 +57,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         UserError: no such files, or they cannot be read.
     """
     files = []
-    if folder.is_dir():
+    if os.path.isdir(folder):
         files = [path for path in folder.iterdir() if not path.is_dir()]
     for path in files:
         if not path.is_file():  # the library opens several, and would wait for a pipe
