@@ -25,27 +25,28 @@ class UserError(Exception):
     """
 
     def __init__(self, message: object):
-        super().__init__(one_line(str(message), _LONGEST))
+        super().__init__(one_line(str(message), _LONGEST, first=_LONGEST // 2))
 
 
-def one_line(text: str, longest: int) -> str:
-    """Printable letters in place of line ends and the like, and the middle left out of a long
-    text.
+def one_line(text: str, longest: int, first: int | None = None) -> str:
+    """Printable letters in place of line ends and the like, and the middle left out of a long text.
+
+    Its `first` letters are kept, a third of all if that is None.
     """
-    text = _cut(text, longest)
+    first = longest // 3 if first is None else first
+    text = _cut(text, longest, first)
     if text.isprintable():
         return text
     letters: list[str] = []
     for letter in text:
         letters.append(letter if letter.isprintable() else repr(letter)[1:-1])
-    return _cut("".join(letters), longest)
+    return _cut("".join(letters), longest, first)
 
 
-def _cut(text: str, longest: int) -> str:
+def _cut(text: str, longest: int, first: int) -> str:
     if len(text) <= longest:
         return text
-    start = longest // 3
-    return f"{text[:start]}…{text[start + 1 - longest :]}"
+    return f"{text[:first]}…{text[first + 1 - longest :]}"
 
 
 def few(names: Sequence[str], *, room: int = 150, joint: str = "; ") -> str:

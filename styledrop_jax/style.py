@@ -30,9 +30,7 @@ from styledrop_jax.stages.begin import warn_of_unknown
 from styledrop_jax.stages.kept import adapter_file, chosen_round
 from styledrop_jax.training import mesh
 
-MOST_IMAGES = 10_000
-"""Of one prompt, in one call."""
-
+MOST_IMAGES = 10_000  # of one prompt, in one call
 STRENGTHS = (0.5, 0.7)
 """Of whole images by default: 0.5 keeps more of the image, 0.7 is clearly in the style."""
 
