@@ -2,6 +2,8 @@
 
 All of them carry out the same program on the devices of all. The first one owns the run folder: it
 alone writes, and says what happens; what depends on a file it decides for all.
+
+JAX is imported where it is needed: files are read without it, by one process alone.
 """
 
 import contextlib
@@ -9,13 +11,12 @@ import itertools
 import os
 import pickle
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from styledrop_jax.errors import UserError
 
@@ -43,6 +44,8 @@ def join() -> None:
     Raises:
         UserError: the environment says it in part.
     """
+    import jax
+
     patience: dict[str, Any] = {
         "heartbeat_timeout_seconds": _PATIENCE,
         "shutdown_timeout_seconds": _PATIENCE,
@@ -75,12 +78,20 @@ def _of_many() -> bool:
 
 def several() -> bool:
     """Whether other processes do what this one does now; not while it works for all of them."""
+    if "jax" not in sys.modules:
+        return False
+    import jax
+
     return jax.distributed.is_initialized() and jax.process_count() > 1 and not _ALONE.is_set()
 
 
 def first() -> bool:
     """Whether this process owns the run folder; the only one does."""
-    return not several() or jax.process_index() == 0
+    if not several():
+        return True
+    import jax
+
+    return jax.process_index() == 0
 
 
 _ALONE = threading.Event()
@@ -111,6 +122,8 @@ def shared(work: Callable[[], T]) -> T:
 
 def _broadcast(data: bytes) -> bytes:
     """The bytes of the first process."""
+    from jax.experimental import multihost_utils
+
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
     room = max(_LEAST, 1 << (size - 1).bit_length())
     padded = np.zeros(room, np.uint8)
@@ -122,6 +135,8 @@ def _broadcast(data: bytes) -> bytes:
 def wait() -> None:
     """Waits until all processes are here: what the first wrote before it is there after it."""
     if several():
+        from jax.experimental import multihost_utils
+
         multihost_utils.sync_global_devices("styledrop_jax")
 
 
@@ -152,5 +167,7 @@ def told_to_stop() -> bool:
     agree on it, whichever got the signal.
     """
     if several():
+        from jax.experimental import multihost_utils
+
         return multihost_utils.reached_preemption_sync_point(next(_LOOKED))
     return _TOLD.is_set()

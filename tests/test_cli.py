@@ -375,7 +375,8 @@ def test_a_corrupted_adapter_is_named(tmp_path, capfd, how):
     data = bytearray(path.read_bytes())
     data[-1] ^= 255
     path.write_bytes({"truncated": bytes(data[:-9]), "flipped": bytes(data), "empty": b""}[how])
-    assert str(path) in runs.refused(capfd, "sample", "--run", run, "--prompt", "a cat")
+    words = ["sample", "--run", run, "--round", 2, "--prompt", "a cat"]
+    assert str(path) in runs.refused(capfd, *words)
     assert not (run / "drawn").exists()
     runs.forget(run, "report.html", "round_2/samples", "round_2/scores.jsonl")
     assert str(path) in runs.refused(capfd, *tiny.arguments(run))

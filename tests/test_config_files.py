@@ -125,7 +125,7 @@ def test_overrides_anywhere_on_the_line():
     assert found.rounds == 2, "the last --config counts"
     assert found.seed == 7 and found.reference.content == "a red house"
     first, second = found.round_settings
-    assert (first.train.steps, second.train.steps) == (50, 150)
+    assert (first.train.steps, second.train.steps) == (50, 200)
     assert first.select.scorers["clip_style"] == 0.5
     assert first.select.scorers["clip_content"] == 1.0
     assert first.train.random_crop is True and second.train.random_crop is True

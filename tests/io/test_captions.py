@@ -80,7 +80,9 @@ def test_what_is_no_square_is_named_with_what_is_done_with_it(folder, image, cap
     cut = "cut to the middle square: a cat.png, red_house-2.png, tree.png"
     assert f"config.reference.fit: {cut}" in caplog.text
     for name in "xyz":
-        write_png(folder / f"{name} bar.png", np.full((8, 30, 3), ord(name), np.uint8))
+        bar = np.full((8, 30, 3), ord(name), np.uint8)
+        bar[3:5, 3:-3] = 0
+        write_png(folder / f"{name} bar.png", bar)
     write_png(folder / "square.png", image[:, :24])
     caplog.clear()
     found = captions.read_references(str(folder), "", "s", field="config.aux")
