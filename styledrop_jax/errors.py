@@ -28,6 +28,13 @@ class UserError(Exception):
         super().__init__(one_line(str(message), _LONGEST, first=_LONGEST // 2))
 
 
+class Explanation(UserError):
+    """Lines that teach a command to somebody who gave it too little; none of them is cut."""
+
+    def __init__(self, lines: str):
+        Exception.__init__(self, lines)
+
+
 def one_line(text: str, longest: int, first: int | None = None) -> str:
     """Printable letters in place of line ends and the like, and the middle left out of a long text.
 

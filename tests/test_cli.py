@@ -363,7 +363,8 @@ def test_a_pickle_is_never_opened(tmp_path, capfd):
 
     run = shutil.copytree(tiny.finished(), tmp_path / "finished")
     (run / "round_2" / "adapter.safetensors").write_bytes(trap)
-    error = runs.refused(capfd, "sample", "--run", run, "--prompt", "a cat")
+    words = ["sample", "--run", run, "--round", 2, "--prompt", "a cat"]
+    error = runs.refused(capfd, *words)
     assert "round_2/adapter.safetensors" in error and "pickle" in error
     assert not mark.exists() and not (run / "drawn").exists()
 

@@ -259,9 +259,10 @@ def test_a_style_is_sampled_in_other_ways(style):
 def test_styles_of_rounds_and_of_the_base_alone(style):
     base = Style.load(tiny.finished(), round=0, pipeline=style.pipeline)
     first = Style.load(tiny.finished(), round=1, pipeline=style.pipeline)
-    assert (base.number, first.number, style.number) == (0, 1, 2)
+    second = Style.load(tiny.finished(), round=2, pipeline=style.pipeline)
+    assert (base.number, first.number, second.number) == (0, 1, 2)
     images = []
-    for each in (base, first, style):
+    for each in (base, first, second):
         several = each.sample(["a cat", "a red house"], num=8)
         images.append(np.stack(_pixels(several)).tobytes())
     assert len(set(images)) == 3

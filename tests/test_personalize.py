@@ -56,7 +56,12 @@ def test_a_run_leaves_adapters_samples_scores_and_a_report():
 def test_the_config_holds_the_resolved_settings():
     config = read_json(tiny.finished() / "config.json")
     assert to_config(from_config(config)) == config
-    assert config["round_1"]["adapter"] == {"kind": "styledrop", "rank": 4, "shared": True}
+    assert config["round_1"]["adapter"] == {
+        "kind": "styledrop",
+        "rank": 4,
+        "shared": True,
+        "blocks": "all",
+    }
     assert config["base"] == str(tiny.models() / "muse") and config["rounds"] == 2
     assert config["round_2"]["train"]["min_snr_gamma"] == 0.0, "what no config says is there too"
 
@@ -145,7 +150,7 @@ def test_a_padded_image_is_padded_in_all_of_a_run_and_after_a_death(tmp_path, ca
     truth = tmp_path / "truth"
     truth.mkdir()
     shutil.copy(banner, truth / "cat.png")
-    flags = runs.flags(truth=truth, round_1__train__random_crop="true")
+    flags = runs.flags(truth=truth, round_1__train__random_crop="true", reference__fit="pad")
     workdir = tmp_path / "run"
     assert tiny.styledrop(*tiny.arguments(workdir, *flags, image=banner)) == 0
     pads = "config.reference.fit: padded to a square with the colour of the ground:"
@@ -168,7 +173,7 @@ def test_a_padded_image_is_padded_in_all_of_a_run_and_after_a_death(tmp_path, ca
 
     cut = runs.flags(reference__fit="crop")
     error = runs.refused(capfd, *tiny.arguments(workdir, *flags, *cut, image=banner))
-    assert 'reference.fit was "auto", now "crop"' in error
+    assert 'reference.fit was "pad", now "crop"' in error
 
 
 def test_a_lost_adapter_is_trained_again(tmp_path):

@@ -400,7 +400,7 @@ def test_an_extension_that_was_stopped_goes_on_by_the_same_command(tmp_path, cap
         ([], "nothing to add; expected --rounds, --steps or --prompts"),
         (["--rounds", -1], "--rounds: found -1"),
         (["--steps", -1], "--steps: found -1"),
-        (["--rounds", 1000], "config.rounds: found 1002"),
+        (["--rounds", 1000], "--rounds is 1000, expected at most 100"),
         (["--prompts", "nowhere.txt"], "nowhere.txt: no such file"),
     ],
 )

@@ -218,9 +218,10 @@ def test_mix_says_what_does_not_fit(tmp_path, capfd):
     assert "round: 0" in runs.refused(capfd, *line, tiny.finished(), "--round", 0)
 
     other = _subject(tmp_path / "other")
-    file = load_adapter(other / ADAPTER)
+    taken = Style.load(other).adapter
+    file = load_adapter(taken)
     kept = {"base_name": "another", "config": file.config, "round": 2, "extra": file.extra}
-    save_adapter(other / ADAPTER, dict(file.tensors), base_hash="0" * 64, **kept)
+    save_adapter(taken, dict(file.tensors), base_hash="0" * 64, **kept)
     assert "trained on base model another" in runs.refused(capfd, *line, other)
 
 

@@ -51,7 +51,7 @@ def personalize(argv: Sequence[str]) -> None:
         _help_of_config(parser, [word for word in argv if word not in asked])
         return
     if not any(word.lstrip("-").split("=")[0] == "config" for word in argv):
-        raise UserError(_START.format(configs=", ".join(config_files.names())))
+        raise Explanation(_START.format(configs=", ".join(config_files.names())))
     config, rest = config_files.from_arguments(argv)
     flags = parser.read(rest)
     from styledrop_jax.feedback.select import Paused

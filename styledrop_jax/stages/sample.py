@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from styledrop_jax import guidance
-from styledrop_jax.errors import UserError
+from styledrop_jax.errors import UserError, shown
 from styledrop_jax.io import image_files
 from styledrop_jax.methods.base import Redrawn
 from styledrop_jax.pipelines.base import Pipeline, SampleSettings
@@ -128,9 +128,9 @@ def following(
     tokens = aligned_tokens(source, result, kept[1:-1])
     if tokens is None:
         raise UserError(
-            f"{field}: the prompts {redrawn.prompt!r} ({len(source) - 2} tokens) and {text!r} "
-            f"({len(result) - 2} tokens) do not align; expected as many, at most "
-            f"{padded.shape[1] - 2}, with the words {redrawn.kept!r} at one place of both: "
+            f"{field}: the prompts do not align: {shown(redrawn.prompt, 40)} has {len(source) - 2} "
+            f"tokens, {shown(text, 40)} {len(result) - 2}; expected as many, at most "
+            f"{padded.shape[1] - 2}, with {shown(redrawn.kept, 30)} at one place of both: "
             "the same repeats in both, or shorter identifiers"
         )
     return guidance.Follow(

@@ -369,7 +369,10 @@ def test_many_problems_are_counted_and_the_first_are_named():
         ({"text_encoder.lora_alpha": "4"}, "its lora_alpha is '4', expected a positive number"),
         ({"text_encoder.lora_alpha": -1}, "its lora_alpha is -1"),
         ({"text_encoder.alpha_pattern": 3}, "its alpha_pattern is 3, expected a mapping"),
-        ({"text_encoder.alpha_pattern": {"(": 3}}, r"its alpha_pattern has '\(', expected a patt"),
+        (
+            {"text_encoder.alpha_pattern": {"(": 3}},
+            r"its alpha_pattern has '\(', expected a short",
+        ),
     ],
 )
 def test_strengths_that_are_none_are_refused(fields, words):
