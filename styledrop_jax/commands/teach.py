@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from styledrop_jax.commands.parser import Parser
-from styledrop_jax.errors import UserError
+from styledrop_jax.errors import Explanation, UserError
 
 _START = """styledrop personalize learns from your images; say which, and where the run goes:
 

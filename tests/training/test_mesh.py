@@ -60,6 +60,7 @@ def _close(one, other):
             assert np.abs(image.astype(int) - same).mean() < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["muse", "stable_diffusion"])
 def test_four_devices_train_and_generate_as_one(base, tmp_path):
     """All of the denoiser trains, cut in two, each half on two devices; three images are sampled
