@@ -100,6 +100,8 @@ _ALONE = threading.Event()
 def shared(work: Callable[[], T]) -> T:
     """What `work` returns in the first process, in all of them; there alone it is done.
 
+    It is sent as a pickle, from one process of this run to the others: never from a file.
+
     Raises:
         Exception: that it raised there, in all of them.
     """

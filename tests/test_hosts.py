@@ -19,6 +19,7 @@ from styledrop_jax.io.files import read_json, read_jsonl
 
 FSDP = ("--config.mesh.fsdp", 2)
 COLD = ("--config.rounds", 1, "--config.round_1.sample.temperature", 0)
+STEPS = ("--config.round_1.train.steps", 40)  # enough to be told to end among them
 
 
 def _start(*words):
@@ -57,14 +58,16 @@ def _close(one, two):
 
 def test_two_processes_leave_what_one_does(tmp_path):
     """Told to end while they train, they save together; then they go on to the end."""
-    assert tiny.styledrop(*tiny.arguments(tmp_path / "one", *COLD)) == 0
-    words = (*tiny.arguments(tmp_path / "two", *COLD), *FSDP)
+    assert tiny.styledrop(*tiny.arguments(tmp_path / "one", *COLD, *STEPS)) == 0
+    words = (*tiny.arguments(tmp_path / "two", *COLD, *STEPS), *FSDP)
     running = _start(*words)
     metrics = tmp_path / "two" / "metrics.jsonl"
     while running.poll() is None and not (metrics.exists() and metrics.stat().st_size):
         time.sleep(0.02)
     running.send_signal(signal.SIGTERM)
-    first, _ = running.communicate()
+    first, said = running.communicate()
+    assert running.returncode != 0, said
+    assert not (tmp_path / "two" / "report.html").exists()
     again = _start(*words)
     out, said = again.communicate()
     assert again.returncode == 0, said

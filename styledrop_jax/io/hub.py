@@ -175,7 +175,7 @@ def _of_hub(name: str, layouts: Sequence[Layout], model: str) -> Path:
     except Exception:
         why = "the hub cannot be reached"
     raise UserError(
-        f"{model}: {lacking} and {why}; on a machine with a network run `hf download {name}`, "
+        f"{model}: {lacking} and {why}; with a network run `hf download {name}`, "
         f"or pass a local folder{_meant(name)}"
     )
 

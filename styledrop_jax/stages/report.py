@@ -13,7 +13,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from styledrop_jax.errors import UserError, shown
+from styledrop_jax.errors import UserError, check_words, shown
 from styledrop_jax.io import image_files
 from styledrop_jax.io.files import read_json, write_bytes
 from styledrop_jax.io.records import inside, is_number, read_steps
@@ -204,6 +204,7 @@ def _manifest(run: Run) -> Manifest:
     references = []
     try:
         for entry in content.get("references", []):
+            check_words(entry["file"], str(path))
             references.append(
                 Reference(
                     caption=str(entry["caption"]),

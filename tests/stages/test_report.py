@@ -382,6 +382,7 @@ def test_a_failed_report_leaves_the_old_one(tmp_path):
     [
         ("manifest.json", []),
         ("manifest.json", {"references": [{"caption": "a house"}]}),
+        ("manifest.json", {"references": [REFERENCE | {"file": "a\0b"}]}),
         ("manifest.json", {"rounds": {"round_1": 3}}),
         ("metrics.jsonl", ["step"]),
         ("round_1/scores.jsonl", {"prompt": 0}),
