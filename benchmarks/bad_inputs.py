@@ -8,8 +8,8 @@ function that a command gives it to, in a process that is forked when the librar
 killed after 20 seconds, and goes on with the next input. No network, no GPU, no model is trained.
 
 Outcomes: `answered` in one line that names the field or the file; `nameless` or `long` (300 letters
-or more) where that line falls short; `accepted`; `traceback`; `hang` after 20 s; `memory` above
-4 GB; `died`.
+or more) where that line falls short; `accepted`; `traceback`; `hang` after 20 s; `memory` for more
+than 4 GB on top of the loaded libraries; `died`.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 from styledrop_jax.errors import Explanation, UserError
 
 SECONDS = 20
-MEMORY = 4e9  # bytes, the peak of a process
+MEMORY = 4e9  # bytes that an input may add to the process
 OUTCOMES = ("answered", "nameless", "long", "accepted", "traceback", "hang", "memory", "died")
 
 
@@ -72,10 +72,10 @@ def _outcome(case: Case) -> tuple[str, str]:
     return "accepted", ""
 
 
-def _peak() -> int:
-    """The most bytes that this process had in memory."""
+def _memory(field: str) -> int:
+    """Bytes of this process in memory: now (VmRSS) or at its peak (VmHWM)."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
     return 0
 
@@ -89,8 +89,10 @@ def _work(cases: Sequence[Case], sender: Any) -> None:
     for case in cases:
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = _memory("VmRSS")
         kind, said = _outcome(case)
-        sender.send(("memory", said) if _peak() > MEMORY else (kind, said))
+        added = _memory("VmHWM") - before
+        sender.send(("memory", said) if added > MEMORY else (kind, said))
 
 
 def run(cases: Sequence[Case], *, seconds: float = SECONDS) -> Iterator[Outcome]:
