@@ -58,7 +58,7 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
             settings.sample.lambda_a = 1.0
         # Those that round 2 learns from are guided more strongly: it shows less than they.
         config.round_1.sample.images_per_prompt = 1
-        config.round_1.select.update(images_per_prompt=2, lambda_a=2.0)
+        config.round_1.select.update(images_per_prompt=4, lambda_a=2.0)
     return config
 
 
