@@ -84,18 +84,19 @@ def clip_sameness(samples: Scored) -> np.ndarray:
 
 
 def clip_leakage(samples: Scored) -> np.ndarray:
-    """Cosine of image and the words for what the references show; less is better, and its weight is
-    to be negative.
+    """How much likelier an image is what the references show than what all prompts ask for: the
+    cosine with the words for it, less the mean over the contents of the prompts.
 
-    Of several references the likest; 0 where the prompt asks for what they show, which then
-    cannot leak.
+    Less is better, and its weight is to be negative. Of several references the likest; 0 where the
+    prompt asks for what they show, which then cannot leak. A style brings all words nearer or
+    farther alike: their mean cancels it.
     """
     if not samples.shown:
         return np.zeros(len(samples.contents))
-    likeness = samples.likeness(samples.shown)
+    usual = samples.likeness(list(dict.fromkeys(samples.contents))).mean(axis=1, keepdims=True)
     same = np.array(samples.contents)[:, None] == np.array(samples.shown)
-    worst = np.where(same, -1, likeness).max(axis=1)
-    return np.where(same.all(axis=1), 0, worst)
+    excess = np.where(same, -np.inf, samples.likeness(samples.shown) - usual)
+    return np.where(same.all(axis=1), 0, excess.max(axis=1))
 
 
 def random(samples: Scored) -> np.ndarray:

@@ -1,7 +1,7 @@
 """What a run came to: one number to choose by, and a verdict in plain words.
 
 The scores are means over the samples of a stage, cosines of CLIP features: `clip_content` with the
-prompt, `clip_style` with the references, `clip_leakage` with what the references show.
+prompt, `clip_style` with the references, `clip_leakage` with the words for what they show.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ Scores = Mapping[str, float]
 
 _FEW = 0.05  # a difference of scores that an eye does not see
 _CONTENT = 3.0  # content spans about a third of what style does
-_LEAK = 0.12  # more than the base model has: some prompts show what the reference shows
+_LEAK = 0.08  # more than the base model has: some prompts show what the reference shows
 _LOST = 0.75  # of the base model's content, below which things are hard to tell
 _WELL = 0.5  # of the way from the base model to the reference itself
 _DRIFT = 0.01

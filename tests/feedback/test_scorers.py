@@ -33,15 +33,22 @@ def _seen(features, contents, shown=()):
     )
 
 
-def test_leakage_is_the_likeness_to_what_the_references_show():
-    images = [[0.5, 0.25, 0.1], [0.5, 0.25, 0.75], [0.5, 0.25, 0.1]]
+def test_leakage_is_what_an_image_is_likelier_what_the_references_show():
+    images = [[0.5, 0.25, 0.15], [0.5, 0.25, 0.75], [0.5, 0.25, 0.15]]
 
     def leakage(shown):
         return list(scorers.clip_leakage(_seen(images, ["a cat", "a dog", "a house"], shown)))
 
-    assert leakage(["a house"]) == [0.5, 0.5, 0]  # a house cannot leak into a house
-    assert leakage(["a house", "a dog"]) == [0.5, 0.5, 0.1]
+    assert leakage(["a house"]) == pytest.approx([0.2, 0, 0])  # none into a house
+    assert leakage(["a house", "a dog"]) == pytest.approx([0.2, 0, -0.15])
     assert leakage([]) == [0, 0, 0]
+
+
+def test_a_style_that_brings_all_words_nearer_is_no_leak():
+    near = np.array([[0.5, 0.25, 0.15]]) + 0.2
+    far = np.array([[0.5, 0.25, 0.15]])
+    found = [scorers.clip_leakage(_seen(x, ["a cat"], ["a house"])) for x in (near, far)]
+    assert found[0] == pytest.approx(found[1])
 
 
 def test_content_is_what_an_image_is_likelier_than_all_prompts_ask_for():

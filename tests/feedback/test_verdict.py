@@ -23,15 +23,15 @@ def test_worth_is_style_and_content():
 
 
 def test_a_later_round_is_the_best_if_it_is_worth_more_and_holds_the_style():
-    first = _scores(0.7, 0.5, 0.2)
-    clearer = _scores(0.69, 0.55, 0.2)
+    first = _scores(0.7, 0.5, 0.15)
+    clearer = _scores(0.69, 0.55, 0.15)
     assert judge(BASE, [first, clearer]).round == 2
-    assert judge(BASE, [first, _scores(0.7, 0.45, 0.2), clearer]).round == 3
+    assert judge(BASE, [first, _scores(0.7, 0.45, 0.15), clearer]).round == 3
     assert judge(BASE, [first, first]).round == 2, "of equals the last"
     drifted = judge(BASE, [first, _scores(0.5, 0.6, 0.1)])
     assert drifted.round == 1
     assert drifted.remarks == ["round 2 drifted from the style, by 0.20"]
-    poorer = judge(BASE, [first, _scores(0.72, 0.45, 0.2)])
+    poorer = judge(BASE, [first, _scores(0.72, 0.45, 0.15)])
     assert poorer.round == 1
     assert poorer.remarks == ["round 2 brought nothing more than round 1"]
 
