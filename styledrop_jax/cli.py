@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from styledrop_jax import __version__
+from styledrop_jax import __version__, cache
 from styledrop_jax.commands import prepare, teach, use
 from styledrop_jax.commands.parser import Parser
 from styledrop_jax.errors import UserError, did_you_mean
@@ -84,12 +84,15 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are no Unicode
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    # What the threads of a library leave behind when a disk fails: the failure itself is raised.
+    sys.unraisablehook = lambda _: None
     try:
         if name in ("-h", "--help"):
             _print_commands()
         elif name in ("-V", "--version"):
             print(f"styledrop {__version__}")
         elif name in COMMANDS:
+            cache.keep_programs()
             COMMANDS[name].run(argv)
         else:
             hint = did_you_mean(name, COMMANDS)

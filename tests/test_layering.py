@@ -12,7 +12,7 @@ ROOT = Path(styledrop_jax.__file__).parent
 # `sampling` and `models` do not know each other.
 RUNGS = [
     {"errors"},
-    {"tree", "settings", "hosts"},
+    {"tree", "settings", "hosts", "cache"},
     {"models", "sampling"},
     {"io"},
     {"log", "runs"},

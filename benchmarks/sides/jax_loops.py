@@ -44,7 +44,7 @@ def training(
         for _ in range(job.train_steps // job.steps_per_call):
             batch = mesh.shard(rows(done, job.steps_per_call), devices)
             with mesh.used(devices):
-                state, metrics = step(graphdef, state, frozen, batch, key)
+                state, metrics = step(graphdef, state, frozen, batch, job.steps_per_call, key)
             done += job.steps_per_call
             assert np.isfinite(jax.device_get(metrics)["loss"])
         jax.block_until_ready(state)

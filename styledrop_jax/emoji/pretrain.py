@@ -54,11 +54,12 @@ def pretrain(settings: CommonSettings, workdir: Path) -> None:
         data = corpus.load(settings.corpus)
         task = TASKS[settings.task](settings, data, run.workdir)
         graphdef, _, frozen = loop.split(task.model, task.trainable)
+        every = settings.checkpoint_every
 
         def after(step: int, state: dict, *parts: Any) -> dict:
             if task.after is not None:
                 state = task.after(step, state, *parts)
-            if step % settings.checkpoint_every == 0 or step == settings.steps:
+            if step % every == 0 or step == settings.steps:
                 model = nnx.merge(graphdef, jax.tree.map(jnp.array, state["params"]), frozen)
                 sheet = task.sheet(model)
                 image_files.write_png(run.path("images", f"{step:07d}.png"), sheet)
@@ -87,7 +88,8 @@ def pretrain(settings: CommonSettings, workdir: Path) -> None:
             logger=logger,
             stage=settings.task,
             steps_per_call=settings.steps_per_call,
-            checkpoint_every=settings.checkpoint_every,
+            checkpoint_every=every,
             after=after,
+            after_at=None if task.after else {*range(0, settings.steps, every), settings.steps},
         )
         log.say(f"{settings.task}: exported to {run.path('export')}")

@@ -281,9 +281,3 @@ def locked(file: IO[bytes]) -> bool:
 def _to_disk(file: IO[bytes]) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def cache_folder() -> Path:
-    """The user's cache folder for what can be made again."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "styledrop_jax"

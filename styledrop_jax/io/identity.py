@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from styledrop_jax import cache
 from styledrop_jax.errors import UserError
 from styledrop_jax.io.files import write_json
 from styledrop_jax.io.pretrained import Tensors
@@ -65,11 +65,8 @@ def of_weights(tensors: Tensors) -> str:
 
 
 def cache_file() -> Path:
-    """`styledrop_jax/identity.json` in the user's cache folder, `$XDG_CACHE_HOME` or `~/.cache`."""
-    folder = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(folder):  # which its specification says to pass over
-        folder = os.path.expanduser("~/.cache")
-    return Path(folder) / "styledrop_jax" / "identity.json"
+    """`identity.json` in the user's cache folder."""
+    return cache.folder() / "identity.json"
 
 
 def _hash(tensors: Tensors) -> str:

@@ -51,7 +51,7 @@ def training(
     *,
     steps: int,
 ) -> Compilable:
-    """A dispatch of `steps` training steps of a pipeline of shapes."""
+    """A dispatch of at most `steps` training steps of a pipeline of shapes."""
     graphdef: Any = None
     loss: Any = None
 
@@ -77,7 +77,8 @@ def training(
     rows = Cut((steps, settings.batch_size, len(streams)), jnp.int32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     step = loop.make_train_step(loss, optimizer, accumulate=settings.accumulate)
-    return Compilable(step, (graphdef, state, frozen, rows, key))
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    return Compilable(step, (graphdef, state, frozen, rows, count, key))
 
 
 def sampling(

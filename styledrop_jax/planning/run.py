@@ -21,7 +21,7 @@ from styledrop_jax.spec import RoundSettings, RunSpec
 from styledrop_jax.stages.begin import trainables
 from styledrop_jax.stages.read import Read
 from styledrop_jax.stages.steps import PROMPTS
-from styledrop_jax.stages.train import steps_per_call
+from styledrop_jax.stages.train import STEPS_PER_CALL
 
 _CHECKPOINTS = 2  # that are on the disk at once, each with the optimiser's state
 _PNG = 2.0  # bytes of a pixel; flat drawings take less
@@ -225,10 +225,8 @@ def _training(plan: Planned, number: int, stage: RoundSettings) -> Compilable:
     for stream in plan.read.program.streams:
         count = len(stream.examples) + (stream.generated[1] if stream.generated else 0)
         streams.append(Images(count, stream.weight, bool(stream.unmix)))
-    steps = steps_per_call(stage.train.checkpoint_every)
-    return programs.training(
-        plan.pipeline, plan.what[number - 1], streams, stage.train, steps=steps
-    )
+    what = plan.what[number - 1]
+    return programs.training(plan.pipeline, what, streams, stage.train, steps=STEPS_PER_CALL)
 
 
 def _largest(plan: Planned, counted: Counts) -> int:

@@ -10,9 +10,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from styledrop_jax import guidance, hosts, log
+from styledrop_jax import cache, guidance, hosts, log
 from styledrop_jax.io import image_files
-from styledrop_jax.io.files import cache_folder
 from styledrop_jax.methods.base import Example, Stream
 from styledrop_jax.pipelines.base import Pipeline, SampleSettings
 
@@ -42,7 +41,7 @@ def _generated(
     """
     depends = [base.base_hash, prompt, dataclasses.asdict(settings), dtype, seed]
     name = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]
-    folder = cache_folder() / "class_images" / name
+    folder = cache.folder() / "class_images" / name
     paths = [folder / f"{i:05d}.png" for i in range(count)]
     if hosts.shared(lambda: all(path.is_file() for path in paths)):
         log.say(f"images of {prompt!r} by the frozen model: {count} made before, in {folder}")

@@ -1,5 +1,6 @@
 """First stage: what trains in a round, on its streams, to an adapter file."""
 
+import bisect
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +15,15 @@ from styledrop_jax.adapters.base import save_adapter
 from styledrop_jax.interchange.read import read_init
 from styledrop_jax.io.files import write_bytes
 from styledrop_jax.methods.base import Stream
+from styledrop_jax.pipelines.base import TrainSettings
 from styledrop_jax.stages import objective
 from styledrop_jax.stages.best import step_file
 from styledrop_jax.stages.job import Job
 from styledrop_jax.stages.steps import best_step
 from styledrop_jax.training import checkpoint, loop, mesh, optim
 
-_MOST_STEPS_PER_CALL = 10
+STEPS_PER_CALL = 10
+"""The most steps of one dispatch."""
 
 
 def train_round(job: Job, number: int, streams: Sequence[Stream]) -> None:
@@ -34,8 +37,7 @@ def train_round(job: Job, number: int, streams: Sequence[Stream]) -> None:
         return
     start = time.monotonic()
     last = job.run.path(stage, "adapter.safetensors")
-    at_once = steps_per_call(settings.checkpoint_every)
-    kept = _kept(settings.steps, job.spec.round(number).keep, at_once)
+    kept = _kept(settings, job.spec.round(number).keep)
     what = job.trainables[number - 1]
     key = jax.random.fold_in(jax.random.key(job.spec.seed), number)
     attach_key, step_key = jax.random.split(key)
@@ -59,10 +61,7 @@ def train_round(job: Job, number: int, streams: Sequence[Stream]) -> None:
         hosts.wait()
 
     def keep(step: int, state: dict, graphdef: nnx.GraphDef, frozen: nnx.State) -> dict:
-        if step in kept:
-            save(
-                job.run.path(stage, step_file(step)), optim.averaged(state["params"], state["opt"])
-            )
+        save(job.run.path(stage, step_file(step)), optim.averaged(state["params"], state["opt"]))
         return state
 
     params = loop.fit(
@@ -77,10 +76,11 @@ def train_round(job: Job, number: int, streams: Sequence[Stream]) -> None:
         logger=job.logger,
         stage=stage,
         accumulate=settings.accumulate,
-        steps_per_call=at_once,
+        steps_per_call=STEPS_PER_CALL,
         checkpoint_every=settings.checkpoint_every,
         meta={"base": job.pipeline.base_hash},
         after=keep,
+        after_at=kept,
         start_from=_initial(job, number),
         devices=job.pipeline.devices,
     )
@@ -93,12 +93,19 @@ def train_round(job: Job, number: int, streams: Sequence[Stream]) -> None:
     checkpoint.remove(folder)  # the optimizer's states are of no more use
 
 
-def _kept(steps: int, count: int, at_once: int) -> list[int]:
+def _kept(settings: TrainSettings, count: int) -> list[int]:
     """The steps before the last whose state is kept: at the ends of dispatches, which do not
     change for it.
     """
-    marks = [steps * i // count // at_once * at_once for i in range(1, count)]
-    return sorted({mark for mark in marks if 0 < mark < steps})
+    steps = settings.steps
+    ends = []
+    for part in loop.dispatches(0, steps, STEPS_PER_CALL, settings.checkpoint_every):
+        ends.append(part.end)
+    kept = set()
+    for i in range(1, count):
+        first = bisect.bisect(ends, steps * i // count)
+        kept.update(ends[:first][-1:])
+    return sorted(kept - {steps})
 
 
 def _initial(job: Job, number: int) -> Any:
@@ -113,11 +120,6 @@ def _initial(job: Job, number: int) -> Any:
     else:
         state = None
     return None if state is None else {"parts": state}
-
-
-def steps_per_call(checkpoint_every: int) -> int:
-    """The most steps of one dispatch, of which checkpoints are a multiple."""
-    return max(n for n in range(1, _MOST_STEPS_PER_CALL + 1) if checkpoint_every % n == 0)
 
 
 def _seeds(seed: int, number: int, count: int) -> list[int]:

@@ -1,10 +1,15 @@
-"""Checkpoints of the trainable state, by Orbax: written whole or not at all, old ones deleted."""
+"""Checkpoints of the trainable state, by Orbax: written whole or not at all, in the background, old
+ones deleted.
+"""
 
+import contextlib
+import logging
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
@@ -14,6 +19,8 @@ from styledrop_jax.errors import UserError, shown
 from styledrop_jax.io.files import guard
 
 _ITEMS = ("params", "opt")
+# What fails in Orbax's threads is raised here, in one line: it need not print it as well.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
@@ -22,34 +29,53 @@ class Checkpoints:
     Args:
         folder: created if absent.
         keep: how many of the latest are kept.
+
+    It is a context, at whose end everything is on the disk.
     """
 
     def __init__(self, folder: Path, *, keep: int = 2):
         self.folder = folder
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        self._saved = 0  # the step that was saved last
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep)
         with guard(folder):
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def latest(self) -> int | None:
         """The step of the last whole checkpoint, or None."""
+        self._wait()
         return hosts.shared(self._manager.latest_step)
 
     def save(self, step: int, state: dict[str, Any], meta: dict[str, Any]) -> None:
         """Saves `state` = {"params", "opt"} (trees of arrays) and `meta` (plain JSON).
 
+        The state may be donated once this returns; it is being written still.
+
         Args:
             step: how many steps led to the state.
 
         Raises:
-            UserError: the disk is full or read-only, or writing is forbidden; earlier checkpoints
-                stay.
+            UserError: the disk is full or read-only, or writing is forbidden, now or as the one
+                before was written; earlier checkpoints stay.
         """
+        self._wait()
+        self._saved = step
         args: dict[str, Any] = {"meta": ocp.args.JsonSave(meta)}
         for name in _ITEMS:
             args[name] = ocp.args.StandardSave(state[name])
-        with guard(self.folder / str(step)):
+        with self._writing():
+            self._manager.save(step, args=ocp.args.Composite(**args))
+
+    def _wait(self) -> None:
+        """Until what was saved is written."""
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Where the disk may fail, as what was saved last is written."""
+        with guard(self.folder / str(self._saved)):
             try:
-                self._manager.save(step, args=ocp.args.Composite(**args))
+                yield
             except ValueError as error:  # TensorStore wraps what the disk says
                 code = re.search(r"os_error_code='(\d+)'", str(error))
                 if code is None:
@@ -77,8 +103,19 @@ class Checkpoints:
         return {name: found[name] for name in _ITEMS}, found["meta"]
 
     def close(self) -> None:
-        """Frees Orbax's threads."""
-        self._manager.close()
+        """Waits until all is written, and frees Orbax's threads.
+
+        Raises:
+            UserError: see `save`.
+        """
+        with self._writing():
+            self._manager.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
 def remove(folder: Path) -> None:

@@ -6,7 +6,7 @@ died go on with the same bits.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +68,13 @@ def make_train_step(
     accumulate: int = 1,
     shardings: Any = None,
 ) -> Callable:
-    """Builds `step(graphdef, state, frozen, batches, key) → (state, metrics)`.
+    """Builds `step(graphdef, state, frozen, batches, count, key) → (state, metrics)`.
 
-    `batches` has a leading axis of steps, all run in one dispatch. The step's randomness is
-    `fold_in(key, step)`, so a run depends neither on how its steps are grouped nor on where it was
-    interrupted. Only `state` is donated. The function is written for one model; `jax.vmap` over a
-    leading axis of `state` and `batches` trains many at once.
+    `batches` has a leading axis of steps, of which the first `count` are run, in one dispatch: one
+    program for any number of steps. The step's randomness is `fold_in(key, step)`, so a run depends
+    neither on how its steps are grouped nor on where it was interrupted. Only `state` is donated.
+    The function is written for one model; `jax.vmap` over a leading axis of `state` and `batches`
+    trains many at once.
 
     The batch of a step is computed in `accumulate` parts, one after the other: the same step in
     less memory. To `optax.MultiSteps` every part would be a step of the run, with its own number,
@@ -82,6 +83,7 @@ def make_train_step(
     `shardings` are those of the state, a tree like it, which it keeps; None leaves them to XLA.
     """
 
+    @functools.partial(jax.jit, static_argnums=0)  # so that it is traced once for both its uses
     def one(graphdef, frozen, key, state, batch):
         def objective(params, part, keys):
             value, metrics = loss(nnx.merge(graphdef, params, frozen), part, keys)
@@ -97,13 +99,21 @@ def make_train_step(
         params = optax.apply_updates(state["params"], updates)
         return {"params": params, "opt": opt, "step": state["step"] + 1}, metrics
 
-    def step(graphdef, state, frozen, batches, key):
+    def step(graphdef, state, frozen, batches, count, key):
         run = functools.partial(one, graphdef, frozen, key)
-        steps = jax.tree.leaves(batches)[0].shape[0]
-        if steps == 1:  # a scan of one step costs the CPU its threads
-            return run(state, jax.tree.map(lambda x: x[0], batches))
-        state, metrics = jax.lax.scan(run, state, batches)
-        return state, jax.tree.map(lambda m: m.mean(0), metrics)
+
+        def batch_of(i):
+            return jax.tree.map(lambda x: x[i], batches)
+
+        def body(i, carried):
+            state, total = carried
+            state, metrics = run(state, batch_of(i))
+            return state, jax.tree.map(jnp.add, total, metrics)
+
+        _, shapes = jax.eval_shape(run, state, batch_of(0))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        state, total = jax.lax.fori_loop(0, count, body, (state, zeros))
+        return state, jax.tree.map(lambda m: m / count, total)
 
     kept = None if shardings is None else (shardings, None)
     return jax.jit(step, static_argnums=0, donate_argnums=1, out_shardings=kept)
@@ -144,10 +154,14 @@ def fit(
     checkpoint_every: int = 0,
     meta: dict[str, Any] | None = None,
     after: Callable[[int, dict, nnx.GraphDef, nnx.State], dict] | None = None,
+    after_at: Container[int] | None = None,
     start_from: Mapping[Any, Any] | None = None,
     devices: Mesh | None = None,
 ) -> Any:
     """Trains until `steps` are done, from the last checkpoint in `folder` if there is one.
+
+    The devices need not wait for the host: while they are at one dispatch, the batch of the next is
+    made and sent, the metrics of the one before are looked at, and a checkpoint is written.
 
     Args:
         model, trainable: a module that already carries what is trained, and the filter of that.
@@ -157,9 +171,11 @@ def fit(
         folder, meta: where the checkpoints go; what each keeps, and is compared on resume.
         logger, stage: what takes the metrics; the name in it, on the console and in errors.
         accumulate: parts that a step's batch is computed in; see `make_train_step`.
-        steps_per_call: steps in a dispatch, which is logged as a whole.
+        steps_per_call: steps in a dispatch, which is logged as a whole; see `dispatches`.
         checkpoint_every: steps between checkpoints; 0: only the last.
-        after: `after(step, state, graphdef, frozen) → state`, run on the host after a dispatch.
+        after: `after(step, state, graphdef, frozen) → state`, run on the host after a dispatch,
+            once its loss is found finite.
+        after_at: ends of dispatches after which it is run; None is all.
         start_from: parameters to begin from in place of the module's, if there is no checkpoint.
         devices: that share the work; None is all.
 
@@ -175,28 +191,32 @@ def fit(
     devices = devices or mesh.make()
     state, shardings = placed(params, optimizer, devices)
     frozen = mesh.place(frozen, devices)
-    checkpoints = Checkpoints(folder)
-    start, state = _resume(checkpoints, state, meta or {})
     step = make_train_step(loss, optimizer, accumulate=accumulate, shardings=shardings)
-    logger.start(stage, step=start)
-    with hosts.listening(), log.progress(stage, steps, start=start) as advance:
-        for part in _dispatches(start, steps, steps_per_call, checkpoint_every):
-            batch = mesh.shard(batches(part.start, part.count), devices)
-            with mesh.used(devices):
-                state, traced = step(graphdef, state, frozen, batch, key)
-            if part.end < steps and hosts.told_to_stop():
-                part = dataclasses.replace(part, saves=True, stops=True)
-            metrics = _checked(traced, state, part, stage, checkpoints)
-            if after is not None:
-                state = after(part.end, state, graphdef, frozen)
-            logger.scalars(part.end, metrics)
-            advance(part.count, f"loss {metrics['loss']:.3f}")
-            if part.saves:
-                checkpoints.save(part.end, state, meta or {})
-            if part.stops:
-                checkpoints.close()
-                raise hosts.Stopped
-    checkpoints.close()
+    with Checkpoints(folder) as checkpoints, hosts.listening():
+        start, state = _resume(checkpoints, state, meta or {})
+        logger.start(stage, step=start)
+        waiting = []
+        with log.progress(stage, steps, start=start) as advance:
+            for part in dispatches(start, steps, steps_per_call, checkpoint_every):
+                batch = _padded(batches(part.start, part.count), steps_per_call - part.count)
+                batch = mesh.shard(batch, devices)
+                with mesh.used(devices):
+                    state, traced = step(graphdef, state, frozen, batch, part.count, key)
+                if part.end < steps and hosts.told_to_stop():
+                    part = dataclasses.replace(part, saves=True, stops=True)
+                waiting.append((part, traced))
+                looks = after is not None and (after_at is None or part.end in after_at)
+                while len(waiting) > (0 if looks or part.saves else 1):
+                    done, traced = waiting.pop(0)
+                    metrics = _checked(traced, state, done, stage, checkpoints)
+                    logger.scalars(done.end, metrics)
+                    advance(done.count, f"loss {metrics['loss']:.3f}")
+                if looks:
+                    state = after(part.end, state, graphdef, frozen)
+                if part.saves:
+                    checkpoints.save(part.end, state, meta or {})
+                if part.stops:
+                    raise hosts.Stopped
     return optim.averaged(state["params"], state["opt"])
 
 
@@ -250,7 +270,7 @@ def _resume(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Dispatch:
+class Dispatch:
     """The steps [start, start + count), which run in one call, and whether they are then saved, and
     the run stops.
     """
@@ -265,20 +285,27 @@ class _Dispatch:
         return self.start + self.count
 
 
-def _dispatches(start: int, steps: int, at_once: int, checkpoint_every: int) -> Iterator[_Dispatch]:
+def dispatches(start: int, steps: int, at_once: int, checkpoint_every: int) -> Iterator[Dispatch]:
     """Dispatches of at most `at_once` steps, none of which goes on past a checkpoint."""
     every = checkpoint_every or steps
     while start < steps:
         stop = min(steps, start - start % every + every)
         count = min(at_once, stop - start)
-        yield _Dispatch(start, count, saves=start + count == stop)
+        yield Dispatch(start, count, saves=start + count == stop)
         start += count
+
+
+def _padded(batches: Any, more: int) -> Any:
+    """Arrays [k, b, …] with `more` copies of the last step's, which no step sees."""
+    if not more:
+        return batches
+    return jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], more, axis=0)]), batches)
 
 
 def _checked(
     metrics: dict[str, jax.Array],
     state: dict[str, Any],
-    dispatch: _Dispatch,
+    dispatch: Dispatch,
     stage: str,
     checkpoints: Checkpoints,
 ) -> dict[str, float]:
