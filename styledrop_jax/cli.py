@@ -1,14 +1,16 @@
 """`styledrop <command>`: which commands there are, and what becomes of their errors."""
 
+import _thread
 import argparse
 import inspect
 import io
 import logging
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from styledrop_jax import __version__, cache
 from styledrop_jax.commands import prepare, teach, use
@@ -83,6 +85,7 @@ def main() -> None:
     logging.basicConfig(format="warning: %(message)s", level=logging.WARNING)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are no Unicode
+    sys.unraisablehook = _unraisable
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     # What the threads of a library leave behind when a disk fails: the failure itself is raised.
     sys.unraisablehook = lambda _: None
@@ -105,6 +108,14 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _unraisable(problem: Any) -> None:
+    """A Ctrl-C that falls into a callback from which nothing can be raised comes again."""
+    if problem.exc_type is KeyboardInterrupt:
+        threading.Timer(0.05, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(problem)
 
 
 def _print_commands() -> None:

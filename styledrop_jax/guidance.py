@@ -184,6 +184,7 @@ def generate(
     settings: SampleSettings,
     edit: Edit | None = None,
     follow: Follow | None = None,
+    there: Sequence[bool] = (),
 ) -> Iterator[np.ndarray]:
     """Yields images in chunks [at most batch_size, r, r, 3], or of the edit's size, float32 in [0,
     1].
@@ -199,10 +200,12 @@ def generate(
         follow: an image whose composition the samples keep, of a pipeline that is `controllable`;
             they start from its noised latents too. Each takes twice the room, and the first branch
             is of the prompt.
+        there: which images are not needed; a chunk of such alone is yielded without any pixels.
+            Not beside `follow`.
     """
     room = _room(branches[0].tuned.base, settings, follow)
     if follow is None:
-        yield from _chunks(branches, seeds, room, settings, edit)
+        yield from _chunks(branches, seeds, room, settings, edit, there=there)
         return
     prompts = branches[0].prompts
     followed = [branch.prompts == prompts for branch in branches]
@@ -221,6 +224,22 @@ def generate(
     start = Edit(own, None, follow.strength)
     for chunk in _chunks(pairs, twice, 2 * room, settings, start, control=control):
         yield chunk[1::2]
+
+
+def maker(
+    branches: Sequence[Branch],
+    seeds: Sequence[int],
+    *,
+    settings: SampleSettings,
+    edit: Edit | None = None,
+) -> Callable[[Sequence[bool]], Iterator[np.ndarray]]:
+    """`generate` as a function of which images are there, that yields them one after the other."""
+
+    def make(there: Sequence[bool]) -> Iterator[np.ndarray]:
+        chunks = generate(branches, seeds, settings=settings, edit=edit, there=there)
+        return itertools.chain.from_iterable(chunks)
+
+    return make
 
 
 def _room(base: Pipeline, settings: SampleSettings, follow: Follow | None) -> int:
@@ -246,6 +265,7 @@ def _chunks(
     settings: SampleSettings,
     edit: Edit | None,
     control: Any = None,
+    there: Sequence[bool] = (),
 ) -> Iterator[np.ndarray]:
     """What `generate` yields; `control` is the pipeline's."""
     count = len(seeds)
@@ -256,6 +276,9 @@ def _chunks(
         texts.append(encoder.encode_text(branch.prompts))
     more = {} if control is None else {"control": control}
     for start in range(0, count, batch_size):
+        if there and all(there[start : start + batch_size]):
+            yield np.empty((min(batch_size, count - start), 0, 0, 3), np.float32)
+            continue
         rows = np.minimum(np.arange(start, start + batch_size), count - 1)
         part = None
         if edit is not None:

@@ -150,18 +150,28 @@ _LOOKED = itertools.count(1)  # JAX takes 0 for never
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
-    """While it lasts, SIGTERM does not end the process but is there to be found by
-    `told_to_stop`.
+    """While it lasts, neither SIGTERM nor a first Ctrl-C ends the process, but is there to be found
+    by `told_to_stop`.
     """
     if several() or threading.current_thread() is not threading.main_thread():
         yield  # of several processes JAX listens for all
         return
     _TOLD.clear()
-    before = signal.signal(signal.SIGTERM, lambda *_: _TOLD.set())
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: _TOLD.set())}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, _interrupted)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupted(*_: object) -> None:
+    if _TOLD.is_set():
+        raise KeyboardInterrupt
+    _TOLD.set()
+    os.write(2, b"stopping when these steps are done and kept; Ctrl-C again stops at once\n")
 
 
 def told_to_stop() -> bool:

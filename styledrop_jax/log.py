@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import rich.console
@@ -15,9 +15,6 @@ import rich.progress
 from styledrop_jax import hosts
 from styledrop_jax.io.files import JsonLines, guard, write_bytes
 from styledrop_jax.io.records import METRICS, read_steps
-
-if TYPE_CHECKING:
-    import tensorboardX
 
 _CONSOLE = rich.console.Console(highlight=False, markup=False, soft_wrap=True)
 _SILENCE = 30.0  # seconds after which a stage says how far it is, where there is no bar
@@ -151,7 +148,7 @@ def duration(seconds: float) -> str:
 class _Stage(NamedTuple):
     name: str
     metrics: JsonLines
-    board: "tensorboardX.SummaryWriter"
+    board: "_Board"
 
 
 class Logger:
@@ -183,7 +180,7 @@ class Logger:
                 kept = path.read_bytes().splitlines(keepends=True)[:index]
                 write_bytes(path, b"".join(kept))
                 break
-        board = _open_board(self._workdir / "tensorboard" / stage, step)
+        board = _Board(self._workdir / "tensorboard" / stage, step)
         self._open = _Stage(stage, JsonLines(path), board)
 
     def scalars(
@@ -202,12 +199,12 @@ class Logger:
         numbers = {name: float(value) for name, value in values.items()}
         stage.metrics.append({"stage": stage.name, "step": int(step), **numbers})
         for name, value in {**numbers, **(timing or {})}.items():
-            stage.board.add_scalar(name, float(value), int(step))
+            stage.board.scalar(name, float(value), int(step))
 
     def image(self, tag: str, step: int, array: np.ndarray) -> None:
         """Shows one image, float in [0, 1] or uint8, [h, w, 3], in TensorBoard."""
         if hosts.first():
-            self._started().board.add_image(tag, np.asarray(array), int(step), dataformats="HWC")
+            self._started().board.image(tag, np.asarray(array), int(step))
 
     def close(self) -> None:
         """Writes out what is pending; `start` opens again."""
@@ -215,8 +212,7 @@ class Logger:
         self._open = None
         if stage is not None:
             stage.metrics.close()
-            with guard(self._workdir / "tensorboard"):
-                stage.board.close()
+            stage.board.close()
 
     def _started(self) -> _Stage:
         if self._open is None:
@@ -230,16 +226,51 @@ class Logger:
         self.close()
 
 
-def _open_board(folder: Path, step: int) -> "tensorboardX.SummaryWriter":
-    # Imported here because it imports torch if that is installed: seconds that most commands save.
-    import tensorboardX
+class _Board:
+    """Events for TensorBoard, in a new file. They are written at once and not by a thread, as
+    `SummaryWriter` does it, which prints a traceback of its own when the disk is full.
+    """
 
-    # The file's name holds the second. Its suffix keeps a resume within that second from
-    # overwriting it.
-    with guard(folder):
-        return tensorboardX.SummaryWriter(
-            str(folder), purge_step=step + 1 if step else None, filename_suffix=f".{step}"
-        )
+    def __init__(self, folder: Path, step: int):
+        # Imported here because it imports torch if that is installed: seconds that most commands
+        # save.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
+
+        self._folder = folder
+        self._messages: Any = event_pb2
+        with guard(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            # The file's name holds the second. Its suffix keeps a resume within that second from
+            # overwriting it.
+            self._file = EventsWriter(str(folder / "events"), f".{step}")
+        self._flushed = time.monotonic()
+        if step:  # hides what an earlier process wrote of later steps
+            start = self._messages.SessionLog.START
+            self._write(step + 1, session_log=self._messages.SessionLog(status=start))
+
+    def scalar(self, name: str, value: float, step: int) -> None:
+        from tensorboardX.summary import scalar
+
+        self._write(step, summary=scalar(name, value))
+
+    def image(self, name: str, array: np.ndarray, step: int) -> None:
+        """An image float in [0, 1] or uint8, [h, w, 3]."""
+        from tensorboardX.summary import image
+
+        self._write(step, summary=image(name, array, dataformats="HWC"))
+
+    def _write(self, step: int, **what: Any) -> None:
+        event = self._messages.Event(wall_time=time.time(), step=step, **what)
+        with guard(self._folder):
+            self._file.write_event(event)
+            if time.monotonic() - self._flushed > _SILENCE:
+                self._file.flush()
+                self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        with guard(self._folder):
+            self._file.close()
 
 
 def read_metrics(workdir: str | os.PathLike, stage: str) -> list[dict[str, float]]:

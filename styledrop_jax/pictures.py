@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from styledrop_jax.errors import UserError, check_words
-from styledrop_jax.io import captions, image_files, paths
+from styledrop_jax.io import captions, files, image_files, paths
 from styledrop_jax.pipelines.base import Pipeline
 
 _SHOWN = 256  # pixels, the longest side of a user's picture on a sheet
@@ -33,6 +33,13 @@ def array(picture: Picture) -> np.ndarray:
 def named(picture: Picture | None) -> str:
     """The file that an image is; empty if it is none."""
     return str(picture) if isinstance(picture, str | Path) else ""
+
+
+def digest(picture: Picture, pixels: np.ndarray) -> str:
+    """SHA-256 of the file that an image is; of its `pixels` if it is none."""
+    if isinstance(picture, str | Path):
+        return files.digest(paths.expanded(picture))
+    return hashlib.sha256(pixels.tobytes()).hexdigest()
 
 
 def region(mask: Picture | None, shape: tuple[int, ...]) -> np.ndarray:
@@ -92,8 +99,7 @@ def prepared(given: Picture, prompt: str, pipeline: Pipeline) -> Prepared:
     check_words(content, "prompt")
     image = array(given)
     size = pipeline.canvas(*image.shape[:2])
-    data = paths.expanded(name).read_bytes() if name else image.tobytes()
-    record = {"image": name, "sha256": hashlib.sha256(data).hexdigest()}
+    record = {"image": name, "sha256": digest(given, image)}
     return Prepared(
         image=image_files.resized(image, size),
         shown=shown(image, pipeline.resolution),

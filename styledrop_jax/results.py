@@ -1,6 +1,7 @@
 """What was generated for a user, and how it is kept: in memory, and in a folder if there is one."""
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,8 +13,9 @@ from PIL import Image
 
 from styledrop_jax import __version__, log, pictures
 from styledrop_jax.io import image_files, sheets
-from styledrop_jax.io.files import JsonLines
+from styledrop_jax.io.files import JsonLines, plain
 from styledrop_jax.io.paths import expanded
+from styledrop_jax.io.records import inside
 from styledrop_jax.methods.base import Prompt
 from styledrop_jax.pipelines.base import SampleSettings
 
@@ -56,7 +58,11 @@ class Results(Sequence[Image.Image]):
 
 
 class Output:
-    """Keeps images as they come, and writes them to a folder if there is one."""
+    """Keeps images as they come, and writes them to a folder if there is one.
+
+    An image that the folder has, by a line that says the same, is not made again: the same command
+    continues one that was stopped.
+    """
 
     def __init__(self, origin: Mapping[str, Any], how: SampleSettings, out: str | Path | None):
         self.common = {
@@ -69,34 +75,87 @@ class Output:
         self.common.pop("images_per_prompt", None)
         self.folder = None if out is None else expanded(out)
 
-    def keep(self, requests: Sequence[Request], images: Iterator[np.ndarray]) -> list[np.ndarray]:
-        """What was generated as uint8; the whole images are written one by one."""
-        kept = []
-        with log.progress("sampling", len(requests)) as advance:
-            if self.folder is None:
-                for image in images:
-                    kept.append(image_files.to_uint8(image))
+    def keep(
+        self,
+        requests: Sequence[Request],
+        generate: Callable[[Sequence[bool]], Iterator[np.ndarray]],
+    ) -> list[Made]:
+        """What was generated; the whole images are written one by one.
+
+        Args:
+            requests: of the images.
+            generate: which of them are there → all images in their order, float32 in [0, 1], those
+                that are there without pixels or not.
+        """
+        made: list[Made] = []
+        if self.folder is None:
+            with log.progress("sampling", len(requests)) as advance:
+                for request, image in zip(requests, generate(()), strict=True):
+                    made.append((request, image_files.to_uint8(image)))
                     advance(1)
-                return kept
-            with JsonLines(self.folder / "images.jsonl", alone=True) as lines:
-                first = len(lines.rows)
-                for request, image in zip(requests, images, strict=True):
-                    kept.append(image_files.to_uint8(image))
-                    self._write(lines, first + len(kept) - 1, request, kept[-1])
+            return made
+        with JsonLines(self.folder / "images.jsonl", alone=True) as lines:
+            number = len(lines.rows)
+            files = self._found(lines.rows, requests)
+            there = [file is not None for file in files]
+            with log.progress("sampling", len(requests), start=sum(there)) as advance:
+                for request, file, image in zip(requests, files, generate(there), strict=True):
+                    if file is not None:
+                        made.append((_as_read(request, file), image))
+                        continue
+                    made.append((request, image_files.to_uint8(image)))
+                    self._write(lines, number, *made[-1])
+                    number += 1
                     advance(1)
-        return kept
+        return made
+
+    def _found(self, rows: Sequence[Any], requests: Sequence[Request]) -> list[Path | None]:
+        """The file of each image that is there, by a line that says what its own would say."""
+        assert self.folder is not None
+        known: dict[str, list[Path]] = {}
+        for row in reversed(rows):
+            file = inside(self.folder, row.pop("file")) if _is_line(row) else None
+            if file is not None:
+                known.setdefault(json.dumps(row, sort_keys=True), []).append(file)
+        found = []
+        for request in requests:
+            files = known.get(json.dumps(plain(self._line(request)), sort_keys=True))
+            found.append(files.pop() if files else None)
+        return found
+
+    def _line(self, request: Request) -> dict[str, Any]:
+        """What images.jsonl says of an image beside the name of its file."""
+        said = {
+            "prompt": request.prompt.content,
+            "text": request.prompt.text,
+            "seed": request.seed,
+        }
+        return {**said, **self.common, **request.record}
 
     def _write(self, lines: JsonLines, number: int, request: Request, image: np.ndarray) -> None:
         assert self.folder is not None
         name = f"{number:04d}_{_slug(request.prompt.content)}_{request.seed}.png"
         image_files.write_png(self.folder / name, request.whole(image))
-        line = {
-            "file": name,
-            "prompt": request.prompt.content,
-            "text": request.prompt.text,
-            "seed": request.seed,
-        }
-        lines.append({**line, **self.common, **request.record})
+        lines.append({"file": name, **self._line(request)})
+
+
+def _is_line(row: Any) -> bool:
+    return isinstance(row, dict) and isinstance(row.get("file"), str)
+
+
+def _as_read(request: Request, file: Path) -> Request:
+    """The request of an image that is there: it is read when it is taken."""
+    return dataclasses.replace(request, whole=lambda _: image_files.read_image(file))
+
+
+def given_back(made: Sequence[Made], out: str | Path | None, num: int) -> list[Image.Image]:
+    """What was sampled; grid.png in `out` too, if there is one, of `num` images a prompt."""
+    images = list(Results(made))
+    if out is not None:
+        words = [request.prompt.content for request, _ in made]
+        arrays = [np.asarray(image) for image in images]
+        write_sheet(Path(out), arrays, words, columns=max(num, 4) if num > 1 else None)
+    return images
 
 
 def write_sheet(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from styledrop_jax.errors import UserError, check_words, did_you_mean, shown
 from styledrop_jax.interchange.export import EXPORTS
 from styledrop_jax.interchange.trained import Trained
 from styledrop_jax.io import image_files, regions
+from styledrop_jax.io.files import digest
 from styledrop_jax.io.paths import expanded
 from styledrop_jax.io.run_folder import Run
 from styledrop_jax.methods.base import Method
@@ -149,12 +149,8 @@ class Style:
         """
         how = settings.changed(self.sampling, sampling)
         requests = self._requests(_listed(prompts), num, seed, descriptor)
-        images = self._generated(requests, how)
-        kept = results.Output(self._origin(), how, out).keep(requests, images)
-        if out:
-            contents = [request.prompt.content for request in requests]
-            results.write_sheet(Path(out), kept, contents, columns=max(num, 4) if num > 1 else None)
-        return [Image.fromarray(image) for image in kept]
+        made = results.Output(self._origin(), how, out).keep(requests, self._maker(requests, how))
+        return results.given_back(made, out, num)
 
     def mix(
         self,
@@ -194,13 +190,9 @@ class Style:
             gamma=gamma,
             settings=how,
         )
-        seeds = [request.seed for request in requests]
-        chunks = guidance.generate(branches, seeds, settings=how)
-        images = itertools.chain.from_iterable(chunks)
-        kept = results.Output(self._origin(), how, out).keep(requests, images)
-        if out:
-            results.write_sheet(Path(out), kept, contents, columns=max(num, 4) if num > 1 else None)
-        return [Image.fromarray(image) for image in kept]
+        make = guidance.maker(branches, _seeds(requests), settings=how)
+        made = results.Output(self._origin(), how, out).keep(requests, make)
+        return results.given_back(made, out, num)
 
     def edit(
         self,
@@ -247,14 +239,18 @@ class Style:
             changed.paste(anew, box, blend)
             return np.asarray(changed)
 
-        record = {"image": pictures.named(image), "mask": pictures.named(mask), "strength": amount}
+        record = {
+            "image": pictures.named(image),
+            "sha256": pictures.digest(image, given),
+            "mask": pictures.named(mask),
+            "mask_sha256": "" if mask is None else pictures.digest(mask, region),
+            "strength": amount,
+        }
         requests = self._requests(_listed(prompts), num, seed, descriptor, record, whole)
         own = pictures.repeated(self.pipeline.encode_images(start[None]), len(requests))
         edit = Edit(own, regions.reduced(inside, size), amount)
-        kept = results.Output(self._origin(), how, out).keep(
-            requests, self._generated(requests, how, edit)
-        )
-        edited = results.Results(list(zip(requests, kept, strict=True)))
+        output = results.Output(self._origin(), how, out)
+        edited = results.Results(output.keep(requests, self._maker(requests, how, edit)))
         if out:
             before = (pictures.shown(given, self.pipeline.resolution), "before")
             captions = [request.prompt.content for request in requests]
@@ -309,8 +305,7 @@ class Style:
                     whole = functools.partial(image_files.resized, size=given[i].size)
                     requests += self._requests(contents, num, seed, descriptor, record, whole)
                 start = Edit(pictures.repeated(encoded, num), None, amount)
-                kept = output.keep(requests, self._generated(requests, how, start))
-                pairs = list(zip(requests, kept, strict=True))
+                pairs = output.keep(requests, self._maker(requests, how, start))
                 for place, i in enumerate(same):
                     made[i, amount] = pairs[place * num : (place + 1) * num]
         ordered = []
@@ -384,6 +379,7 @@ class Style:
         }
         if self.adapter is not None:
             origin["adapter"] = str(self.adapter)
+            origin["adapter_sha256"] = digest(self.adapter)
         return origin
 
     def _requests(
@@ -413,18 +409,19 @@ class Style:
         warn_of_unknown(self.spec.base, said)
         return requests
 
-    def _generated(
+    def _maker(
         self, requests: Sequence[Request], how: SampleSettings, start: Edit | None = None
-    ) -> Iterator[np.ndarray]:
-        """Images [h, w, 3], float32 in [0, 1], one after the other."""
+    ) -> Callable[[Sequence[bool]], Iterator[np.ndarray]]:
         texts = [request.prompt.text for request in requests]
         if self.adapter is None:
             branches = guidance.classifier_free(self.tuned, texts, how)
         else:
             branches = guidance.style_branches(self.tuned, texts, how)
-        seeds = [request.seed for request in requests]
-        chunks = guidance.generate(branches, seeds, settings=how, edit=start)
-        return itertools.chain.from_iterable(chunks)
+        return guidance.maker(branches, _seeds(requests), settings=how, edit=start)
+
+
+def _seeds(requests: Sequence[Request]) -> list[int]:
+    return [request.seed for request in requests]
 
 
 def _listed(prompts: str | Sequence[str]) -> list[str]:

@@ -121,6 +121,42 @@ def test_sampling_into_the_same_folder_keeps_what_is_there(tmp_path):
     assert both[:1] == first and len({line["file"] for line, _ in both}) == 2
 
 
+def test_a_command_that_was_stopped_is_continued_by_itself(tmp_path):
+    photo = tiny.picture(tmp_path / "a house.png")
+    sampling = ["--prompt", "a cat", "--prompt", "a red house", "--num", 2, "--batch-size", 2]
+    for command, words in (("sample", sampling), ("stylize", ["--image", photo, "--num", 2])):
+        whole, broken = tmp_path / f"{command} whole", tmp_path / command
+        line = [command, "--run", tiny.finished(), *words, "--out"]
+        assert tiny.styledrop(*line, whole) == 0
+        deaths = 0
+        while runs.command_until_death(broken, 3, *line, broken):
+            deaths += 1
+        assert deaths > 1
+        assert _bytes(broken) == _bytes(whole)
+
+
+def _bytes(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_what_was_made_of_something_else_is_made_anew(tmp_path):
+    """An image or an adapter under a path that held another one before."""
+    run = shutil.copytree(tiny.finished(), tmp_path / "run")
+    photo = tiny.picture(tmp_path / "photo.png")
+    words = ["edit", "--run", run, "--image", photo, "--prompt", "a cat", "--num", 1, "--round", 1]
+
+    def lines():
+        assert tiny.styledrop(*words, "--out", tmp_path / "out") == 0
+        return len(read_jsonl(tmp_path / "out" / "images.jsonl"))
+
+    assert lines() == 1
+    assert lines() == 1, "it is there"
+    tiny.picture(photo, seed=1)
+    assert lines() == 2
+    shutil.copy(run / "round_2" / "adapter.safetensors", run / "round_1" / "adapter.safetensors")
+    assert lines() == 3
+
+
 def test_two_commands_at_once_into_one_folder_lose_nothing(tmp_path, capfd):
     first = _samples(tmp_path, "--prompt", "a cat", "--num", 1)
     words = ["sample", "--run", tiny.finished(), "--out", tmp_path, "--prompt", "a cat"]

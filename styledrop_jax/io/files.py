@@ -7,12 +7,15 @@ JSON-lines files are appended, and a torn last line is dropped.
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import logging
 import math
 import os
+import re
+import shutil
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,6 +37,7 @@ _REASONS = {
     errno.EEXIST: "a part of this path is a file; expected folders",
     errno.EISDIR: "found a folder; expected a file",
     errno.ENAMETOOLONG: "the name is too long; expected a shorter one",
+    errno.EFBIG: "the file would be larger than this system allows (see ulimit -f)",
     errno.EIO: "the disk reported an input/output error",
 }
 
@@ -63,18 +67,85 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     if not hosts.first():
         return
     path = Path(path)
+    with _beside(path, Path.touch) as temporary:
+        with temporary.open("wb") as file:
+            file.write(data)
+            _to_disk(file)
+        os.replace(temporary, path)
+
+
+def write_by(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
+    """The same of a file that `write` makes, where a library writes by name.
+
+    Raises:
+        UserError: as `write_bytes`.
+    """
+    path = Path(path)
+    with _beside(path, Path.mkdir) as folder:  # for a library's own temporary files too
+        write(folder / path.name)
+        with (folder / path.name).open("rb+") as file:
+            _to_disk(file)
+        os.replace(folder / path.name, path)
+
+
+@contextlib.contextmanager
+def _beside(path: Path, make: Callable[[Path], object]) -> Iterator[Path]:
+    """A temporary file or folder in the folder of `path`, locked while it lasts: one that nobody
+    holds was left by a process that died.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with guard(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left(path.parent)
         try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                _to_disk(file)
-            os.replace(temporary, path)
-        except BaseException:
+            with _held(temporary, make):
+                yield temporary
+        finally:
             with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+                _remove(temporary)
+
+
+@contextlib.contextmanager
+def _held(temporary: Path, make: Callable[[Path], object]) -> Iterator[None]:
+    """Makes a file or folder and locks it."""
+    while True:
+        make(temporary)
+        number = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with contextlib.suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(number, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(number), temporary.stat()):
+                    yield
+                    return
+        finally:
+            os.close(number)
+
+
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+_LOOKED_INTO: set[Path] = set()
+
+
+def _remove_left(folder: Path) -> None:
+    """Deletes the temporary files and folders that nobody holds any more, once a process."""
+    if folder in _LOOKED_INTO:
+        return
+    _LOOKED_INTO.add(folder)
+    for name in filter(_TEMPORARY.fullmatch, os.listdir(folder)):
+        with contextlib.suppress(OSError):
+            number = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(folder / name)
+            finally:
+                os.close(number)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -102,6 +173,12 @@ def _encoded(value: Any, **layout: Any) -> bytes:
         return f"{text}\n".encode()
     except UnicodeEncodeError:
         return f"{json.dumps(whole, allow_nan=False, **layout)}\n".encode()
+
+
+def digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

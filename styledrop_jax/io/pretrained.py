@@ -4,7 +4,6 @@ A checkpoint either fits a model exactly, or one error says which tensors are mi
 or misshapen. Only safetensors are read: nothing in a weight file is ever executed.
 """
 
-import contextlib
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -22,7 +21,7 @@ from safetensors.numpy import save_file
 from styledrop_jax import tree
 from styledrop_jax.errors import UserError, few, shown
 from styledrop_jax.io import single_file
-from styledrop_jax.io.files import read_object
+from styledrop_jax.io.files import read_object, write_by
 from styledrop_jax.io.paths import check_file, shown_path
 from styledrop_jax.models.rules import Layout, Rules
 
@@ -360,14 +359,16 @@ def save(
     Raises:
         UserError: the disk is full or read-only, or writing is forbidden.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(dict(tensors), temporary, metadata={"format": "pt", **(metadata or {})})
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(dict(tensors), temporary, metadata={"format": "pt", **(metadata or {})})
+        except SafetensorError as error:  # which wraps what the disk says
+            code = re.search(r"os error (\d+)", str(error))
+            if code is None:
+                raise UserError(f"{path}: cannot be written ({error})") from None
+            raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
         # safetensors leaves the file to its owner alone
         temporary.chmod(path.parent.stat().st_mode & 0o666)
-        os.replace(temporary, path)
-    except (SafetensorError, OSError) as error:  # safetensors wraps what the disk says
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error})") from None
+
+    write_by(path, write)

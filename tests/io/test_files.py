@@ -51,8 +51,26 @@ def test_a_file_is_whole_or_absent_after_a_kill(tmp_path):
     )
     assert process.wait() == -signal.SIGKILL
     assert read_json(path) == ["old"]
-    write_json(path, ["newer"])
-    assert read_json(path) == ["newer"]
+    assert len(list(tmp_path.iterdir())) == 2
+    again = (
+        "import sys; from styledrop_jax.io import files; files.write_json(sys.argv[1], ['newer'])"
+    )
+    assert _python(again, path).wait() == 0
+    assert read_json(path) == ["newer"] and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_another_process_writes_now_is_left_to_it(tmp_path):
+    held = tmp_path / ".a.json.1.tmp"
+    held.touch()
+    left = tmp_path / ".b.safetensors.2.tmp"
+    (left / "half").mkdir(parents=True)
+    others = tmp_path / ".notes.tmp"
+    others.touch()
+    with held.open() as file:
+        assert files.locked(file)
+        write_json(tmp_path / "a.json", ["mine"])
+    assert held.exists() and others.exists() and not left.exists()
+    assert read_json(tmp_path / "a.json") == ["mine"]
 
 
 @pytest.mark.parametrize(

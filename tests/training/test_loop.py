@@ -54,15 +54,15 @@ def _batches(start, count):
 class _NoBoard:
     """In place of TensorBoard's writer, which takes seconds to import."""
 
-    def add_scalar(self, *args):
+    def scalar(self, *args):
         pass
 
-    close = add_scalar
+    close = scalar
 
 
 @pytest.fixture(autouse=True)
 def no_board(monkeypatch):
-    monkeypatch.setattr(log, "_open_board", lambda *args: _NoBoard())
+    monkeypatch.setattr(log, "_Board", lambda *args: _NoBoard())
 
 
 def _fit(
@@ -130,18 +130,21 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     assert rows[0].keys() == {"stage", "step", "loss", "noise"}
 
 
-def test_a_run_that_is_told_to_end_saves_first(tmp_path):
-    """SIGTERM in the dispatch of steps 5 and 6, of which no checkpoint is due."""
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_told_to_end_saves_first(sent, tmp_path, capfd):
+    """In the dispatch of steps 5 and 6, of which no checkpoint is due."""
 
     def told(start, count):
         if start == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), sent)
         return _batches(start, count)
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(sent)
     with pytest.raises(hosts.Stopped):
         _fit(tmp_path / "told", batches=told)
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(sent) is before
+    said = "stopping when these steps are done and kept; Ctrl-C again stops at once\n"
+    assert capfd.readouterr().err == (said if sent == signal.SIGINT else "")
     seen = []
 
     def watched(start, count):
@@ -151,6 +154,17 @@ def test_a_run_that_is_told_to_end_saves_first(tmp_path):
     _same(_fit(tmp_path / "told", batches=watched), _fit(tmp_path / "unbroken"))
     assert seen == [6]
     assert _metrics(tmp_path / "told") == _metrics(tmp_path / "unbroken")
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    def told(start, count):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        return _batches(start, count)
+
+    with pytest.raises(KeyboardInterrupt) as raised:
+        _fit(tmp_path, batches=told)
+    assert raised.type is KeyboardInterrupt and not list(tmp_path.glob("checkpoints/[0-9]*"))
 
 
 @pytest.mark.parametrize("settings", [{}, {"ema_decay": 0.9, "accumulate": 2}])
