@@ -49,13 +49,14 @@ class Door:
         app: behind the door.
         host: that the server is bound to.
         port: its own; it names the cookie, since cookies know no ports.
+        session: what the cookie holds.
     """
 
-    def __init__(self, app: ASGIApp, *, host: str, port: int):
+    def __init__(self, app: ASGIApp, *, host: str, port: int, session: str):
         self._app = app
         self._host = host
         self._cookie = f"studio_{port}"
-        self._session = secrets.token_urlsafe(32)
+        self._session = session
         self.token = secrets.token_urlsafe(32)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

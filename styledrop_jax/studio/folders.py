@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import os
 import re
+import secrets
 import threading
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -50,6 +51,20 @@ class Studio:
             raise UserError(f"{root}: a studio is open on this folder; use its page, or end it")
         self._known: dict[Path, tuple[tuple[int, int], runs.RunSummary]] = {}
         self._listing = threading.Lock()
+
+    def session(self) -> str:
+        """A secret of this user and folder: a page that is open finds a studio again that was ended
+        and opened anew.
+        """
+        path = self.state / "session"
+        if not path.exists():
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "w") as file:
+                file.write(secrets.token_urlsafe(32))
+        found = path.read_text()
+        if path.stat().st_mode & 0o077 or len(found) < 40:
+            raise UserError(f"{path}: cut short, or others may read it; delete it")
+        return found
 
     def close(self) -> None:
         """Lets another studio open the folder."""

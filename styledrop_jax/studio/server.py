@@ -29,7 +29,7 @@ def make(studio: Studio, jobs: Jobs, *, host: str, port: int) -> Door:
         studio.close()
 
     app = Starlette(routes=Api(studio, jobs).routes(), lifespan=life)
-    return Door(app, host=host, port=port)
+    return Door(app, host=host, port=port, session=studio.session())
 
 
 def serve(root: Path, *, host: str, port: int, browser: bool) -> None:

@@ -11,6 +11,7 @@ import studios
 from PIL import Image
 from starlette.testclient import TestClient
 
+from styledrop_jax.errors import UserError
 from styledrop_jax.studio import door, pictures
 
 
@@ -54,6 +55,15 @@ def test_the_key_opens_the_page_alone_and_the_cookie_all(opened):
     assert stranger.get("/api/runs").status_code == 200
 
 
+def test_the_secret_of_the_cookie_is_the_users_alone(opened):
+    path = opened.studio.state / "session"
+    assert path.stat().st_mode & 0o077 == 0
+    assert opened.studio.session() == path.read_text()
+    path.chmod(0o644)
+    with pytest.raises(UserError, match="others may read"):
+        opened.studio.session()
+
+
 def test_a_forged_cookie_opens_nothing(opened):
     for value in ("", "x", opened.door.token, '"', "a=b; c"):
         answer = _stranger(opened, Cookie=f"studio_{studios.PORT}={value}").get("/api/runs")
@@ -84,7 +94,7 @@ def test_other_addresses_are_for_servers_that_are_told_so(opened):
         door.is_loopback("127.0.0.1") and door.is_loopback("::1") and door.is_loopback("localhost")
     )
     assert not door.is_loopback("0.0.0.0")
-    wide = door.Door(opened.door._app, host="0.0.0.0", port=studios.PORT)
+    wide = door.Door(opened.door._app, host="0.0.0.0", port=studios.PORT, session="x")
     assert wide._is_ours("192.168.1.7:8765") and not wide._is_ours("evil.example:8765")
 
 

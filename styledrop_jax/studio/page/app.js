@@ -4,6 +4,7 @@ import * as choose from "./choose.js";
 import * as compare from "./compare.js";
 import * as create from "./new.js";
 import { events } from "./net.js";
+import * as queued from "./queue.js";
 import * as one from "./run.js";
 import * as runs from "./runs.js";
 import * as use from "./use.js";
@@ -12,6 +13,7 @@ const VIEWS = [
   [/^#?\/?$/, "runs", runs.show],
   [/^#\/new$/, "new", create.show],
   [/^#\/compare(?:\/(.*))?$/, "compare", compare.show],
+  [/^#\/queue$/, "queue", queued.show],
   [/^#\/run\/([^/]+)$/, "runs", one.show],
   [/^#\/run\/([^/]+)\/choose\/(\d+)$/, "runs", choose.show],
   [/^#\/run\/([^/]+)\/use$/, "runs", use.show],
@@ -54,9 +56,10 @@ function queue(jobs) {
   const box = document.getElementById("queue");
   const running = jobs.find((job) => job.state === "running");
   const waiting = jobs.filter((job) => job.state === "queued").length;
-  const words = running ? `${running.words[0]}: ${running.run}` : "";
-  const more = waiting ? `, ${waiting} more in the queue` : "";
-  fill(box, running ? h("span", { class: "pulse", "aria-hidden": "true" }) : "", words + more);
+  const words = running ? `${running.words[0]}: ${running.run}` : "Queue";
+  const more = waiting ? `, ${waiting} more` : "";
+  const dot = running ? h("span", { class: "pulse", "aria-hidden": "true" }) : "";
+  fill(box, dot, h("a", { href: "#/queue" }, words + more));
 }
 
 let lost = false;

@@ -44,9 +44,7 @@ class Table {
     this.grid.addEventListener("focusin", (event) => this.focused(event));
     this.easel = h("section", { class: "easel", "aria-label": "Reference and image" });
     this.count = h("p", { class: "count", "aria-live": "polite" });
-    this.closer = h("dialog", { class: "closer", "aria-label": "A closer look" });
-    this.closer.addEventListener("keydown", (event) => this.key(event));
-    this.closer.addEventListener("close", () => this.focusCell());
+    this.closer = this.dialog();
     const side = h("aside", { class: "side" }, this.easel, this.actions(), this.count);
     const heading = h(
       "div",
@@ -105,7 +103,7 @@ class Table {
     sizes.addEventListener("input", () => {
       this.grid.style.setProperty("--cell", `${sizes.value}px`);
     });
-    return h(
+    const tools = h(
       "div",
       { class: "tools" },
       labelled("Order", select(Object.entries(ORDERS), "drawn", change("order"))),
@@ -114,6 +112,8 @@ class Table {
       labelled("Search", words),
       labelled("Size", sizes),
     );
+    const open = matchMedia("(min-width: 60rem)").matches;
+    return h("details", { open }, h("summary", {}, "Sort, filter, size"), tools);
   }
 
   actions() {
@@ -152,7 +152,7 @@ class Table {
     if (!image) return;
     this.cells.get(number).firstChild.setAttribute("tabindex", "0");
     fill(this.easel, this.pair(image));
-    if (this.closer.open) fill(this.closer, this.close_up(image));
+    if (this.closer.open) this.close_up(image);
   }
 
   pair(image) {
@@ -187,11 +187,25 @@ class Table {
     return h("button", { type: "button", class: "plain", onclick: turn }, words);
   }
 
+  dialog() {
+    this.large = h("div", { class: "pair" });
+    this.judged = h("p", { "aria-live": "polite" });
+    const close = h("button", { type: "button", onclick: () => this.closer.close() }, "Close");
+    const row = h("div", { class: "row" }, this.judged, close);
+    const properties = { class: "closer", tabindex: "-1", "aria-label": "A closer look" };
+    const dialog = h("dialog", properties, this.large, row);
+    dialog.addEventListener("keydown", (event) => this.key(event));
+    dialog.addEventListener("close", () => {
+      this.look(this.closely); // the browser has gone back to where it was opened
+      this.focusCell();
+    });
+    return dialog;
+  }
+
   close_up(image) {
-    const close = () => this.closer.close();
-    const words = h("p", {}, WORDS[markOf(this.marks, image.number)] || "not judged");
-    const button = h("button", { type: "button", onclick: close }, "Close");
-    return [h("div", { class: "pair" }, this.pair(image)), h("div", { class: "row" }, words, button)];
+    this.closely = image.number;
+    fill(this.large, this.pair(image));
+    fill(this.judged, WORDS[markOf(this.marks, image.number)] || "not judged");
   }
 
   tell() {
@@ -255,8 +269,9 @@ class Table {
   }
 
   open() {
-    fill(this.closer, this.close_up(this.byNumber.get(this.at)));
+    this.close_up(this.byNumber.get(this.at));
     this.closer.showModal();
+    this.closer.focus(); // not its button: space keeps
   }
 
   // ------------------------------------------------------------ marks

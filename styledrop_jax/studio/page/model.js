@@ -21,9 +21,11 @@ export function arranged(images, marks, wanted) {
   });
   if (wanted.order === "drawn") return found;
   const sign = wanted.order === "clip_leakage" ? -1 : 1;
-  const value = (image) =>
-    wanted.order === "score" ? image.score : (image.scores[wanted.order] ?? -Infinity);
-  return found.sort((a, b) => sign * (value(b) - value(a)) || a.number - b.number);
+  const value = (image) => {
+    const score = wanted.order === "score" ? image.score : image.scores[wanted.order];
+    return score === undefined ? -Infinity : sign * score;
+  };
+  return found.sort((a, b) => value(b) - value(a) || a.number - b.number);
 }
 
 export function markOf(marks, number) {

@@ -91,7 +91,6 @@ class Form {
       if (!found || this.page.over) continue;
       const given = { upload: found.upload, content: h("input", { placeholder: "a house" }) };
       given.content.addEventListener("input", () => this.count());
-      given.content.setAttribute("aria-label", "What the picture shows");
       this.pictures.push(given);
       this.draw_given();
       await this.propose(given, this.pictures.length === 1);

@@ -3,6 +3,7 @@ import { Brush } from "./brush.js";
 import { address, fill, h, labelled, picture, say, select } from "./dom.js";
 import { sideBySide, size } from "./model.js";
 import { get, post, trying, upload } from "./net.js";
+import { item } from "./queue.js";
 import { link } from "./runs.js";
 
 const COMMANDS = {
@@ -58,8 +59,10 @@ class Use {
     this.form = h("form", { class: "use", onsubmit: (event) => this.go(event) });
     this.results = h("div", { class: "results", "aria-live": "off" });
     this.files = h("ul", { class: "files" });
+    this.work = h("ul", { class: "jobs" });
     const title = h("h1", {}, h("a", { href: link(this.run) }, this.run));
-    fill(this.page.view, h("div", { class: "heading" }, title), tabs, this.form, this.results);
+    fill(this.page.view, h("div", { class: "heading" }, title), tabs);
+    this.page.view.append(this.form, this.work, this.results);
     this.form_of();
     this.refresh();
     let seen = null;
@@ -71,6 +74,7 @@ class Use {
         if (failed && seen !== null && seen !== now) say(failed.said, "wrong");
         if (seen !== null && seen !== now) this.refresh();
         seen = now;
+        fill(this.work, own.filter((job) => ["running", "queued"].includes(job.state)).map(item));
       },
     });
   }
