@@ -7,4 +7,6 @@ source launch/environment.sh dev
 ruff check .
 ruff format --check .
 basedpyright
+command -v chromium || command -v chromium-browser || command -v google-chrome ||
+  echo "no Chromium on this machine: the studio's page is not tested in a browser"
 exec python -m pytest -q -m "not slow" --numprocesses 2 --dist loadfile "$@"

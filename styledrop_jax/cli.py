@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from styledrop_jax import __version__, cache
-from styledrop_jax.commands import prepare, teach, use
+from styledrop_jax.commands import prepare, teach, use, watch
 from styledrop_jax.commands.parser import Parser
 from styledrop_jax.errors import UserError, did_you_mean
 
@@ -63,6 +63,7 @@ COMMANDS = {
     "plan": Command(teach.plan, teach.plan_parser),
     "extend": Command(teach.extend, teach.extend_parser),
     "runs": Command(teach.runs, teach.runs_parser),
+    "studio": Command(watch.studio, watch.studio_parser),
     "sample": Command(use.sample, use.sample_parser),
     "mix": Command(use.mix, use.mix_parser),
     "edit": Command(use.edit, use.edit_parser),

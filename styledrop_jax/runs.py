@@ -5,7 +5,7 @@ import fcntl
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,16 @@ class RunSummary:
     changed: float
 
 
-def list_runs(folder: Path) -> list[RunSummary]:
+def list_runs(
+    folder: Path, summarize: Callable[[Path, Path], RunSummary | None] | None = None
+) -> list[RunSummary]:
     """Every run folder in and below `folder`, the one that changed last first.
 
     Hidden folders, links and what lies inside a run folder are not looked into.
+
+    Args:
+        folder: where the runs are.
+        summarize: `summary`, or one that remembers what it said.
 
     Raises:
         UserError: there is no such folder.
@@ -61,12 +67,12 @@ def list_runs(folder: Path) -> list[RunSummary]:
         raise UserError(f"{folder}: no such folder; expected one with run folders in it")
     found = []
     for path, names, files in os.walk(folder):
-        summary = _summary(Path(path), folder) if "config.json" in files else None
-        if summary is not None:
-            found.append(summary)
+        one = (summarize or summary)(Path(path), folder) if "config.json" in files else None
+        if one is not None:
+            found.append(one)
             names.clear()
         names[:] = [name for name in names if not name.startswith(".")]
-    return sorted(found, key=lambda summary: (-summary.changed, summary.name))
+    return sorted(found, key=lambda one: (-one.changed, one.name))
 
 
 def table(summaries: Sequence[RunSummary]) -> str:
@@ -99,8 +105,8 @@ def table(summaries: Sequence[RunSummary]) -> str:
 # -------------------------------------------------------------- one run
 
 
-def _summary(workdir: Path, folder: Path) -> RunSummary | None:
-    """None if the config is of something else, such as a model."""
+def summary(workdir: Path, folder: Path) -> RunSummary | None:
+    """One run folder of `folder`; None if the config is of something else, such as a model."""
     method = ""
     base = ""
     scores: dict[str, float] = {}
@@ -140,7 +146,7 @@ def _field(tree: Any, name: str, kind: type, file: str = "config.json") -> Any:
 
 
 def _state(workdir: Path, config: dict[str, Any]) -> str:
-    running = _is_locked(workdir)
+    running = is_locked(workdir)
     if (workdir / "report.html").exists() and not running:
         return "finished"
     doing = _doing(workdir, config)
@@ -158,8 +164,8 @@ def _doing(workdir: Path, config: dict[str, Any]) -> str:
     for number in range(1, _field(config, "rounds", int) + 1):
         stage = workdir / f"round_{number}"
         if not (stage / "adapter.safetensors").exists():
-            steps = _field(_settings(config, number), "train.steps", int)
-            step = _last_step(stage)
+            steps = _field(round_settings(config, number), "train.steps", int)
+            step = last_step(stage)
             if step == steps and (stage / "steps").is_dir():
                 return f"round {number}: comparing the states that it kept"
             return f"round {number}: training, step {step} of {steps}"
@@ -172,14 +178,14 @@ def _doing(workdir: Path, config: dict[str, Any]) -> str:
     return "writing the report"
 
 
-def _settings(config: dict[str, Any], number: int) -> Any:
+def round_settings(config: dict[str, Any], number: int) -> Any:
     """Those of a round: its own, or of the last round before it that has any."""
     while number > 1 and f"round_{number}" not in config:
         number -= 1
     return config.get(f"round_{number}")
 
 
-def _last_step(stage: Path) -> int:
+def last_step(stage: Path) -> int:
     """The last training step that `metrics.jsonl` records of a stage; 0 if there is none."""
     step = 0
     for record in read_steps(stage.parent / METRICS):
@@ -194,7 +200,7 @@ def _is_open(answer: Path) -> bool:
     return isinstance(content, dict) and content.get("selected") == []
 
 
-def _is_locked(workdir: Path) -> bool:
+def is_locked(workdir: Path) -> bool:
     """Whether a process works in the folder: it holds the lock, which its death gives back."""
     path = workdir / ".lock"
     if not path.is_file():
@@ -211,7 +217,7 @@ def _is_locked(workdir: Path) -> bool:
 
 def _scores(workdir: Path) -> dict[str, float]:
     """The mean of each of CLIP's scores over the samples of a round: see `RunSummary`."""
-    number = _taken(workdir)
+    number = taken(workdir)
     path = workdir / f"round_{number}" / "scores.jsonl"
     values: dict[str, list[float]] = {}
     for row in read_jsonl(path):
@@ -224,7 +230,7 @@ def _scores(workdir: Path) -> dict[str, float]:
     return {name: statistics.fmean(found) for name, found in values.items()}
 
 
-def _taken(workdir: Path) -> int:
+def taken(workdir: Path) -> int:
     """The round that the verdict names, or the last one that has scores; 0 if none has."""
     verdict = workdir / "verdict.json"
     if verdict.exists():

@@ -22,6 +22,7 @@ HELP = {
     "plan": ("--device", "v5e:2x4", "compilers"),
     "extend": ("--rounds", "--steps", "--prompts", "--base"),
     "runs": ("runs/",),
+    "studio": ("--port", "--host", "--no-browser", "ssh -L"),
     "sample": ("--prompt-file", "--num", "--seed", "--lambda-a", "--negative-prompt", "--round"),
     "mix": ("--subject", "--gamma"),
     "edit": ("--mask", "--strength", "styledrop stylize"),

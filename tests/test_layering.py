@@ -28,6 +28,7 @@ RUNGS = [
     {"rounds", "style", "emoji"},
     {"library"},
     {"__init__"},
+    {"studio"},
     {"commands"},
     {"cli"},
     {"__main__"},

@@ -9,6 +9,7 @@ import zipfile
 import tiny
 
 PACKAGE = tiny.ROOT / "styledrop_jax"
+PAGE = (".html", ".css", ".js", ".svg")
 
 
 def test_every_package_is_listed():
@@ -31,7 +32,7 @@ def test_the_wheel_has_code_configs_models_and_types(tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {"styledrop_jax/py.typed"}
     for path in PACKAGE.rglob("*"):
-        if path.suffix in (".py", ".json", ".jsonl", ".safetensors", ".png", ".jinja"):
+        if path.suffix in (".py", ".json", ".jsonl", ".safetensors", ".png", ".jinja", *PAGE):
             expected.add(path.relative_to(tiny.ROOT).as_posix())
     for path in (tiny.ROOT / "configs").glob("*.py"):
         expected.add(f"styledrop_jax/configs/{path.name}")

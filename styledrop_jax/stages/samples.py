@@ -1,18 +1,19 @@
-"""The record of a sample, and the pool of samples of a round."""
+"""The record of a sample, and the pool of samples of a round; records are read without JAX."""
 
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-import jax
 import numpy as np
 
 from styledrop_jax.errors import UserError, shown
 from styledrop_jax.io.files import read_json, read_jsonl, write_json, write_jsonl
 from styledrop_jax.io.records import are_numbers
-from styledrop_jax.methods.base import Prompt
+
+if TYPE_CHECKING:
+    from styledrop_jax.methods.base import Prompt
 
 _TEXTS = ("file", "content", "text", "judged", "source")
 
@@ -48,7 +49,7 @@ class Sample:
 
 
 def pool(
-    prompts: Sequence[Prompt],
+    prompts: "Sequence[Prompt]",
     count: int,
     *,
     seed: int,
@@ -85,6 +86,8 @@ def pool(
 
 def _seed(seed: int, number: int, prompt: int, image: int, used: set[int]) -> int:
     """32 random bits of the sample's place in the run, which no other sample of the round has."""
+    import jax
+
     key = jax.random.key(seed)
     for part in (number, prompt, image):
         key = jax.random.fold_in(key, part)

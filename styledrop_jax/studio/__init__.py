@@ -1,0 +1,1 @@
+"""The studio: a page on the loopback for choosing, watching and using runs."""
