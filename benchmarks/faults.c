@@ -17,22 +17,24 @@ enum { CREATE = 1, WRITE = 2, RENAME = 4, REMOVE = 8 };
 static char below[PATH_MAX];
 static int armed_kinds, armed_error, armed_stays;
 static long armed_at;
-static long *counted; /* in memory that the parent shares */
+static long seen;
+static long *counted; /* by kind, in memory that the parent shares */
 
 /* Of the calls of `kinds`, the `at`-th fails with `error`, with `stays` all that follow too. */
-void faults_arm(const char *folder, int kinds, int error, long at, int stays, long *counter) {
+void faults_arm(const char *folder, int kinds, int error, long at, int stays, long *counters) {
     snprintf(below, sizeof below, "%s/", folder);
     armed_error = error;
     armed_at = at;
     armed_stays = stays;
-    counted = counter;
+    counted = counters;
     armed_kinds = kinds;
 }
 
 static int fails(int kind, const char *path) {
     if (!(armed_kinds & kind) || strncmp(path, below, strlen(below)))
         return 0;
-    long number = __atomic_add_fetch(counted, 1, __ATOMIC_SEQ_CST);
+    __atomic_add_fetch(&counted[kind], 1, __ATOMIC_SEQ_CST);
+    long number = __atomic_add_fetch(&seen, 1, __ATOMIC_SEQ_CST);
     if (number != armed_at && !(armed_stays && armed_at && number > armed_at))
         return 0;
     errno = armed_error;

@@ -72,11 +72,13 @@ def _arm(out: Path, fault: Fault, at: int, calls: Any) -> None:
     arm(os.fsencode(out), fault.kinds, fault.error, at, fault.stays, ctypes.addressof(calls))
 
 
-def _run(words: list[str], place: Path, fault: Fault, at: int) -> tuple[small_runs.Ended, int]:
-    """How a command ended, and how many of its calls could have failed."""
-    calls = multiprocessing.RawValue(ctypes.c_long, 0)
+def _run(
+    words: list[str], place: Path, fault: Fault, at: int
+) -> tuple[small_runs.Ended, dict[int, int]]:
+    """How a command ended, and how many calls of each kind that the fault is of it made."""
+    calls = multiprocessing.RawArray(ctypes.c_long, _ANY + 1)
     ended = small_runs.run_forked(words, place, first=lambda: _arm(place / "out", fault, at, calls))
-    return ended, calls.value
+    return ended, {kind: calls[kind] for kind in (_CREATE, _WRITE, _RENAME, _REMOVE)}
 
 
 def _outcome(ended: small_runs.Ended, place: Path) -> str:
@@ -138,16 +140,16 @@ def main() -> None:
         parts = {small_runs.COMMANDS[name].needs for name in names}
         world = small_runs.built(Path(folder) / "world", parts)
         trials: list[Trial] = []
-        files: dict[str, dict[str, bytes]] = {}
-        calls: dict[tuple[str, str], int] = {}
-        for kind, name in itertools.product(FAULTS, names):
+        whole = {}
+        for name in names:
             words = small_runs.begin(small_runs.COMMANDS[name], world, place)
-            _, calls[name, kind] = _run(words, place, FAULTS[kind], 0)
-            files[name] = small_runs.content(place)
+            _, calls = _run(words, place, Fault(_ANY, 0, False), 0)
+            whole[name] = (small_runs.content(place), calls)
         cells = itertools.cycle(itertools.product(FAULTS, names))
         for number, (kind, name) in zip(range(flags.count), cells, strict=False):
-            seed = f"{flags.seed} {number}"
-            one = trial(name, kind, seed, calls[name, kind], files[name], world, place)
+            files, calls = whole[name]
+            count = sum(calls[bit] for bit in calls if bit & FAULTS[kind].kinds)
+            one = trial(name, kind, f"{flags.seed} {number}", count, files, world, place)
             trials.append(one)
             bad = one.outcome not in ("answered", "unharmed")
             for problem in (*[one.said] * bad, *filter(None, (one.broken, *one.found.values()))):

@@ -2,6 +2,7 @@
 
 import _thread
 import argparse
+import functools
 import inspect
 import io
 import logging
@@ -17,6 +18,7 @@ from styledrop_jax.commands import prepare, teach, use, watch
 from styledrop_jax.commands.parser import Parser
 from styledrop_jax.errors import UserError, did_you_mean
 
+_LOG_FORMAT = "warning: %(message)s"
 _USAGE = """styledrop teaches a text-to-image model your style or your subject.
 
     styledrop COMMAND [flags]        styledrop COMMAND --help
@@ -78,15 +80,54 @@ COMMANDS = {
 
 
 def main() -> None:
-    """The entry point: exit code 2 and one line on standard error for what the user can mend."""
+    """The process of a command: `run`, after whose last line nothing else is said.
+
+    What a thread of a library fails with, and what a library logs of an exception, is held back
+    until it is known whether the command itself says it, as it does of a full disk.
+    """
+    held: list[Callable[[], object]] = []
+    logging.basicConfig(format=_LOG_FORMAT, level=logging.WARNING, handlers=[_Handler(held)])
+
+    def hold(failure: threading.ExceptHookArgs) -> None:
+        held.append(functools.partial(threading.__excepthook__, failure))
+
+    threading.excepthook = hold
+    sys.unraisablehook = _unraisable
+    try:
+        run()
+    except SystemExit:
+        held.clear()
+        threading.excepthook = sys.unraisablehook = lambda _: None
+        logging.disable()
+        raise
+    finally:
+        for say in held:
+            say()
+
+
+class _Handler(logging.StreamHandler):
+    """Warnings on standard error; those of exceptions are held back."""
+
+    def __init__(self, held: list[Callable[[], object]]):
+        super().__init__()
+        self._held = held
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info:
+            self._held.append(functools.partial(super().emit, record))
+        else:
+            super().emit(record)
+
+
+def run() -> None:
+    """Runs a command: exit code 2 and one line on standard error for what the user can mend."""
     name, *argv = sys.argv[1:] or ["--help"]
     os.environ.setdefault(
         "TRANSFORMERS_VERBOSITY", "error"
     )  # it tells every user that torch is missing
-    logging.basicConfig(format="warning: %(message)s", level=logging.WARNING)
+    logging.basicConfig(format=_LOG_FORMAT, level=logging.WARNING)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are no Unicode
-    sys.unraisablehook = _unraisable
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     # What the threads of a library leave behind when a disk fails: the failure itself is raised.
     sys.unraisablehook = lambda _: None

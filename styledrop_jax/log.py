@@ -13,6 +13,7 @@ import rich.console
 import rich.progress
 
 from styledrop_jax import hosts
+from styledrop_jax.errors import UserError
 from styledrop_jax.io.files import JsonLines, guard, write_bytes
 from styledrop_jax.io.records import METRICS, read_steps
 
@@ -223,7 +224,11 @@ class Logger:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.close()
+        try:
+            self.close()
+        except UserError:
+            if exception[0] is None:  # else what failed first is told
+                raise
 
 
 class _Board:

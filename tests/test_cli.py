@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -256,6 +257,49 @@ def test_a_killed_process_is_continued_by_the_same_command(tmp_path):
         if name.endswith((".png", ".safetensors", ".jsonl")):
             assert content == expected[name], name
     assert set(read_json(workdir / "manifest.json")["rounds"]) == {"round_1", "round_2"}
+
+
+_THREAD_FAILS = """
+import logging, sys, threading
+from styledrop_jax import cli
+from styledrop_jax.errors import UserError
+def fails():
+    raise OSError(28, "No space left on device")
+def command(argv):
+    for _ in range(2):
+        thread = threading.Thread(target=fails)
+        thread.start()
+        thread.join()
+    try:
+        fails()
+    except OSError:
+        logging.getLogger("orbax").exception("it fails")
+    if argv:
+        raise UserError("a.png: cannot be written")
+cli.COMMANDS["test"] = cli.Command(command, cli.completion_parser)
+cli.main()
+"""
+
+
+def test_what_a_command_says_itself_no_thread_of_a_library_says_too():
+    exit_code, _, error = _python(_THREAD_FAILS, "test", "fails")
+    assert exit_code == 2 and error == "error: a.png: cannot be written\n"
+    exit_code, _, error = _python(_THREAD_FAILS, "test")
+    assert exit_code == 0 and error.count("OSError: [Errno 28]") == 3, "nobody else says it"
+
+
+def test_a_ctrl_c_in_a_callback_comes_again():
+    """Where nothing can be raised, such as while garbage is collected."""
+
+    class Interrupted:
+        def __del__(self):
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "unraisablehook", cli._unraisable)
+        with pytest.raises(KeyboardInterrupt):
+            Interrupted()
+            time.sleep(30)
 
 
 def test_warnings_are_one_line(tmp_path):

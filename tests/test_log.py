@@ -103,6 +103,18 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
         Logger(tmp_path).start("round_1")
 
 
+def test_what_failed_first_is_told_though_closing_fails_too(tmp_path, monkeypatch):
+    logger = Logger(tmp_path)
+    logger.start("round_1")
+
+    def full(self):
+        raise UserError("tensorboard: the disk is full")
+
+    monkeypatch.setattr(log._Board, "close", full)
+    with pytest.raises(UserError, match="^the first$"), logger:
+        raise UserError("the first")
+
+
 def test_progress_is_one_line_without_a_terminal(capsys):
     with progress("round 1: training", 10, start=4) as advance:
         for _ in range(3):

@@ -214,7 +214,7 @@ def styledrop(*words: object) -> int:
 
     argv, sys.argv = sys.argv, ["styledrop", *(str(word) for word in words)]
     try:
-        cli.main()
+        cli.run()
         return 0
     except SystemExit as stop:
         return int(stop.code or 0)
