@@ -67,7 +67,7 @@ def _scores(
     images = np.concatenate(list(guidance.generate(branches, seeds, settings=_HOW)))
     square = image_files.to_square(reference, base.resolution)
     seen = Scored(
-        images=images,
+        features=clip.image_features(images),
         prompts=prompts,
         contents=contents,
         ids=[(i, 0) for i in range(len(prompts))],

@@ -97,6 +97,24 @@ def test_what_trains_survives_its_file(kind, text_encoder):
     assert what.trains_text == (text_encoder or learns_words)
 
 
+def test_features_of_a_prompt_are_held_once_however_many_images_have_it(base):
+    """And an image's are those of its own prompt, the last those of none."""
+    what = _trains("styledrop")
+    model = trainable.attach(base, what, rngs=nnx.Rngs(0))
+    prompts = ("a dog", "a red house", "a dog", "a dog")
+    data, loss = objective.prepare(model, what, [_batch(model, prompts)], TRAINING)
+    held = [x[...] for x in data.words]
+    assert {len(x) for x in held} == {3, 5}
+    (of,) = [x for x in held if x.dtype == jnp.int32 and x.shape == (5,)]
+    assert list(of) == [0, 1, 0, 0, 2]
+    few = [_batch(model, ("a dog", "a red house"))]
+    few[0] = dataclasses.replace(few[0], images=_batch(model, prompts).images[:2])
+    other, its_loss = objective.prepare(model, what, few, TRAINING)
+    rows = jnp.array([[1], [0]])
+    keys = jax.random.split(jax.random.key(0), 2)
+    np.testing.assert_allclose(loss(data, rows, keys)[0], its_loss(other, rows, keys)[0], rtol=1e-5)
+
+
 @ON_BOTH
 def test_gradients_reach_what_trains_and_the_base_stays(kind, text_encoder, base):
     what = _trains(kind, text_encoder)

@@ -1,7 +1,6 @@
 """Scores of samples: what selection between rounds goes by."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -14,7 +13,7 @@ class Scored:
     """What a scorer sees.
 
     Attributes:
-        images: float32 [n, h, w, 3] in [0, 1].
+        features: CLIP's of the samples, float32 [n, p].
         prompts: the prompt of each.
         contents: what the prompt of each asks for, without words of style.
         ids: (prompt index, image index) of each.
@@ -24,7 +23,7 @@ class Scored:
         seed: for scorers that need chance.
     """
 
-    images: np.ndarray
+    features: np.ndarray
     prompts: Sequence[str]
     contents: Sequence[str]
     ids: Sequence[tuple[int, int]]
@@ -32,11 +31,6 @@ class Scored:
     shown: Sequence[str]
     clip: ClipScorer
     seed: int
-
-    @functools.cached_property
-    def features(self) -> np.ndarray:
-        """CLIP's of the images, float32 [n, p]: computed once for all scorers."""
-        return self.clip.image_features(self.images)
 
     def likeness(self, texts: Sequence[str]) -> np.ndarray:
         """The cosine of every image and every text, float32 [n, k]."""
@@ -110,7 +104,7 @@ def score(
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Every scorer's score [n] by name, and the weighted sum [n] that selection goes by."""
     scores = {name: scorer(samples) for name, scorer in scorers.items()}
-    total = np.zeros(len(samples.images))
+    total = np.zeros(len(samples.features))
     for name, weight in weights.items():
         total = total + weight * scores[name]
     return scores, total

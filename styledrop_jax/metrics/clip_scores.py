@@ -55,7 +55,7 @@ class ClipScorer:
         self.model = model
         self.tokenizer = tokenizer
         self.length = model.config.text.max_position_embeddings
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         graphdef, self._state = nnx.split(model)
         self._devices = mesh.of(self._state)
         size = model.config.vision.image_size
@@ -99,14 +99,14 @@ class ClipScorer:
     def image_features(self, images: np.ndarray) -> np.ndarray:
         """[n, h, w, 3] in [0, 1], any size → unit features, float32 [n, p]."""
         compute = functools.partial(self._of_images, self._state)
-        return mesh.in_chunks(compute, np.asarray(images), self._batch_size, self._devices)
+        return mesh.in_chunks(compute, np.asarray(images), self.batch_size, self._devices)
 
     def text_features(self, prompts: Sequence[str]) -> np.ndarray:
         """n prompts → unit features, float32 [n, p]. Each distinct prompt is encoded once."""
         distinct = list(dict.fromkeys(prompts))
         ids = tokenize(self.tokenizer, distinct, self.length)
         compute = functools.partial(self._of_texts, self._state)
-        features = mesh.in_chunks(compute, ids, self._batch_size, self._devices)
+        features = mesh.in_chunks(compute, ids, self.batch_size, self._devices)
         return features[[distinct.index(prompt) for prompt in prompts]]
 
     def text_score(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:

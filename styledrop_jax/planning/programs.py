@@ -23,12 +23,13 @@ class Cut(jax.ShapeDtypeStruct):
 
 class Images(NamedTuple):
     """A stream as a plan knows it: how many images, their weight, whether their halves are kept
-    apart.
+    apart, how many distinct prompts they have.
     """
 
     count: int
     weight: float = 1.0
     unmix: bool = False
+    prompts: int = 1
 
 
 def trained(pipeline: Pipeline, what: Trainable) -> tuple[Any, Any]:
@@ -61,13 +62,15 @@ def training(
         count = sum(stream.count for stream in streams)
         square = jnp.zeros((count, base.resolution, base.resolution, 3))
         targets = base.autoencoder.encode(square)
-        ids = jnp.zeros((count + 1, base.text.config.max_position_embeddings), jnp.int32)
+        length = base.text.config.max_position_embeddings
+        ids = jnp.zeros((sum(stream.prompts for stream in streams) + 1, length), jnp.int32)
         text = ids if what.trains_text else base.text_features(base.text, ids)
         apart = None
         if any(stream.unmix for stream in streams):
-            apart = jnp.zeros((*ids.shape, 2))
+            apart = jnp.zeros((count + 1, length, 2))
+        words = objective.Words(text, jnp.zeros(count + 1, jnp.int32), apart)
         weights = [stream.weight for stream in streams]
-        tuning, loss = objective.assembled(model, what, targets, (text, apart), weights, settings)
+        tuning, loss = objective.assembled(model, what, targets, words, weights, settings)
         graphdef, params, frozen = loop.split(tuning, trainable.trained(what))
         return params, frozen
 

@@ -223,8 +223,10 @@ def _changed(number: int, old: TrainSettings, new: TrainSettings) -> str:
 def _training(plan: Planned, number: int, stage: RoundSettings) -> Compilable:
     streams = []
     for stream in plan.read.program.streams:
-        count = len(stream.examples) + (stream.generated[1] if stream.generated else 0)
-        streams.append(Images(count, stream.weight, bool(stream.unmix)))
+        made = stream.generated[1] if stream.generated else 0
+        prompts = len({example.prompt for example in stream.examples}) + bool(made)
+        count = len(stream.examples) + made
+        streams.append(Images(count, stream.weight, bool(stream.unmix), prompts))
     what = plan.what[number - 1]
     return programs.training(plan.pipeline, what, streams, stage.train, steps=STEPS_PER_CALL)
 

@@ -4,7 +4,7 @@ and the loss.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -101,14 +101,27 @@ def _apart(pipeline: Pipeline, example: Example) -> np.ndarray:
     return apart / max(apart.sum(), 1)
 
 
+class Words(NamedTuple):
+    """The prompts of all images of all streams, n, and after them the empty prompt.
+
+    Attributes:
+        text: features of each distinct prompt, or token ids if the text tower trains.
+        of: int32 [n + 1], which of these is an image's.
+        apart: see `Batch`, [n + 1, t, 2]; None if no stream has it.
+    """
+
+    text: Any
+    of: Any
+    apart: Any = None
+
+
 class Tuning(nnx.Module):
     """The modules that train, and everything frozen that a step reads, on the device.
 
     Attributes:
         parts: see `trainable.parts`.
-        targets: what the images of all streams are to the loss. words: features of their prompts,
-            or token ids if the text tower trains, and `Batch.apart` if any stream has it; the last
-            row is the empty prompt.
+        targets: what the images of all streams are to the loss.
+        words: see `Words`.
     """
 
     def __init__(self, parts: nnx.Dict, targets: Any, words: Any):
@@ -131,9 +144,12 @@ def prepare(
     prompts: list[str] = []
     for part in batches:
         prompts += part.prompts
+    prompts.append("")
+    distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
     targets = model.encode_images(np.concatenate([part.images for part in batches]))
     encode = model.text_ids if what.trains_text else model.encode_text
-    words = encode([*prompts, ""]), _stacked(batches)
+    of = np.array([distinct[prompt] for prompt in prompts], np.int32)
+    words = Words(encode(list(distinct)), of, _stacked(batches))
     weights = [part.weight for part in batches]
     return assembled(model, what, targets, words, weights, settings)
 
@@ -142,17 +158,17 @@ def assembled(
     model: Pipeline,
     what: Trainable,
     targets: Any,
-    words: tuple[Any, Any],
+    words: Words,
     weights: Sequence[float],
     settings: TrainSettings,
 ) -> tuple[Tuning, Loss]:
-    """What `prepare` gives, of the images as `Pipeline.encode_images` makes them and the words as
-    `Tuning` has them; `weights` are of the streams' losses.
+    """What `prepare` gives, of the images as `Pipeline.encode_images` makes them; `weights` are of
+    the streams' losses.
     """
     shape_of_targets = jax.tree.structure(targets)
     shape_of_words = jax.tree.structure(words)
     streams = np.array(weights, np.float32)
-    empty = len(jax.tree.leaves(words)[0]) - 1
+    empty = len(words.of) - 1
 
     def loss(
         tuning: Any, rows: jax.Array, keys: jax.Array
@@ -166,11 +182,12 @@ def assembled(
         dropped = jax.vmap(lambda key: jax.random.bernoulli(key, settings.text_dropout))(drop_keys)
         chosen = jnp.where(dropped, empty, flat)
         target = jax.tree.unflatten(shape_of_targets, [x[...][flat] for x in tuning.targets])
-        text, apart = jax.tree.unflatten(shape_of_words, [x[...][chosen] for x in tuning.words])
+        known = jax.tree.unflatten(shape_of_words, [x[...] for x in tuning.words])
+        text = jax.tree.map(lambda x: x[known.of[chosen]], known.text)
         if what.trains_text:
             text = model.text_features(tuning.parts.text, text)
-        if apart is not None:
-            text = text._replace(apart=apart)
+        if known.apart is not None:
+            text = text._replace(apart=known.apart[chosen])
         each, metrics = model.loss(tuning.parts.denoiser, target, text, loss_keys, settings)
         per_stream = each.reshape(rows.shape).mean(0)
         shown = {name: metrics[name].mean() for name in _SHOWN if name in metrics}

@@ -1,6 +1,7 @@
 """Third stage: every scorer's view of every sample."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -94,15 +95,13 @@ def score_stage(
     path = job.run.path(stage, "scores.jsonl")
     if job.run.done(f"{stage}/scores.jsonl"):
         return hosts.shared(lambda: read_samples(path))
-    files = [job.run.path(stage, sample.file) for sample in samples]
-    images = hosts.shared(lambda: [image_files.read_image(file) for file in files])
     prompts = []
     places = []
     for sample in samples:
         prompts.append(sample.judged)
         places.append(sample.place)
     seen = scorers.Scored(
-        images=np.stack(images).astype(np.float32) / 255,
+        features=_features(job, [job.run.path(stage, sample.file) for sample in samples]),
         prompts=prompts,
         ids=places,
         references=job.judged_by,
@@ -125,3 +124,16 @@ def score_stage(
         )
     write_samples(path, scored)
     return scored
+
+
+def _features(job: Job, files: Sequence[Path]) -> np.ndarray:
+    """CLIP's of the images in files, float32 [n, p]: a few at a time, since those of a round may
+    not fit into memory, and each once for all scorers.
+    """
+    found = []
+    size = job.clip.batch_size
+    for start in range(0, len(files), size):
+        few = files[start : start + size]
+        images = hosts.shared(functools.partial(list, map(image_files.read_image, few)))
+        found.append(job.clip.image_features(np.stack(images).astype(np.float32) / 255))
+    return np.concatenate(found)

@@ -60,7 +60,7 @@ def test_a_score_does_not_depend_on_its_neighbours(scorer, images):
 def test_style_score_is_one_for_the_same_image_and_averages_references(scorer, images):
     def style(samples, references):
         seen = scorers.Scored(
-            images=samples,
+            features=scorer.image_features(samples),
             prompts=[],
             contents=[],
             ids=[],
