@@ -14,7 +14,7 @@ from styledrop_jax.adapters.base import save_adapter
 from styledrop_jax.interchange.read import read_init
 from styledrop_jax.io.files import write_bytes
 from styledrop_jax.methods.base import Stream
-from styledrop_jax.stages import objective
+from styledrop_jax.stages import objective, preview
 from styledrop_jax.stages.best import step_file
 from styledrop_jax.stages.job import Job
 from styledrop_jax.stages.steps import best_step
@@ -36,6 +36,7 @@ def train_round(job: Job, number: int, streams: Sequence[Stream]) -> None:
     last = job.run.path(stage, "adapter.safetensors")
     at_once = steps_per_call(settings.checkpoint_every)
     kept = _kept(settings.steps, job.spec.round(number).keep, at_once)
+    drawn = preview.marks(settings.steps, job.spec.round(number).preview_every, at_once)
     what = job.trainables[number - 1]
     key = jax.random.fold_in(jax.random.key(job.spec.seed), number)
     attach_key, step_key = jax.random.split(key)
@@ -59,10 +60,12 @@ def train_round(job: Job, number: int, streams: Sequence[Stream]) -> None:
         hosts.wait()
 
     def keep(step: int, state: dict, graphdef: nnx.GraphDef, frozen: nnx.State) -> dict:
-        if step in kept:
-            save(
-                job.run.path(stage, step_file(step)), optim.averaged(state["params"], state["opt"])
-            )
+        if step in kept or step in drawn:
+            now = optim.averaged(state["params"], state["opt"])
+            if step in kept:
+                save(job.run.path(stage, step_file(step)), now)
+            if step in drawn:
+                preview.draw(job, number, step, lambda path: save(path, now))
         return state
 
     params = loop.fit(
