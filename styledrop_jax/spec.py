@@ -87,6 +87,11 @@ class RoundSettings:
         low=1,
         high=20,
     )
+    preview_every: int = setting(
+        0,
+        "training steps between pictures of the first prompts, for whoever watches; 0: none",
+        low=0,
+    )
     prompts: str = setting(
         "", "its own text file of prompts to sample; empty for those of the run", path="file"
     )

@@ -418,3 +418,16 @@ def test_a_folder_of_every_kind_of_image(tmp_path, caplog):
             assert np.abs(shown[..., 0] - expected[..., 0]).max() <= 2
         else:
             assert np.abs(shown - expected).max() <= 2
+
+
+def test_pictures_while_it_trains_change_nothing_else(tmp_path):
+    """They are of the first prompts, at the steps asked for, and what is learnt is the same."""
+    every = runs.flags(round_1__preview_every=2, rounds=1)
+    assert tiny.styledrop(*tiny.arguments(tmp_path / "run", *every)) == 0
+    watched = tmp_path / "run" / "round_1"
+    assert sorted(path.name for path in (watched / "preview").iterdir()) == [
+        "000002_000.png",
+        "000002_001.png",
+    ]
+    adapter = "round_1/adapter.safetensors"
+    assert (tmp_path / "run" / adapter).read_bytes() == (tiny.finished() / adapter).read_bytes()

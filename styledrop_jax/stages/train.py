@@ -2,7 +2,7 @@
 
 import bisect
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from styledrop_jax.interchange.read import read_init
 from styledrop_jax.io.files import write_bytes
 from styledrop_jax.methods.base import Stream
 from styledrop_jax.pipelines.base import TrainSettings
-from styledrop_jax.stages import objective
+from styledrop_jax.stages import objective, preview
 from styledrop_jax.stages.best import step_file
 from styledrop_jax.stages.job import Job
 from styledrop_jax.stages.steps import best_step
@@ -37,7 +37,9 @@ def train_round(job: Job, number: int, streams: Sequence[Stream]) -> None:
         return
     start = time.monotonic()
     last = job.run.path(stage, "adapter.safetensors")
-    kept = _kept(settings, job.spec.round(number).keep)
+    keep_count = job.spec.round(number).keep
+    kept = _ends(settings, [settings.steps * i // keep_count for i in range(1, keep_count)])
+    drawn = _ends(settings, preview.marks(settings.steps, job.spec.round(number).preview_every))
     what = job.trainables[number - 1]
     key = jax.random.fold_in(jax.random.key(job.spec.seed), number)
     attach_key, step_key = jax.random.split(key)
@@ -61,7 +63,11 @@ def train_round(job: Job, number: int, streams: Sequence[Stream]) -> None:
         hosts.wait()
 
     def keep(step: int, state: dict, graphdef: nnx.GraphDef, frozen: nnx.State) -> dict:
-        save(job.run.path(stage, step_file(step)), optim.averaged(state["params"], state["opt"]))
+        now = optim.averaged(state["params"], state["opt"])
+        if step in kept:
+            save(job.run.path(stage, step_file(step)), now)
+        if step in drawn:
+            preview.draw(job, number, step, lambda path: save(path, now))
         return state
 
     params = loop.fit(
@@ -80,7 +86,7 @@ def train_round(job: Job, number: int, streams: Sequence[Stream]) -> None:
         checkpoint_every=settings.checkpoint_every,
         meta={"base": job.pipeline.base_hash},
         after=keep,
-        after_at=kept,
+        after_at=kept | drawn,
         start_from=_initial(job, number),
         devices=job.pipeline.devices,
     )
@@ -93,19 +99,14 @@ def train_round(job: Job, number: int, streams: Sequence[Stream]) -> None:
     checkpoint.remove(folder)  # the optimizer's states are of no more use
 
 
-def _kept(settings: TrainSettings, count: int) -> list[int]:
-    """The steps before the last whose state is kept: at the ends of dispatches, which do not
-    change for it.
+def _ends(settings: TrainSettings, wanted: Iterable[int]) -> set[int]:
+    """The ends of dispatches, which do not change for it, at or next before the steps that are
+    wanted; none is the last step.
     """
-    steps = settings.steps
-    ends = []
-    for part in loop.dispatches(0, steps, STEPS_PER_CALL, settings.checkpoint_every):
+    ends = [0]
+    for part in loop.dispatches(0, settings.steps, STEPS_PER_CALL, settings.checkpoint_every):
         ends.append(part.end)
-    kept = set()
-    for i in range(1, count):
-        first = bisect.bisect(ends, steps * i // count)
-        kept.update(ends[:first][-1:])
-    return sorted(kept - {steps})
+    return {ends[bisect.bisect(ends, step) - 1] for step in wanted} - {0, settings.steps}
 
 
 def _initial(job: Job, number: int) -> Any:

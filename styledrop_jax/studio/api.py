@@ -12,11 +12,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from styledrop_jax import runs
 from styledrop_jax.errors import UserError, shown
 from styledrop_jax.studio import choosing, fields, lines, pictures, views, watch
 from styledrop_jax.studio.ask import ask
 from styledrop_jax.studio.folders import Missing, Studio
-from styledrop_jax.studio.jobs import Jobs
+from styledrop_jax.studio.jobs import QUEUED, Jobs
 
 PAGE = Path(__file__).parent / "page"
 _KINDS = {
@@ -163,8 +164,12 @@ class Api:
         return {"jobs": [job["job"] for job in found], "line": found[0]["line"]}
 
     def _free(self, name: str) -> None:
-        if self.jobs.busy(name):
-            raise UserError(f"{shown(name)}: a command for this run is in the queue already")
+        """UserError if a command is at work on a run; one that has let go of it may still be
+        ending.
+        """
+        job = self.jobs.busy(name)
+        if job and (job.state == QUEUED or runs.is_locked(self.studio.run(name))):
+            raise UserError(f"{shown(name)}: a command for this run is {job.state} already")
 
     def _queued(self, name: str, words: list[str]) -> dict[str, Any]:
         job = self.jobs.add(name, words)

@@ -13,7 +13,7 @@ from typing import Any
 
 from styledrop_jax.errors import UserError, one_line
 
-_PATIENCE = 120  # seconds
+_PATIENCE = 300  # seconds
 _ONE = threading.Lock()
 
 

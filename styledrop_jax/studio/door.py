@@ -58,6 +58,8 @@ class Door:
         self._cookie = f"studio_{port}"
         self._session = session
         self.token = secrets.token_urlsafe(32)
+        self.once = secrets.token_urlsafe(32)
+        """Opens the page one time: a browser's own command line is seen by all of this machine."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -102,6 +104,8 @@ class Door:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:
             return False
+        if set(host) & set("@/?#\\"):
+            return False
         if name in _LOOPBACK_NAMES:
             return True
         if is_loopback(self._host):
@@ -125,8 +129,11 @@ class Door:
         """Only the page itself is opened by the token."""
         if scope["path"] != "/" or scope["method"] != "GET":
             return False
-        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])
-        return _same(given[0], self.token)
+        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+        if self.once and _same(given, self.once):
+            self.once = ""
+            return True
+        return _same(given, self.token)
 
     def _guarded(self, send: Send, *, fresh: bool) -> Send:
         async def guarded(message: Message) -> None:

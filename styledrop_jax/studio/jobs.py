@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from styledrop_jax.errors import UserError, one_line, shown
-from styledrop_jax.io.files import guard, locked, read_object, write_json
+from styledrop_jax.io.files import cache_folder, guard, locked, read_object, write_json
 from styledrop_jax.studio.folders import Missing
 
 QUEUED, RUNNING, DONE, FAILED, STOPPED = "queued", "running", "done", "failed", "stopped"
@@ -97,8 +97,8 @@ class Jobs:
         """
         with self._change:
             for job in self._jobs.values():
-                if job.state in (QUEUED, RUNNING) and list(job.words) == list(words):
-                    raise UserError(f"{shown(run)}: this is {job.state} already")
+                if job.state == QUEUED and list(job.words) == list(words):
+                    raise UserError(f"{shown(run)}: this is in the queue already")
             now = time.time()
             job = Job(
                 id=f"{int(now * 1000):014d}-{secrets.token_hex(4)}",
@@ -145,12 +145,20 @@ class Jobs:
             return found
 
     def busy(self, run: str) -> Job | None:
-        """The job of a run that is queued or running."""
+        """The job of a run that is queued, or else the one that runs."""
         with self._change:
-            for job in self._jobs.values():
-                if job.run == run and job.state in (QUEUED, RUNNING):
-                    return dataclasses.replace(job)
+            for state in (QUEUED, RUNNING):
+                for job in self._jobs.values():
+                    if job.run == run and job.state == state:
+                        return dataclasses.replace(job)
         return None
+
+    def failure(self, run: str) -> str:
+        """What the last job of a run said, if it failed."""
+        with self._change:
+            own = [job for job in self._jobs.values() if job.run == run]
+            last = max(own, key=lambda job: job.id, default=None)
+            return last.said if last is not None and last.state == FAILED else ""
 
     def log(self, run: str, lines: int = 40) -> list[str]:
         """The last lines of the last job of a run that has begun."""
@@ -179,6 +187,8 @@ class Jobs:
                 self._change.wait(_POLL if running else None)
 
     def _begin(self, job: Job) -> None:
+        environment = dict(os.environ)
+        environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
         try:
             with self._log(job).open("ab") as file:
                 locked(file)
@@ -187,6 +197,7 @@ class Jobs:
                     stdin=subprocess.DEVNULL,
                     stdout=file,
                     stderr=subprocess.STDOUT,
+                    env=environment,
                     start_new_session=True,  # ctrl-c in the studio's terminal is not meant for it
                 )
         except OSError as error:

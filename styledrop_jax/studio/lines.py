@@ -33,6 +33,7 @@ BASES = {
 FORMATS = ("styledrop", "diffusers", "peft", "kohya", "a1111", "pipeline", "single_file")
 _MOST_PICTURES = 20
 _MOST_LAMBDAS = 9  # combinations of one request: a command each
+_PREVIEW = 50  # training steps between pictures of a run that is watched
 _TWO_ROUNDS = ("styledrop", "debug")
 
 
@@ -83,9 +84,13 @@ def _config(studio: Studio, body: Mapping[str, Any], given: Path) -> list[str]:
     words.append(f"--config.reference.image={given / 'images.jsonl'}")
     if descriptor:
         words.append(f"--config.reference.descriptor={descriptor}")
+    if method != "debug":
+        words.append(f"--config.round_1.preview_every={_PREVIEW}")
     if method in _TWO_ROUNDS:
         rounds = fields.whole(body, "rounds", 2, 1, 2)
         words.append(f"--config.rounds={rounds}")
+        if method == "styledrop":
+            words.append(f"--config.round_2.preview_every={_PREVIEW}")
         if rounds > 1 and fields.truth(body, "choose"):
             words.append("--config.round_1.select.by=human")
     return words

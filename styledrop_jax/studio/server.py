@@ -59,7 +59,7 @@ def serve(root: Path, *, host: str, port: int, browser: bool) -> None:
         )
     print(f"the studio for {studio.root}:\n    {link}\nctrl-c ends it; runs go on", flush=True)
     if browser:
-        webbrowser.open(link)
+        webbrowser.open(link.replace(door.token, door.once))
     config = uvicorn.Config(
         door, log_level="warning", access_log=False, server_header=False, lifespan="on"
     )

@@ -51,6 +51,7 @@ def _card(studio: Studio, jobs: Jobs, found: runs.RunSummary) -> dict[str, Any]:
         "style": found.clip_style,
         "changed": int(found.changed),
         "job": job.id if job else "",
+        "failed": jobs.failure(found.name),
         "waits": 0,
         "reference": "",
         "best": [],

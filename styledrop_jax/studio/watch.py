@@ -109,7 +109,7 @@ def newest(workdir: Path) -> list[str]:
         last += 1
     stage = f"round_{last}" if last else "base"
     found = []
-    for folder in (f"{stage}/samples", f"{stage}/candidates/samples"):
+    for folder in (f"{stage}/preview", f"{stage}/samples", f"{stage}/candidates/samples"):
         for entry in _pictures(workdir, folder):
             found.append((entry.stat().st_mtime_ns, f"{folder}/{entry.name}"))
     return [file for _, file in sorted(found, reverse=True)[:_NEWEST]]

@@ -64,6 +64,13 @@ def test_the_secret_of_the_cookie_is_the_users_alone(opened):
         opened.studio.session()
 
 
+def test_the_key_that_a_browser_is_started_with_opens_once(opened):
+    token = {"token": opened.door.once}
+    assert _stranger(opened).get("/", params=token).status_code == 200
+    assert _stranger(opened).get("/", params=token).status_code == 403
+    assert _stranger(opened).get("/", params={"token": ""}).status_code == 403
+
+
 def test_a_forged_cookie_opens_nothing(opened):
     for value in ("", "x", opened.door.token, '"', "a=b; c"):
         answer = _stranger(opened, Cookie=f"studio_{studios.PORT}={value}").get("/api/runs")
@@ -72,7 +79,15 @@ def test_a_forged_cookie_opens_nothing(opened):
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.example", "127.0.0.1.evil.example:8765", "localhost.evil.example", "", "0x7f.1", "[::1"],
+    [
+        "evil.example",
+        "127.0.0.1.evil.example:8765",
+        "localhost.evil.example",
+        "",
+        "0x7f.1",
+        "[::1",
+        "x@localhost",
+    ],
 )
 def test_a_name_that_an_attacker_points_here_is_refused(opened, host):
     """DNS rebinding: his page is of one origin with ours, but for the name."""

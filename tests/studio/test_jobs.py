@@ -84,10 +84,13 @@ def test_the_same_command_is_not_queued_twice(tmp_path):
     jobs = _jobs(tmp_path)
     words = [str(tmp_path / "log"), "wait"]
     job = jobs.add("a", words)
+    _running(jobs, job)
+    again = jobs.add("a", words)  # the first may just be ending
     with pytest.raises(UserError, match="already"):
         jobs.add("a", words)
-    jobs.stop(job.id)
-    assert _ended(jobs, job) == "stopped"
+    for each in (again, job):
+        jobs.stop(each.id)
+    assert _ended(jobs, job) == _ended(jobs, again) == "stopped"
     jobs.close()
 
 

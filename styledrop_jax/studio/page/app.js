@@ -33,7 +33,11 @@ async function route() {
     }
     const page = { view, over: false, close: [] };
     page.events = (run, handlers) => {
-      page.close.push(events(run, { jobs: queue, ...handlers }, connected));
+      const jobs = (found) => {
+        queue(found);
+        handlers.jobs?.(found);
+      };
+      page.close.push(events(run, { ...handlers, jobs }, connected));
     };
     leave = () => {
       page.over = true;

@@ -14,8 +14,8 @@ export async function show(page) {
     fill(page.view, h("p", { class: "empty" }, "Nothing to compare: no run has drawn yet."));
     return;
   }
-  const first = rounds.findIndex((one) => one.run === rounds[0].run && one.number > 0);
-  const chosen = [...new Set([0, Math.max(0, first), Math.min(2, rounds.length - 1)])];
+  const own = rounds.filter((one) => one.run === rounds[0].run).length;
+  const chosen = [...new Set([0, Math.min(1, own - 1), own - 1])];
   const table = h("div", { class: "compare", tabindex: "0", role: "region" });
   table.setAttribute("aria-label", "Side by side");
   const name = ({ run, number }) => `${run}: ${number ? `round ${number}` : "base model"}`;

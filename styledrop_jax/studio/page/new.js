@@ -27,14 +27,13 @@ class Form {
     choose.append("Choose pictures");
     this.drop = h("div", { class: "drop" }, h("p", {}, "Drop one picture, or up to 20"), choose, file);
     this.list = h("ul", { class: "given" });
-    const changed = () => this.count();
-    this.descriptor = h("input", { list: "found", autocomplete: "off", oninput: changed });
+    this.descriptor = h("input", { list: "found", autocomplete: "off" });
     this.descriptor.placeholder = "in watercolor painting style";
     this.found = h("datalist", { id: "found" });
     this.proposed = h("div", { class: "row chips" });
     this.name = h("input", { maxlength: "60", autocomplete: "off" });
-    this.identifier = h("input", { value: "sks", oninput: changed });
-    this.noun = h("input", { placeholder: "dog", oninput: changed });
+    this.identifier = h("input", { value: "sks" });
+    this.noun = h("input", { placeholder: "dog" });
     this.subject = h(
       "div",
       { class: "pairs" },
@@ -90,7 +89,6 @@ class Form {
       const found = await trying(() => upload(file));
       if (!found || this.page.over) continue;
       const given = { upload: found.upload, content: h("input", { placeholder: "a house" }) };
-      given.content.addEventListener("input", () => this.count());
       this.pictures.push(given);
       this.draw_given();
       await this.propose(given, this.pictures.length === 1);
@@ -132,10 +130,7 @@ class Form {
 
   words(found) {
     fill(this.found, found.descriptors.map((words) => h("option", { value: words })));
-    const take = (words) => () => {
-      this.descriptor.value = words;
-      this.count();
-    };
+    const take = (words) => () => (this.descriptor.value = words);
     const chips = found.descriptors.map((words) => {
       return h("button", { type: "button", class: "chip", onclick: take(words) }, words);
     });
@@ -174,10 +169,12 @@ class Form {
   async count() {
     const own = ++this.counting;
     if (!this.pictures.length) return this.say_cost("");
-    await new Promise((resolve) => setTimeout(resolve, 600));
-    if (own !== this.counting || this.page.over) return;
     this.say_cost("Reckoning what it takes …");
-    const found = await post("/api/plan", this.body()).catch((error) => ({ line: error.message }));
+    const body = this.body();
+    // The words do not count, so those that are still missing need not be there.
+    for (const given of body.pictures) given.content ||= "a thing";
+    for (const name of ["descriptor", "identifier", "noun"]) body[name] ||= "thing";
+    const found = await post("/api/plan", body).catch((error) => ({ line: error.message }));
     if (own === this.counting) this.say_cost(`${found.line}. ${this.bases[this.base]}.`);
   }
 

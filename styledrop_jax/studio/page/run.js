@@ -56,7 +56,7 @@ function watch(page, run, about, parts) {
     },
     loss: (found) => curves(parts.curves, found),
     newest: (files) => {
-      const images = files.map((file) => picture(run, file, { side: 320, version: file }));
+      const images = files.map((file) => newest(run, file));
       fill(parts.newest, images.length ? images : h("p", { class: "empty" }, "None yet."));
     },
     log: (lines) => {
@@ -64,6 +64,14 @@ function watch(page, run, about, parts) {
       parts.log.scrollTop = parts.log.scrollHeight;
     },
   });
+}
+
+// One drawn while the round trains says after how many steps.
+function newest(run, file) {
+  const step = /\/preview\/(\d+)_/.exec(file);
+  const words = step ? `after ${Number(step[1])} steps` : "";
+  const image = picture(run, file, { side: 320, version: file, alt: words });
+  return h("figure", {}, image, h("small", {}, words));
 }
 
 function head(parts, run, about) {
