@@ -93,7 +93,7 @@ def train_round(job: Job, number: int, streams: Sequence[Stream]) -> None:
     _record(job, stage, params, data, streams, time.monotonic() - start)
     if kept:
         save(job.run.path(stage, step_file(settings.steps)), params)
-        write_bytes(last, best_step(job, number, [*kept, settings.steps]).read_bytes())
+        write_bytes(last, best_step(job, number, [*sorted(kept), settings.steps]).read_bytes())
     else:
         save(last, params)
     checkpoint.remove(folder)  # the optimizer's states are of no more use

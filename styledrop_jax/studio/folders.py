@@ -9,9 +9,9 @@ import threading
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from styledrop_jax import runs
+from styledrop_jax import cache, runs
 from styledrop_jax.errors import UserError, shown
-from styledrop_jax.io.files import cache_folder, guard, locked, read_object
+from styledrop_jax.io.files import guard, locked, read_object
 from styledrop_jax.io.paths import expanded
 from styledrop_jax.io.records import check_own, inside
 
@@ -43,7 +43,7 @@ class Studio:
             self.root.mkdir(parents=True, exist_ok=True)
         self._real = Path(os.path.realpath(self.root))
         digest = hashlib.sha256(os.fsencode(self._real)).hexdigest()[:16]
-        self.state = cache_folder() / "studio" / digest
+        self.state = cache.folder() / "studio" / digest
         with guard(self.state):
             self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = (self.state / "lock").open("ab")

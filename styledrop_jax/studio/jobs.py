@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from styledrop_jax.errors import UserError, one_line, shown
-from styledrop_jax.io.files import cache_folder, guard, locked, read_object, write_json
+from styledrop_jax.io.files import guard, locked, read_object, write_json
 from styledrop_jax.studio.folders import Missing
 
 QUEUED, RUNNING, DONE, FAILED, STOPPED = "queued", "running", "done", "failed", "stopped"
@@ -187,8 +187,6 @@ class Jobs:
                 self._change.wait(_POLL if running else None)
 
     def _begin(self, job: Job) -> None:
-        environment = dict(os.environ)
-        environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
         try:
             with self._log(job).open("ab") as file:
                 locked(file)
@@ -197,7 +195,6 @@ class Jobs:
                     stdin=subprocess.DEVNULL,
                     stdout=file,
                     stderr=subprocess.STDOUT,
-                    env=environment,
                     start_new_session=True,  # ctrl-c in the studio's terminal is not meant for it
                 )
         except OSError as error:

@@ -205,14 +205,14 @@ def fit(
                 if part.end < steps and hosts.told_to_stop():
                     part = dataclasses.replace(part, saves=True, stops=True)
                 waiting.append((part, traced))
-                looks = after is not None and (after_at is None or part.end in after_at)
+                looks = after if after_at is None or part.end in after_at else None
                 while len(waiting) > (0 if looks or part.saves else 1):
                     done, traced = waiting.pop(0)
                     metrics = _checked(traced, state, done, stage, checkpoints)
                     logger.scalars(done.end, metrics)
                     advance(done.count, f"loss {metrics['loss']:.3f}")
                 if looks:
-                    state = after(part.end, state, graphdef, frozen)
+                    state = looks(part.end, state, graphdef, frozen)
                 if part.saves:
                     checkpoints.save(part.end, state, meta or {})
                 if part.stops:

@@ -22,18 +22,22 @@ def test_worth_is_style_and_content():
     assert worth(_scores(0.7, 0.2, 0.9)) == worth(_scores(0.7, 0.2, 0.1))
 
 
-def test_a_later_round_is_the_best_if_it_is_worth_more_and_holds_the_style():
+def test_a_later_round_is_the_best_if_it_keeps_the_style_and_the_things():
     first = _scores(0.7, 0.5, 0.15)
-    clearer = _scores(0.69, 0.55, 0.15)
-    assert judge(BASE, [first, clearer]).round == 2
-    assert judge(BASE, [first, _scores(0.7, 0.45, 0.15), clearer]).round == 3
+    near = _scores(0.66, 0.45, 0.15)
+    drifted = _scores(0.5, 0.6, 0.1)
+    blurred = _scores(0.75, 0.3, 0.15)
+    assert judge(BASE, [first, near]).round == 2
+    assert judge(BASE, [first, drifted, near]).round == 3
+    assert judge(BASE, [first, near, drifted]).round == 2
     assert judge(BASE, [first, first]).round == 2, "of equals the last"
-    drifted = judge(BASE, [first, _scores(0.5, 0.6, 0.1)])
-    assert drifted.round == 1
-    assert drifted.remarks == ["round 2 drifted from the style, by 0.20"]
-    poorer = judge(BASE, [first, _scores(0.72, 0.45, 0.15)])
-    assert poorer.round == 1
-    assert poorer.remarks == ["round 2 brought nothing more than round 1"]
+    assert judge(BASE, [first, near]).remarks == []
+    found = judge(BASE, [first, drifted])
+    assert found.round == 1
+    assert found.remarks == ["round 2 drifted from the style, by 0.20"]
+    found = judge(BASE, [first, blurred])
+    assert found.round == 1
+    assert found.remarks == ["things of round 2 are harder to tell than of round 1"]
 
 
 def test_a_round_that_lost_its_things_has_no_style_to_hold():
