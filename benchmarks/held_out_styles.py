@@ -135,8 +135,6 @@ def _run_style(
             "round_1.sample.images_per_prompt": flags.images,
             "round_2.sample.images_per_prompt": flags.images,
         }
-        if config_files.read(f"styledrop:{flags.preset}").round(1).select.images_per_prompt:
-            overrides["round_1.select.images_per_prompt"] = flags.images
         run = folder / f"seed_{seed}" / selection
         if selection == "random":
             overrides |= _AT_RANDOM
