@@ -5,9 +5,10 @@ Every stage is done when its last file exists, and everything before it is a fun
 settings, so the same command continues a run wherever it was stopped.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from styledrop_jax import hosts, log
@@ -47,6 +48,22 @@ def personalize(spec: RunSpec, workdir: Path, *, command: str, base: str = "") -
     hosts.join()
     if base:
         spec = _began_on(workdir, spec)
+    with opened(spec, workdir, base=base) as job:
+        if job is None:
+            return expanded(workdir) / "report.html"
+        return carry_out(job, command=command)
+
+
+@contextlib.contextmanager
+def opened(
+    spec: RunSpec, workdir: Path, *, base: str = "", beside: Job | None = None
+) -> Iterator[Job | None]:
+    """A run that is begun, or gone on with; None if it is finished.
+
+    Args:
+        spec, workdir, base: see `personalize`.
+        beside: another run, whose models it shares.
+    """
     given = read(spec)
     check_batches(spec, mesh.make(spec.mesh).size)
     with (
@@ -56,17 +73,19 @@ def personalize(spec: RunSpec, workdir: Path, *, command: str, base: str = "") -
         check_inputs(run, given.given, given.contents)
         if run.done("report.html"):
             log.say(f"{workdir}: this run is finished; see {run.path('report.html')}")
-            return run.path("report.html")
+            yield None
+            return
         try:
-            job = begin(spec, run, logger, given, base=base)
+            job = begin(spec, run, logger, given, base=base, beside=beside)
         except UserError:
             # It never began: the folder shall not hold the user to a mistaken config.
             if not run.manifest:
                 run.discard()
             raise
-        what = job.trainables
-        log.say(brief(Planned(spec=spec, read=given, pipeline=job.pipeline, what=what)))
-        return carry_out(job, command=command)
+        if beside is None:
+            plan = Planned(spec=spec, read=given, pipeline=job.pipeline, what=job.trainables)
+            log.say(brief(plan))
+        yield job
 
 
 def _began_on(workdir: Path, spec: RunSpec) -> RunSpec:
@@ -79,11 +98,20 @@ def _began_on(workdir: Path, spec: RunSpec) -> RunSpec:
 
 def carry_out(job: Job, *, command: str) -> Path:
     """The base model's samples, then every round, then the report."""
+    for number, streams in trainings(job):
+        train_round(job, number, streams)
+    return told(job, command)
+
+
+def trainings(job: Job) -> Iterator[tuple[int, Sequence[Stream]]]:
+    """All stages of a run but training and the report, and what each round is to train on: it goes
+    on when that is trained.
+    """
     score_base(job, sample_base(job))
     score_truth(job)
     streams = job.program.streams
     for number in range(1, job.spec.rounds + 1):
-        train_round(job, number, streams)
+        yield number, streams
         samples = sample_round(job, number)
         scored = score_round(job, number, samples)
         if job.spec.candidates(number):
@@ -91,11 +119,14 @@ def carry_out(job: Job, *, command: str) -> Path:
         chosen = hosts.shared(functools.partial(select_round, job, number, scored))
         if job.spec.teaches(number):
             streams = _next_streams(job, number, chosen)
+
+
+def told(job: Job, command: str) -> Path:
+    """The verdict, and the path of the report."""
     return hosts.shared(lambda: _told(job, command))
 
 
 def _told(job: Job, command: str) -> Path:
-    """The verdict, and the report."""
     judge_run(job)
     return write_report(job.run, job.spec, command=command)
 

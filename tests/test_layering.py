@@ -26,7 +26,7 @@ RUNGS = [
     {"stages"},
     {"planning"},
     {"rounds", "style", "emoji"},
-    {"library"},
+    {"library", "styles"},
     {"__init__"},
     {"studio"},
     {"commands"},

@@ -1,10 +1,12 @@
 """What makes a run, says what it would take, goes on with one, and lists them."""
 
+import argparse
 import ast
 import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from styledrop_jax.commands.parser import Parser
 from styledrop_jax.errors import Explanation, UserError
@@ -29,6 +31,15 @@ def personalize_parser() -> Parser:
         "--workdir", type=Path, required=True, help="the run folder: new, or one to continue"
     )
     parser.add_argument("--base", default="", help="where the base model is now, if it has moved")
+    parser.add_argument(
+        "--styles",
+        type=Path,
+        help='many styles: a file with a line {"name", "image", "content", "descriptor"} for each, '
+        "whose run folder is NAME in --workdir",
+    )
+    parser.add_argument(
+        "--at-once", type=int, default=0, help="how many of the styles train at a time"
+    )
     return parser
 
 
@@ -39,6 +50,7 @@ def personalize(argv: Sequence[str]) -> None:
         styledrop personalize --config styledrop --config.reference.image my.png \\
             --config.reference.content "a house" \\
             --config.reference.descriptor "in watercolor painting style" --workdir runs/mine
+        styledrop personalize --config styledrop --styles styles.jsonl --workdir runs/many
 
     Leaves adapters, samples, scores and report.html in the run folder. The same command continues a
     run that was stopped. `--config styledrop:amused-256` takes another base model; `--config.FIELD
@@ -57,6 +69,11 @@ def personalize(argv: Sequence[str]) -> None:
     from styledrop_jax.feedback.select import Paused
     from styledrop_jax.rounds import personalize as run
 
+    if flags.at_once < 0 or (flags.at_once and not flags.styles):
+        raise UserError(f"--at-once: found {flags.at_once}, expected at least 1, beside --styles")
+    if flags.styles:
+        _many(config, flags)
+        return
     value = spec.from_config(spec.absolute(config))
     command = "styledrop personalize " + shlex.join(argv)
     try:
@@ -65,6 +82,17 @@ def personalize(argv: Sequence[str]) -> None:
         print(waiting)
         return
     print(f"report: {path}")
+
+
+def _many(config: dict[str, Any], flags: argparse.Namespace) -> None:
+    """The runs of many styles."""
+    from styledrop_jax import styles
+
+    if flags.base:
+        raise UserError("--base: found beside --styles, expected --config.base")
+    listed = styles.read_styles(flags.styles, config)
+    for path in styles.personalize(listed, flags.workdir, at_once=flags.at_once):
+        print(f"report: {path}")
 
 
 def _help_of_config(parser: Parser, argv: Sequence[str]) -> None:

@@ -306,7 +306,7 @@ def _some(paths: Sequence[Path]) -> str:
 
 def _table_entries(table: Path, content: str, descriptor: str) -> list[_Entry]:
     """The images that a JSON-lines or CSV file names, under its words or else those given."""
-    rows = _csv_rows if table.suffix.lower() == ".csv" else _json_rows
+    rows = _csv_rows if table.suffix.lower() == ".csv" else json_rows
     entries = []
     for where, row in rows(table):
         values = {"image": "", "content": content, "descriptor": descriptor}
@@ -325,7 +325,7 @@ def _table_entries(table: Path, content: str, descriptor: str) -> list[_Entry]:
     return entries
 
 
-def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue

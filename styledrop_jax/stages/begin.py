@@ -36,20 +36,31 @@ from styledrop_jax.training import mesh
 _LOG = logging.getLogger(__name__)
 
 
-def begin(spec: RunSpec, run: Run, logger: log.Logger, read: Read, *, base: str = "") -> Job:
-    """Loads the base model, and checks what only it can tell, before anything is trained or
-    sampled.
+def begin(
+    spec: RunSpec,
+    run: Run,
+    logger: log.Logger,
+    read: Read,
+    *,
+    base: str = "",
+    beside: Job | None = None,
+) -> Job:
+    """Loads the base model, or takes that of a run `beside` this one with the same `config.base`,
+    and checks what only it can tell, before anything is trained or sampled.
 
     Raises:
         UserError: a model is missing or does not fit, or the run cannot be carried out on it.
     """
     clip_folder = hub.resolve(spec.clip, field="config.clip")
-    pipeline = load_pipeline(
-        base or spec.base,
-        jnp.dtype(spec.dtype),
-        weights=jnp.dtype(spec.weights_dtype),
-        devices=mesh.make(spec.mesh),
-    )
+    if beside is not None:
+        pipeline = beside.pipeline
+    else:
+        pipeline = load_pipeline(
+            base or spec.base,
+            jnp.dtype(spec.dtype),
+            weights=jnp.dtype(spec.weights_dtype),
+            devices=mesh.make(spec.mesh),
+        )
     _check_base(run, pipeline)
     initial = read_init(Path(spec.init), pipeline) if spec.init else None
     job = Job(
@@ -64,6 +75,7 @@ def begin(spec: RunSpec, run: Run, logger: log.Logger, read: Read, *, base: str 
         by_round=read.by_round,
         trainables=trainables(spec, read.program, initial),
         start=initial and initial.state,
+        beside=beside,
     )
     _check_on_pipeline(job)
     _warn(job)

@@ -43,6 +43,7 @@ class Job:
         by_round: prompts of the rounds that have their own.
         trainables: what trains in each round.
         start: the trainable state that round 1 starts from; None for a fresh one.
+        beside: another run on the same models, which it shares.
     """
 
     spec: RunSpec
@@ -56,6 +57,7 @@ class Job:
     trainables: Sequence[Trainable]
     by_round: Mapping[int, Sequence[Prompt]]
     start: Any = None
+    beside: "Job | None" = None
 
     def prompts_of(self, number: int) -> Sequence[Prompt]:
         """What round `number` samples; 0 is the base model."""
@@ -64,6 +66,8 @@ class Job:
     @functools.cached_property
     def clip(self) -> ClipScorer:
         """The model that scores, loaded when it is first needed."""
+        if self.beside is not None:
+            return self.beside.clip
         return ClipScorer.load(self.clip_folder, devices=self.pipeline.devices)
 
     @property

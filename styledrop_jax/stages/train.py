@@ -1,17 +1,21 @@
 """First stage: what trains in a round, on its streams, to an adapter file."""
 
 import bisect
+import contextlib
+import dataclasses
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 from flax import nnx
 
 from styledrop_jax import hosts, trainable, tree
-from styledrop_jax.adapters.base import save_adapter
+from styledrop_jax.adapters.base import Trainable, save_adapter
+from styledrop_jax.errors import UserError
 from styledrop_jax.interchange.read import read_init
 from styledrop_jax.io.files import write_bytes
 from styledrop_jax.methods.base import Stream
@@ -20,7 +24,7 @@ from styledrop_jax.stages import objective, preview
 from styledrop_jax.stages.best import step_file
 from styledrop_jax.stages.job import Job
 from styledrop_jax.stages.steps import best_step
-from styledrop_jax.training import checkpoint, loop, mesh, optim
+from styledrop_jax.training import checkpoint, loop, many, mesh, optim
 
 STEPS_PER_CALL = 10
 """The most steps of one dispatch."""
@@ -28,18 +32,194 @@ STEPS_PER_CALL = 10
 
 def train_round(job: Job, number: int, streams: Sequence[Stream]) -> None:
     """Trains round `number` on `streams`, from its last checkpoint, and leaves its adapter file."""
+    if not _is_done(job, number):
+        _train(_prepared(job, number, streams))
+
+
+def train_together(
+    work: Sequence[tuple[Job, Sequence[Stream]]], number: int
+) -> list[UserError | None]:
+    """Trains round `number` of several runs of the same settings; returns what went wrong in each.
+
+    On one device those train at once whose programs are the same: images and prompts are as many,
+    and they stand at the same step. The others follow alone.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    trainings: dict[int, _Training] = {}
+    members: dict[int, many.Member] = {}
+    errors: dict[int, UserError] = {}
+    for i, (job, streams) in enumerate(work):
+        with _kept_apart(errors, i):
+            if _is_done(job, number):
+                continue
+            trainings[i] = _prepared(job, number, streams)
+            members[i] = trainings[i].member()
+            alone = i if job.pipeline.devices.size > 1 else None
+            groups.setdefault((many.program(members[i]), alone), []).append(i)
+    for group in groups.values():
+        if len(group) == 1:
+            (i,) = group
+            with _kept_apart(errors, i):
+                _train(trainings[i])
+            continue
+        found = _train_at_once([trainings[i] for i in group], [members[i] for i in group])
+        for i, params in zip(group, found, strict=True):
+            with _kept_apart(errors, i):
+                if isinstance(params, UserError):
+                    raise params
+                trainings[i].finish(params)
+    return [errors.get(i) for i in range(len(work))]
+
+
+@contextlib.contextmanager
+def _kept_apart(errors: dict[int, UserError], i: int) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        errors[i] = error
+
+
+def _train(training: "_Training") -> None:
+    job = training.job
+    params = loop.fit(
+        training.data,
+        trainable.trained(training.what),
+        training.loss,
+        training.optimizer,
+        training.rows,
+        logger=job.logger,
+        folder=training.folder,
+        after=training.keep,
+        start_from=training.start,
+        devices=job.pipeline.devices,
+        **training.schedule,
+    )
+    training.finish(params)
+
+
+def _train_at_once(
+    trainings: Sequence["_Training"], members: Sequence[many.Member]
+) -> list[Any | UserError]:
+    first = trainings[0]
+    return many.fit(members, first.loss, first.optimizer, **first.schedule)
+
+
+def _is_done(job: Job, number: int) -> bool:
+    """Whether a round is trained; what is left of that is then removed."""
     stage = f"round_{number}"
+    if not job.run.done(f"{stage}/adapter.safetensors"):
+        return False
+    job.logger.start(stage, step=job.spec.round(number).train.steps)
+    checkpoint.remove(job.run.path(stage, "checkpoints"))
+    return True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Training:
+    """A round that is to be trained.
+
+    Attributes:
+        job, number, streams: see `train_round`.
+        what: trains. data, loss: see `objective.prepare`. rows: see `objective.rows`.
+        key: of the steps' randomness. start: see `_initial`. began: by the clock.
+        kept, drawn: the steps before the last after which the state is kept, and drawn with.
+    """
+
+    job: Job
+    number: int
+    streams: Sequence[Stream]
+    what: Trainable
+    data: objective.Tuning
+    loss: loop.Loss
+    rows: Callable[[int, int], np.ndarray]
+    key: jax.Array
+    start: Any
+    kept: Sequence[int]
+    drawn: Sequence[int]
+    began: float
+
+    @property
+    def stage(self) -> str:
+        return f"round_{self.number}"
+
+    @property
+    def folder(self) -> Path:
+        """Of the checkpoints."""
+        return self.job.run.path(self.stage, "checkpoints")
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        settings = self.job.spec.round(self.number).train
+        return optim.make(settings.learning_rate, ema_decay=settings.ema_decay)
+
+    @property
+    def schedule(self) -> dict[str, Any]:
+        """Arguments of `loop.fit`: the same in runs of the same settings."""
+        settings = self.job.spec.round(self.number).train
+        return {
+            "steps": settings.steps,
+            "key": self.key,
+            "stage": self.stage,
+            "accumulate": settings.accumulate,
+            "steps_per_call": STEPS_PER_CALL,
+            "checkpoint_every": settings.checkpoint_every,
+            "meta": {"base": self.job.pipeline.base_hash},
+            "after_at": {*self.kept, *self.drawn},
+        }
+
+    def member(self) -> many.Member:
+        """As one of several that train at once."""
+        parts = loop.begin(self.data, trainable.trained(self.what), self.start, self.stage)
+        return many.Member(
+            *parts,
+            batches=self.rows,
+            folder=self.folder,
+            logger=self.job.logger,
+            after=self.keep,
+        )
+
+    def keep(self, step: int, state: dict, *_: Any) -> dict:
+        """Keeps the state after `step` steps, or draws with it; see `loop.fit`."""
+        now = optim.averaged(state["params"], state["opt"])
+        if step in self.kept:
+            self._save(self.job.run.path(self.stage, step_file(step)), now)
+        if step in self.drawn:
+            preview.draw(self.job, self.number, step, lambda path: self._save(path, now))
+        return state
+
+    def finish(self, params: Any) -> None:
+        """Leaves the adapter file, of the best of the states that were kept."""
+        job = self.job
+        last = job.run.path(self.stage, "adapter.safetensors")
+        _record(job, self.stage, params, self.data, self.streams, time.monotonic() - self.began)
+        if self.kept:
+            steps = job.spec.round(self.number).train.steps
+            self._save(job.run.path(self.stage, step_file(steps)), params)
+            best = best_step(job, self.number, [*self.kept, steps])
+            write_bytes(last, best.read_bytes())
+        else:
+            self._save(last, params)
+        checkpoint.remove(self.folder)  # the optimizer's states are of no more use
+
+    def _save(self, path: Path, params: Any) -> None:
+        job = self.job
+        save_adapter(
+            path,
+            mesh.fetch(params["parts"]),
+            base_name=job.pipeline.name,
+            base_hash=job.pipeline.base_hash,
+            config=self.what.to_dict(),
+            round=self.number,
+            extra={"descriptor": job.descriptor, "content": job.given[0].reference.content},
+        )
+        hosts.wait()
+
+
+def _prepared(job: Job, number: int, streams: Sequence[Stream]) -> _Training:
+    """Everything frozen that a round trains on is computed here."""
+    began = time.monotonic()
     settings = job.spec.round(number).train
-    folder = job.run.path(stage, "checkpoints")
-    if job.run.done(f"{stage}/adapter.safetensors"):
-        job.logger.start(stage, step=settings.steps)
-        checkpoint.remove(folder)
-        return
-    start = time.monotonic()
-    last = job.run.path(stage, "adapter.safetensors")
-    keep_count = job.spec.round(number).keep
-    kept = _ends(settings, [settings.steps * i // keep_count for i in range(1, keep_count)])
-    drawn = _ends(settings, preview.marks(settings.steps, job.spec.round(number).preview_every))
+    count = job.spec.round(number).keep
     what = job.trainables[number - 1]
     key = jax.random.fold_in(jax.random.key(job.spec.seed), number)
     attach_key, step_key = jax.random.split(key)
@@ -49,64 +229,31 @@ def train_round(job: Job, number: int, streams: Sequence[Stream]) -> None:
     for stream, seed in zip(streams, seeds, strict=True):
         batches.append(objective.batch(stream, job.pipeline, settings, seed=seed))
     data, loss = objective.prepare(model, what, batches, settings)
-
-    def save(path: Path, params: Any) -> None:
-        save_adapter(
-            path,
-            mesh.fetch(params["parts"]),
-            base_name=job.pipeline.name,
-            base_hash=job.pipeline.base_hash,
-            config=what.to_dict(),
-            round=number,
-            extra={"descriptor": job.descriptor, "content": job.given[0].reference.content},
-        )
-        hosts.wait()
-
-    def keep(step: int, state: dict, graphdef: nnx.GraphDef, frozen: nnx.State) -> dict:
-        now = optim.averaged(state["params"], state["opt"])
-        if step in kept:
-            save(job.run.path(stage, step_file(step)), now)
-        if step in drawn:
-            preview.draw(job, number, step, lambda path: save(path, now))
-        return state
-
-    params = loop.fit(
-        data,
-        trainable.trained(what),
-        loss,
-        optim.make(settings.learning_rate, ema_decay=settings.ema_decay),
-        objective.rows(batches, batch_size=settings.batch_size, seeds=seeds),
-        steps=settings.steps,
+    return _Training(
+        job=job,
+        number=number,
+        streams=streams,
+        what=what,
+        data=data,
+        loss=loss,
+        rows=objective.rows(batches, batch_size=settings.batch_size, seeds=seeds),
         key=step_key,
-        folder=folder,
-        logger=job.logger,
-        stage=stage,
-        accumulate=settings.accumulate,
-        steps_per_call=STEPS_PER_CALL,
-        checkpoint_every=settings.checkpoint_every,
-        meta={"base": job.pipeline.base_hash},
-        after=keep,
-        after_at=kept | drawn,
-        start_from=_initial(job, number),
-        devices=job.pipeline.devices,
+        start=_initial(job, number),
+        kept=_ends(settings, [settings.steps * i // count for i in range(1, count)]),
+        drawn=_ends(settings, preview.marks(settings.steps, job.spec.round(number).preview_every)),
+        began=began,
     )
-    _record(job, stage, params, data, streams, time.monotonic() - start)
-    if kept:
-        save(job.run.path(stage, step_file(settings.steps)), params)
-        write_bytes(last, best_step(job, number, [*sorted(kept), settings.steps]).read_bytes())
-    else:
-        save(last, params)
-    checkpoint.remove(folder)  # the optimizer's states are of no more use
 
 
-def _ends(settings: TrainSettings, wanted: Iterable[int]) -> set[int]:
+def _ends(settings: TrainSettings, wanted: Iterable[int]) -> Sequence[int]:
     """The ends of dispatches, which do not change for it, at or next before the steps that are
     wanted; none is the last step.
     """
     ends = [0]
     for part in loop.dispatches(0, settings.steps, STEPS_PER_CALL, settings.checkpoint_every):
         ends.append(part.end)
-    return {ends[bisect.bisect(ends, step) - 1] for step in wanted} - {0, settings.steps}
+    found = {ends[bisect.bisect(ends, step) - 1] for step in wanted}
+    return sorted(found - {0, settings.steps})
 
 
 def _initial(job: Job, number: int) -> Any:

@@ -6,7 +6,7 @@ died go on with the same bits.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,22 @@ Loss = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 The arrays of the batch have a leading axis b, and `keys` [b] are of the examples, one each. Metrics
 are averaged over the steps of a dispatch.
 """
+
+
+@dataclasses.dataclass(frozen=True)
+class Dispatch:
+    """The steps [start, start + count), which run in one call, and whether they are then saved, and
+    the run stops.
+    """
+
+    start: int
+    count: int
+    saves: bool
+    stops: bool = False
+
+    @property
+    def end(self) -> int:
+        return self.start + self.count
 
 
 def split(
@@ -67,20 +83,24 @@ def make_train_step(
     *,
     accumulate: int = 1,
     shardings: Any = None,
+    over: Any = None,
 ) -> Callable:
     """Builds `step(graphdef, state, frozen, batches, count, key) → (state, metrics)`.
 
     `batches` has a leading axis of steps, of which the first `count` are run, in one dispatch: one
     program for any number of steps. The step's randomness is `fold_in(key, step)`, so a run depends
     neither on how its steps are grouped nor on where it was interrupted. Only `state` is donated.
-    The function is written for one model; `jax.vmap` over a leading axis of `state` and `batches`
-    trains many at once.
+    It is written for one model; see `over`.
 
     The batch of a step is computed in `accumulate` parts, one after the other: the same step in
     less memory. To `optax.MultiSteps` every part would be a step of the run, with its own number,
     randomness and place in the log, and a checkpoint could fall between the parts.
 
     `shardings` are those of the state, a tree like it, which it keeps; None leaves them to XLA.
+
+    With `over`, a tree like `frozen` of 0 where every model has its own and None where they share,
+    it trains many at once: all leaves of `state` have a leading axis of models, those of `batches`
+    one after that of steps, and metrics are [models].
     """
 
     @functools.partial(jax.jit, static_argnums=0)  # so that it is traced once for both its uses
@@ -115,8 +135,13 @@ def make_train_step(
         state, total = jax.lax.fori_loop(0, count, body, (state, zeros))
         return state, jax.tree.map(lambda m: m / count, total)
 
+    def many(graphdef, state, frozen, batches, count, key):
+        run = functools.partial(step, graphdef)
+        return jax.vmap(run, (0, over, 1, None, None))(state, frozen, batches, count, key)
+
     kept = None if shardings is None else (shardings, None)
-    return jax.jit(step, static_argnums=0, donate_argnums=1, out_shardings=kept)
+    program = step if over is None else many
+    return jax.jit(program, static_argnums=0, donate_argnums=1, out_shardings=kept)
 
 
 def _mean_of_parts(function: Callable, examples: tuple, parts: int) -> Any:
@@ -187,40 +212,82 @@ def fit(
             trained, or the checkpoint is damaged or belongs to another setting.
         Stopped: the process was told to end, and what it had learnt is in a checkpoint.
     """
-    graphdef, params, frozen = _begin(model, trainable, start_from, stage)
+    graphdef, params, frozen = begin(model, trainable, start_from, stage)
     devices = devices or mesh.make()
     state, shardings = placed(params, optimizer, devices)
     frozen = mesh.place(frozen, devices)
     step = make_train_step(loss, optimizer, accumulate=accumulate, shardings=shardings)
-    with Checkpoints(folder) as checkpoints, hosts.listening():
-        start, state = _resume(checkpoints, state, meta or {})
+
+    def send(part: Dispatch) -> dict[str, jax.Array]:
+        nonlocal state
+        batch = padded(batches(part.start, part.count), steps_per_call - part.count)
+        batch = mesh.shard(batch, devices)
+        with mesh.used(devices):
+            state, metrics = step(graphdef, state, frozen, batch, part.count, key)
+        return metrics
+
+    def report(part: Dispatch, traced: dict[str, jax.Array]) -> None:
+        metrics = checked(traced, state, part, stage, checkpoints)
+        logger.scalars(part.end, metrics)
+        advance(part.count, f"loss {metrics['loss']:.3f}")
+
+    def pause(part: Dispatch) -> None:
+        nonlocal state
+        if after is not None and looks(part.end):
+            state = after(part.end, state, graphdef, frozen)
+        if part.saves:
+            checkpoints.save(part.end, state, meta or {})
+
+    def looks(end: int) -> bool:
+        return after is not None and (after_at is None or end in after_at)
+
+    with Checkpoints(folder) as checkpoints:
+        start, state = resume(checkpoints, state, meta or {})
         logger.start(stage, step=start)
-        waiting = []
+        parts = dispatches(start, steps, steps_per_call, checkpoint_every)
         with log.progress(stage, steps, start=start) as advance:
-            for part in dispatches(start, steps, steps_per_call, checkpoint_every):
-                batch = _padded(batches(part.start, part.count), steps_per_call - part.count)
-                batch = mesh.shard(batch, devices)
-                with mesh.used(devices):
-                    state, traced = step(graphdef, state, frozen, batch, part.count, key)
-                if part.end < steps and hosts.told_to_stop():
-                    part = dataclasses.replace(part, saves=True, stops=True)
-                waiting.append((part, traced))
-                looks = after if after_at is None or part.end in after_at else None
-                while len(waiting) > (0 if looks or part.saves else 1):
-                    done, traced = waiting.pop(0)
-                    metrics = _checked(traced, state, done, stage, checkpoints)
-                    logger.scalars(done.end, metrics)
-                    advance(done.count, f"loss {metrics['loss']:.3f}")
-                if looks:
-                    state = looks(part.end, state, graphdef, frozen)
-                if part.saves:
-                    checkpoints.save(part.end, state, meta or {})
-                if part.stops:
-                    raise hosts.Stopped
+            carry_out(parts, steps, looks, send=send, report=report, pause=pause)
     return optim.averaged(state["params"], state["opt"])
 
 
-def _begin(
+def carry_out(
+    parts: Iterable[Dispatch],
+    steps: int,
+    looks: Callable[[int], bool],
+    *,
+    send: Callable[[Dispatch], Any],
+    report: Callable[[Dispatch, Any], None],
+    pause: Callable[[Dispatch], None],
+) -> None:
+    """Sends the dispatches, each before what comes of the one before is looked at.
+
+    Args:
+        parts, steps: see `dispatches`.
+        looks: whether to pause at the end of a dispatch that is not saved.
+        send: starts one, and returns what will come of it.
+        report: looks at that, which waits for it.
+        pause: what is done when nothing is under way.
+
+    Raises:
+        Stopped: the process was told to end, after a last pause.
+    """
+    waiting: list[tuple[Dispatch, Any]] = []
+    with hosts.listening():
+        for part in parts:
+            sent = send(part)
+            if part.end < steps and hosts.told_to_stop():
+                part = dataclasses.replace(part, saves=True, stops=True)
+            waiting.append((part, sent))
+            pauses = part.saves or looks(part.end)
+            while len(waiting) > (0 if pauses else 1):
+                report(*waiting.pop(0))
+            if pauses:
+                pause(part)
+            if part.stops:
+                raise hosts.Stopped
+
+
+def begin(
     model: nnx.Module,
     trainable: nnx.filterlib.Filter,
     start_from: Mapping[Any, Any] | None,
@@ -254,7 +321,7 @@ def _shapes(flat: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: leaf.shape for name, leaf in flat.items()}
 
 
-def _resume(
+def resume(
     checkpoints: Checkpoints, state: dict[str, Any], meta: dict[str, Any]
 ) -> tuple[int, dict[str, Any]]:
     """The step of the last checkpoint and the state it holds; 0 and `state` if there is none."""
@@ -269,22 +336,6 @@ def _resume(
     return start, {**restored, "step": jnp.asarray(start, jnp.int32)}
 
 
-@dataclasses.dataclass(frozen=True)
-class Dispatch:
-    """The steps [start, start + count), which run in one call, and whether they are then saved, and
-    the run stops.
-    """
-
-    start: int
-    count: int
-    saves: bool
-    stops: bool = False
-
-    @property
-    def end(self) -> int:
-        return self.start + self.count
-
-
 def dispatches(start: int, steps: int, at_once: int, checkpoint_every: int) -> Iterator[Dispatch]:
     """Dispatches of at most `at_once` steps, none of which goes on past a checkpoint."""
     every = checkpoint_every or steps
@@ -295,14 +346,14 @@ def dispatches(start: int, steps: int, at_once: int, checkpoint_every: int) -> I
         start += count
 
 
-def _padded(batches: Any, more: int) -> Any:
+def padded(batches: Any, more: int) -> Any:
     """Arrays [k, b, …] with `more` copies of the last step's, which no step sees."""
     if not more:
         return batches
     return jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], more, axis=0)]), batches)
 
 
-def _checked(
+def checked(
     metrics: dict[str, jax.Array],
     state: dict[str, Any],
     dispatch: Dispatch,

@@ -1,0 +1,156 @@
+"""Many trainings of one program at once, beside one frozen model.
+
+Each has its own folder of checkpoints, which is the one that it would have alone.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Container, Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from styledrop_jax import log
+from styledrop_jax.errors import UserError
+from styledrop_jax.training import loop, optim
+from styledrop_jax.training.checkpoint import Checkpoints
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Member:
+    """One of the trainings.
+
+    Attributes:
+        graphdef, params, frozen: see `loop.begin`; what is the same array in all is shared.
+        batches, folder, logger, after: see `loop.fit`.
+    """
+
+    graphdef: nnx.GraphDef
+    params: nnx.State
+    frozen: nnx.State
+    batches: Callable[[int, int], Any]
+    folder: Path
+    logger: log.Logger
+    after: Callable[..., dict]
+
+
+def program(member: Member) -> Hashable:
+    """What is equal of those that can train together: their program, and the step to go on from."""
+    arrays = (member.params, member.frozen)
+    shapes = [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(arrays)]
+    with Checkpoints(member.folder) as checkpoints:
+        return member.graphdef, jax.tree.structure(arrays), tuple(shapes), checkpoints.latest()
+
+
+def fit(
+    members: Sequence[Member],
+    loss: loop.Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    steps: int,
+    key: jax.Array,
+    stage: str,
+    accumulate: int,
+    steps_per_call: int,
+    checkpoint_every: int,
+    meta: dict[str, Any],
+    after_at: Container[int],
+) -> list[Any]:
+    """Trains all of them on one device; the arguments are those of `loop.fit`.
+
+    Returns:
+        of each what `loop.fit` returns, or the `UserError` of one that went wrong, which does not
+        stop the others.
+
+    Raises:
+        UserError: a checkpoint cannot be read or written.
+        Stopped: see `loop.fit`.
+    """
+    errors: dict[int, UserError] = {}
+    axes, frozen = _shared([member.frozen for member in members])
+    step = loop.make_train_step(loss, optimizer, accumulate=accumulate, over=axes)
+    graphdef = members[0].graphdef
+
+    def send(part: loop.Dispatch) -> dict[str, jax.Array]:
+        nonlocal state
+        each = [member.batches(part.start, part.count) for member in members]
+        batch = jax.tree.map(lambda *arrays: np.stack(arrays, axis=1), *each)
+        batch = loop.padded(batch, steps_per_call - part.count)
+        state, metrics = step(graphdef, state, frozen, batch, part.count, key)
+        return metrics
+
+    def report(part: loop.Dispatch, traced: dict[str, jax.Array]) -> None:
+        numbers = jax.device_get(traced)
+        states = _apart(state, len(members)) if part.saves else [state] * len(members)
+        for i, member in enumerate(members):
+            own = {name: values[i] for name, values in numbers.items()}
+            if i in errors:
+                continue
+            try:
+                metrics = loop.checked(own, states[i], part, stage, folders[i])
+                member.logger.scalars(part.end, metrics)
+            except UserError as error:
+                errors[i] = error
+        advance(part.count, f"mean loss {np.mean(numbers['loss']):.3f}")
+
+    def pause(part: loop.Dispatch) -> None:
+        for i, own in enumerate(_apart(state, len(members))):
+            if i in errors:
+                continue
+            if part.end in after_at:
+                members[i].after(part.end, own, graphdef, frozen)
+            if part.saves:
+                folders[i].save(part.end, own, meta)
+
+    with contextlib.ExitStack() as stack:
+        folders = []
+        states = []
+        start = 0
+        for member in members:
+            folders.append(stack.enter_context(Checkpoints(member.folder)))
+            fresh = loop.init_state(member.params, optimizer)
+            start, own = loop.resume(folders[-1], fresh, meta)
+            member.logger.start(stage, step=start)
+            states.append(own)
+        state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        del states
+        parts = loop.dispatches(start, steps, steps_per_call, checkpoint_every)
+        name = f"{stage}, {len(members)} at once"
+        with log.progress(name, steps, start=start) as advance:
+            loop.carry_out(
+                parts,
+                steps,
+                lambda end: end in after_at,
+                send=send,
+                report=report,
+                pause=pause,
+            )
+    found: list[Any] = []
+    for i, own in enumerate(_apart(state, len(members))):
+        found.append(errors.get(i) or optim.averaged(own["params"], own["opt"]))
+    return found
+
+
+def _shared(trees: Sequence[Any]) -> tuple[Any, Any]:
+    """Trees of frozen arrays as one, and its axes for `vmap`: what is the same array in all is
+    there once, all else is stacked.
+    """
+    leaves = [jax.tree.leaves(tree) for tree in trees]
+    structure = jax.tree.structure(trees[0])
+    axes = []
+    arrays = []
+    for each in zip(*leaves, strict=True):
+        same = all(leaf is each[0] for leaf in each)
+        axes.append(None if same else 0)
+        arrays.append(each[0] if same else jnp.stack(each))
+    return structure.unflatten(axes), structure.unflatten(arrays)
+
+
+def _apart(state: Any, count: int) -> list[Any]:
+    """The state of each."""
+    return [jax.tree.map(lambda x, i=i: x[i], state) for i in range(count)]
