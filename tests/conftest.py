@@ -9,10 +9,15 @@ import tempfile
 import pytest
 
 # Tests compile much and run little. Set before JAX is imported, and inherited by the processes that
-# tests run in or start: LLVM optimises nothing, fused loops are written by the emitter that is
-# three times as fast at it, and each program is compiled once for all of them. XLA ends a process
-# over a flag that it does not know: one that a later version drops goes from here.
-_FLAGS = ("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false")
+# tests run in or start: LLVM optimises nothing, in one piece, fused loops are written by the
+# emitter that is three times as fast at it, and each program is compiled once for all of them. XLA
+# ends a process over a flag that it does not know: one that a later version drops goes from here.
+_FLAGS = (
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_parallel_codegen_split_count=1",
+    "--xla_cpu_use_fusion_emitters=false",
+)
 os.environ["XLA_FLAGS"] = " ".join((*_FLAGS, os.environ.get("XLA_FLAGS", "")))
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _COMPILED = tempfile.TemporaryDirectory(

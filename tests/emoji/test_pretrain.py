@@ -100,15 +100,20 @@ def test_training_goes_on_from_exported_weights(tmp_path):
     np.testing.assert_allclose(after, before, atol=1e-3)
 
 
-def test_training_goes_on_under_the_pipelines_own_text_tower(tmp_path):
+def test_a_unet_goes_on_by_named_parameters_under_the_pipelines_own_text_tower(tmp_path):
     given = _trained("unet") / "export/sd"
-    pretrain(_settings("unet", init=str(given / "unet"), clip=str(given)), tmp_path)
+    words = {"init": str(given / "unet"), "clip": str(given), "trained": "attentions"}
+    pretrain(_settings("unet", **words, learning_rate=1e-2), tmp_path)
     for name in (
         "text_encoder/model.safetensors",
         "text_encoder/config.json",
         "tokenizer/tokenizer.json",
     ):
         assert (given / name).read_bytes() == (tmp_path / "export/sd" / name).read_bytes(), name
+    old = load_file(given / "unet" / WEIGHTS)
+    new = load_file(tmp_path / "export/sd/unet" / WEIGHTS)
+    for name, tensor in old.items():
+        assert np.array_equal(tensor, new[name]) == (".attentions." not in name), name
 
 
 @pytest.mark.parametrize(
@@ -225,12 +230,3 @@ def test_what_is_wrong_is_named_in_one_line(changed, said, tmp_path):
 def test_the_config_is_required(tmp_path, capfd):
     assert tiny.styledrop("pretrain", "--workdir", tmp_path / "run") == 2
     assert "--config: missing" in capfd.readouterr().err
-
-
-def test_of_a_unet_the_parameters_that_are_named_train(tmp_path):
-    init = _trained("unet") / "export/sd/unet"
-    pretrain(_settings("unet", init=str(init), trained="attentions", learning_rate=1e-2), tmp_path)
-    old = load_file(init / WEIGHTS)
-    new = load_file(tmp_path / "export/sd/unet" / WEIGHTS)
-    for name, tensor in old.items():
-        assert np.array_equal(tensor, new[name]) == (".attentions." not in name), name
