@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from styledrop_jax import __version__
@@ -91,17 +91,32 @@ def main() -> None:
         held.append(functools.partial(threading.__excepthook__, failure))
 
     threading.excepthook = hold
+    # Until the command ends this one is called by native code alone, from threads of its own.
+    sys.excepthook = lambda *error: held.append(functools.partial(sys.__excepthook__, *error))
     sys.unraisablehook = _unraisable
     try:
         run()
     except SystemExit:
         held.clear()
-        threading.excepthook = sys.unraisablehook = lambda _: None
+        threading.excepthook = sys.unraisablehook = sys.excepthook = _nothing
         logging.disable()
         raise
-    finally:
-        for say in held:
-            say()
+    except BaseException:
+        _tell(held)
+        raise
+    _tell(held)
+
+
+def _tell(held: Iterable[Callable[[], object]]) -> None:
+    """Says what was held back, and holds nothing back any more."""
+    threading.excepthook = threading.__excepthook__
+    sys.excepthook = sys.__excepthook__
+    for say in held:
+        say()
+
+
+def _nothing(*_: object) -> None:
+    """In place of what says something."""
 
 
 class _Handler(logging.StreamHandler):

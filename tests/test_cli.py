@@ -467,6 +467,7 @@ def command(argv):
         fails()
     except OSError:
         logging.getLogger("orbax").exception("it fails")
+        sys.excepthook(*sys.exc_info())  # as native code does
     if argv:
         raise UserError("a.png: cannot be written")
 cli.COMMANDS["test"] = cli.Command(command, cli.completion_parser)
@@ -477,8 +478,12 @@ cli.main()
 def test_what_a_command_says_itself_no_thread_of_a_library_says_too():
     exit_code, _, error = _python(_THREAD_FAILS, "test", "fails")
     assert exit_code == 2 and error == "error: a.png: cannot be written\n"
+    exit_code, _, error = _python(
+        _THREAD_FAILS.replace("if argv", "if argv and 1 / 0"), "test", "x"
+    )
+    assert exit_code == 1 and error.rstrip().endswith("ZeroDivisionError: division by zero")
     exit_code, _, error = _python(_THREAD_FAILS, "test")
-    assert exit_code == 0 and error.count("OSError: [Errno 28]") == 3, "nobody else says it"
+    assert exit_code == 0 and error.count("OSError: [Errno 28]") == 4, "nobody else says it"
 
 
 def test_a_ctrl_c_in_a_callback_comes_again():
