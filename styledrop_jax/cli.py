@@ -81,24 +81,27 @@ COMMANDS = {
 def main() -> None:
     """The process of a command: `run`, after whose last line nothing else is said.
 
-    What a thread of a library fails with, and what a library logs of an exception, is held back
-    until it is known whether the command itself says it, as it does of a full disk.
+    What threads of libraries and native code fail with, and what a library logs of an exception, is
+    held back until it is known whether the command itself says it, as it does of a full disk.
     """
     held: list[Callable[[], object]] = []
     logging.basicConfig(format=_LOG_FORMAT, level=logging.WARNING, handlers=[_Handler(held)])
 
-    def hold(failure: threading.ExceptHookArgs) -> None:
+    def of_thread(failure: threading.ExceptHookArgs) -> None:
         held.append(functools.partial(threading.__excepthook__, failure))
 
-    threading.excepthook = hold
-    # Until the command ends this one is called by native code alone, from threads of its own.
-    sys.excepthook = lambda *error: held.append(functools.partial(sys.__excepthook__, *error))
-    sys.unraisablehook = _unraisable
+    def of_callback(failure: Any) -> None:
+        if failure.exc_type is KeyboardInterrupt:  # it comes again
+            threading.Timer(0.05, _thread.interrupt_main).start()
+        else:
+            held.append(functools.partial(sys.__unraisablehook__, failure))
+
+    threading.excepthook = of_thread
+    sys.unraisablehook = of_callback
     try:
         run()
     except SystemExit:
-        held.clear()
-        threading.excepthook = sys.unraisablehook = sys.excepthook = _nothing
+        threading.excepthook = sys.unraisablehook = _nothing
         logging.disable()
         raise
     except BaseException:
@@ -110,7 +113,7 @@ def main() -> None:
 def _tell(held: Iterable[Callable[[], object]]) -> None:
     """Says what was held back, and holds nothing back any more."""
     threading.excepthook = threading.__excepthook__
-    sys.excepthook = sys.__excepthook__
+    sys.unraisablehook = sys.__unraisablehook__
     for say in held:
         say()
 
@@ -161,14 +164,6 @@ def run() -> None:
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _unraisable(problem: Any) -> None:
-    """A Ctrl-C that falls into a callback from which nothing can be raised comes again."""
-    if problem.exc_type is KeyboardInterrupt:
-        threading.Timer(0.05, _thread.interrupt_main).start()
-    else:
-        sys.__unraisablehook__(problem)
 
 
 def _print_commands() -> None:
