@@ -129,7 +129,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=SECONDS, help="after which it hangs")
     parser.add_argument("--out", type=Path, help="a JSON line for each input")
     flags = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    out = flags.out and flags.out.absolute()
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         import bad_inputs_cases
 
         cases = bad_inputs_cases.every(Path(folder))
@@ -143,8 +144,8 @@ def main() -> None:
             lines.append(json.dumps({**row, "outcome": outcome.kind, "said": outcome.said}))
             if outcome.kind not in ("answered", "accepted"):
                 print(lines[-1][:300], file=sys.stderr)
-        if flags.out:
-            flags.out.write_text("\n".join(lines) + "\n")
+    if out:
+        out.write_text("\n".join(lines) + "\n")
     print(f"| what is bad | inputs | {' | '.join(OUTCOMES)} |")
     print("| --- " * (2 + len(OUTCOMES)) + "|")
     for group, count in counts.items():

@@ -264,7 +264,7 @@ def _of_runs(folder: Path) -> Iterator[Case]:
                     _put(changed, keys, value)
                 content = {**records, name: changed if keys else value}
                 label = f"{name} {'.'.join(map(str, keys))}: {what}"
-                names = (name, Path(name).name, *map(str, keys[-1:]))
+                names = (name, Path(name).name, f"{Path(name).stem}.", *map(str, keys[-1:]))
                 yield Case("runs", label, names, _call(_read_run, place, content))
 
 

@@ -27,6 +27,7 @@ void faults_arm(const char *folder, int kinds, int error, long at, int stays, lo
     armed_at = at;
     armed_stays = stays;
     counted = counters;
+    seen = 0;
     armed_kinds = kinds;
 }
 

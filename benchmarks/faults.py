@@ -17,7 +17,6 @@ import ctypes
 import dataclasses
 import errno
 import itertools
-import json
 import multiprocessing
 import os
 import random
@@ -27,6 +26,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import compared
 import small_runs
 
 _SOURCE = Path(__file__).with_name("faults.c")
@@ -110,18 +110,18 @@ def trial(
     ended, _ = _run(words, place, FAULTS[kind], at)
     again = small_runs.run_forked(words, place)
     broken = "" if again.code == 0 and "Traceback" not in again.said else again.said[-1500:]
-    found = small_runs.differences(expected, small_runs.content(place))
+    found = compared.differences(expected, compared.content(place))
     return Trial(name, kind, _outcome(ended, place), ended.said[-4000:], found, broken)
 
 
 def _table(trials: list[Trial]) -> str:
-    columns = (*_OUTCOMES, *small_runs.FOUND, "broken")
+    columns = (*_OUTCOMES, *compared.FOUND, "broken")
     rows = []
     for one in trials:
         counts = {name: len(files) for name, files in one.found.items()}
         counts |= {one.outcome: 1, "broken": bool(one.broken)}
         rows.append(((one.fault,), counts))
-    return small_runs.table(("fault",), columns, rows)
+    return compared.table(("fault",), columns, rows)
 
 
 def main() -> None:
@@ -144,19 +144,17 @@ def main() -> None:
         for name in names:
             words = small_runs.begin(small_runs.COMMANDS[name], world, place)
             _, calls = _run(words, place, Fault(_ANY, 0, False), 0)
-            whole[name] = (small_runs.content(place), calls)
+            whole[name] = (compared.content(place), calls)
         cells = itertools.cycle(itertools.product(FAULTS, names))
         for number, (kind, name) in zip(range(flags.count), cells, strict=False):
             files, calls = whole[name]
             count = sum(calls[bit] for bit in calls if bit & FAULTS[kind].kinds)
             one = trial(name, kind, f"{flags.seed} {number}", count, files, world, place)
             trials.append(one)
+            compared.record(one, flags.out)
             bad = one.outcome not in ("answered", "unharmed")
             for problem in (*[one.said] * bad, *filter(None, (one.broken, *one.found.values()))):
                 print(f"{number} {name}, {kind}: {one.outcome}: {problem}", file=sys.stderr)
-    if flags.out:
-        lines = [json.dumps(dataclasses.asdict(one)) + "\n" for one in trials]
-        flags.out.write_text("".join(lines))
     print(_table(trials))
 
 

@@ -134,7 +134,7 @@ def _fuzz(name: str, folder: Path, seconds: int) -> None:
     import bad_inputs
 
     file = folder / f"input{target.ending}"
-    case = bad_inputs.Case(name, "", (file.name, "config.json"), lambda: target.read(file))
+    case = bad_inputs.Case(name, "", (file.name, "config"), lambda: target.read(file))
 
     def one(data: bytes) -> None:
         file.write_bytes(data)

@@ -16,7 +16,6 @@ import argparse
 import concurrent.futures
 import dataclasses
 import itertools
-import json
 import multiprocessing
 import os
 import random
@@ -25,14 +24,16 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import compared
 import small_runs
 
 SIGNALS = ("KILL", "TERM", "INT")
 _WRITES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.link"}
-_MOST_LIVES = 50  # after so many a command is left alone
+_MOST_LIVES = 100  # more are a failure
 _STOPPED = 130  # the exit code of a command that was told to stop and said so
 
 
@@ -78,7 +79,7 @@ def unbroken(name: str, world: small_runs.World, place: Path) -> Unbroken:
     )
     if ended.code != 0:
         raise SystemExit(f"{name}: does not run: {ended.said}")
-    return Unbroken(small_runs.content(place), ended.seconds, counter.value)
+    return Unbroken(compared.content(place), ended.seconds, counter.value)
 
 
 def trial(
@@ -89,36 +90,39 @@ def trial(
     result = Trial(name, sent)
     number = getattr(signal, f"SIG{sent}")
     words = small_runs.begin(small_runs.COMMANDS[name], world, place)
-    for life in itertools.count(1):
-        counter = multiprocessing.Value("l", 0)
-        moment = chance.randint(1, max(2, whole.writes // 3)) if chance.random() < 0.5 else 0
-        # A third of a life, so that most are ended in the middle and all get somewhere.
-        seconds = chance.uniform(0, whole.seconds / 3) if not moment else chance.uniform(0, 0.02)
-
-        def kill_later(seconds: float = seconds) -> None:
-            timer = threading.Timer(seconds, os.kill, (os.getpid(), number))
-            timer.daemon = True
-            timer.start()
-
-        def first(moment: int = moment, counter: Any = counter, act: Any = kill_later) -> None:
-            if moment:
-                _watch(place / "out", counter, moment, act)
-            else:
-                act()
-
-        ended = small_runs.run_forked(
-            words, place, first=first if life < _MOST_LIVES else lambda: None
-        )
+    for _ in range(_MOST_LIVES):
+        kill = _killer(number, whole, chance, place / "out")
+        ended = small_runs.run_forked(words, place, first=kill)
         if "Traceback" in ended.said:
             result.broken.append(ended.said[-1500:])
-        if ended.code in (-number, _STOPPED):
-            result.kills += 1
-            continue
-        if ended.code != 0:
-            result.broken.append(f"exit {ended.code}: {ended.said[-1500:]}")
-        break
-    result.found = small_runs.differences(whole.files, small_runs.content(place))
+        if ended.code not in (-number, _STOPPED):
+            break
+        result.kills += 1
+    if ended.code != 0:
+        result.broken.append(f"exit {ended.code}: {ended.said[-1500:]}")
+    result.found = compared.differences(whole.files, compared.content(place))
     return result
+
+
+def _killer(number: int, whole: Unbroken, chance: random.Random, out: Path) -> Callable[[], None]:
+    """Lets a process send itself a signal at a random time, or soon after a random write."""
+    after = chance.uniform(0, 0.02)
+    moment = chance.randint(1, whole.writes // 2)
+    time_of_it = chance.uniform(0, whole.seconds)
+    by_write = chance.random() < 0.5
+
+    def later(seconds: float) -> None:
+        timer = threading.Timer(seconds, os.kill, (os.getpid(), number))
+        timer.daemon = True
+        timer.start()
+
+    def kill() -> None:
+        if by_write:
+            _watch(out, multiprocessing.Value("l", 0), moment, lambda: later(after))
+        else:
+            later(time_of_it)
+
+    return kill
 
 
 def _table(trials: list[Trial]) -> str:
@@ -127,8 +131,8 @@ def _table(trials: list[Trial]) -> str:
         counts = {name: len(files) for name, files in one.found.items()}
         counts |= {"kills": one.kills, "broken": len(one.broken)}
         rows.append(((one.command, one.signal), counts))
-    columns = ("kills", *small_runs.FOUND, "broken")
-    return small_runs.table(("command", "signal"), columns, rows)
+    columns = ("kills", *compared.FOUND, "broken")
+    return compared.table(("command", "signal"), columns, rows)
 
 
 def main() -> None:
@@ -147,9 +151,6 @@ def main() -> None:
         world = small_runs.built(Path(folder) / "world", parts)
         wholes = {name: unbroken(name, world, Path(folder) / "place") for name in names}
         trials = _many(flags, world, wholes, Path(folder))
-    if flags.out:
-        lines = [json.dumps(dataclasses.asdict(one)) + "\n" for one in trials]
-        flags.out.write_text("".join(lines))
     print(_table(trials))
 
 
@@ -182,6 +183,7 @@ def _many(
             for future in done:
                 one = future.result()
                 trials.append(one)
+                compared.record(one, flags.out)
                 kills += one.kills
                 for problem in (*one.broken, *itertools.chain(*one.found.values())):
                     print(f"{one.command} {one.signal}: {problem}", file=sys.stderr)

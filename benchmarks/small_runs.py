@@ -5,14 +5,11 @@ The models are those of the tests, made anew. A process that has loaded all libr
 each command, before anything is computed in it: XLA's threads would not be there after a fork.
 """
 
-import collections
 import importlib
-import json
 import logging
 import multiprocessing
 import os
 import pkgutil
-import re
 import shutil
 import signal
 import sys
@@ -26,11 +23,6 @@ sys.path.append(str(ROOT / "tests"))
 _FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"  # as the tests
 _FORK = multiprocessing.get_context("fork")
 PATIENCE = 300  # seconds after which a command hangs
-TIMES = ("tensorboard", ".lock")
-"""Not compared: event files, which are named by the second, and the number of a process."""
-
-_SECONDS = re.compile(rb"training_seconds\W+[0-9.]+|<td>[0-9]+\.[0-9]</td></tr>")
-
 _COMMON = {
     "reference.content": "a house",
     "reference.descriptor": "in watercolor painting style",
@@ -83,8 +75,8 @@ class World:
             builder.build(self.folder / "npm", self.folder / "corpus")
         for base, adapter in (("muse", "styledrop"), ("sd", "lora")):
             if base in parts:
-                kind = {"round_1.adapter.kind": adapter}
-                assert run_here(self.personalize(Path(self.finished(base)), base, kind)) == 0
+                config = {"rounds": 1, "round_1.adapter.kind": adapter}
+                assert run_here(self.personalize(Path(self.finished(base)), base, config)) == 0
 
 
 class Command(NamedTuple):
@@ -138,6 +130,7 @@ COMMANDS = {
     "mix": _use("mix", "muse", *_TWO, "--subject", "{world}/finished_muse"),
     "export": _use("export", "sd", "--format", "pipeline"),
     "pretrain": Command(_pretrain, "corpus"),
+    "configs": Command(lambda _, out: ["configs", str(out / "configs")]),
 }
 
 
@@ -225,58 +218,6 @@ def begin(command: Command, world: World, place: Path) -> list[str]:
     if command.goes_on:
         shutil.copytree(world.finished(command.needs), out / "run")
     return list(command.words(world, out))
-
-
-def content(place: Path) -> dict[str, bytes]:
-    """What a command left: path → bytes, without what states times.
-
-    Of a checkpoint, whose files Orbax names at random, it is the name of its folder alone.
-    """
-    files = {}
-    for path in sorted((place / "out").rglob("*")):
-        name = path.relative_to(place / "out")
-        if set(name.parts) & set(TIMES):
-            continue
-        if path.parent.name == "checkpoints":
-            files[str(name)] = b""
-        elif path.is_file() and "checkpoints" not in name.parts:
-            data = path.read_bytes().replace(os.fsencode(place), b"PLACE")
-            if name.name == "identity.json":  # a cache, whose order is that of its use
-                data = json.dumps(json.loads(data), sort_keys=True).encode()
-            files[str(name)] = _SECONDS.sub(b"", data)
-    return files
-
-
-FOUND = ("lost", "different", "left behind")
-
-
-def differences(expected: Mapping[str, bytes], found: Mapping[str, bytes]) -> dict[str, list[str]]:
-    """The files that are lost, differ and are left behind."""
-    lost = [name for name in expected if name not in found]
-    kept = [name for name in expected if name in found]
-    different = [name for name in kept if found[name] != expected[name]]
-    left = [name for name in found if name not in expected]
-    return dict(zip(FOUND, (lost, different, left), strict=True))
-
-
-def table(
-    heads: Sequence[str],
-    columns: Sequence[str],
-    rows: Sequence[tuple[Sequence[str], Mapping[str, int]]],
-) -> str:
-    """Sums as Markdown: a row for each of what `rows` are named, with how many there are of it."""
-    sums: dict[Sequence[str], collections.Counter] = {}
-    whole = ("**all**", *[""] * (len(heads) - 1))
-    for name, counts in sorted(rows, key=lambda row: row[0]):
-        for place in (tuple(name), whole):
-            sums.setdefault(place, collections.Counter()).update({**counts, "runs": 1})
-    sums[whole] = sums.pop(whole)
-    lines = [f"| {' | '.join((*heads, 'runs', *columns))} |"]
-    lines.append("| --- " * (len(heads) + 1 + len(columns)) + "|")
-    for name, count in sums.items():
-        numbers = [str(count[column]) for column in ("runs", *columns)]
-        lines.append(f"| {' | '.join((*name, *numbers))} |")
-    return "\n".join(lines)
 
 
 def built(folder: Path, parts: Collection[str]) -> World:

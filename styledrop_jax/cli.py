@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from styledrop_jax import __version__, cache
@@ -82,27 +82,45 @@ COMMANDS = {
 def main() -> None:
     """The process of a command: `run`, after whose last line nothing else is said.
 
-    What a thread of a library fails with, and what a library logs of an exception, is held back
-    until it is known whether the command itself says it, as it does of a full disk.
+    What threads of libraries and native code fail with, and what a library logs of an exception, is
+    held back until it is known whether the command itself says it, as it does of a full disk.
     """
     held: list[Callable[[], object]] = []
     logging.basicConfig(format=_LOG_FORMAT, level=logging.WARNING, handlers=[_Handler(held)])
 
-    def hold(failure: threading.ExceptHookArgs) -> None:
+    def of_thread(failure: threading.ExceptHookArgs) -> None:
         held.append(functools.partial(threading.__excepthook__, failure))
 
-    threading.excepthook = hold
-    sys.unraisablehook = _unraisable
+    def of_callback(failure: Any) -> None:
+        if failure.exc_type is KeyboardInterrupt:  # it comes again
+            threading.Timer(0.05, _thread.interrupt_main).start()
+        else:
+            held.append(functools.partial(sys.__unraisablehook__, failure))
+
+    threading.excepthook = of_thread
+    sys.unraisablehook = of_callback
     try:
         run()
     except SystemExit:
-        held.clear()
-        threading.excepthook = sys.unraisablehook = lambda _: None
+        threading.excepthook = sys.unraisablehook = _nothing
         logging.disable()
         raise
-    finally:
-        for say in held:
-            say()
+    except BaseException:
+        _tell(held)
+        raise
+    _tell(held)
+
+
+def _tell(held: Iterable[Callable[[], object]]) -> None:
+    """Says what was held back, and holds nothing back any more."""
+    threading.excepthook = threading.__excepthook__
+    sys.unraisablehook = sys.__unraisablehook__
+    for say in held:
+        say()
+
+
+def _nothing(*_: object) -> None:
+    """In place of what says something."""
 
 
 class _Handler(logging.StreamHandler):
@@ -150,14 +168,6 @@ def run() -> None:
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _unraisable(problem: Any) -> None:
-    """A Ctrl-C that falls into a callback from which nothing can be raised comes again."""
-    if problem.exc_type is KeyboardInterrupt:
-        threading.Timer(0.05, _thread.interrupt_main).start()
-    else:
-        sys.__unraisablehook__(problem)
 
 
 def _print_commands() -> None:

@@ -11,7 +11,6 @@ import difflib
 import inspect
 import re
 import runpy
-import shutil
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from ml_collections import ConfigDict, config_flags
 
 from styledrop_jax import spec
 from styledrop_jax.errors import UserError, did_you_mean, few, shown
-from styledrop_jax.io.files import guard, read_object
+from styledrop_jax.io.files import read_object, write_bytes
 from styledrop_jax.io.paths import shown_path
 
 _OF_RUN = "config.json"
@@ -45,11 +44,9 @@ def copy(target: Path) -> Path:
     """Copies the configs that ship into a folder, to be edited; files that are there already stay
     as they are.
     """
-    with guard(target):
-        target.mkdir(parents=True, exist_ok=True)
-        for path in sorted(folder().glob("*.py")):
-            if not (target / path.name).exists():
-                shutil.copyfile(path, target / path.name)
+    for path in sorted(folder().glob("*.py")):
+        if not (target / path.name).exists():
+            write_bytes(target / path.name, path.read_bytes())
     return target
 
 

@@ -274,6 +274,10 @@ def command(argv):
         fails()
     except OSError:
         logging.getLogger("orbax").exception("it fails")
+    class Callback:
+        def __del__(self):
+            fails()
+    Callback()
     if argv:
         raise UserError("a.png: cannot be written")
 cli.COMMANDS["test"] = cli.Command(command, cli.completion_parser)
@@ -284,22 +288,32 @@ cli.main()
 def test_what_a_command_says_itself_no_thread_of_a_library_says_too():
     exit_code, _, error = _python(_THREAD_FAILS, "test", "fails")
     assert exit_code == 2 and error == "error: a.png: cannot be written\n"
+    exit_code, _, error = _python(
+        _THREAD_FAILS.replace("if argv", "if argv and 1 / 0"), "test", "x"
+    )
+    assert exit_code == 1 and error.rstrip().endswith("ZeroDivisionError: division by zero")
     exit_code, _, error = _python(_THREAD_FAILS, "test")
-    assert exit_code == 0 and error.count("OSError: [Errno 28]") == 3, "nobody else says it"
+    assert exit_code == 0 and error.count("OSError: [Errno 28]") == 4, "nobody else says it"
 
 
-def test_a_ctrl_c_in_a_callback_comes_again():
+_INTERRUPTED = """
+import sys, time
+from styledrop_jax import cli
+class Callback:
+    def __del__(self):
+        raise KeyboardInterrupt
+def command(argv):
+    Callback()
+    time.sleep(30)
+cli.COMMANDS["test"] = cli.Command(command, cli.completion_parser)
+cli.main()
+"""
+
+
+def test_a_ctrl_c_that_falls_into_a_callback_comes_again():
     """Where nothing can be raised, such as while garbage is collected."""
-
-    class Interrupted:
-        def __del__(self):
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "unraisablehook", cli._unraisable)
-        with pytest.raises(KeyboardInterrupt):
-            Interrupted()
-            time.sleep(30)
+    exit_code, _, error = _python(_INTERRUPTED, "test")
+    assert exit_code == 130 and error == "stopped; the same command continues\n"
 
 
 def test_warnings_are_one_line(tmp_path):

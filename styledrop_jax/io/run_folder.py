@@ -139,7 +139,8 @@ class Run:
         """
         self.update_manifest({"changes": changes})
         for name in ("report.html", "verdict.json"):
-            self.path(name).unlink(missing_ok=True)
+            with guard(self.path(name)):
+                self.path(name).unlink(missing_ok=True)
         write_json(self.path("config.json"), config)
         self.config = plain(config)
 
@@ -156,9 +157,9 @@ class Run:
         """
         if not hosts.first():
             return
-        for name in ("config.json", ".lock"):
-            self.path(name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # why it did not begin is told, not what the disk says
+            for name in ("config.json", ".lock"):
+                self.path(name).unlink(missing_ok=True)
             self.workdir.rmdir()
 
     def close(self) -> None:
