@@ -13,7 +13,7 @@ from styledrop_jax.io.files import read_json, read_jsonl, read_object
 from styledrop_jax.io.records import inside
 from styledrop_jax.stages.samples import Sample, read_samples
 from styledrop_jax.studio.folders import Studio, is_plain, stand
-from styledrop_jax.studio.jobs import Jobs
+from styledrop_jax.studio.jobs import RUNNING, Jobs
 
 _BEST = 4  # pictures of a run in the list
 _DRAWN = ("drawn", "mixed", "edited", "stylized")
@@ -52,6 +52,7 @@ def _card(studio: Studio, jobs: Jobs, found: runs.RunSummary) -> dict[str, Any]:
         "changed": int(found.changed),
         "job": job.id if job else "",
         "failed": jobs.failure(found.name),
+        "doing": jobs.log(found.name, 1)[-1:] if job and job.state == RUNNING else [],
         "waits": 0,
         "reference": "",
         "best": [],
