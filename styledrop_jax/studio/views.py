@@ -166,7 +166,9 @@ def _sampling(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def results(studio: Studio, name: str) -> list[dict[str, Any]]:
-    """What was made with a run, the newest first, each with the line that makes it again."""
+    """What was made with a run, the newest first, each with the line that makes it again; of
+    several that one line makes the newest.
+    """
     workdir = studio.run(name)
     found = []
     for folder in _DRAWN:
@@ -188,7 +190,8 @@ def results(studio: Studio, name: str) -> list[dict[str, Any]]:
                     **shown,
                 }
             )
-    return sorted(found, key=lambda row: -row["made"])[:_MOST_RESULTS]
+    newest = {row["line"]: row for row in sorted(found, key=lambda row: row["made"])}
+    return sorted(newest.values(), key=lambda row: -row["made"])[:_MOST_RESULTS]
 
 
 def line(workdir: Path, command: str, row: Mapping[str, Any]) -> str:
