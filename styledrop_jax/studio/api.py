@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from starlette.routing import Route
 
 from styledrop_jax import runs
 from styledrop_jax.errors import UserError, shown
+from styledrop_jax.io.paths import stem_words
 from styledrop_jax.studio import choosing, fields, lines, pictures, views, watch
 from styledrop_jax.studio.ask import ask
 from styledrop_jax.studio.folders import Missing, Studio
@@ -27,9 +29,11 @@ _KINDS = {
     ".svg": "image/svg+xml",
 }
 _MOST_JSON = 2**20  # bytes
+_LONGEST_NAME = 200  # letters of a file's name that may say what a picture shows
 _REPORT = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
 _FOREVER = "private, max-age=31536000, immutable"
 _POLL = 1.0  # seconds between looks at the files
+_SHARE = 10.0  # of the time that a look takes, before the next one: of thousands of files too
 _LOG = logging.getLogger(__name__)
 
 
@@ -112,7 +116,8 @@ class Api:
         async def take() -> Any:
             data = await _body(request, pictures.MOST_BYTES)
             name = await run_in_threadpool(pictures.keep_upload, self.studio, data)
-            return {"upload": name}
+            file = request.query_params.get("name", "")[:_LONGEST_NAME]
+            return {"upload": name, "words": stem_words(Path(file))}
 
         return await _safely(take())
 
@@ -187,7 +192,9 @@ class Api:
         """What changed, as it changes; a page that comes back is told all of it again."""
         sent: dict[str, str] = {}
         while True:
+            began = time.monotonic()
             found = await run_in_threadpool(self._now, name)
+            took = time.monotonic() - began
             quiet = True
             for event, value in found.items():
                 data = json.dumps(value)
@@ -197,7 +204,7 @@ class Api:
                     yield f"event: {event}\ndata: {data}\n\n"
             if quiet:
                 yield ": still here\n\n"  # tells a dead connection
-            await asyncio.sleep(_POLL)
+            await asyncio.sleep(max(_POLL, _SHARE * took))
 
     def _now(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = {"jobs": self.jobs.all()[:50]}

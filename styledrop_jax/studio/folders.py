@@ -95,7 +95,8 @@ class Studio:
         path = self.root / name
         if path.is_symlink() or (path / "config.json").exists():
             raise UserError(f"name: {shown(name)} is taken; expected another one")
-        if path.exists() and not set(os.listdir(path)) <= {"given"}:
+        given = path / "given"
+        if given.is_symlink() or (path.exists() and not set(os.listdir(path)) <= {"given"}):
             raise UserError(f"name: a folder {shown(name)} is there; expected another name")
         return path
 

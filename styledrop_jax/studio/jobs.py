@@ -161,11 +161,13 @@ class Jobs:
             return last.said if last is not None and last.state == FAILED else ""
 
     def log(self, run: str, lines: int = 40) -> list[str]:
-        """The last lines of the last job of a run that has begun."""
+        """The last lines of the last job of a run that has begun, and before them its warnings."""
         with self._change:
             begun = [job for job in self._jobs.values() if job.run == run and job.began]
             path = self._log(max(begun, key=lambda job: job.began)) if begun else None
-        return _tail(path)[-lines:] if path else []
+        found = _tail(path) if path else []
+        early = [line for line in found[:-lines] if line.startswith("warning:")]
+        return early + found[-lines:]
 
     def wait(self, until: Callable[[], bool], timeout: float) -> bool:
         """Waits until something holds of the jobs; for tests and for an orderly end."""

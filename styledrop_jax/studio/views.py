@@ -13,7 +13,7 @@ from styledrop_jax.io.files import read_json, read_jsonl, read_object
 from styledrop_jax.io.records import inside
 from styledrop_jax.stages.samples import Sample, read_samples
 from styledrop_jax.studio.folders import Studio, is_plain, stand
-from styledrop_jax.studio.jobs import Jobs
+from styledrop_jax.studio.jobs import RUNNING, Jobs
 
 _BEST = 4  # pictures of a run in the list
 _DRAWN = ("drawn", "mixed", "edited", "stylized")
@@ -52,6 +52,7 @@ def _card(studio: Studio, jobs: Jobs, found: runs.RunSummary) -> dict[str, Any]:
         "changed": int(found.changed),
         "job": job.id if job else "",
         "failed": jobs.failure(found.name),
+        "doing": jobs.log(found.name, 1)[-1:] if job and job.state == RUNNING else [],
         "waits": 0,
         "reference": "",
         "best": [],
@@ -165,7 +166,9 @@ def _sampling(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def results(studio: Studio, name: str) -> list[dict[str, Any]]:
-    """What was made with a run, the newest first, each with the line that makes it again."""
+    """What was made with a run, the newest first, each with the line that makes it again; of
+    several that one line makes the newest.
+    """
     workdir = studio.run(name)
     found = []
     for folder in _DRAWN:
@@ -187,7 +190,8 @@ def results(studio: Studio, name: str) -> list[dict[str, Any]]:
                     **shown,
                 }
             )
-    return sorted(found, key=lambda row: -row["made"])[:_MOST_RESULTS]
+    newest = {row["line"]: row for row in sorted(found, key=lambda row: row["made"])}
+    return sorted(newest.values(), key=lambda row: -row["made"])[:_MOST_RESULTS]
 
 
 def line(workdir: Path, command: str, row: Mapping[str, Any]) -> str:

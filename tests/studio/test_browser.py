@@ -83,7 +83,7 @@ def visit(browser):
         page = context.new_page()
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)
         page.goto(served.link + route)
         return page
 
@@ -99,7 +99,7 @@ def _marks(run):
     return answer["selected"], answer.get("dropped", [])
 
 
-def _until(what, timeout=20.0):
+def _until(what, timeout=60.0):
     end = time.monotonic() + timeout
     while not what():
         assert time.monotonic() < end, "it did not come"

@@ -276,7 +276,9 @@ def test_an_upload_is_cut_off_at_its_limit(opened, monkeypatch):
 def test_an_upload_is_kept_as_pixels_alone(opened):
     buffer = io.BytesIO()
     Image.new("RGB", (4, 3), "red").save(buffer, format="JPEG", comment=b"<script>")
-    name = opened.upload(buffer.getvalue()).json()["upload"]
+    answer = opened.client.post("/api/upload?name=red_house-2.jpg", content=buffer.getvalue())
+    assert answer.json()["words"] == "red house"
+    name = answer.json()["upload"]
     kept = pictures.upload(opened.studio, name).read_bytes()
     assert kept.startswith(b"\x89PNG") and b"script" not in kept
     assert opened.get("/image", upload=name).headers["content-type"] == "image/png"

@@ -12,7 +12,8 @@ export async function post(path, body) {
 
 export async function upload(file) {
   const headers = { "Content-Type": "application/octet-stream" };
-  return answered(await fetch("/api/upload", { method: "POST", headers, body: file }));
+  const query = new URLSearchParams({ name: file.name ?? "" });
+  return answered(await fetch(`/api/upload?${query}`, { method: "POST", headers, body: file }));
 }
 
 async function answered(response) {

@@ -89,9 +89,12 @@ class Form {
       const found = await trying(() => upload(file));
       if (!found || this.page.over) continue;
       const given = { upload: found.upload, content: h("input", { placeholder: "a house" }) };
+      given.content.value = found.words; // as the file's name says
       this.pictures.push(given);
       this.draw_given();
-      await this.propose(given, this.pictures.length === 1);
+      const first = this.pictures.length === 1;
+      if (first || !found.words) await this.propose(given, first);
+      else this.count();
     }
     if (files.length > MOST) say(`The first ${MOST} are taken.`);
   }

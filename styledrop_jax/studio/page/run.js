@@ -13,6 +13,7 @@ export async function show(page, run) {
     stages: h("ol", { class: "stages" }),
     newest: h("div", { class: "newest" }),
     curves: h("div", { class: "curves" }),
+    warnings: h("section", { class: "panel", "aria-label": "Warnings" }),
     log: h("pre", { tabindex: "0", "aria-label": "Log" }),
   };
   const log = h("details", { class: "panel" }, h("summary", {}, "Log"), parts.log);
@@ -20,6 +21,7 @@ export async function show(page, run) {
     page.view,
     parts.head,
     parts.words,
+    parts.warnings,
     h("section", { class: "panel", "aria-label": "Progress" }, h("h2", {}, "Progress"), parts.stages),
     h("section", { class: "panel" }, h("h2", {}, "Newest pictures"), parts.newest),
     h("section", { class: "panel" }, h("h2", {}, "Loss"), parts.curves),
@@ -60,6 +62,8 @@ function watch(page, run, about, parts) {
       fill(parts.newest, images.length ? images : h("p", { class: "empty" }, "None yet."));
     },
     log: (lines) => {
+      const warnings = lines.filter((line) => line.startsWith("warning:"));
+      fill(parts.warnings, warnings.map((line) => h("p", { class: "wrong" }, line)));
       parts.log.textContent = lines.join("\n") || "No command of this studio has run on it.";
       parts.log.scrollTop = parts.log.scrollHeight;
     },

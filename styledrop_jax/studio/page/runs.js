@@ -47,6 +47,7 @@ function card(run) {
     h("a", { class: "strip", href: link(run.name), tabindex: "-1", "aria-hidden": "true" }, pictures),
     h("h2", {}, h("a", { href: link(run.name) }, run.name)),
     badge(run),
+    run.doing.map((line) => h("p", { class: "facts" }, line)),
     run.failed ? h("p", { class: "wrong" }, run.failed) : null,
     h("p", { class: "facts" }, facts.join(" · ")),
     buttons(run),
