@@ -24,8 +24,7 @@ from styledrop_jax.stages.job import Job
 from styledrop_jax.stages.read import read
 from styledrop_jax.stages.train import train_together
 
-_AT_ONCE = 8
-_AT_ONCE_ON_CPU = 4
+_AT_ONCE = 8  # on an accelerator; a CPU is as busy with one
 _FIELDS = ("name", "image", "content", "descriptor")
 
 
@@ -181,6 +180,6 @@ def _command(job: Job) -> str:
 
 
 def _suited() -> int:
-    found = _AT_ONCE_ON_CPU if jax.default_backend() == "cpu" else _AT_ONCE
-    log.say(f"{found} styles train at a time; --at-once says another number")
+    found = 1 if jax.default_backend() == "cpu" else _AT_ONCE
+    log.say(f"styles that train at a time: {found}; --at-once says another number")
     return found

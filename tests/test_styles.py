@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 import runs
@@ -10,6 +11,7 @@ from safetensors.numpy import load_file
 
 from styledrop_jax.io import image_files
 from styledrop_jax.io.files import read_json, read_jsonl
+from styledrop_jax.training import many as training_many
 from styledrop_jax.training.checkpoint import Checkpoints
 
 WORDS = {"content": "a house", "descriptor": "in watercolor painting style"}
@@ -86,6 +88,19 @@ def test_one_of_those_that_trained_at_once_is_gone_on_with_alone(many, tmp_path,
     assert "round_1: 2 of 4" in capfd.readouterr().out
     _close(folder, many / "runs" / "second")
     assert not (tmp_path / "first" / "report.html").exists()
+
+
+def test_more_than_fit_into_memory_train_one_after_the_other(many, tmp_path, capfd):
+    def full(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    more = ("--styles", many / "styles.jsonl", "--at-once", 2, "--config.rounds", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_many, "fit", full)
+        assert tiny.styledrop(*tiny.arguments(tmp_path, *more)) == 0
+    assert "2 styles at once do not fit into memory; 1 may" in capfd.readouterr().out
+    for name in ("first", "second"):
+        assert (tmp_path / name / "report.html").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+from PIL import Image
+
 from styledrop_jax.feedback.select import Candidate, Pool
 from styledrop_jax.io import image_files, sheets
 from styledrop_jax.registry import SELECTORS
@@ -46,6 +49,14 @@ def _choose(job: Job, number: int, samples: Sequence[Sample]) -> list[Sample]:
     return [samples[index] for index in indices]
 
 
+def _reduced(image: np.ndarray, count: int) -> np.ndarray:
+    """One of `count` images of a size, about as small as a sheet of them has room for: whole, they
+    may not fit into memory.
+    """
+    factor = int((count * image[..., 0].size / sheets.MAX_PIXELS) ** 0.5)
+    return image if factor < 2 else np.asarray(Image.fromarray(image).reduce(factor))
+
+
 def _write_sheet(job: Job, stage: str, samples: Sequence[Sample], chosen: Sequence[Sample]) -> None:
     """All samples of a round on one sheet, those of a prompt side by side, the chosen ones
     framed.
@@ -57,7 +68,8 @@ def _write_sheet(job: Job, stage: str, samples: Sequence[Sample], chosen: Sequen
     captions = []
     marked = []
     for i, sample in enumerate(samples):
-        images.append(image_files.read_image(job.run.path(stage, sample.file)))
+        image = image_files.read_image(job.run.path(stage, sample.file))
+        images.append(_reduced(image, len(samples)))
         captions.append(sample.content)
         if sample.place in kept:
             marked.append(i)

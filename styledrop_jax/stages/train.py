@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from styledrop_jax import hosts, trainable, tree
+from styledrop_jax import hosts, log, trainable, tree
 from styledrop_jax.adapters.base import Trainable, save_adapter
 from styledrop_jax.errors import UserError
 from styledrop_jax.interchange.read import read_init
@@ -33,7 +33,8 @@ STEPS_PER_CALL = 10
 def train_round(job: Job, number: int, streams: Sequence[Stream]) -> None:
     """Trains round `number` on `streams`, from its last checkpoint, and leaves its adapter file."""
     if not _is_done(job, number):
-        _train(_prepared(job, number, streams))
+        training = _prepared(job, number, streams)
+        training.finish(training.fitted())
 
 
 def train_together(
@@ -57,12 +58,7 @@ def train_together(
             alone = i if job.pipeline.devices.size > 1 else None
             groups.setdefault((many.program(members[i]), alone), []).append(i)
     for group in groups.values():
-        if len(group) == 1:
-            (i,) = group
-            with _kept_apart(errors, i):
-                _train(trainings[i])
-            continue
-        found = _train_at_once([trainings[i] for i in group], [members[i] for i in group])
+        found = _fitted([trainings[i] for i in group], [members[i] for i in group])
         for i, params in zip(group, found, strict=True):
             with _kept_apart(errors, i):
                 if isinstance(params, UserError):
@@ -79,29 +75,24 @@ def _kept_apart(errors: dict[int, UserError], i: int) -> Iterator[None]:
         errors[i] = error
 
 
-def _train(training: "_Training") -> None:
-    job = training.job
-    params = loop.fit(
-        training.data,
-        trainable.trained(training.what),
-        training.loss,
-        training.optimizer,
-        training.rows,
-        logger=job.logger,
-        folder=training.folder,
-        after=training.keep,
-        start_from=training.start,
-        devices=job.pipeline.devices,
-        **training.schedule,
-    )
-    training.finish(params)
-
-
-def _train_at_once(
-    trainings: Sequence["_Training"], members: Sequence[many.Member]
-) -> list[Any | UserError]:
+def _fitted(trainings: Sequence["_Training"], members: Sequence[many.Member]) -> list[Any]:
+    """What each learnt, or the `UserError` of one that went wrong: at once if they fit into memory,
+    else in halves.
+    """
     first = trainings[0]
-    return many.fit(members, first.loss, first.optimizer, **first.schedule)
+    if len(trainings) == 1:
+        try:
+            return [first.fitted()]
+        except UserError as error:
+            return [error]
+    try:
+        return many.fit(members, first.loss, first.optimizer, **first.schedule)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+    half = len(trainings) // 2
+    log.say(f"{len(trainings)} styles at once do not fit into memory; {half} may")
+    return _fitted(trainings[:half], members[:half]) + _fitted(trainings[half:], members[half:])
 
 
 def _is_done(job: Job, number: int) -> bool:
@@ -176,6 +167,22 @@ class _Training:
             folder=self.folder,
             logger=self.job.logger,
             after=self.keep,
+        )
+
+    def fitted(self) -> Any:
+        """Trains alone, and returns what was learnt."""
+        return loop.fit(
+            self.data,
+            trainable.trained(self.what),
+            self.loss,
+            self.optimizer,
+            self.rows,
+            folder=self.folder,
+            logger=self.job.logger,
+            after=self.keep,
+            start_from=self.start,
+            devices=self.job.pipeline.devices,
+            **self.schedule,
         )
 
     def keep(self, step: int, state: dict, *_: Any) -> dict:

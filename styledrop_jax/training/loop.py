@@ -241,7 +241,7 @@ def fit(
     def looks(end: int) -> bool:
         return after is not None and (after_at is None or end in after_at)
 
-    with Checkpoints(folder) as checkpoints:
+    with hosts.listening(), Checkpoints(folder) as checkpoints:
         start, state = resume(checkpoints, state, meta or {})
         logger.start(stage, step=start)
         parts = dispatches(start, steps, steps_per_call, checkpoint_every)
@@ -259,7 +259,8 @@ def carry_out(
     report: Callable[[Dispatch, Any], None],
     pause: Callable[[Dispatch], None],
 ) -> None:
-    """Sends the dispatches, each before what comes of the one before is looked at.
+    """Sends the dispatches, each before what comes of the one before is looked at; to be called
+    while `hosts.listening`.
 
     Args:
         parts, steps: see `dispatches`.
@@ -272,19 +273,18 @@ def carry_out(
         Stopped: the process was told to end, after a last pause.
     """
     waiting: list[tuple[Dispatch, Any]] = []
-    with hosts.listening():
-        for part in parts:
-            sent = send(part)
-            if part.end < steps and hosts.told_to_stop():
-                part = dataclasses.replace(part, saves=True, stops=True)
-            waiting.append((part, sent))
-            pauses = part.saves or looks(part.end)
-            while len(waiting) > (0 if pauses else 1):
-                report(*waiting.pop(0))
-            if pauses:
-                pause(part)
-            if part.stops:
-                raise hosts.Stopped
+    for part in parts:
+        sent = send(part)
+        if part.end < steps and hosts.told_to_stop():
+            part = dataclasses.replace(part, saves=True, stops=True)
+        waiting.append((part, sent))
+        pauses = part.saves or looks(part.end)
+        while len(waiting) > (0 if pauses else 1):
+            report(*waiting.pop(0))
+        if pauses:
+            pause(part)
+        if part.stops:
+            raise hosts.Stopped
 
 
 def begin(

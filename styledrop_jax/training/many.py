@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from styledrop_jax import log
+from styledrop_jax import hosts, log
 from styledrop_jax.errors import UserError
 from styledrop_jax.training import loop, optim
 from styledrop_jax.training.checkpoint import Checkpoints
@@ -107,33 +107,35 @@ def fit(
             if part.saves:
                 folders[i].save(part.end, own, meta)
 
-    with contextlib.ExitStack() as stack:
-        folders = []
-        states = []
-        start = 0
-        for member in members:
-            folders.append(stack.enter_context(Checkpoints(member.folder)))
-            fresh = loop.init_state(member.params, optimizer)
-            start, own = loop.resume(folders[-1], fresh, meta)
-            member.logger.start(stage, step=start)
-            states.append(own)
-        state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        del states
+    with hosts.listening(), contextlib.ExitStack() as stack:
+        folders = [stack.enter_context(Checkpoints(member.folder)) for member in members]
+        start, state = _resumed(members, folders, optimizer, stage, meta)
         parts = loop.dispatches(start, steps, steps_per_call, checkpoint_every)
-        name = f"{stage}, {len(members)} at once"
-        with log.progress(name, steps, start=start) as advance:
-            loop.carry_out(
-                parts,
-                steps,
-                lambda end: end in after_at,
-                send=send,
-                report=report,
-                pause=pause,
-            )
+        looks = after_at.__contains__
+        with log.progress(f"{stage}, {len(members)} at once", steps, start=start) as advance:
+            loop.carry_out(parts, steps, looks, send=send, report=report, pause=pause)
     found: list[Any] = []
     for i, own in enumerate(_apart(state, len(members))):
         found.append(errors.get(i) or optim.averaged(own["params"], own["opt"]))
     return found
+
+
+def _resumed(
+    members: Sequence[Member],
+    folders: Sequence[Checkpoints],
+    optimizer: optax.GradientTransformation,
+    stage: str,
+    meta: dict[str, Any],
+) -> tuple[int, Any]:
+    """The step that all of them go on from, and their states as one."""
+    start = 0
+    states = []
+    for member, checkpoints in zip(members, folders, strict=True):
+        fresh = loop.init_state(member.params, optimizer)
+        start, own = loop.resume(checkpoints, fresh, meta)
+        member.logger.start(stage, step=start)
+        states.append(own)
+    return start, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
 
 def _shared(trees: Sequence[Any]) -> tuple[Any, Any]:

@@ -1,9 +1,10 @@
-"""Scoring: every sample is opened once, and never all of them at a time."""
+"""Scoring and the sheet of all: never are all samples in memory at their own size."""
 
+import numpy as np
 import tiny
 
 from styledrop_jax import log
-from styledrop_jax.io import image_files
+from styledrop_jax.io import image_files, sheets
 from styledrop_jax.io.files import read_jsonl
 from styledrop_jax.io.run_folder import Run
 from styledrop_jax.metrics.clip_scores import ClipScorer
@@ -12,6 +13,7 @@ from styledrop_jax.stages.begin import begin
 from styledrop_jax.stages.read import read
 from styledrop_jax.stages.samples import read_samples
 from styledrop_jax.stages.score import score_stage
+from styledrop_jax.stages.select import _reduced
 
 
 def test_samples_are_scored_a_few_at_a_time_and_read_once(tmp_path, monkeypatch):
@@ -44,3 +46,12 @@ def test_samples_are_scored_a_few_at_a_time_and_read_once(tmp_path, monkeypatch)
     assert sizes == [3, 1, 1], "four samples, and the reference"
     for mine, row in zip(found, read_jsonl(done / "scores.jsonl"), strict=True):
         assert abs(mine.score - row["score"]) < 1e-5
+
+
+def test_thousands_of_large_samples_are_reduced_as_they_are_read():
+    """To no less than a sheet has room for."""
+    large = np.full((512, 512, 3), 7, np.uint8)
+    small = _reduced(large, 1920)
+    assert 1920 * small.size < 200e6 and (small == 7).all()
+    assert 1920 * small[..., 0].size >= sheets.MAX_PIXELS
+    assert _reduced(large, 4) is large
