@@ -61,7 +61,7 @@ def training(
         count = sum(stream.count for stream in streams)
         square = jnp.zeros((count, base.resolution, base.resolution, 3))
         targets = base.autoencoder.encode(square)
-        ids = jnp.zeros((count + 1, base.text.config.max_position_embeddings), jnp.int32)
+        ids = jnp.zeros((count + 1, base.prompt_length), jnp.int32)
         text = ids if what.trains_text else base.text_features(base.text, ids)
         apart = None
         if any(stream.unmix for stream in streams):
@@ -91,7 +91,7 @@ def sampling(
         model = trainable.attach(base, what, rngs=ONE_KEY)
         tuned = guidance.tuned(base, model, what)
         branches = guidance.style_branches(tuned, [""] * count, settings)
-        ids = jnp.zeros((count, base.text.config.max_position_embeddings), jnp.int32)
+        ids = jnp.zeros((count, base.prompt_length), jnp.int32)
         texts = []
         for branch in branches:
             encoder = branch.tuned.model if branch.on else branch.tuned.base
