@@ -15,6 +15,9 @@ Presets, as `--config styledrop:PRESET`:
                             local diffusers folder (`--config.base FOLDER`); for a GPU
     sd15, sd21              Stable Diffusion 1.5 and 2.1, likewise, or a single .safetensors file;
                             for a GPU
+    sdxl                    Stable Diffusion XL 1.0's base model, likewise, 1024 pixels; for a GPU
+                            or TPU: a step's four images are computed one after the other, which
+                            several devices share better with `train.accumulate 1`
 
 Any field is overridden by `--config.FIELD VALUE`, a scorer's weight too
 (`--config.round_1.select.scorers.clip_style 0.5`). A field that is not here has its default, which
@@ -38,6 +41,7 @@ _BASES = {
     "amused-512": "amused/amused-512",
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "sd21": "stabilityai/stable-diffusion-2-1",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
 }
 
 
@@ -91,6 +95,10 @@ def common(preset: str) -> ConfigDict:
         # Not the paper's: guidance scale 7.5, and far fewer samples, which take longer.
         for settings in (config.round_1, config.round_2):
             settings.sample.update(images_per_prompt=8, batch_size=4, steps=30, lambda_b=6.5)
+    if preset == "sdxl":
+        for settings in (config.round_1, config.round_2):
+            settings.train.update(batch_size=4, accumulate=4, remat=True)
+            settings.sample.update(images_per_prompt=4, batch_size=1, lambda_b=5.0)
     return config
 
 

@@ -64,8 +64,9 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
         steps=150 if small else 400,
         learning_rate=5e-5 if small else 1e-6,
         batch_size=4 if small else 1,
+        accumulate=1,
     )
     config.round_1.sample.update(guidance="classifier_free")
-    if preset not in ("emoji64", "sd15", "sd21"):  # Muse
+    if preset not in ("emoji64", "sd15", "sd21", "sdxl"):  # Muse
         config.source.control = 0.0
     return config

@@ -6,6 +6,7 @@ Each is made once a session, on first use. Tests that change a folder copy it.
 
 import dataclasses
 import functools
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -149,6 +150,47 @@ def stable_diffusion() -> Path:
     save_tokenizer(tokenizer, folder / "tokenizer")
     scheduler = {"_class_name": "DDIMScheduler", "clip_sample": False}
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    return folder
+
+
+@functools.cache
+def stable_diffusion_xl() -> Path:
+    """The same as an XL: a second text tower, transformers of two layers, pooled text and sizes."""
+    from styledrop_jax.io import hub, pretrained
+    from styledrop_jax.models import clip, unet
+    from styledrop_jax.models.tokenizer import load_tokenizer, save_tokenizer
+
+    folder = home() / "stable_diffusion_xl"
+    shutil.copytree(stable_diffusion(), folder)
+    first = clip.TextConfig.from_dict(hub.read_config(folder / "text_encoder"))
+    second = dataclasses.replace(
+        first, hidden_size=12, projection_dim=8, num_hidden_layers=3, hidden_act="gelu"
+    )
+    denoiser = unet.Config(
+        sample_size=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(8, 12),
+        layers_per_block=1,
+        norm_num_groups=2,
+        cross_attention_dim=first.hidden_size + second.hidden_size,
+        attention_head_dim=(1, 2),
+        transformer_layers_per_block=(1, 2),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=second.projection_dim + 6 * 4,
+    )
+    parts = (
+        ("unet", unet.UNet, denoiser, unet.RULES),
+        ("text_encoder_2", clip.ClipText, second, clip.RULES),
+    )
+    for i, (name, model, config, rules) in enumerate(parts):
+        shapes = pretrained.shapes(nnx.eval_shape(lambda: model(config, rngs=nnx.Rngs(0))), rules)  # noqa: B023
+        hub.save_component(folder / name, config.to_dict(), _weights(shapes, 400 + i))
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    tokenizer.pad_token = "!"
+    save_tokenizer(tokenizer, folder / "tokenizer_2")
     return folder
 
 

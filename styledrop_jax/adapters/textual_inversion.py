@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from styledrop_jax.adapters.base import AdapterConfig, AdapterKind, AdapterParam, Trainable
 from styledrop_jax.errors import UserError, shown
-from styledrop_jax.models.clip import ClipText
+from styledrop_jax.models.clip import ClipText, towers
 from styledrop_jax.settings import setting
 
 _LONGEST_WORD = 100  # letters
@@ -210,14 +210,14 @@ def _standing_alone(word: str) -> str:
 
 
 def attach(
-    text: ClipText, config: Config, *, rngs: nnx.Rngs, tokenizer: PreTrainedTokenizerBase
+    text: nnx.Module, config: Config, *, rngs: nnx.Rngs, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Sets the rows of the new tokens beside the table, in place of any that were there.
 
     Touches no weight.
 
     Args:
-        text: a CLIP text tower.
+        text: a CLIP text tower, or a pair of them: each has rows of its own.
         config: the new words.
         rngs: not used: every row starts as a word's.
         tokenizer: the tower's own; encode prompts with that of `extend`.
@@ -225,12 +225,6 @@ def attach(
     Raises:
         UserError: the tokenizer is not the tower's, or a word to start from is too long.
     """
-    first = text.config.vocab_size
-    if len(tokenizer) != first:
-        raise UserError(
-            f"textual inversion: the tokenizer has {len(tokenizer)} tokens, "
-            f"expected the tower's {first}"
-        )
     ids: list[int] = []
     for token in config.tokens:
         start = tokenizer(token.initializer, add_special_tokens=False)["input_ids"]
@@ -241,14 +235,21 @@ def attach(
             )
         for i in range(token.vectors):
             ids.append(start[i % len(start)])
-    embeddings: Any = text.text_model.embeddings
-    table = embeddings.token_embedding.embedding[...].astype(jnp.float32)
-    norm = jnp.linalg.norm(table, axis=-1).mean() if config.norm else None
-    embeddings.adapter = nnx.data(Rows(table[jnp.array(ids)], first=first, norm=norm))
+    for tower in towers(text).values():
+        first = tower.config.vocab_size
+        if len(tokenizer) != first:
+            raise UserError(
+                f"textual inversion: the tokenizer has {len(tokenizer)} tokens, "
+                f"expected the tower's {first}"
+            )
+        embeddings: Any = tower.text_model.embeddings
+        table = embeddings.token_embedding.embedding[...].astype(jnp.float32)
+        norm = jnp.linalg.norm(table, axis=-1).mean() if config.norm else None
+        embeddings.adapter = nnx.data(Rows(table[jnp.array(ids)], first=first, norm=norm))
 
 
 def trained_rows(text: ClipText, config: Config) -> dict[str, np.ndarray]:
-    """{word: its rows, float32 [n, d]}, of a tower with `config` attached."""
+    """{word: its rows, float32 [n, d]}, of one tower with `config` attached."""
     rows = np.asarray(_rows(text).rows(), np.float32)
     found = {}
     start = 0
@@ -262,7 +263,7 @@ def set_rows(text: ClipText, config: Config, rows: Mapping[str, np.ndarray]) -> 
     """Puts given rows in place of the trained ones; `config.norm` scales them too.
 
     Args:
-        text: with `config` attached.
+        text: one tower, with `config` attached.
         config: its words.
         rows: {word: [n, d]} for exactly these words.
 

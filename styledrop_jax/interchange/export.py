@@ -16,6 +16,7 @@ from styledrop_jax.interchange import attention, embeddings, lora_write, merged,
 from styledrop_jax.interchange.trained import Trained, base_version, modelspec, write_card
 from styledrop_jax.io import pretrained
 from styledrop_jax.io.files import write_json
+from styledrop_jax.models import clip
 from styledrop_jax.pipelines.stable_diffusion import StableDiffusion
 
 DTYPES = ("float32", "float16")
@@ -152,7 +153,8 @@ def _write_kohya(trained: Trained, out: Path, dtype: str) -> list[Path]:
         metadata["ss_sd_model_name"] = trained.base_title
         metadata["ss_output_name"] = trained.name
         path = out / f"{trained.name}.safetensors"
-        _save(path, lora_write.kohya(parts), dtype, metadata)
+        xl = base.denoiser.config if base.is_xl else None
+        _save(path, lora_write.kohya(parts, xl=xl), dtype, metadata)
         files.append(path)
     return files + _write_nameless(trained, out, dtype)
 
@@ -239,12 +241,29 @@ def _write_diffusers(trained: Trained, out: Path, dtype: str) -> list[Path]:
         )
     rows = _rows(trained)
     for word, name in embeddings.file_names(rows).items():
-        _save(out / name, {word: rows[word]}, dtype)
+        if len(rows[word]) == 1:
+            tensors = {word: rows[word][""]}
+            usage.append(f'pipeline.load_textual_inversion(folder, weight_name="{name}")')
+        else:
+            tensors, _ = embeddings.nameless(word, rows[word])
+            usage.append(_word_of_xl(word, name))
+        _save(out / name, tensors, dtype)
         files.append(out / name)
         tags.append("textual_inversion")
-        usage.append(f'pipeline.load_textual_inversion(folder, weight_name="{name}")')
     card = write_card(out, trained, tags=tuple(dict.fromkeys(tags)), usage="\n".join(usage))
     return files + card
+
+
+def _word_of_xl(word: str, file: str) -> str:
+    """The Python by which the reference's pipeline loads a word from a file with two tensors."""
+    lines = [
+        "from safetensors.torch import load_file",
+        f'rows = load_file(f"{{folder}}/{file}")',
+    ]
+    for key, end in (("clip_l", ""), ("clip_g", "_2")):
+        tower = f"text_encoder=pipeline.text_encoder{end}, tokenizer=pipeline.tokenizer{end}"
+        lines.append(f'pipeline.load_textual_inversion(rows["{key}"], token={word!r}, {tower})')
+    return "\n".join(lines)
 
 
 def _write_styledrop(trained: Trained, out: Path, dtype: str) -> list[Path]:
@@ -276,18 +295,25 @@ def _lora_parts(trained: Trained) -> list[lora_write.Part]:
     if isinstance(what.denoiser, lora.Config):
         parts.append(lora_write.part(trained.model.denoiser, what.denoiser, names.denoiser))
     if isinstance(what.text, lora.Config):
-        part = lora_write.part(trained.model.text, what.text, names.text)
-        halves = dict(part.halves)
-        if not names.projection:
-            halves.pop("text_projection", None)
-        parts.append(dataclasses.replace(part, halves=halves))
+        for name, tower in clip.towers(trained.model.text).items():
+            component = names.towers[name]
+            part = lora_write.part(tower, what.text, component)
+            halves = dict(part.halves)
+            if not names.projects(component):
+                halves.pop("text_projection", None)
+            parts.append(dataclasses.replace(part, halves=halves))
     return parts
 
 
-def _rows(trained: Trained) -> dict[str, np.ndarray]:
+def _rows(trained: Trained) -> dict[str, dict[str, np.ndarray]]:
+    """{new word: {path of a text tower: its rows}}."""
+    found: dict[str, dict[str, np.ndarray]] = {}
     if trained.what.words is None:
-        return {}
-    return textual_inversion.trained_rows(trained.model.text, trained.what.words)
+        return found
+    for name, tower in clip.towers(trained.model.text).items():
+        for word, rows in textual_inversion.trained_rows(tower, trained.what.words).items():
+            found.setdefault(word, {})[name] = rows
+    return found
 
 
 def _cast(state: Any, dtype: str) -> Any:

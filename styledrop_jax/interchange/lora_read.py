@@ -13,15 +13,27 @@ from flax import nnx
 from styledrop_jax.adapters import lora
 from styledrop_jax.adapters.slots import TARGETS, slots
 from styledrop_jax.errors import UserError, few, shown
+from styledrop_jax.interchange import single_file
+from styledrop_jax.models import unet
 from styledrop_jax.models.layers import Conv, Linear
 from styledrop_jax.models.rules import Rules
 
 _NAME = re.compile(
-    r"(?:(?P<prefix>unet|transformer|text_encoder|lora_unet|lora_te1?)[._])?"
+    r"(?:(?P<prefix>unet|transformer|text_encoder(?:_2)?|lora_unet|lora_te[12]?)[._])?"
     r"(?:base_model\.model\.)?(?P<layer>.+?)"
     r"(?:(?:\.lora_|_lora\.|\.lora\.|\.lora_linear_layer\.)"
     r"(?P<half>A|B|down|up)(?:\.default)?\.weight|\.alpha)"
 )
+_PARTS = {  # prefix → the parts that it may mean: of a model with one text tower, or with two
+    "unet": ("denoiser",),
+    "transformer": ("denoiser",),
+    "lora_unet": ("denoiser",),
+    "text_encoder": ("text", "text.first"),
+    "lora_te": ("text",),
+    "lora_te1": ("text", "text.first"),
+    "text_encoder_2": ("text.second",),
+    "lora_te2": ("text.second",),
+}
 _LARGEST = 1e30  # of a strength
 _MOST_PATTERNS = 1000
 _LONGEST_PATTERN = 200  # letters
@@ -41,7 +53,7 @@ class Weights(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The LoRA of one module.
+    """The LoRA of the denoiser or of the text.
 
     Attributes:
         config: what attaches it: the rank is the largest of the file's.
@@ -81,7 +93,12 @@ def read(
         tensors: of the safetensors file.
         peft: the fields of a peft config. Those of one component begin with its prefix in the file:
             "unet.lora_alpha".
-        modules: {"denoiser" or "text": (module, its naming)}; they are only looked at.
+        modules: {part: (module, its naming)}, the parts being "denoiser" and "text", or of two
+            towers "text.first" and "text.second"; they are only looked at.
+
+    Returns:
+        {"denoiser" or "text": its LoRA}. The paths of two towers' layers begin with "first" and
+        "second".
 
     Raises:
         UserError: a tensor fits no layer, lacks its other half or is misshapen, or a strength is
@@ -112,24 +129,33 @@ def read(
     return {part: _agreed(layers[part], alphas[part]) for part in layers}
 
 
-def _spellings(modules: Mapping[str, tuple[nnx.Module, Rules]]) -> dict[str, _Place]:
-    """{a layer as files may call it: the layer}."""
-    found = {}
+def _spellings(
+    modules: Mapping[str, tuple[nnx.Module, Rules]],
+) -> dict[str, dict[str, _Place]]:
+    """{part: {a layer as files may call it: the layer}}."""
+    every = {}
     for part, (module, rules) in modules.items():
+        found = every[part] = {}
+        role, _, tower = part.partition(".")
         for path, layer in slots(module).items():
             name = rules.name_of(f"{path}.kernel")[0].removesuffix(".weight")
-            place = _Place(part, path, name, layer)
+            place = _Place(role, f"{tower}.{path}" if tower else path, name, layer)
+            # kohya's scripts call an XL's U-Net by the names of the latent-diffusion code
+            older = name
+            if isinstance(module, unet.UNet):
+                older = single_file.unet_name(f"{name}.weight", module.config)
+            older = older.removesuffix(".weight")
             short = re.sub(r"\.([qkv])_proj$", r".to_\1", name)
             short = re.sub(r"\.(to_out\.0|out_proj)$", ".to_out", short)
             # transformers 5 has no part `text_model` in a bare text tower
-            for full in (name, short, name.removeprefix("text_model.")):
+            for full in (name, short, older, name.removeprefix("text_model.")):
                 found[full] = place
                 found[full.replace(".", "_")] = place
-    return found
+    return every
 
 
 def _match(
-    tensors: Mapping[str, np.ndarray], spellings: Mapping[str, _Place]
+    tensors: Mapping[str, np.ndarray], spellings: Mapping[str, Mapping[str, _Place]]
 ) -> tuple[dict[_Place, dict[str, str]], list[str]]:
     """{layer: {"down", "up" or "alpha": tensor's name}}, and what fits nowhere or comes twice."""
     found: dict[_Place, dict[str, str]] = {}
@@ -139,11 +165,14 @@ def _match(
         place = None
         half = ""
         if match:
-            place = spellings.get(match["layer"].replace(".processor", ""))
+            layer = match["layer"].replace(".processor", "")
             half = _HALVES[match["half"]]
-            of_text = match["prefix"] in ("text_encoder", "lora_te", "lora_te1")
-            if place and match["prefix"] and of_text != (place.part == "text"):
-                place = None
+            fitting = []
+            for part in _PARTS.get(match["prefix"], spellings):
+                if layer in spellings.get(part, {}):
+                    fitting.append(spellings[part][layer])
+            # Without a prefix a name may be of either text tower.
+            place = fitting[0] if len(fitting) == 1 else None
         if place is None or half in found.get(place, {}):
             problems.append(f"unexpected {name} {np.shape(tensor)}")
         else:

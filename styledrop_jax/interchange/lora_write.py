@@ -11,6 +11,8 @@ from flax import nnx
 
 from styledrop_jax.adapters import lora
 from styledrop_jax.adapters.slots import slots
+from styledrop_jax.interchange import single_file
+from styledrop_jax.models import unet
 from styledrop_jax.models.rules import Layout
 from styledrop_jax.pipelines.components import Component
 
@@ -18,6 +20,7 @@ METADATA = "lora_adapter_metadata"
 """Where diffusers keeps the peft config of each component in a safetensors file, as JSON."""
 
 _KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te"}
+_KOHYA_XL = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
 
 
 class Halves(NamedTuple):
@@ -37,7 +40,8 @@ class Part:
     """The LoRA of one component.
 
     Attributes:
-        prefix: its folder in a pipeline: "unet", "transformer" or "text_encoder".
+        prefix: its folder in a pipeline: "unet", "transformer", "text_encoder" or
+            "text_encoder_2".
         config: the adapter's size.
         halves: {name of a layer in the reference library: its A and B}.
     """
@@ -130,15 +134,23 @@ def peft(each: Part, *, flat_text: bool) -> tuple[dict[str, np.ndarray], dict[st
     return tensors, config
 
 
-def kohya(parts: Sequence[Part]) -> dict[str, np.ndarray]:
+def kohya(parts: Sequence[Part], *, xl: unet.Config | None = None) -> dict[str, np.ndarray]:
     """The tensors of kohya's naming, which most other tools read: A, B and α as they were trained.
 
-    `lora_unet_` or `lora_te_`, then the layer's path in the reference library with "_" for ".".
+    `lora_unet_` or `lora_te_`, then the layer's path in the reference library with "_" for ".". Of
+    XL `lora_te1_` and `lora_te2_`, and the U-Net's path is that of the latent-diffusion code.
+
+    Args:
+        parts: of each component that has a LoRA.
+        xl: the config of an XL's U-Net; None of other models.
     """
+    prefixes = _KOHYA if xl is None else _KOHYA_XL
     tensors = {}
     for each in parts:
         for name, halves in each.halves.items():
-            layer = f"{_KOHYA[each.prefix]}_{name.replace('.', '_')}"
+            if xl is not None and each.prefix == "unet":
+                name = single_file.unet_name(f"{name}.weight", xl).removesuffix(".weight")
+            layer = f"{prefixes[each.prefix]}_{name.replace('.', '_')}"
             tensors[f"{layer}.lora_down.weight"] = halves.down
             tensors[f"{layer}.lora_up.weight"] = halves.up
             tensors[f"{layer}.alpha"] = np.array(each.config.alpha, np.float32)

@@ -15,6 +15,7 @@ from styledrop_jax.adapters import slots, textual_inversion
 from styledrop_jax.adapters.base import Trainable
 from styledrop_jax.io import hub, pretrained
 from styledrop_jax.io.files import write_json
+from styledrop_jax.models import clip
 from styledrop_jax.models.rules import Rules
 from styledrop_jax.models.tokenizer import save_tokenizer
 from styledrop_jax.pipelines import muse_files, stable_diffusion_files
@@ -31,52 +32,63 @@ class Layout(NamedTuple):
 
     Attributes:
         pipeline: the reference's class.
-        denoiser, autoencoder, text: its components.
+        denoiser, autoencoder: its components.
+        towers: those of its text towers, by their paths in `clip.towers`.
         parts: {folder: (library, class)}, the entries of `model_index.json`.
-        projection: whether the text tower has its projection.
     """
 
     pipeline: str
     denoiser: Component[Any]
     autoencoder: Component[Any]
-    text: Component[Any]
+    towers: dict[str, Component[Any]]
     parts: dict[str, tuple[str, str]]
-    projection: bool
+
+    def projects(self, tower: Component[Any]) -> bool:
+        """Whether a text tower has its projection."""
+        return self.parts[tower.folder] == _PROJECTED
 
 
+_BARE = ("transformers", "CLIPTextModel")
+_PROJECTED = ("transformers", "CLIPTextModelWithProjection")
+_TOKENIZER = ("transformers", "CLIPTokenizer")
 _STABLE_DIFFUSION = Layout(
     pipeline="StableDiffusionPipeline",
     denoiser=stable_diffusion_files.UNET,
     autoencoder=stable_diffusion_files.VAE,
-    text=stable_diffusion_files.TEXT,
+    towers={"": stable_diffusion_files.TEXT},
     parts={
         "unet": ("diffusers", "UNet2DConditionModel"),
         "vae": ("diffusers", "AutoencoderKL"),
-        "text_encoder": ("transformers", "CLIPTextModel"),
-        "tokenizer": ("transformers", "CLIPTokenizer"),
+        "text_encoder": _BARE,
+        "tokenizer": _TOKENIZER,
         "scheduler": ("diffusers", "DDIMScheduler"),
     },
-    projection=False,
+)
+_STABLE_DIFFUSION_XL = _STABLE_DIFFUSION._replace(
+    pipeline="StableDiffusionXLPipeline",
+    towers={"first": stable_diffusion_files.TEXT, "second": stable_diffusion_files.TEXT_2},
+    parts=_STABLE_DIFFUSION.parts | {"text_encoder_2": _PROJECTED, "tokenizer_2": _TOKENIZER},
 )
 _MUSE = Layout(
     pipeline="AmusedPipeline",
     denoiser=muse_files.TRANSFORMER,
     autoencoder=muse_files.VQVAE,
-    text=muse_files.TEXT,
+    towers={"": muse_files.TEXT},
     parts={
         "transformer": ("diffusers", "UVit2DModel"),
         "vqvae": ("diffusers", "VQModel"),
-        "text_encoder": ("transformers", "CLIPTextModelWithProjection"),
-        "tokenizer": ("transformers", "CLIPTokenizer"),
+        "text_encoder": _PROJECTED,
+        "tokenizer": _TOKENIZER,
         "scheduler": ("diffusers", "AmusedScheduler"),
     },
-    projection=True,
 )
 
 
 def layout(pipeline: Pipeline) -> Layout:
     """The layout of a Stable Diffusion or a Muse."""
-    return _STABLE_DIFFUSION if isinstance(pipeline, StableDiffusion) else _MUSE
+    if not isinstance(pipeline, StableDiffusion):
+        return _MUSE
+    return _STABLE_DIFFUSION_XL if pipeline.is_xl else _STABLE_DIFFUSION
 
 
 def merged(model: Pipeline, what: Trainable, *, words: bool = True) -> Pipeline:
@@ -95,10 +107,11 @@ def merged(model: Pipeline, what: Trainable, *, words: bool = True) -> Pipeline:
     text: Any = trainable.copy(model.text)
     slots.merge(text)
     if what.words is not None:
-        rows = textual_inversion.trained_rows(text, what.words)
-        text.text_model.embeddings.adapter = nnx.data(None)
-        if words:
-            _append(text, np.concatenate(list(rows.values())), model.tokenizer)
+        for tower in clip.towers(text).values():
+            rows = textual_inversion.trained_rows(tower, what.words)
+            tower.text_model.embeddings.adapter = nnx.data(None)
+            if words:
+                _append(tower, np.concatenate(list(rows.values())), model.tokenizer)
     return dataclasses.replace(model, denoiser=denoiser, text=text)
 
 
@@ -121,11 +134,13 @@ def tensors(module: nnx.Module, rules: Rules, *, dtype: str) -> dict[str, np.nda
     return pretrained.export(module, rules, dtype=kind)
 
 
-def text_tensors(pipeline: Pipeline, *, dtype: str) -> dict[str, np.ndarray]:
-    """The text tower's tensors in transformers' names, without a projection that is not used."""
+def text_tensors(pipeline: Pipeline, path: str, *, dtype: str) -> dict[str, np.ndarray]:
+    """The tensors of the text tower at a path of `clip.towers`, in transformers' names, without a
+    projection that is not used."""
     names = layout(pipeline)
-    found = tensors(pipeline.text, names.text.rules, dtype=dtype)
-    if not names.projection:
+    component = names.towers[path]
+    found = tensors(clip.towers(pipeline.text)[path], component.rules, dtype=dtype)
+    if not names.projects(component):
         found.pop("text_projection.weight", None)
     return found
 
@@ -148,14 +163,22 @@ def save(folder: Path, pipeline: Pipeline, *, dtype: str) -> list[Path]:
     ):
         found = tensors(module, component.rules, dtype=dtype)
         hub.save_component(folder / component.folder, module.config.to_dict(), found)
-    text_config = dataclasses.replace(pipeline.text.config, projection=names.projection)
-    found = text_tensors(pipeline, dtype=dtype)
-    hub.save_component(folder / names.text.folder, text_config.to_dict(), found)
+    for path, tower in clip.towers(pipeline.text).items():
+        component = names.towers[path]
+        config = dataclasses.replace(tower.config, projection=names.projects(component))
+        found = text_tensors(pipeline, path, dtype=dtype)
+        hub.save_component(folder / component.folder, config.to_dict(), found)
     tokenizer = copy.deepcopy(pipeline.tokenizer)
-    tokenizer.model_max_length = pipeline.text.config.max_position_embeddings
+    tokenizer.model_max_length = pipeline.prompt_length
     save_tokenizer(tokenizer, folder / "tokenizer")
+    settings = {}
+    if isinstance(pipeline.text, clip.TextPair):
+        pair = pipeline.text.config
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pair.second_padding)
+        save_tokenizer(tokenizer, folder / "tokenizer_2")
+        settings["force_zeros_for_empty_prompt"] = pair.zero_empty
     write_json(folder / "scheduler" / "scheduler_config.json", _scheduler(pipeline))
-    hub.save_index(folder, names.pipeline, names.parts)
+    hub.save_index(folder, names.pipeline, names.parts, settings)
     files = [folder / "model_index.json"]
     for name in names.parts:
         files.extend(sorted((folder / name).iterdir()))

@@ -23,6 +23,7 @@ from styledrop_jax.adapters.base import (
 from styledrop_jax.errors import UserError, shown
 from styledrop_jax.interchange import embeddings, lora_read, lora_write, merged
 from styledrop_jax.io.files import read_json
+from styledrop_jax.models import clip
 from styledrop_jax.pipelines.base import Pipeline
 
 _PEFT_CONFIG = "adapter_config.json"
@@ -69,8 +70,10 @@ def read_init(path: Path, base: Pipeline) -> Initial:
             return _adapter(base, path)
         if lora_read.is_lora(tensors):
             return _lora(base, tensors, _peft_of_file(path, tensors, metadata))
-        width = base.text.config.hidden_size
-        return _words(base, embeddings.read(path, tensors, metadata, width=width))
+        widths = {}
+        for name, tower in clip.towers(base.text).items():
+            widths[name] = tower.config.hidden_size
+        return _words(base, embeddings.read(path, tensors, metadata, widths=widths))
 
 
 @contextlib.contextmanager
@@ -108,10 +111,9 @@ def _lora(base: Pipeline, tensors: Mapping[str, np.ndarray], peft: Mapping[str, 
     There B is zero, so that it changes nothing, and A is not, so that it trains.
     """
     names = merged.layout(base)
-    modules = {
-        "denoiser": (base.denoiser, names.denoiser.rules),
-        "text": (base.text, names.text.rules),
-    }
+    modules = {"denoiser": (base.denoiser, names.denoiser.rules)}
+    for name, tower in clip.towers(base.text).items():
+        modules[f"text.{name}" if name else "text"] = (tower, names.towers[name].rules)
     found = lora_read.read(tensors, peft, modules)
     denoiser = found.get("denoiser")
     text = found.get("text")
@@ -133,13 +135,14 @@ def _lora(base: Pipeline, tensors: Mapping[str, np.ndarray], peft: Mapping[str, 
     return Initial(what=what, state=filled(state, whole))
 
 
-def _words(base: Pipeline, rows: Mapping[str, np.ndarray]) -> Initial:
+def _words(base: Pipeline, rows: Mapping[str, Mapping[str, np.ndarray]]) -> Initial:
+    """`rows` are those of each word, by the path of each text tower."""
     tokens = []
-    longest = base.text.config.max_position_embeddings
+    longest = base.prompt_length
     if len(rows) > _MOST_WORDS:
         raise UserError(f"found {len(rows):,} words, expected at most {_MOST_WORDS:,}")
-    for word, part in rows.items():
-        vectors = part.shape[0]
+    for word, parts in rows.items():
+        vectors = len(next(iter(parts.values())))
         if vectors > longest:
             raise UserError(
                 f"found {vectors:,} vectors for {shown(word)}, expected at most the {longest} "
@@ -149,7 +152,9 @@ def _words(base: Pipeline, rows: Mapping[str, np.ndarray]) -> Initial:
     words = textual_inversion.Config(tokens=tuple(tokens))
     what = Trainable(words=words)
     model, _ = _split(base, what)
-    textual_inversion.set_rows(model.text, words, rows)
+    for name, tower in clip.towers(model.text).items():
+        own = {word: parts[name] for word, parts in rows.items()}
+        textual_inversion.set_rows(tower, words, own)
     return Initial(what=what, state=_state(model, what))
 
 
@@ -162,7 +167,7 @@ def _read_folder(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         return _read_peft(folder)
     tensors = {}
     fields = {}
-    for name in ("unet", "transformer", "text_encoder"):
+    for name in ("unet", "transformer", "text_encoder", "text_encoder_2"):
         if (folder / name / _PEFT_CONFIG).is_file():
             found, config = _read_peft(folder / name)
             for key, tensor in found.items():

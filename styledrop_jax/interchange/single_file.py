@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x as one file in the naming of the latent-diffusion code.
+"""Stable Diffusion 1.x, 2.x and XL as one file in the naming of the latent-diffusion code.
 
 The inverse of `io.single_file`, which reads such files.
 """
@@ -9,7 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from styledrop_jax.interchange import merged
-from styledrop_jax.models import unet, vae
+from styledrop_jax.models import clip, unet, vae
+from styledrop_jax.pipelines import stable_diffusion_files
 from styledrop_jax.pipelines.stable_diffusion import StableDiffusion
 
 Renames = tuple[tuple[str, str], ...]
@@ -18,6 +19,8 @@ _UNET_ENDS: Renames = (
     (r"^conv_in\.", "input_blocks.0.0."),
     (r"^time_embedding\.linear_1\.", "time_embed.0."),
     (r"^time_embedding\.linear_2\.", "time_embed.2."),
+    (r"^add_embedding\.linear_1\.", "label_emb.0.0."),
+    (r"^add_embedding\.linear_2\.", "label_emb.0.2."),
     (r"^conv_norm_out\.", "out.0."),
     (r"^conv_out\.", "out.2."),
     (r"^mid_block\.resnets\.0\.", "middle_block.0."),
@@ -55,8 +58,10 @@ _OPEN_CLIP: Renames = (
 )
 
 
-def version(pipeline: StableDiffusion) -> int:
-    """1 or 2, the major version: 2.x has OpenCLIP's tower of 23 layers, 1.x has at most 12."""
+def version(pipeline: StableDiffusion) -> int | str:
+    """1, 2 or "xl": 2.x has OpenCLIP's tower of 23 layers, 1.x has at most 12, XL two towers."""
+    if isinstance(pipeline.text, clip.TextPair):
+        return stable_diffusion_files.XL
     return 2 if pipeline.text.config.num_hidden_layers > 12 else 1
 
 
@@ -80,13 +85,17 @@ def tensors(pipeline: StableDiffusion, *, dtype: str) -> dict[str, np.ndarray]:
         if re.search(r"\battentions\..+\.to_.+\.weight$", name):
             tensor = tensor[:, :, None, None]  # a 1×1 convolution there
         found[f"first_stage_model.{vae_name(name, blocks=blocks)}"] = tensor
-    text = merged.text_tensors(pipeline, dtype=dtype)
-    if version(pipeline) == 1:
-        for name, tensor in text.items():
-            found[f"cond_stage_model.transformer.{name}"] = tensor
-    else:
-        for name, tensor in _fused(text).items():
-            found[f"cond_stage_model.model.{_renamed(name, _OPEN_CLIP)}"] = tensor
+    for path in clip.towers(pipeline.text):
+        text = merged.text_tensors(pipeline, path, dtype=dtype)
+        prefix = {"first": "conditioner.embedders.0", "second": "conditioner.embedders.1"}.get(
+            path, "cond_stage_model"
+        )
+        if path == "second" or version(pipeline) == 2:
+            for name, tensor in _open_clip(text).items():
+                found[f"{prefix}.model.{name}"] = tensor
+        else:
+            for name, tensor in text.items():
+                found[f"{prefix}.transformer.{name}"] = tensor
     if pipeline.schedule.prediction_type == "v_prediction":
         found["v_pred"] = np.zeros(0, np.dtype(dtype))
     if pipeline.schedule.rescale_betas_zero_snr:
@@ -129,8 +138,20 @@ def vae_name(name: str, *, blocks: int) -> str:
     return _renamed(name, _VAE)
 
 
+def _open_clip(text: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A text tower as OpenCLIP has it: the projections of query, key and value are one tensor, and
+    that of the pooled features is [in, out]."""
+    found = {}
+    for name, tensor in _fused(text).items():
+        if name == "text_projection.weight":
+            found["text_projection"] = np.ascontiguousarray(tensor.T)
+        else:
+            found[_renamed(name, _OPEN_CLIP)] = tensor
+    return found
+
+
 def _fused(text: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The text tower with its projections of query, key and value in one tensor, as OpenCLIP's."""
+    """The text tower with its projections of query, key and value in one tensor."""
     found = {}
     for name, tensor in text.items():
         match = re.fullmatch(r"(.+\.)([qkv])_proj\.(weight|bias)", name)

@@ -68,6 +68,8 @@ def modelspec(trained: Trained, base: StableDiffusion, *, kind: str = "") -> dic
     architecture = "stable-diffusion-v1"
     if version == 2:
         architecture = "stable-diffusion-v2-768-v" if predicts_v else "stable-diffusion-v2-512"
+    elif base.is_xl:
+        architecture = "stable-diffusion-xl-v1-base"
     implementation = "https://github.com/Stability-AI/generative-models"
     found = {
         "modelspec.sai_model_spec": "1.0.0",
@@ -87,10 +89,8 @@ def base_version(base: StableDiffusion) -> dict[str, str]:
     """What kohya's scripts say of the base model in a file's metadata."""
     version = single_file.version(base)
     predicts_v = base.schedule.prediction_type == "v_prediction"
-    return {
-        "ss_base_model_version": f"sd_v{version}{'_v' if predicts_v else ''}",
-        "ss_v2": str(version == 2),
-    }
+    name = "sdxl_base_v1-0" if base.is_xl else f"sd_v{version}{'_v' if predicts_v else ''}"
+    return {"ss_base_model_version": name, "ss_v2": str(version == 2)}
 
 
 def write_card(folder: Path, trained: Trained, *, tags: Sequence[str], usage: str) -> list[Path]:

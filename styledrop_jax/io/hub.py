@@ -34,13 +34,13 @@ class Layout:
         kind: the folder of this kind of pipeline in a shipped base model such as "emoji64", which
             holds one of each; empty for a model that is no pipeline.
         weights: {folder of a component: stem of its weight files}; "" is the model's own folder.
-        tokenizer: the folder of its tokenizer; None for a model without one.
+        tokenizers: the folders of its tokenizers.
         others: the paths of further files.
     """
 
     kind: str = ""
     weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    tokenizer: str | None = None
+    tokenizers: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
 
     def choose(
@@ -67,20 +67,18 @@ class Layout:
                 source=_join(source, folder),
             )
             chosen += [_join(folder, name) for name in weights]
-        if self.tokenizer is not None:
-            names = choose_tokenizer(
-                _names(paths, self.tokenizer), source=_join(source, self.tokenizer)
-            )
-            chosen += [_join(self.tokenizer, name) for name in names]
+        for folder in self.tokenizers:
+            names = choose_tokenizer(_names(paths, folder), source=_join(source, folder))
+            chosen += [_join(folder, name) for name in names]
         for path in chosen:
             if path not in paths:
                 raise UserError(f"{_join(source, path)}: missing")
         return chosen
 
 
-CLIP = Layout(weights={"": "model"}, tokenizer="")
+CLIP = Layout(weights={"": "model"}, tokenizers=("",))
 """A model of both towers with its tokenizer, such as the one that judges."""
-PIPELINE_TOKENIZER = Layout(kind="muse", tokenizer="tokenizer")
+PIPELINE_TOKENIZER = Layout(kind="muse", tokenizers=("tokenizer",))
 """Of a pipeline of any kind, its tokenizer alone."""
 
 
@@ -237,15 +235,21 @@ def save_component(
     write_json(folder / "config.json", config)
 
 
-def save_index(folder: Path, pipeline: str, parts: Mapping[str, tuple[str, str]]) -> None:
+def save_index(
+    folder: Path,
+    pipeline: str,
+    parts: Mapping[str, tuple[str, str]],
+    settings: Mapping[str, Any] | None = None,
+) -> None:
     """Writes `model_index.json`, by which the reference library finds a pipeline's parts.
 
     Args:
         folder: the pipeline's.
         pipeline: its class.
         parts: {folder of a part: (library, class)}
+        settings: of the pipeline itself.
     """
-    index: dict[str, Any] = {"_class_name": pipeline}
+    index: dict[str, Any] = {"_class_name": pipeline, **(settings or {})}
     for name, (library, part) in parts.items():
         index[name] = [library, part]
     write_json(folder / "model_index.json", index)

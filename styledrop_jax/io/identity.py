@@ -35,7 +35,10 @@ class Part:
 
 
 def of_base(
-    parts: Mapping[str, Part], tokenizer: PreTrainedTokenizerBase, schedule: Any = None
+    parts: Mapping[str, Part],
+    tokenizer: PreTrainedTokenizerBase,
+    schedule: Any = None,
+    pair: Any = None,
 ) -> str:
     """The hash of a base model: 64 hexadecimal digits.
 
@@ -43,12 +46,14 @@ def of_base(
         parts: {name: component}, such as the denoiser, the autoencoder and the text tower.
         tokenizer: the text tower's.
         schedule: the noise schedule, a frozen dataclass; None for a model without one.
+        pair: how two text towers read one text, likewise.
     """
     facts: dict[str, Any] = {"tokenizer": _of_tokenizer(tokenizer)}
     for name, part in parts.items():
         facts[name] = [_changed(part.config), of_weights(part.tensors)]
-    if schedule is not None:
-        facts["schedule"] = _changed(schedule)
+    for name, settings in (("schedule", schedule), ("pair", pair)):
+        if settings is not None:
+            facts[name] = _changed(settings)
     return _of_json(facts)
 
 
@@ -92,7 +97,7 @@ def _key(tensors: Tensors) -> str:
     names = []
     for name in sorted(tensors):
         place = tensors.places[name]
-        names.append([name, place.file.name, place.stored, place.shape, place.third])
+        names.append([name, place.file.name, *place[1:]])
     return _of_json([files, names])
 
 

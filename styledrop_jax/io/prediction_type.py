@@ -61,12 +61,12 @@ class Marks:
         return prediction, zero_snr
 
 
-def read(file: Path, *, version: int) -> Marks:
+def read(file: Path, *, version: int | str) -> Marks:
     """The marks of a single file: its metadata, its tensors' names, and `NAME.yaml` beside it.
 
     Args:
         file: a safetensors file.
-        version: 1 or 2, which Stable Diffusion its tensors are of.
+        version: which Stable Diffusion its tensors are of: 1, 2 or "xl".
 
     Raises:
         UserError: a mark has an unknown value, or says another version.
@@ -91,7 +91,7 @@ def read(file: Path, *, version: int) -> Marks:
     if "ztsnr" in names:
         marks.zero_snr["its tensor ztsnr"] = True
     said = metadata.get("ss_v2", "").lower()
-    if said in _VERSIONS:
+    if said in _VERSIONS and version in _VERSIONS.values():
         versions = {"its tensors": version, "ss_v2 of its metadata": _VERSIONS[said]}
         _agreed(file, "Stable Diffusion version", versions)
     config = file.with_suffix(".yaml")

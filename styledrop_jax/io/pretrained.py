@@ -88,12 +88,14 @@ class Place(NamedTuple):
         stored: its name there.
         shape: of the tensor.
         third: which third of the stored rows it is; None for all.
+        transposed: whether the stored tensor is its transpose.
     """
 
     file: Path
     stored: str
     shape: tuple[int, ...]
     third: int | None = None
+    transposed: bool = False
 
 
 class Tensors(Mapping[str, np.ndarray]):
@@ -136,7 +138,7 @@ class Tensors(Mapping[str, np.ndarray]):
         diffusers layout.
 
         Returns:
-            {"unet" | "vae" | "text_encoder": its tensors}
+            {"unet" | "vae" | "text_encoder" | "text_encoder_2": its tensors}
 
         Raises:
             UserError: it is not such a file, or not readable.
@@ -145,19 +147,22 @@ class Tensors(Mapping[str, np.ndarray]):
         components = {}
         for part, sources in single_file.split(list(whole), source=str(file)).items():
             tensors = cls([], Rules(rules=()))
-            for name, (stored, third) in sources.items():
+            for name, (stored, third, transposed) in sources.items():
                 shape = whole[stored].shape
                 if third is not None:
                     shape = (shape[0] // 3, *shape[1:])
-                tensors.places[name] = Place(file, stored, shape, third)
+                if transposed:
+                    shape = shape[::-1]
+                tensors.places[name] = Place(file, stored, shape, third, transposed)
             components[part] = tensors
         return components
 
     def __getitem__(self, name: str) -> np.ndarray:
-        file, stored, shape, third = self.places[name]
+        file, stored, shape, third, transposed = self.places[name]
         with open_safetensors(file) as handle:
             if third is None:
-                return handle.get_tensor(stored)
+                tensor = handle.get_tensor(stored)
+                return tensor.T if transposed else tensor
             return handle.get_slice(stored)[third * shape[0] : (third + 1) * shape[0]]
 
     def __iter__(self) -> Iterator[str]:

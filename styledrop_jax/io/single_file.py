@@ -1,5 +1,5 @@
-"""Stable Diffusion 1.x and 2.x in a single file: where in it each parameter of the diffusers layout
-lies.
+"""Stable Diffusion 1.x, 2.x and XL in a single file: where in it each parameter of the diffusers
+layout lies.
 
 Fine-tunes are mostly shared as one file in the naming of the latent-diffusion code. Only names are
 looked at here, so that a reader can fetch what it needs, when it needs it.
@@ -16,18 +16,22 @@ _PREFIXES = {
     "vae": "first_stage_model.",
     "text_encoder": "cond_stage_model.",
 }
+_XL = "conditioner.embedders."
+_PREFIXES_XL = _PREFIXES | {"text_encoder": f"{_XL}0.", "text_encoder_2": f"{_XL}1."}
 IGNORED = (
-    r"[^.]+|model_ema\..+|first_stage_model\.loss\..+|cond_stage_model\..*position_ids"
-    r"|cond_stage_model\.(?:model\.|transformer\.)?"
-    r"(?:logit_scale|attn_mask|text_projection(?:\.weight)?)"
+    r"[^.]+|denoiser\..+|model_ema\..+|first_stage_model\.loss\..+"
+    r"|(?:cond_stage_model|conditioner)\..*(?:position_ids|logit_scale|attn_mask)"
+    r"|(?:cond_stage_model|conditioner\.embedders\.0)\.(?:model\.|transformer\.)?"
+    r"text_projection(?:\.weight)?"
     r"|cond_stage_model\.model\.transformer\.resblocks\.23\..+"
 )
-"""Regex of tensors that are no parameters of the three components.
+"""Regex of tensors that are no parameters of the components.
 
 They are the noise schedule and marks (the names without a dot), the moving average of the weights,
-buffers, the projection that serves contrastive training, and OpenCLIP's last layer: Stable
-Diffusion 2.x conditions on the one before it.
+buffers, the projection of a first text tower, which serves contrastive training, and OpenCLIP's
+last layer: Stable Diffusion 2.x conditions on the one before it.
 """
+_REFINER = f"{_XL}0.model."  # OpenCLIP's tower is the only one
 _OTHERS = {
     r"conditioner\.": "Stable Diffusion XL",
     r"(?:model\.diffusion_model\.)?(?:joint|double)_blocks\.": "Stable Diffusion 3 or Flux",
@@ -46,10 +50,12 @@ class Source(NamedTuple):
         name: the stored tensor.
         third: which third of its rows: 0 the query, 1 the key, 2 the value of a fused projection;
             None for all rows.
+        transposed: whether it is stored as [in, out].
     """
 
     name: str
     third: int | None = None
+    transposed: bool = False
 
 
 def split(names: Sequence[str], *, source: str) -> dict[str, dict[str, Source]]:
@@ -65,18 +71,23 @@ def split(names: Sequence[str], *, source: str) -> dict[str, dict[str, Source]]:
         source: the file, for errors.
 
     Returns:
-        {"unet" | "vae" | "text_encoder": {name in that component: where it lies}}
+        {"unet" | "vae" | "text_encoder": {name in that component: where it lies}}, and of XL
+        "text_encoder_2".
 
     Raises:
-        UserError: a component is missing or there is more than the three: not such a checkpoint.
-            Says what was found.
+        UserError: a component is missing or there is more than those: not such a checkpoint. Says
+            what was found.
     """
-    inner: dict[str, list[str]] = {part: [] for part in _PREFIXES}
+    if any(name.startswith(_REFINER) for name in names):
+        raise UserError(f"{source}: found SDXL's refiner, expected SDXL's base model")
+    is_xl = any(name.startswith(_PREFIXES_XL["text_encoder_2"]) for name in names)
+    known = _PREFIXES_XL if is_xl else _PREFIXES
+    inner: dict[str, list[str]] = {part: [] for part in known}
     strangers = []
     for name in names:
         if re.fullmatch(IGNORED, name):
             continue
-        for part, prefix in _PREFIXES.items():
+        for part, prefix in known.items():
             if name.startswith(prefix):
                 inner[part].append(name.removeprefix(prefix))
                 break
@@ -85,16 +96,18 @@ def split(names: Sequence[str], *, source: str) -> dict[str, dict[str, Source]]:
     if strangers or not all(inner.values()):
         example = min(strangers or names, default="")
         found = f"{len(names)} tensors" + (f", such as {example}" if example else "")
-        prefixes = "*, ".join(_PREFIXES.values())
+        prefixes = "*, ".join(known.values())
+        version = "XL" if is_xl else "1.x or 2.x"
         raise UserError(
-            f"{source}: found {found}{_known(names)}; expected a whole Stable Diffusion 1.x or 2.x "
+            f"{source}: found {found}{_known(names)}; expected a whole Stable Diffusion {version} "
             f"checkpoint: {prefixes}*"
         )
+    renames = {"unet": _unet, "vae": _vae}
     components = {}
-    for part, rename in (("unet", _unet), ("vae", _vae), ("text_encoder", _text)):
+    for part, prefix in known.items():
         components[part] = {}
-        for name, (stored, third) in rename(inner[part]).items():
-            components[part][name] = Source(_PREFIXES[part] + stored, third)
+        for name, place in renames.get(part, _text)(inner[part]).items():
+            components[part][name] = place._replace(name=prefix + place.name)
     return components
 
 
@@ -118,6 +131,8 @@ def _numbers(names: Iterable[str], pattern: str) -> list[int]:
 _UNET_ENDS = {
     "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",
+    "label_emb.0.0": "add_embedding.linear_1",
+    "label_emb.0.2": "add_embedding.linear_2",
     "input_blocks.0.0": "conv_in",
     "out.0": "conv_norm_out",
     "out.2": "conv_out",
@@ -213,6 +228,9 @@ def _text(names: list[str]) -> dict[str, Source]:
         if stored.startswith("model."):
             for pattern, replacement in _OPEN_CLIP:
                 name = re.sub(pattern, replacement, name)
+        if stored == "model.text_projection":
+            sources["text_projection.weight"] = Source(stored, transposed=True)
+            continue
         match = re.fullmatch(r"(.+\.)in_proj_(weight|bias)", name)
         if not match:
             sources[name] = Source(stored)

@@ -1,9 +1,10 @@
 """CLIP: the text tower, the vision tower, and both with the logit scale.
 
 Attribute paths, configs and files follow transformers' `CLIPTextModel`,
-`CLIPTextModelWithProjection`, `CLIPVisionModelWithProjection` and `CLIPModel`.
+`CLIPTextModelWithProjection`, `CLIPVisionModelWithProjection` and `CLIPModel`. Two text towers side
+by side are Stable Diffusion XL's.
 
-Source: Radford et al. 2021, arXiv:2103.00020.
+Sources: Radford et al. 2021, arXiv:2103.00020; XL: Podell et al. 2023, arXiv:2307.01952.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from styledrop_jax.models.attention import attention
-from styledrop_jax.models.clip_config import ClipConfig, TextConfig, VisionConfig
+from styledrop_jax.models.clip_config import ClipConfig, PairConfig, TextConfig, VisionConfig
 from styledrop_jax.models.grid import FoldingConv
 from styledrop_jax.models.layers import Embed, LayerNorm, Linear, gelu
 from styledrop_jax.models.rules import COMMON, Rule, Rules
@@ -171,6 +172,57 @@ class ClipText(nnx.Module):
         pooled = jnp.take_along_axis(last, jnp.argmax(ends, axis=1)[:, None, None], axis=1)[:, 0]
         embeds = None if self.text_projection is None else self.text_projection(pooled)
         return TextOutput(states, last, pooled, embeds)
+
+
+class TextPair(nnx.Module):
+    """Two text towers that read the same texts, with one vocabulary (arXiv 2307.01952, §2.1).
+
+    Attributes:
+        first: its features stand first; its projection, if any, is not used.
+        second: has a projection.
+    """
+
+    def __init__(self, first: ClipText, second: ClipText, config: PairConfig):
+        self.config = config
+        self.first = first
+        self.second = second
+
+    def __call__(self, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Encodes token ids, int [b, t], padded with the first tower's padding.
+
+        Returns:
+            The last hidden states but one of both, side by side [b, t, d + d'], and the second's
+            pooled and projected features [b, p].
+        """
+        first = self.first(ids)
+        second = self.second(jnp.where(self._after(ids), self.config.second_padding, ids))
+        assert second.embeds is not None, "the second text tower has a projection"
+        states = [first.hidden_states[-2], second.hidden_states[-2]]
+        states = jnp.concatenate(states, axis=-1)
+        pooled = second.embeds
+        if self.config.zero_empty:
+            empty = ids[:, 1] == self.config.end  # after the token that begins every text
+            states = jnp.where(empty[:, None, None], 0, states)
+            pooled = jnp.where(empty[:, None], 0, pooled)
+        return states, pooled
+
+    def _after(self, ids: jax.Array) -> jax.Array:
+        """bool [b, t], the padding: what is like the padding up to the end, but for the token that
+        ends the text, which may be the same."""
+        padding = self.config.first_padding
+        rest = jnp.flip(jnp.cumprod(jnp.flip(ids == padding, 1), axis=1), 1).astype(bool)
+        if padding != self.config.end:
+            return rest
+        before = jnp.pad(rest[:, :-1], ((0, 0), (1, 0)))
+        return rest & before
+
+
+def towers(text: nnx.Module) -> dict[str, ClipText]:
+    """The text towers of a pipeline, by their dotted paths in it; "" is a tower on its own."""
+    if isinstance(text, TextPair):
+        return {"first": text.first, "second": text.second}
+    assert isinstance(text, ClipText)
+    return {"": text}
 
 
 class _VisionEmbeddings(nnx.Module):

@@ -84,6 +84,37 @@ class TextConfig:
             projection=projection,
         )
 
+    @classmethod
+    def open_clip_big_g(cls) -> Self:
+        """OpenCLIP's ViT-bigG-14, the second text tower of Stable Diffusion XL."""
+        return cls(
+            hidden_size=1280,
+            intermediate_size=5120,
+            projection_dim=1280,
+            num_hidden_layers=32,
+            num_attention_heads=20,
+            hidden_act="gelu",
+            eos_token_id=2,
+            bos_token_id=0,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairConfig:
+    """How the two text towers of Stable Diffusion XL read one text.
+
+    Attributes:
+        end: id of the token that ends a text.
+        first_padding, second_padding: ids of the tokens after it, for each tower.
+        zero_empty: an empty text is zeros, which the model was trained with; the reference's
+            `force_zeros_for_empty_prompt`.
+    """
+
+    end: int
+    first_padding: int
+    second_padding: int
+    zero_empty: bool = True
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionConfig:

@@ -17,7 +17,13 @@ _LONGEST_NAME = 100  # letters
 _LARGEST_SCALE = 1e6  # of a number that is not whole
 _FROM_ZERO = ("bos_token_id", "eos_token_id", "pad_token_id", "freq_shift", "steps_offset")
 _ABOVE_ZERO = ("layer_norm_eps", "layer_norm_epsilon", "norm_eps", "scaling_factor")
-_LAYERS = ("num_hidden_layers", "num_layers", "num_res_blocks", "layers_per_block")
+_LAYERS = (
+    "num_hidden_layers",
+    "num_layers",
+    "num_res_blocks",
+    "layers_per_block",
+    "transformer_layers_per_block",
+)
 _TENSORS_OF_A_LAYER = 6  # every kind has at least so many
 _WORDS = {bool: "true or false", float: "a number", str: "text"}
 
@@ -65,10 +71,13 @@ def require_layers(config: Any, tensors: int, *, source: str) -> None:
     """
     blocks = getattr(config, "block_out_channels", None)
     for name in _LAYERS:
-        count = getattr(config, name, 0) * (len(blocks) if isinstance(blocks, tuple) else 1)
+        each = getattr(config, name, 0)
+        count = each * (len(blocks) if isinstance(blocks, tuple) else 1)
+        if isinstance(each, tuple):
+            count = sum(each)
         if count * _TENSORS_OF_A_LAYER > tensors:
             raise UserError(
-                f"{source}: {name} of its config.json is {getattr(config, name)}, but its weights "
+                f"{source}: {name} of its config.json is {shown(each)}, but its weights "
                 f"are {tensors} tensors; expected those of every layer"
             )
 

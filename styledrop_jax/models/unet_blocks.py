@@ -189,12 +189,14 @@ class BasicTransformerBlock(nnx.Module):
 
 
 class Transformer2DModel(nnx.Module):
-    """A transformer block over the positions of a grid, added to it."""
+    """`depth` transformer blocks over the positions of a grid, added to it."""
 
-    def __init__(self, parts: Parts, c: int, *, heads: int):
+    def __init__(self, parts: Parts, c: int, *, heads: int, depth: int):
         self.norm = parts.group_norm(c, epsilon=_TRANSFORMER_NORM_EPS)
         self.proj_in = parts.projection(c)
-        self.transformer_blocks = nnx.List([BasicTransformerBlock(parts, c, heads=heads)])
+        self.transformer_blocks = nnx.List([])
+        for _ in range(depth):
+            self.transformer_blocks.append(BasicTransformerBlock(parts, c, heads=heads))
         self.proj_out = parts.projection(c, kernel_init=_zeros)
 
     def __call__(self, x: jax.Array, text: Text) -> jax.Array:
@@ -231,13 +233,17 @@ class Upsample2D(nnx.Module):
 class _Layers(nnx.Module):
     """Residual blocks, each followed by a transformer if the block has `heads`."""
 
-    def __init__(self, parts: Parts, widths: Sequence[int], c: int, *, heads: int | None):
-        """widths: channels that each residual block takes. c: channels it gives."""
+    def __init__(
+        self, parts: Parts, widths: Sequence[int], c: int, *, heads: int | None, depth: int
+    ):
+        """widths: channels that each residual block takes. c: channels it gives. depth: layers of a
+        transformer.
+        """
         self.resnets = nnx.List([ResnetBlock2D(parts, width, c) for width in widths])
         self.attentions = nnx.List([])
         if heads:
             for _ in widths:
-                self.attentions.append(Transformer2DModel(parts, c, heads=heads))
+                self.attentions.append(Transformer2DModel(parts, c, heads=heads, depth=depth))
 
     def _layer(self, index: int, x: jax.Array, time: jax.Array, text: Text) -> jax.Array:
         x = self.resnets[index](x, time)
@@ -248,9 +254,17 @@ class DownBlock2D(_Layers):
     """One resolution on the way down; with `heads`, the reference's `CrossAttnDownBlock2D`."""
 
     def __init__(
-        self, parts: Parts, c_in: int, c: int, *, layers: int, heads: int | None, downsample: bool
+        self,
+        parts: Parts,
+        c_in: int,
+        c: int,
+        *,
+        layers: int,
+        heads: int | None,
+        depth: int,
+        downsample: bool,
     ):
-        super().__init__(parts, [c_in] + [c] * (layers - 1), c, heads=heads)
+        super().__init__(parts, [c_in] + [c] * (layers - 1), c, heads=heads, depth=depth)
         self.downsamplers = nnx.List([Downsample2D(parts, c)] if downsample else [])
 
     def __call__(self, x: jax.Array, time: jax.Array, text: Text) -> list[jax.Array]:
@@ -268,9 +282,9 @@ class DownBlock2D(_Layers):
 class UNetMidBlock2DCrossAttn(nnx.Module):
     """A transformer between two residual blocks, at the lowest resolution."""
 
-    def __init__(self, parts: Parts, c: int, *, heads: int):
+    def __init__(self, parts: Parts, c: int, *, heads: int, depth: int):
         self.resnets = nnx.List([ResnetBlock2D(parts, c, c), ResnetBlock2D(parts, c, c)])
-        self.attentions = nnx.List([Transformer2DModel(parts, c, heads=heads)])
+        self.attentions = nnx.List([Transformer2DModel(parts, c, heads=heads, depth=depth)])
 
     def __call__(self, x: jax.Array, time: jax.Array, text: Text) -> jax.Array:
         """x: [b, h, w, c]. Returns [b, h, w, c]."""
@@ -290,13 +304,14 @@ class UpBlock2D(_Layers):
         skip: int,
         layers: int,
         heads: int | None,
+        depth: int,
         upsample: bool,
     ):
         """skip: channels of the last of the block's skips; the others have `c`."""
         widths = [2 * c] * layers  # of the input and the skip
         widths[0] += c_in - c
         widths[-1] += skip - c
-        super().__init__(parts, widths, c, heads=heads)
+        super().__init__(parts, widths, c, heads=heads, depth=depth)
         self.upsamplers = nnx.List([Upsample2D(parts, c)] if upsample else [])
 
     def __call__(

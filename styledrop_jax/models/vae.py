@@ -70,6 +70,11 @@ class Config(vqgan.CodecConfig):
         return cls(block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512)
 
     @classmethod
+    def sdxl(cls) -> Self:
+        """The autoencoder of Stable Diffusion XL: the same network, with weights of its own."""
+        return dataclasses.replace(cls.sd(), scaling_factor=0.13025, sample_size=1024)
+
+    @classmethod
     def emoji64(cls, *, width: int = 8) -> Self:
         """For 64-pixel images: 4 pixels a latent, 4 channels, 0.6M parameters.
 

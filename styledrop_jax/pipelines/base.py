@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
+from styledrop_jax.models import clip
 from styledrop_jax.sampling.maskgit import linear_ramp
 from styledrop_jax.sampling.schedulers import SAMPLERS
 from styledrop_jax.settings import setting
@@ -162,7 +163,7 @@ class Pipeline:
         base_hash: identifies everything that decides what it computes; adapters carry it.
         denoiser: what most methods train: the transformer or the U-Net.
         autoencoder: images ↔ tokens or latents.
-        text: the text tower.
+        text: the text tower, or two of them.
         tokenizer: the text tower's.
         expand: what is done to a prompt before the tokenizer, for new words of several tokens.
     """
@@ -193,6 +194,12 @@ class Pipeline:
         otherwise.
         """
         raise NotImplementedError
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of a prompt, with those that begin, end and pad it."""
+        first = next(iter(clip.towers(self.text).values()))
+        return first.config.max_position_embeddings
 
     def canvas(self, height: int, width: int) -> tuple[int, int]:
         """The height and width, pixels, at which an image of that shape is generated anew."""

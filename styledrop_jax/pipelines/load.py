@@ -60,6 +60,18 @@ LOADERS = {
         shapes=stable_diffusion_files.shapes,
         named=stable_diffusion_files.NAMED,
     ),
+    "stable_diffusion_xl": Loader(
+        layout=stable_diffusion_files.LAYOUT_XL,
+        load=stable_diffusion_files.load_folder_xl,
+        components=(
+            stable_diffusion_files.UNET,
+            stable_diffusion_files.VAE,
+            stable_diffusion_files.TEXT,
+            stable_diffusion_files.TEXT_2,
+        ),
+        shapes=stable_diffusion_files.shapes,
+        named=stable_diffusion_files.NAMED_XL,
+    ),
 }
 """The kinds of pipelines, by name."""
 

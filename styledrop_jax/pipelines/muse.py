@@ -81,7 +81,7 @@ class Muse(Pipeline):
     def text_ids(self, prompts: Sequence[str]) -> np.ndarray:
         """Prompts → token ids [b, t] int32."""
         expanded = [self.expand(prompt) for prompt in prompts]
-        return tokenize(self.tokenizer, expanded, self.text.config.max_position_embeddings)
+        return tokenize(self.tokenizer, expanded, self.prompt_length)
 
     def text_features(self, tower: clip.ClipText, ids: jax.Array) -> PooledText:
         """Token ids [b, t] → features; pure."""

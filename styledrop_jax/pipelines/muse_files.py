@@ -37,7 +37,7 @@ TEXT = Component(
 LAYOUT = hub.Layout(
     kind="muse",
     weights={part.folder: part.stem for part in (TRANSFORMER, VQVAE, TEXT)},
-    tokenizer="tokenizer",
+    tokenizers=("tokenizer",),
 )
 NAMED = {
     "amused/amused-256": {

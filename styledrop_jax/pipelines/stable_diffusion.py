@@ -1,5 +1,10 @@
-"""Stable Diffusion 1.x and 2.x: an autoencoder, a U-Net over noisy latents, a CLIP text tower
-(arXiv 2112.10752)."""
+"""Stable Diffusion: an autoencoder, a U-Net over noisy latents, a CLIP text tower (1.x and 2.x,
+arXiv 2112.10752) or two (XL, arXiv 2307.01952).
+
+XL is also told the size of an image before it was scaled and cut, the corner of the cut, and the
+size that it sees. Images are scaled and cut on their way into a run, so both sizes are taken to be
+the image's own, and the corner to be (0, 0), in training and in sampling.
+"""
 
 import dataclasses
 import functools
@@ -33,7 +38,8 @@ from styledrop_jax.sampling.noise_schedule import NoiseSchedule
 from styledrop_jax.training import losses, mesh
 
 _TEXT_BATCH = 16
-_IMAGE_BATCH = 4  # of 768 pixels the autoencoder's activations are gigabytes
+_IMAGE_BATCH = 4  # of 768 pixels the autoencoder's activations are gigabytes,
+_LARGE = 768  # and of more those of one image
 
 StepControl = Callable[[jax.Array, str, jax.Array, jax.Array], jax.Array]
 """Edits the cross-attention while images are sampled: (weights, place, step, branch) → the weights
@@ -46,7 +52,8 @@ can change without compiling anew.
 
 
 class TextStates(NamedTuple):
-    """What the denoiser sees of prompts: `states` [b, t, c], the last layer's after the final norm.
+    """What the denoiser sees of prompts: `states` [b, t, c], the last layer's after the final norm,
+    or XL's of both towers, which also sees `pooled` [b, p].
 
     In training `apart` [b, t, 2] may say which tokens belong to one half of an image; see
     `losses.unmix_loss`.
@@ -54,6 +61,7 @@ class TextStates(NamedTuple):
 
     states: jax.Array
     apart: jax.Array | None = None
+    pooled: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,15 +71,20 @@ class StableDiffusion(Pipeline):
     Attributes:
         denoiser: predicts the noise or v.
         autoencoder: images ↔ latents.
-        text: prompts → features.
+        text: prompts → features. XL has two towers of one vocabulary.
         schedule: the noise of each timestep, and which of the two the denoiser predicts.
     """
 
     controllable: ClassVar[bool] = True
     denoiser: unet.UNet
     autoencoder: vae.AutoencoderKL
-    text: clip.ClipText
+    text: clip.ClipText | clip.TextPair
     schedule: NoiseSchedule
+
+    @property
+    def is_xl(self) -> bool:
+        """Whether it is an XL."""
+        return isinstance(self.text, clip.TextPair)
 
     @property
     def resolution(self) -> int:
@@ -93,11 +106,11 @@ class StableDiffusion(Pipeline):
     def text_ids(self, prompts: Sequence[str]) -> np.ndarray:
         """Prompts → token ids [b, t] int32."""
         expanded = [self.expand(prompt) for prompt in prompts]
-        return tokenize(self.tokenizer, expanded, self.text.config.max_position_embeddings)
+        return tokenize(self.tokenizer, expanded, self.prompt_length)
 
-    def text_features(self, tower: clip.ClipText, ids: jax.Array) -> TextStates:
+    def text_features(self, tower: clip.ClipText | clip.TextPair, ids: jax.Array) -> TextStates:
         """Token ids [b, t] → features; pure."""
-        return TextStates(tower(ids).last_hidden_state)
+        return _features(tower, ids)
 
     def encode_text(self, prompts: Sequence[str]) -> TextStates:
         """Prompts → features; each distinct prompt is computed once, in batches of one size."""
@@ -105,8 +118,8 @@ class StableDiffusion(Pipeline):
         def encode(distinct: list[str]) -> TextStates:
             compute = functools.partial(_encode_text, self.text)
             ids = self.text_ids(distinct)
-            states = mesh.in_chunks(compute, ids, _TEXT_BATCH, self.devices)
-            return TextStates(jnp.asarray(states))
+            found = mesh.in_chunks(compute, ids, _TEXT_BATCH, self.devices)
+            return jax.tree.map(jnp.asarray, found)
 
         return distinct_rows(prompts, encode)
 
@@ -118,13 +131,18 @@ class StableDiffusion(Pipeline):
         at each step.
         """
         compute = functools.partial(_encode, self.autoencoder)
-        return mesh.in_chunks(compute, to_floats(images), _IMAGE_BATCH, self.devices)
+        return mesh.in_chunks(compute, to_floats(images), self._at_once, self.devices)
 
-    def decode_latents(self, latents: np.ndarray, batch_size: int = _IMAGE_BATCH) -> np.ndarray:
+    @property
+    def _at_once(self) -> int:
+        """Images that the autoencoder takes at once."""
+        return _IMAGE_BATCH if self.resolution <= _LARGE else 1
+
+    def decode_latents(self, latents: np.ndarray, batch_size: int | None = None) -> np.ndarray:
         """Latents [b, h, w, c] → images [b, h·f, w·f, 3] float32 in [0, 1], `batch_size` at a
         time."""
         compute = functools.partial(_decode, self.autoencoder)
-        return mesh.in_chunks(compute, latents, batch_size, self.devices)
+        return mesh.in_chunks(compute, latents, batch_size or self._at_once, self.devices)
 
     def loss(
         self,
@@ -141,10 +159,12 @@ class StableDiffusion(Pipeline):
         """
         latent_keys, noise_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         unmix = None if text.apart is None else losses.Unmix(text.apart)
+        latents = jax.vmap(vae.Posterior.sample)(targets, latent_keys)
+        added = _added(text, latents.shape, self.autoencoder.config.downsampling)
         each, metrics = losses.denoising_loss(
-            functools.partial(denoiser, remat=settings.remat, control=unmix),
+            functools.partial(denoiser, added=added, remat=settings.remat, control=unmix),
             self.schedule,
-            jax.vmap(vae.Posterior.sample)(targets, latent_keys),
+            latents,
             text.states,
             noise_keys,
             min_snr_gamma=settings.min_snr_gamma or None,
@@ -175,7 +195,7 @@ class StableDiffusion(Pipeline):
             control=control,
             **({} if edit is None else self._edited(edit)),
         )
-        return self.decode_latents(latents, min(len(seeds), _IMAGE_BATCH))
+        return self.decode_latents(latents, min(len(seeds), self._at_once))
 
     def _edited(self, edit: Edit) -> dict[str, Any]:
         """The arguments of `sample` that start from an edit's images."""
@@ -239,6 +259,7 @@ class StableDiffusion(Pipeline):
             sampler,
             steps,
             self._shape(size) if latents is None else latents.shape[1:],
+            self.autoencoder.config.downsampling,
         )
         inputs = _inputs(steps, latents, strength, known, mask, control)
         keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
@@ -253,11 +274,12 @@ class StableDiffusion(Pipeline):
         """See `Pipeline.programs`."""
         shape = self._shape(None)
         statics = tuple(group.static for group in groups)
-        plan = _Program(statics, self.schedule, settings.sampler, settings.steps, shape)
+        factor = self.autoencoder.config.downsampling
+        plan = _Program(statics, self.schedule, settings.sampler, settings.steps, shape, factor)
         inputs = _inputs(settings.steps, None, None, None, None, None)
         rescale = jax.ShapeDtypeStruct((), jnp.float32)
         arrays = tuple(group.arrays for group in groups)
-        latents = jax.ShapeDtypeStruct((min(count, _IMAGE_BATCH), *shape), jnp.float32)
+        latents = jax.ShapeDtypeStruct((min(count, self._at_once), *shape), jnp.float32)
         return {
             "sampling": Compilable(_sample, (plan, arrays, shape_of_keys(count), rescale, inputs)),
             "decoding": decoding(self.autoencoder, latents),
@@ -273,9 +295,23 @@ class StableDiffusion(Pipeline):
         return height // factor, width // factor, self.autoencoder.config.latent_channels
 
 
-@nnx.jit
-def _encode_text(tower: clip.ClipText, ids: jax.Array) -> jax.Array:
-    return tower(ids).last_hidden_state
+def _features(text: clip.ClipText | clip.TextPair, ids: jax.Array) -> TextStates:
+    if isinstance(text, clip.ClipText):
+        return TextStates(text(ids).last_hidden_state)
+    states, pooled = text(ids)
+    return TextStates(states, pooled=pooled)
+
+
+_encode_text = nnx.jit(_features)
+
+
+def _added(text: TextStates, shape: tuple[int, ...], factor: int) -> unet.Added | None:
+    """What XL adds to the time, of latents of a shape [b, h, w, c]; see the module's docstring."""
+    if text.pooled is None:
+        return None
+    b, h, w, _ = shape
+    size = (h * factor, w * factor)
+    return unet.Added(text.pooled, jnp.tile(jnp.array([*size, 0, 0, *size], jnp.float32), (b, 1)))
 
 
 @nnx.jit
@@ -289,13 +325,16 @@ def _decode(autoencoder: vae.AutoencoderKL, latents: jax.Array) -> jax.Array:
 
 
 class _Program(NamedTuple):
-    """What a program is compiled for. `shape` is h, w, c of the latents."""
+    """What a program is compiled for. `shape` is h, w, c of the latents, `factor` the pixels of one
+    along a side.
+    """
 
     groups: tuple[tuple[nnx.GraphDef, bool], ...]
     schedule: NoiseSchedule
     sampler: str | schedulers.Sampler
     steps: int
     shape: tuple[int, ...]
+    factor: int
 
 
 class _Inputs(NamedTuple):
@@ -351,7 +390,9 @@ def _sample(plan, groups, keys, rescale, inputs):
         edit = None
         if inputs.control is not None:
             edit = lambda maps, place: inputs.control(maps, place, step, branch)  # noqa: E731
-        return denoiser(x, jnp.broadcast_to(t, len(x)), text.states, control=edit)
+        added = _added(text, x.shape, plan.factor)
+        times = jnp.broadcast_to(t, len(x))
+        return denoiser(x, times, text.states, added=added, control=edit)
 
     def predict(x, t, step):
         outputs = []

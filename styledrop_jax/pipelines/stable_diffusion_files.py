@@ -1,4 +1,4 @@
-"""A Stable Diffusion 1.x or 2.x from the files of a diffusers folder, or from a single file."""
+"""A Stable Diffusion 1.x, 2.x or XL from the files of a diffusers folder, or from a single file."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,12 +7,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from styledrop_jax.errors import UserError
+from styledrop_jax.errors import UserError, shown
 from styledrop_jax.io import hub, identity, prediction_type
 from styledrop_jax.io.files import read_object
 from styledrop_jax.io.identity import Part
 from styledrop_jax.io.pretrained import Tensors
 from styledrop_jax.models import clip, unet, vae
+from styledrop_jax.models.clip_config import PairConfig
 from styledrop_jax.models.tokenizer import check_tokenizer, load_tokenizer
 from styledrop_jax.pipelines.components import DIFFUSERS, TRANSFORMERS, Component, Source
 from styledrop_jax.pipelines.stable_diffusion import StableDiffusion
@@ -40,12 +41,19 @@ TEXT = Component(
     rules=clip.RULES,
     stem=TRANSFORMERS,
 )
+TEXT_2 = dataclasses.replace(TEXT, folder="text_encoder_2")
 _SCHEDULER = "scheduler/scheduler_config.json"
+_INDEX = "model_index.json"
 LAYOUT = hub.Layout(
     kind="sd",
     weights={part.folder: part.stem for part in (UNET, VAE, TEXT)},
-    tokenizer="tokenizer",
+    tokenizers=("tokenizer",),
     others=(_SCHEDULER,),
+)
+LAYOUT_XL = hub.Layout(
+    weights={part.folder: part.stem for part in (UNET, VAE, TEXT, TEXT_2)},
+    tokenizers=("tokenizer", "tokenizer_2"),
+    others=(_SCHEDULER, _INDEX),
 )
 
 _TEXT_1 = clip.TextConfig.vit_l_14(projection=False)
@@ -57,15 +65,23 @@ _TEXT_2 = dataclasses.replace(
     num_attention_heads=16,
     num_hidden_layers=23,
 )
-PRESETS = {
+XL = "xl"
+PRESETS: dict[int | str, dict[str, Any]] = {
     1: {"unet": unet.Config.sd15(), "vae": vae.Config.sd(), "text_encoder": _TEXT_1},
     2: {"unet": unet.Config.sd21(), "vae": vae.Config.sd(), "text_encoder": _TEXT_2},
+    XL: {
+        "unet": unet.Config.sdxl(),
+        "vae": vae.Config.sdxl(),
+        "text_encoder": _TEXT_1,
+        "text_encoder_2": clip.TextConfig.open_clip_big_g(),
+    },
 }
-"""Configs by major version: a single file has none."""
+"""Configs by version: a single file has none."""
 NAMED = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": PRESETS[1],
     "stabilityai/stable-diffusion-2-1": PRESETS[2],
 }
+NAMED_XL = {"stabilityai/stable-diffusion-xl-base-1.0": PRESETS[XL]}
 """Configs by the hub's name of the model."""
 _BASE_2_SAMPLE_SIZE = 64  # of the 2.x that predict the noise; those that predict v have 768 pixels
 _SCHEDULE = NoiseSchedule(
@@ -76,7 +92,7 @@ _SCHEDULE = NoiseSchedule(
     set_alpha_to_one=False,
 )
 _TOKENIZER = "openai/clip-vit-large-patch14"
-_PADDING_2 = "!"  # 2.x was trained on texts padded with the token 0
+_PADDING_2 = "!"  # 2.x, and XL's second tower, were trained on texts padded with the token 0
 
 
 def shapes(
@@ -89,12 +105,16 @@ def shapes(
         configs: of its components, by their folders.
         tokenizer: its own, or a stand-in.
     """
+    text: clip.ClipText | clip.TextPair = source.shapes(TEXT, configs[TEXT.folder])
+    if TEXT_2.folder in configs:
+        second = source.shapes(TEXT_2, configs[TEXT_2.folder])
+        text = clip.TextPair(text, second, _pair(tokenizer, padding=0))
     return StableDiffusion(
         name=source.name,
         base_hash="",
         denoiser=source.shapes(UNET, configs[UNET.folder]),
         autoencoder=source.shapes(VAE, configs[VAE.folder]),
-        text=source.shapes(TEXT, configs[TEXT.folder]),
+        text=text,
         tokenizer=tokenizer,
         schedule=_SCHEDULE,
     )
@@ -114,19 +134,66 @@ def load_folder(source: Source) -> StableDiffusion:
     return _assemble(source, parts, tokenizer, schedule)
 
 
+def load_folder_xl(source: Source) -> StableDiffusion:
+    """Loads a Stable Diffusion XL from its folder; of `model_index.json`, if it is there, whether
+    an empty prompt is zeros.
+
+    Raises:
+        UserError: a file is missing or damaged, or does not fit, or it is the refiner.
+    """
+    parts = {}
+    for component in (UNET, VAE, TEXT, TEXT_2):  # of which the refiner has no first tower
+        parts[component.folder] = source.open(component)
+    tokenizer = load_tokenizer(source.path / "tokenizer")
+    second = load_tokenizer(source.path / "tokenizer_2")
+    if tokenizer.get_vocab() != second.get_vocab():
+        raise UserError(
+            f"{source.path / 'tokenizer_2'}: found another vocabulary than that of tokenizer, "
+            "expected the same, as Stable Diffusion XL has it"
+        )
+    check_tokenizer(second, parts["text_encoder_2"].config, source=f"tokenizer_2 of {source.name}")
+    index = source.path / _INDEX
+    values = read_object(index) if index.is_file() else {}
+    zeros = values.get("force_zeros_for_empty_prompt", True)
+    if not isinstance(zeros, bool):
+        raise UserError(
+            f"{index}: force_zeros_for_empty_prompt is {shown(zeros)}, expected true or false"
+        )
+    schedule = NoiseSchedule.from_dict(read_object(source.path / _SCHEDULER))
+    pair = _pair(tokenizer, padding=second.pad_token_id, zero_empty=zeros)
+    return _assemble(source, parts, tokenizer, schedule, pair)
+
+
+def _pair(
+    tokenizer: PreTrainedTokenizerBase, *, padding: int, zero_empty: bool = True
+) -> PairConfig:
+    """`padding` is the second tower's."""
+    return PairConfig(
+        end=tokenizer.eos_token_id,
+        first_padding=tokenizer.pad_token_id,
+        second_padding=padding,
+        zero_empty=zero_empty,
+    )
+
+
 def load_file(source: Source) -> StableDiffusion:
     """Loads a Stable Diffusion that is a single safetensors file.
 
     With such a file `tuned.safetensors` comes no tokenizer: it is taken from `tuned/tokenizer`
     beside it if that is there, else CLIP's from the Hugging Face cache or hub. What it predicts is
     that of `tuned/scheduler` and of the marks that `prediction_type.read` knows. Without any, a 1.x
-    predicts the noise, and a 2.x is refused.
+    and an XL predict the noise, and a 2.x is refused. An XL's second tower is padded, and its empty
+    prompts are zeros, as in the public model.
 
     Raises:
         UserError: the file or the tokenizer is missing or damaged, or it is no such model.
     """
     version, parts, schedule = _of_file(source.path)
-    return _assemble(source, parts, _tokenizer_of_file(source.path, version), schedule)
+    tokenizer = _tokenizer_of_file(source.path, version)
+    pair = None
+    if version == XL:
+        pair = _pair(tokenizer, padding=tokenizer.convert_tokens_to_ids(_PADDING_2))
+    return _assemble(source, parts, tokenizer, schedule, pair)
 
 
 def configs_of_file(file: Path) -> dict[str, Any]:
@@ -136,12 +203,12 @@ def configs_of_file(file: Path) -> dict[str, Any]:
     return {folder: part.config for folder, part in parts.items()}
 
 
-def _of_file(file: Path) -> tuple[int, dict[str, Part], NoiseSchedule]:
-    """The major version of a single file, its components, of which no data is read yet, and its
+def _of_file(file: Path) -> tuple[int | str, dict[str, Part], NoiseSchedule]:
+    """The version of a single file, its components, of which no data is read yet, and its
     schedule."""
     tensors = Tensors.of_single_file(file)
     is_2 = "text_model.encoder.layers.12.layer_norm1.weight" in tensors["text_encoder"]
-    version = 2 if is_2 else 1
+    version = XL if TEXT_2.folder in tensors else 2 if is_2 else 1
     schedule = schedule_of_file(file, version)
     parts = {}
     for folder, config in PRESETS[version].items():
@@ -151,12 +218,12 @@ def _of_file(file: Path) -> tuple[int, dict[str, Part], NoiseSchedule]:
     return version, parts, schedule
 
 
-def _tokenizer_of_file(file: Path, version: int) -> PreTrainedTokenizerBase:
+def _tokenizer_of_file(file: Path, version: int | str) -> PreTrainedTokenizerBase:
     beside = file.with_suffix("") / "tokenizer"
     if beside.is_dir():
         return load_tokenizer(beside)
     try:
-        folder = hub.resolve(_TOKENIZER, (hub.Layout(tokenizer=""),))
+        folder = hub.resolve(_TOKENIZER, (hub.Layout(tokenizers=("",)),))
     except UserError as error:
         raise UserError(f"{beside}: no tokenizer there, and {error}") from None
     tokenizer = load_tokenizer(folder)
@@ -165,8 +232,9 @@ def _tokenizer_of_file(file: Path, version: int) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def schedule_of_file(file: Path, version: int) -> NoiseSchedule:
-    """The noise schedule of a single file of Stable Diffusion `version`, 1 or 2; see `load_file`.
+def schedule_of_file(file: Path, version: int | str) -> NoiseSchedule:
+    """The noise schedule of a single file of Stable Diffusion `version`, 1, 2 or `XL`; see
+    `load_file`.
 
     Raises:
         UserError: its marks contradict each other, or it is a 2.x that has none.
@@ -198,38 +266,58 @@ def _assemble(
     parts: Mapping[str, Part],
     tokenizer: PreTrainedTokenizerBase,
     schedule: NoiseSchedule,
+    pair: PairConfig | None = None,
 ) -> StableDiffusion:
-    """Loads the components, once it is known that they fit each other."""
+    """Loads the components, once it is known that they fit each other; `pair` is of an XL."""
     denoiser = parts["unet"]
     autoencoder = parts["vae"]
     has_projection = "text_projection.weight" in parts["text_encoder"].tensors
     config = dataclasses.replace(parts["text_encoder"].config, projection=has_projection)
-    text = Part(config, parts["text_encoder"].tensors)
-    _check_sizes(source.name, denoiser.config, autoencoder.config, config)
+    roles = {"denoiser": denoiser, "autoencoder": autoencoder}
+    roles["text"] = Part(config, parts["text_encoder"].tensors)
+    if pair is not None:
+        roles["text_2"] = parts["text_encoder_2"]
+    _check_sizes(source.name, {name: part.config for name, part in roles.items()})
     # Nothing is read at the end token, so that the projection does not matter.
     unprojected = dataclasses.replace(config, projection=False)
     check_tokenizer(tokenizer, unprojected, source=f"tokenizer of {source.name}")
-    roles = {"denoiser": denoiser, "autoencoder": autoencoder, "text": text}
+    text: clip.ClipText | clip.TextPair = source.build(TEXT, roles["text"])
+    if pair is not None:
+        text = clip.TextPair(text, source.build(TEXT_2, roles["text_2"]), pair)
     return StableDiffusion(
         name=source.name,
-        base_hash=identity.of_base(roles, tokenizer, schedule),
+        base_hash=identity.of_base(roles, tokenizer, schedule, pair),
         denoiser=source.build(UNET, denoiser),
         autoencoder=source.build(VAE, autoencoder),
-        text=source.build(TEXT, text),
+        text=text,
         tokenizer=tokenizer,
         schedule=schedule,
     )
 
 
-def _check_sizes(
-    name: str, denoiser: unet.Config, autoencoder: vae.Config, text: clip.TextConfig
-) -> None:
-    if denoiser.cross_attention_dim != text.hidden_size:
+def _check_sizes(name: str, configs: Mapping[str, Any]) -> None:
+    """UserError unless the configs of an `_assemble`'s roles fit each other."""
+    denoiser: unet.Config = configs["denoiser"]
+    second: clip.TextConfig | None = configs.get("text_2")
+    if second is not None and not second.projection:
+        raise UserError(
+            f"{name}: text_encoder_2 is a CLIPTextModel, expected CLIPTextModelWithProjection"
+        )
+    pooled = 0 if second is None else second.projection_dim
+    if denoiser.pooled_dim != pooled:
+        whose = "as there is no text_encoder_2" if second is None else "as text_encoder_2 gives it"
+        raise UserError(
+            f"{name}: unet takes a pooled text of width {denoiser.pooled_dim}, expected {pooled}, "
+            f"{whose}"
+        )
+    width = configs["text"].hidden_size + (0 if second is None else second.hidden_size)
+    if denoiser.cross_attention_dim != width:
+        towers = "text_encoder" if second is None else "text_encoder and text_encoder_2 together"
         raise UserError(
             f"{name}: unet has cross_attention_dim {denoiser.cross_attention_dim}, expected the "
-            f"hidden_size {text.hidden_size} of text_encoder"
+            f"hidden_size {width} of {towers}"
         )
-    channels = autoencoder.latent_channels
+    channels = configs["autoencoder"].latent_channels
     for field in ("in_channels", "out_channels"):
         if (found := getattr(denoiser, field)) != channels:
             raise UserError(

@@ -62,8 +62,8 @@ def training(
         count = sum(stream.count for stream in streams)
         square = jnp.zeros((count, base.resolution, base.resolution, 3))
         targets = base.autoencoder.encode(square)
-        length = base.text.config.max_position_embeddings
-        ids = jnp.zeros((sum(stream.prompts for stream in streams) + 1, length), jnp.int32)
+        prompts = sum(stream.prompts for stream in streams)
+        ids = jnp.zeros((prompts + 1, base.prompt_length), jnp.int32)
         text = ids if what.trains_text else base.text_features(base.text, ids)
         apart = None
         if any(stream.unmix for stream in streams):
@@ -95,7 +95,7 @@ def sampling(
         model = trainable.attach(base, what, rngs=ONE_KEY)
         tuned = guidance.tuned(base, model, what)
         branches = guidance.style_branches(tuned, [""] * count, settings)
-        ids = jnp.zeros((count, base.text.config.max_position_embeddings), jnp.int32)
+        ids = jnp.zeros((count, base.prompt_length), jnp.int32)
         texts = []
         for branch in branches:
             encoder = branch.tuned.model if branch.on else branch.tuned.base

@@ -34,7 +34,7 @@ def _same_names(back, there):
         assert there[source.name] == name
 
 
-@pytest.mark.parametrize("config", [unet.Config.sd15(), unet.Config.emoji64()])
+@pytest.mark.parametrize("config", [unet.Config.sd15(), unet.Config.sdxl(), unet.Config.emoji64()])
 def test_the_u_nets_names_go_back_and_forth(config):
     names = _names(config, unet.UNet, unet.RULES)
     there = {}
@@ -69,6 +69,14 @@ def test_names_are_those_of_the_released_files():
         "down_blocks.0.downsamplers.0.conv.weight": "input_blocks.3.0.op.weight",
     }.items():
         assert single_file.unet_name(name, config) == expected
+    for name, expected in {
+        "add_embedding.linear_2.bias": "label_emb.0.2.bias",
+        "down_blocks.2.attentions.0.transformer_blocks.9.ff.net.2.weight": (
+            "input_blocks.7.1.transformer_blocks.9.ff.net.2.weight"
+        ),
+        "up_blocks.0.upsamplers.0.conv.weight": "output_blocks.2.2.conv.weight",
+    }.items():
+        assert single_file.unet_name(name, unet.Config.sdxl()) == expected
     for name, expected in {
         "decoder.up_blocks.3.resnets.0.conv_shortcut.weight": (
             "decoder.up.0.block.0.nin_shortcut.weight"

@@ -4,15 +4,13 @@ import dataclasses
 import json
 import pickle
 
-import jax
 import numpy as np
 import pytest
 import worlds
-from flax import nnx
 from safetensors.numpy import load_file, save, save_file
-from worlds import WHAT, base, ours, trained
+from worlds import WHAT, base, ours, started, trained
 
-from styledrop_jax import trainable, tree
+from styledrop_jax import tree
 from styledrop_jax.adapters import lora
 from styledrop_jax.adapters.base import Trainable
 from styledrop_jax.adapters.textual_inversion import Config, Token
@@ -21,22 +19,8 @@ from styledrop_jax.interchange.export import EXPORTS
 from styledrop_jax.interchange.read import read_init
 
 
-def _structure(initial, pipeline):
-    """The state must be what training splits off."""
-    model = trainable.attach(pipeline, initial.what, rngs=nnx.Rngs(0))
-    whole = trainable.parts(model, initial.what)
-    graphdef, state, rest = nnx.split(whole, trainable.trained(initial.what), ...)
-    state = nnx.as_pure(state)
-    assert jax.tree.structure(state) == jax.tree.structure(initial.state)
-    for leaf, found in zip(jax.tree.leaves(state), jax.tree.leaves(initial.state), strict=True):
-        assert found.shape == leaf.shape and found.dtype == leaf.dtype
-    whole = nnx.merge(graphdef, initial.state, nnx.as_pure(rest))
-    changed = {name: whole[name] for name in ("denoiser", "text") if name in whole}
-    return dataclasses.replace(model, **changed)
-
-
 def _sampled(path):
-    return worlds.sampled(_structure(read_init(path, base()), base()))
+    return worlds.sampled(started(read_init(path, base()), base()))
 
 
 @pytest.mark.parametrize("name", ["lora and words", "svdiff", "full", "styledrop"])
@@ -76,7 +60,7 @@ def test_a_lora_of_the_text_tower_alone_is_read(tmp_path):
     EXPORTS["peft"](trained("lora everywhere"), tmp_path)
     initial = read_init(tmp_path / "text_encoder", base())
     assert initial.what == Trainable(text=WHAT["lora everywhere"].text)
-    _structure(initial, base())
+    started(initial, base())
 
 
 def test_what_a_file_leaves_out_changes_nothing_and_still_trains(tmp_path):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import tiny
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from flax import nnx
 
 from styledrop_jax import trainable
@@ -19,10 +19,11 @@ from styledrop_jax.adapters import custom_diffusion, full, lora, styledrop, svdi
 from styledrop_jax.adapters.base import Trainable
 from styledrop_jax.adapters.textual_inversion import Config, Token
 from styledrop_jax.interchange import merged
+from styledrop_jax.interchange.read import Initial
 from styledrop_jax.interchange.trained import Trained
 from styledrop_jax.pipelines.base import Group, Pipeline
 from styledrop_jax.pipelines.load import load
-from styledrop_jax.pipelines.stable_diffusion import StableDiffusion, TextStates
+from styledrop_jax.pipelines.stable_diffusion import StableDiffusion
 from styledrop_jax.sampling.noise_schedule import NoiseSchedule
 
 PROMPT = "a red house in <hut> style"
@@ -53,12 +54,20 @@ WHAT = {
     "svdiff": Trainable(denoiser=svdiff.Config(), text=svdiff.Config()),
     "full": Trainable(denoiser=full.Config(), text=full.Config()),
     "styledrop": Trainable(denoiser=styledrop.Config()),
+    "lora everywhere and words": Trainable(denoiser=EVERY, text=EVERY, words=WORDS),
 }
 
 
 @functools.cache
 def base() -> StableDiffusion:
     loaded = load(str(tiny.stable_diffusion()))
+    assert isinstance(loaded, StableDiffusion)
+    return dataclasses.replace(loaded, schedule=SCHEDULE)
+
+
+@functools.cache
+def base_xl() -> StableDiffusion:
+    loaded = load(str(tiny.stable_diffusion_xl()))
     assert isinstance(loaded, StableDiffusion)
     return dataclasses.replace(loaded, schedule=SCHEDULE)
 
@@ -71,10 +80,26 @@ def reference_folder() -> Path:
     return folder
 
 
+@functools.cache
+def reference_folder_xl() -> Path:
+    folder = tiny.home() / "reference_xl"
+    merged.save(folder, base_xl(), dtype="float32")
+    return folder
+
+
 def reference(folder: Path | None = None) -> Any:
     """A pipeline of the reference: the base's, or that of a folder."""
     pipeline = StableDiffusionPipeline.from_pretrained(
         folder or reference_folder(), safety_checker=None, local_files_only=True
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def reference_xl(folder: Path | None = None) -> Any:
+    """The same of an XL."""
+    pipeline = StableDiffusionXLPipeline.from_pretrained(
+        folder or reference_folder_xl(), local_files_only=True
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -97,9 +122,32 @@ def with_state(base: Pipeline, what: Trainable, *, size: float = 0.2) -> Pipelin
 def trained(name: str) -> Trained:
     what = WHAT[name]
     size = 0.02 if name == "full" else 0.2
-    model = with_state(base(), what, size=size)
+    return _trained(base(), what, size)
+
+
+@functools.cache
+def trained_xl(name: str = "lora everywhere and words") -> Trained:
+    return _trained(base_xl(), WHAT[name], 0.2)
+
+
+def _trained(base: StableDiffusion, what: Trainable, size: float) -> Trained:
+    model = with_state(base, what, size=size)
     info = {"descriptor": "in watercolor", "prompts": ["a cat in watercolor"], "name": "mine"}
-    return Trained(base=base(), model=model, what=what, base_name="tiny", info=info)
+    return Trained(base=base, model=model, what=what, base_name="tiny", info=info)
+
+
+def started(initial: Initial, pipeline: StableDiffusion) -> StableDiffusion:
+    """The pipeline as training starts on it; the state must be what training splits off."""
+    model = trainable.attach(pipeline, initial.what, rngs=nnx.Rngs(0))
+    whole: Any = trainable.parts(model, initial.what)
+    graphdef, state, rest = nnx.split(whole, trainable.trained(initial.what), ...)
+    state = nnx.as_pure(state)
+    assert jax.tree.structure(state) == jax.tree.structure(initial.state)
+    for leaf, found in zip(jax.tree.leaves(state), jax.tree.leaves(initial.state), strict=True):
+        assert found.shape == leaf.shape and found.dtype == leaf.dtype
+    whole = nnx.merge(graphdef, initial.state, nnx.as_pure(rest))
+    changed = {name: whole[name] for name in ("denoiser", "text") if name in whole}
+    return dataclasses.replace(model, **changed)
 
 
 def latents() -> np.ndarray:
@@ -109,15 +157,20 @@ def latents() -> np.ndarray:
 def sampled(model: StableDiffusion, prompt: str = PROMPT) -> np.ndarray:
     """Latents [1, 8, 8, 4] under classifier-free guidance."""
     graphdef, frozen = nnx.split(model.denoiser, ...)
-    states = jnp.stack([model.encode_text([text]).states for text in (prompt, "")])
+    text = jax.tree.map(lambda x: x[:, None], model.encode_text([prompt, ""]))
     weights = jnp.tile(jnp.array([SCALE, 1 - SCALE]), (STEPS, 1))
-    group = Group(graphdef, {}, nnx.as_pure(frozen), TextStates(states), weights)
+    group = Group(graphdef, {}, nnx.as_pure(frozen), text, weights)
     return model.sample([group], [0], sampler="ddim", steps=STEPS, latents=latents())
 
 
 @functools.cache
 def ours(name: str) -> np.ndarray:
     return sampled(trained(name).model)
+
+
+@functools.cache
+def ours_xl() -> np.ndarray:
+    return sampled(trained_xl().model)
 
 
 @functools.cache

@@ -24,7 +24,7 @@ SD = hub.Layout(
         "vae": "diffusion_pytorch_model",
         "text_encoder": "model",
     },
-    tokenizer="tokenizer",
+    tokenizers=("tokenizer",),
     others=("scheduler/scheduler_config.json",),
 )
 MUSE = hub.Layout(
@@ -34,7 +34,7 @@ MUSE = hub.Layout(
         "vqvae": "diffusion_pytorch_model",
         "text_encoder": "model",
     },
-    tokenizer="tokenizer",
+    tokenizers=("tokenizer",),
 )
 LAYOUTS = (MUSE, SD)
 CONFIGS = (
@@ -252,7 +252,7 @@ def test_a_lone_model_and_a_tokenizer_alone_are_downloaded(shipped, cache, monke
     others = ("flax_model.msgpack", "pytorch_model.bin", "preprocessor_config.json", "vocab.json")
     with LoopbackHub({"a/clip": _files(*small, *others, "model.safetensors")}) as server:
         server.use(monkeypatch)
-        folder = hub.resolve("a/clip", (hub.Layout(tokenizer=""),))
+        folder = hub.resolve("a/clip", (hub.Layout(tokenizers=("",)),))
         assert _cached(folder) == set(small[1:])
         assert hub.resolve("a/clip") == folder
         assert _cached(folder) == {*small, "model.safetensors"}

@@ -273,7 +273,7 @@ def test_bfloat16_compute_stays_close_and_returns_float32():
         ({"dropout": 0.1}, "dropout is 0.1"),
         ({"class_embed_type": "projection"}, "class_embed_type is 'projection', expected None"),
         ({"addition_embed_type": "text_time"}, "addition_embed_type"),
-        ({"transformer_layers_per_block": [1, 2, 10, 1]}, "transformer_layers_per_block"),
+        ({"transformer_layers_per_block": [1, 2, 10]}, "transformer_layers_per_block"),
         ({"mid_block_type": None}, "mid_block_type is None"),
         ({"down_block_types": ["SimpleCrossAttnDownBlock2D"] * 4}, "down_block_types"),
         (
