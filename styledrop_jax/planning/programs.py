@@ -67,7 +67,7 @@ def training(
         text = ids if what.trains_text else base.text_features(base.text, ids)
         apart = None
         if any(stream.unmix for stream in streams):
-            apart = jnp.zeros((count + 1, length, 2))
+            apart = jnp.zeros((count + 1, base.prompt_length, 2))
         words = objective.Words(text, jnp.zeros(count + 1, jnp.int32), apart)
         weights = [stream.weight for stream in streams]
         tuning, loss = objective.assembled(model, what, targets, words, weights, settings)
