@@ -108,7 +108,7 @@ def shapes(
     text: clip.ClipText | clip.TextPair = source.shapes(TEXT, configs[TEXT.folder])
     if TEXT_2.folder in configs:
         second = source.shapes(TEXT_2, configs[TEXT_2.folder])
-        text = clip.TextPair(text, second, _pair(tokenizer, padding=0))
+        text = clip.TextPair(text, second, _pair(tokenizer))
     return StableDiffusion(
         name=source.name,
         base_hash="",
@@ -160,20 +160,18 @@ def load_folder_xl(source: Source) -> StableDiffusion:
             f"{index}: force_zeros_for_empty_prompt is {shown(zeros)}, expected true or false"
         )
     schedule = NoiseSchedule.from_dict(read_object(source.path / _SCHEDULER))
-    pair = _pair(tokenizer, padding=second.pad_token_id, zero_empty=zeros)
+    pair = _pair(tokenizer, second.pad_token, zero_empty=zeros)
     return _assemble(source, parts, tokenizer, schedule, pair)
 
 
 def _pair(
-    tokenizer: PreTrainedTokenizerBase, *, padding: int, zero_empty: bool = True
+    tokenizer: PreTrainedTokenizerBase, padding: str = _PADDING_2, *, zero_empty: bool = True
 ) -> PairConfig:
     """`padding` is the second tower's."""
-    return PairConfig(
-        end=tokenizer.eos_token_id,
-        first_padding=tokenizer.pad_token_id,
-        second_padding=padding,
-        zero_empty=zero_empty,
-    )
+    ids: Any = [tokenizer.eos_token_id, tokenizer.pad_token_id]
+    ids.append(tokenizer.convert_tokens_to_ids(padding))
+    end, first, second = ids
+    return PairConfig(end=end, first_padding=first, second_padding=second, zero_empty=zero_empty)
 
 
 def load_file(source: Source) -> StableDiffusion:
@@ -192,7 +190,7 @@ def load_file(source: Source) -> StableDiffusion:
     tokenizer = _tokenizer_of_file(source.path, version)
     pair = None
     if version == XL:
-        pair = _pair(tokenizer, padding=tokenizer.convert_tokens_to_ids(_PADDING_2))
+        pair = _pair(tokenizer)
     return _assemble(source, parts, tokenizer, schedule, pair)
 
 

@@ -128,7 +128,8 @@ def test_a_base_that_is_nowhere(capfd, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("preset", "parameters"), [("sd15", 859_520_964), ("amused-256", 603_537_664)]
+    ("preset", "parameters"),
+    [("sd15", 859_520_964), ("sdxl", 2_567_463_684), ("amused-256", 603_537_664)],
 )
 def test_presets_are_known_without_their_weights(preset, parameters):
     spec = config_files.read(f"lora:{preset}")
