@@ -143,12 +143,9 @@ def run() -> None:
     os.environ.setdefault(
         "TRANSFORMERS_VERBOSITY", "error"
     )  # it tells every user that torch is missing
-    logging.basicConfig(format=_LOG_FORMAT, level=logging.WARNING)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are no Unicode
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-    # What the threads of a library leave behind when a disk fails: the failure itself is raised.
-    sys.unraisablehook = lambda _: None
     try:
         if name in ("-h", "--help"):
             _print_commands()
