@@ -160,7 +160,7 @@ def load_folder_xl(source: Source) -> StableDiffusion:
             f"{index}: force_zeros_for_empty_prompt is {shown(zeros)}, expected true or false"
         )
     schedule = NoiseSchedule.from_dict(read_object(source.path / _SCHEDULER))
-    pair = _pair(tokenizer, second.pad_token, zero_empty=zeros)
+    pair = _pair(tokenizer, str(second.pad_token), zero_empty=zeros)
     return _assemble(source, parts, tokenizer, schedule, pair)
 
 
