@@ -4,6 +4,7 @@ test.
 
 import gc
 import os
+import signal
 import tempfile
 
 import pytest
@@ -28,6 +29,10 @@ _CACHE = tempfile.TemporaryDirectory(prefix="styledrop-cache-")  # the user's ow
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+
+# A shell has what it starts in the background ignore Ctrl-C, which some tests send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish():

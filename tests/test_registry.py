@@ -67,7 +67,7 @@ SHIFT = AdapterKind(settings=ShiftSettings, config=ShiftConfig, trains=_shifts)
 
 
 def brightness(samples):
-    return samples.images.mean(axis=(1, 2, 3))
+    return np.array([image.mean() for image in samples.images()])
 
 
 def every_other(pool):

@@ -1,10 +1,14 @@
 """Scores of samples: what selection between rounds goes by."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from styledrop_jax import hosts
+from styledrop_jax.io import image_files
 from styledrop_jax.metrics.clip_scores import ClipScorer
 
 
@@ -21,6 +25,7 @@ class Scored:
         shown: what the references show.
         clip: the scoring model.
         seed: for scorers that need chance.
+        files: the samples themselves, for scorers that need more than their features.
     """
 
     features: np.ndarray
@@ -31,6 +36,15 @@ class Scored:
     shown: Sequence[str]
     clip: ClipScorer
     seed: int
+    files: Sequence[Path] = ()
+
+    def images(self) -> Iterator[np.ndarray]:
+        """The samples, each float32 [h, w, 3] in [0, 1], read one after the other: those of a round
+        may not fit into memory.
+        """
+        for file in self.files:
+            image = hosts.shared(functools.partial(image_files.read_image, file))
+            yield image.astype(np.float32) / 255
 
     def likeness(self, texts: Sequence[str]) -> np.ndarray:
         """The cosine of every image and every text, float32 [n, k]."""

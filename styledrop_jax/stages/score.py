@@ -95,13 +95,14 @@ def score_stage(
     path = job.run.path(stage, "scores.jsonl")
     if job.run.done(f"{stage}/scores.jsonl"):
         return hosts.shared(lambda: read_samples(path))
+    files = [job.run.path(stage, sample.file) for sample in samples]
     prompts = []
     places = []
     for sample in samples:
         prompts.append(sample.judged)
         places.append(sample.place)
     seen = scorers.Scored(
-        features=_features(job, [job.run.path(stage, sample.file) for sample in samples]),
+        features=_features(job, files),
         prompts=prompts,
         ids=places,
         references=job.judged_by,
@@ -109,6 +110,7 @@ def score_stage(
         shown=job.shown,
         clip=job.clip,
         seed=job.spec.seed,
+        files=files,
     )
     scores, total = scorers.score(seen, SCORERS, weights)
     scored = []
