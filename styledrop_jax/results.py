@@ -98,6 +98,8 @@ class Output:
             number = len(lines.rows)
             files = self._found(lines.rows, requests)
             there = [file is not None for file in files]
+            if there and all(there):
+                log.say(f"{self.folder}: all {len(there)} are there; another seed makes others")
             with log.progress("sampling", len(requests), start=sum(there)) as advance:
                 for request, file, image in zip(requests, files, generate(there), strict=True):
                     if file is not None:

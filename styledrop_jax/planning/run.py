@@ -207,6 +207,8 @@ def advice(
             yield f"{words} would fit: {found.memory:.1f} GB, for the same result"
             return
         yield f"{words} would not fit either: {found.memory:.1f} GB"
+    if len(tries) < 2:
+        yield "nothing is left that takes less for the same result; --device names a larger device"
 
 
 def _changed(number: int, old: TrainSettings, new: TrainSettings) -> str:

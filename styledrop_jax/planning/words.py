@@ -26,7 +26,7 @@ def lines(plan: Planned, device: Device) -> Iterator[str]:
     def measure(name: str, program: Compilable) -> Cost:
         if lacking:
             return compiler.estimated(program, device)
-        log.say(f"compiling for {device.name}: {name}")
+        log.say(f"compiling for {device.name}, which may take minutes: {name}")
         return compiler.compiled(program, device)
 
     parts = list(run.parts(plan, counted, measure))

@@ -20,6 +20,8 @@ def chosen_round(run: Run, count: int, asked: int | None) -> int:
         if run.done(f"round_{number}/adapter.safetensors"):
             rounds.append(number)
     if asked == 0 or (asked is not None and asked in rounds):
+        name = f"round {asked} of {len(rounds)}" if asked else "the base model alone"
+        log.say(f"{run.workdir}: {name}, as asked")
         return asked
     if asked is None and rounds:
         recorded = read_verdict(run)
