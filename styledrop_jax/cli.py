@@ -2,15 +2,17 @@
 
 import _thread
 import argparse
+import contextlib
 import functools
 import inspect
 import io
 import logging
 import os
+import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from styledrop_jax import __version__, cache
@@ -92,8 +94,9 @@ def main() -> None:
         held.append(functools.partial(threading.__excepthook__, failure))
 
     def of_callback(failure: Any) -> None:
-        if failure.exc_type is KeyboardInterrupt:  # it comes again
-            threading.Timer(0.05, _thread.interrupt_main).start()
+        if failure.exc_type is KeyboardInterrupt:  # it comes again, once though another falls in
+            with contextlib.suppress(KeyboardInterrupt):
+                threading.Timer(0.05, _thread.interrupt_main).start()
         else:
             held.append(functools.partial(sys.__unraisablehook__, failure))
 
@@ -147,16 +150,8 @@ def run() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are no Unicode
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
-        if name in ("-h", "--help"):
-            _print_commands()
-        elif name in ("-V", "--version"):
-            print(f"styledrop {__version__}")
-        elif name in COMMANDS:
-            cache.keep_programs()
-            COMMANDS[name].run(argv)
-        else:
-            hint = did_you_mean(name, COMMANDS)
-            raise UserError(f"styledrop: unknown command {name[:80]!r}{hint}; see styledrop --help")
+        with _interruptible():
+            _run(name, argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -165,6 +160,44 @@ def run() -> None:
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(name: str, argv: list[str]) -> None:
+    if name in ("-h", "--help"):
+        _print_commands()
+    elif name in ("-V", "--version"):
+        print(f"styledrop {__version__}")
+    elif name in COMMANDS:
+        cache.keep_programs()
+        COMMANDS[name].run(argv)
+    else:
+        hint = did_you_mean(name, COMMANDS)
+        raise UserError(f"styledrop: unknown command {name[:80]!r}{hint}; see styledrop --help")
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Where an error after a Ctrl-C is that Ctrl-C: native code makes an error of its own of an
+    interrupt that falls into what it calls.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    told = []
+
+    def note(*_: object) -> None:
+        told.append(True)
+        raise KeyboardInterrupt
+
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    except UserError as error:
+        if told:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        if before is signal.default_int_handler:
+            signal.signal(signal.SIGINT, before)
 
 
 def _print_commands() -> None:

@@ -158,7 +158,7 @@ def listening() -> Iterator[None]:
         return
     _TOLD.clear()
     before = {signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: _TOLD.set())}
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if callable(signal.getsignal(signal.SIGINT)):  # else the shell has it ignored
         before[signal.SIGINT] = signal.signal(signal.SIGINT, _interrupted)
     try:
         yield

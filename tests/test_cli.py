@@ -315,6 +315,25 @@ def test_a_ctrl_c_that_falls_into_a_callback_comes_again():
     assert exit_code == 130 and error == "stopped; the same command continues\n"
 
 
+_SWALLOWED = """
+import os, signal
+from styledrop_jax import cli
+from styledrop_jax.errors import UserError
+def command(argv):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        raise UserError("a model: its config describes no model")
+cli.COMMANDS["test"] = cli.Command(command, cli.completion_parser)
+cli.main()
+"""
+
+
+def test_a_ctrl_c_of_which_native_code_makes_an_error_is_a_ctrl_c():
+    exit_code, _, error = _python(_SWALLOWED, "test")
+    assert exit_code == 130 and error == "stopped; the same command continues\n"
+
+
 def test_warnings_are_one_line(tmp_path):
     prompt = "a cat " + "and another cat " * 9
     words = ["sample", "--run", tiny.finished(), "--prompt", prompt, "--num", 1]
