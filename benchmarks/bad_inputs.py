@@ -56,8 +56,16 @@ class Outcome(NamedTuple):
     said: str
 
 
-def _outcome(case: Case) -> tuple[str, str]:
-    """Runs a case in this process."""
+def outcome(case: Case) -> tuple[str, str]:
+    """Runs a case in this process: what became of it, and what was said."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = _memory("VmRSS")
+    kind, said = _answer(case)
+    return ("memory" if _memory("VmHWM") - before > MEMORY else kind), said
+
+
+def _answer(case: Case) -> tuple[str, str]:
     try:
         case.run()
     except Explanation:  # which teaches in several lines
@@ -87,12 +95,7 @@ def _work(cases: Sequence[Case], sender: Any) -> None:
     os.dup2(quiet, 2)
     logging.disable(logging.CRITICAL)
     for case in cases:
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        before = _memory("VmRSS")
-        kind, said = _outcome(case)
-        added = _memory("VmHWM") - before
-        sender.send(("memory", said) if added > MEMORY else (kind, said))
+        sender.send(outcome(case))
 
 
 def run(cases: Sequence[Case], *, seconds: float = SECONDS) -> Iterator[Outcome]:
