@@ -316,10 +316,11 @@ def load(
         tensor = tensors[name]
         check_finite(source, name, tensor)
         array = _from_file(tensor.reshape(shape), layout)
+        array = array.astype(dtype)  # here, as JAX would compile it for each shape
         if place is None:
-            filled[path] = jnp.asarray(array, dtype)
+            filled[path] = jax.device_put(array)
         else:
-            filled[path] = place(tree.path_name(path), array.astype(dtype))
+            filled[path] = place(tree.path_name(path), array)
     flat = [(path, param.replace(filled[path])) for path, param in nnx.to_flat_state(params)]
     return nnx.merge(graphdef, nnx.from_flat_state(flat), rest)
 
