@@ -205,6 +205,13 @@ class Pipeline:
         """The height and width, pixels, at which an image of that shape is generated anew."""
         raise NotImplementedError
 
+    @property
+    def canvases(self) -> list[tuple[int, int]]:
+        """Height and width, pixels, of the images that it can learn from: a square of `resolution`
+        first.
+        """
+        return [(self.resolution, self.resolution)]
+
     def text_ids(self, prompts: Sequence[str]) -> np.ndarray:
         """Prompts → token ids [b, t] int32."""
         raise NotImplementedError
@@ -220,8 +227,8 @@ class Pipeline:
         raise NotImplementedError
 
     def encode_images(self, images: np.ndarray) -> Any:
-        """Images [b, h, w, 3], uint8 or float in [0, 1], squares or of a size that `canvas` gives →
-        what `loss` learns to generate, a tree of arrays [b, …]."""
+        """Images [b, h, w, 3], uint8 or float in [0, 1], squares or of a size that `canvas` or
+        `canvases` gives → what `loss` learns to generate, a tree of arrays [b, …]."""
         raise NotImplementedError
 
     def loss(

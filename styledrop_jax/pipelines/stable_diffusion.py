@@ -8,6 +8,7 @@ the image's own, and the corner to be (0, 0), in training and in sampling.
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -39,6 +40,7 @@ from styledrop_jax.training import losses, mesh
 
 _TEXT_BATCH = 16
 _IMAGE_BATCH = 4  # of 768 pixels the autoencoder's activations are gigabytes,
+_AREA = 0.1  # share by which the area of an image that trains may differ from a square's
 _LARGE = 768  # and of more those of one image
 
 StepControl = Callable[[jax.Array, str, jax.Array, jax.Array], jax.Array]
@@ -102,6 +104,21 @@ class StableDiffusion(Pipeline):
             return max(round(scale * side / factor), 1) * factor
 
         return fitting(height), fitting(width)
+
+    @property
+    def canvases(self) -> list[tuple[int, int]]:
+        """The square, and sizes of about its area whose latents every level of the U-Net halves
+        evenly, up to twice as long as they are wide.
+        """
+        levels = len(self.denoiser.config.block_out_channels)
+        stride = self.autoencoder.config.downsampling * 2 ** (levels - 1)
+        sides = range(stride, 2 * self.resolution, stride)
+        found = []
+        for height, width in itertools.product(sides, sides):
+            area = height * width / self.resolution**2
+            if height != width and abs(area - 1) <= _AREA and 0.5 <= height / width <= 2:
+                found.append((height, width))
+        return [(self.resolution, self.resolution), *found]
 
     def text_ids(self, prompts: Sequence[str]) -> np.ndarray:
         """Prompts → token ids [b, t] int32."""
