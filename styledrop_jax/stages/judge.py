@@ -120,6 +120,8 @@ def commands(run: Run, spec: RunSpec, verdict: Verdict) -> list[Command]:
             f"{anew} --config.round_1.train.steps {max(1, spec.round(1).train.steps // 2)}",
         ),
     }
+    if run.found_words(verdict.round):  # nothing trained, so there is no more or less of it
+        del every["more"], every["less"]
     return [every[kind] for kind in verdict.advice if kind in every]
 
 
