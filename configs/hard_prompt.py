@@ -12,8 +12,6 @@ how many are searched for, `by phrases` takes those of `styledrop describe` inst
 
 The words are in the manifest, in the report, and in every prompt of `styledrop sample`. The base
 model's own samples, to compare with, are of the contents under the words that you give, if any.
-
-`emoji64` on two CPU cores: a minute, 1.1 GB.
 """
 
 import runpy

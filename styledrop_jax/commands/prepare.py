@@ -47,7 +47,7 @@ def describe_parser() -> Parser:
     )
     parser.add_argument("--num", type=int, default=5, help="how many proposals (default 5)")
     parser.add_argument(
-        "--hard", action="store_true", help="search for a hard prompt too (PEZ), in half a minute"
+        "--hard", action="store_true", help="search for a hard prompt too (PEZ)"
     )
     return parser
 
