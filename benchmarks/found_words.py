@@ -2,8 +2,9 @@
 
     python benchmarks/found_words.py --corpus corpus --workdir runs/words [--style blueprint]
 
-Every held-out style, one reference each, the defaults of `configs/styledrop.py`, one seed: what the
-words alone draw (the base model), round 1, and the round that the run takes. A person's words were
+Every held-out style, one reference each. First what the words alone draw on the base model, every
+third prompt, as words.py has it; then the defaults of `configs/styledrop.py`, one seed: the base
+model, round 1, and the round that the run takes, a table after each style. A person's words were
 written from a look at the references, before anything was scored; found ones are the first that
 `styledrop describe` prints when it is told what the picture shows. Text is CLIP's cosine with the
 prompt without words of style, Style with the reference, leakage with the words for what that shows;
@@ -17,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 from every_style import every_style
-from held_out_styles import Style, by_prompt, intervals, write_style
+from held_out_styles import Style, by_prompt, write_style
 from methods import scores_of
+from words import SCORES, print_table, scores_under
 
 from styledrop_jax import config_files, library, log
 from styledrop_jax.emoji import corpus
@@ -47,6 +49,8 @@ PERSONS = {
 }
 """Style → a person's words."""
 WORDS = ("bare name", "a person's words", "found words")
+Given = tuple[Style, Path, Sequence[str]]
+"""A style, its folder, and the descriptor of each of `WORDS`."""
 _SCORES = ("Text ↑", "Style ↑", "leakage ↓", "colour ↓", "texture ↓")
 
 
@@ -62,25 +66,37 @@ def main() -> None:
     flags = parser.parse_args()
     data = corpus.load(flags.corpus)
     clip = ClipScorer.load(hub.resolve("emoji64/clip"))
-    table: dict[str, list[np.ndarray]] = {}
-    said: dict[str, list[str]] = {}
+    given = []
     for style in every_style():
-        name = name_of(style)
-        if flags.style and name not in flags.style:
-            continue
-        folder = write_style(data, flags.workdir, style)
-        said[name] = words_of(folder / "reference.png", style)
-        for arm, descriptor in zip(WORDS, said[name], strict=True):
+        if not flags.style or name_of(style) in flags.style:
+            folder = write_style(data, flags.workdir, style)
+            given.append((style, folder, words_of(folder / "reference.png", style)))
+    _draw_with_words_alone(clip, given)
+    table: dict[str, list[np.ndarray]] = {}
+    for count, (style, folder, descriptors) in enumerate(given, 1):
+        for arm, descriptor in zip(WORDS, descriptors, strict=True):
             run = _run(folder, style, arm, descriptor)
-            verdict = read_verdict(Run.load(run))
-            assert verdict is not None
-            stages = {"words alone": "base", "round 1": "round_1"}
-            stages["round taken"] = f"round_{verdict.verdict.round}"
-            for label, stage in stages.items():
+            for label, stage in _stages(run).items():
                 table.setdefault(f"{arm}, {label}", []).append(_scores(clip, run, stage, style))
         table.setdefault("true drawings", []).append(_scores(clip, run, "truth", style))
-    _print_table(table)
-    _print_styles(said, table)
+        print(f"\nStyleDrop, {count} of {len(given)} styles")
+        print_table(table, _SCORES)
+    _print_styles(given, table)
+
+
+def _draw_with_words_alone(clip: ClipScorer, given: Sequence[Given]) -> None:
+    """The base model under each kind of words, every third prompt, as words.py has it."""
+    base = library.load()
+    table: dict[str, list[np.ndarray]] = {}
+    for style, folder, descriptors in given:
+        reference = image_files.read_image(folder / "reference.png")
+        shown = noun_phrase(style.concept)
+        for arm, descriptor in zip(WORDS, descriptors, strict=True):
+            rows = scores_under(base, clip, reference, shown, descriptor)
+            log.say(f"{name_of(style)}, {descriptor}: {rows.mean(axis=0).round(3)}")
+            table.setdefault(arm, []).append(rows)
+    print(f"\nthe base model, {len(given)} styles")
+    print_table(table, SCORES)
 
 
 def name_of(style: Style) -> str:
@@ -108,6 +124,13 @@ def _run(folder: Path, style: Style, arm: str, descriptor: str) -> Path:
     return run
 
 
+def _stages(run: Path) -> dict[str, str]:
+    verdict = read_verdict(Run.load(run))
+    assert verdict is not None
+    taken = f"round_{verdict.verdict.round}"
+    return {"words alone": "base", "round 1": "round_1", "round taken": taken}
+
+
 def _scores(clip: ClipScorer, run: Path, stage: str, style: Style) -> np.ndarray:
     """The scores of a stage, [prompts, 5]; not of what the reference shows."""
     shown = noun_phrase(style.concept)
@@ -124,24 +147,16 @@ def _scores(clip: ClipScorer, run: Path, stage: str, style: Style) -> np.ndarray
     return np.hstack([scores_of(clip, run, stage, shown), judged])
 
 
-def _print_table(table: Mapping[str, Sequence[np.ndarray]]) -> None:
-    print(f"\n| words | {' | '.join(_SCORES)} |\n{'|---' * (len(_SCORES) + 1)}|")
-    for row, parts in table.items():
-        print(f"| {row} | {' | '.join(intervals(parts))} |")
-
-
-def _print_styles(
-    said: Mapping[str, Sequence[str]], table: Mapping[str, Sequence[np.ndarray]]
-) -> None:
+def _print_styles(given: Sequence[Given], table: Mapping[str, Sequence[np.ndarray]]) -> None:
     """Style under the words alone, of round 1 and of the round taken, of each style."""
     print(f"\n| style | {' | '.join(WORDS)} |\n{'|---' * (len(WORDS) + 1)}|")
-    for i, (name, descriptors) in enumerate(said.items()):
+    for i, (style, _, descriptors) in enumerate(given):
         cells = []
         for arm, descriptor in zip(WORDS, descriptors, strict=True):
             stages = ("words alone", "round 1", "round taken")
             likeness = [f"{table[f'{arm}, {stage}'][i][:, 1].mean():.2f}" for stage in stages]
             cells.append(f"{descriptor}: {' / '.join(likeness)}")
-        print(f"| {name} | {' | '.join(cells)} |")
+        print(f"| {name_of(style)} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

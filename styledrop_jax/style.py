@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from styledrop_jax import __version__, guidance, pictures, results, settings, trainable
+from styledrop_jax.adapters.base import Trainable
 from styledrop_jax.errors import UserError, check_words, did_you_mean, shown
 from styledrop_jax.interchange.export import EXPORTS
 from styledrop_jax.interchange.trained import Trained
@@ -105,7 +106,7 @@ class Style:
             number=number,
             spec=spec,
             tuned=guidance.load(model, path) if path else guidance.bare(model),
-            descriptor=str(references[0].get("descriptor", "")),
+            descriptor=opened.found_words(number) or str(references[0].get("descriptor", "")),
             content=str(references[0].get("content", "")),
             prompts=opened.prompts,
             sampling=spec.round(number or 1).sample,
@@ -347,6 +348,10 @@ class Style:
             )
         if self.adapter is None:
             raise UserError("round: 0 is the base model; there is nothing to export")
+        if self.tuned.what == Trainable():
+            raise UserError(
+                f"export: nothing trained; the words alone draw, in any tool: {self.descriptor!r}"
+            )
         base, model = self._in_float32(self.adapter)
         trained = Trained(
             base=base,

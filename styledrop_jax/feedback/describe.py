@@ -93,11 +93,13 @@ class Description:
         guessed: whether it was.
         descriptors: phrases for how it is drawn, each of another kind, with the cosine of the
             picture and of the content under it, the likeliest first.
+        hard_prompt: words that were searched for in the same way, with theirs; None if none were.
     """
 
     content: str
     guessed: bool
     descriptors: Sequence[tuple[str, float]]
+    hard_prompt: tuple[str, float] | None = None
 
 
 def describe(

@@ -130,6 +130,8 @@ def commands(run: Run, spec: RunSpec, verdict: Verdict) -> list[Command]:
     is_short = read_best(run, 1) in (steps, None)
     if is_short and verdict.learnt != WELL and "less" not in kinds:
         kinds.append("steps")
+    if run.found_words(verdict.round):  # nothing trained, so there is no more or less of it
+        del every["more"], every["less"], every["steps"]
     return [every[kind] for kind in kinds if kind in every]
 
 
