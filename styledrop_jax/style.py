@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from styledrop_jax import __version__, guidance, pictures, results, settings, trainable
+from styledrop_jax.adapters.base import Trainable
 from styledrop_jax.errors import UserError, check_words, did_you_mean, shown
 from styledrop_jax.interchange.export import EXPORTS
 from styledrop_jax.interchange.trained import Trained
@@ -21,6 +22,7 @@ from styledrop_jax.io.paths import expanded
 from styledrop_jax.io.run_folder import Run
 from styledrop_jax.methods.base import Method
 from styledrop_jax.pictures import Picture
+from styledrop_jax.pipelines import inpainting
 from styledrop_jax.pipelines.base import Edit, Pipeline, SampleSettings
 from styledrop_jax.pipelines.load import load as load_pipeline
 from styledrop_jax.registry import METHODS
@@ -104,7 +106,7 @@ class Style:
             number=number,
             spec=spec,
             tuned=guidance.load(model, path) if path else guidance.bare(model),
-            descriptor=str(references[0].get("descriptor", "")),
+            descriptor=opened.found_words(number) or str(references[0].get("descriptor", "")),
             content=str(references[0].get("content", "")),
             prompts=opened.prompts,
             sampling=spec.round(number or 1).sample,
@@ -248,7 +250,12 @@ class Style:
         }
         requests = self._requests(_listed(prompts), num, seed, descriptor, record, whole)
         own = pictures.repeated(self.pipeline.encode_images(start[None]), len(requests))
-        edit = Edit(own, regions.reduced(inside, size), amount)
+        anew = regions.reduced(inside, size)
+        around = None
+        if self.pipeline.inpaints:
+            hidden = inpainting.hidden(start, anew)
+            around = pictures.repeated(self.pipeline.encode_images(hidden[None]), len(requests))
+        edit = Edit(own, anew, amount, around)
         output = results.Output(self._origin(), how, out)
         edited = results.Results(output.keep(requests, self._maker(requests, how, edit)))
         if out:
@@ -341,6 +348,10 @@ class Style:
             )
         if self.adapter is None:
             raise UserError("round: 0 is the base model; there is nothing to export")
+        if self.tuned.what == Trainable():
+            raise UserError(
+                f"export: nothing trained; the words alone draw, in any tool: {self.descriptor!r}"
+            )
         base, model = self._in_float32(self.adapter)
         trained = Trained(
             base=base,

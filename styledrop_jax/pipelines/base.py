@@ -107,11 +107,13 @@ class Edit(NamedTuple):
         own: what `Pipeline.encode_images` makes of them, one for each sample.
         region: bool [h, w] of their size, what is generated anew of each; None is all.
         strength: in (0, 1], how much of the region is generated anew.
+        around: for a pipeline that `inpaints`, `own` of the images with the region in grey.
     """
 
     own: Any
     region: np.ndarray | None
     strength: float
+    around: Any = None
 
 
 class Group(NamedTuple):
@@ -194,6 +196,11 @@ class Pipeline:
         otherwise.
         """
         raise NotImplementedError
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether its denoiser is also told what to generate, and sees what is around it."""
+        return False
 
     @property
     def prompt_length(self) -> int:

@@ -24,6 +24,7 @@ from styledrop_jax.stages import objective, preview
 from styledrop_jax.stages.best import step_file
 from styledrop_jax.stages.job import Job
 from styledrop_jax.stages.steps import best_step
+from styledrop_jax.stages.words import find_words, finds
 from styledrop_jax.training import checkpoint, loop, many, mesh, optim
 from styledrop_jax.training.step import Losses
 
@@ -33,7 +34,11 @@ STEPS_PER_CALL = 10
 
 def train_round(job: Job, number: int, streams: Sequence[Stream]) -> None:
     """Trains round `number` on `streams`, from its last checkpoint, and leaves its adapter file."""
-    if not _is_done(job, number):
+    if _is_done(job, number):
+        return
+    if finds(job, number):
+        find_words(job, number, streams)
+    else:
         training = _prepared(job, number, streams)
         training.finish(training.fitted())
 
@@ -53,6 +58,9 @@ def train_together(
     for i, (job, streams) in enumerate(work):
         with _kept_apart(errors, i):
             if _is_done(job, number):
+                continue
+            if finds(job, number):
+                find_words(job, number, streams)
                 continue
             trainings[i] = _prepared(job, number, streams)
             members[i] = trainings[i].member()
