@@ -37,6 +37,7 @@ STRENGTHS = (0.5, 0.7)
 """Of whole images by default: 0.5 keeps more of the image, 0.7 is clearly in the style."""
 
 _LOG = logging.getLogger(__name__)
+_kept = functools.lru_cache(maxsize=1)(load_pipeline)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,6 +73,7 @@ class Style:
         step: int | None = None,
         base: str = "",
         pipeline: Pipeline | None = None,
+        keep: bool = False,
     ) -> Self:
         """Loads what a run learnt.
 
@@ -81,6 +83,8 @@ class Style:
             step: of training, one that the round kept; None is the best of them.
             base: where the base model is now, if it has moved.
             pipeline: the base model, if it is loaded already.
+            keep: whether to take the base model that was kept last, if it is the same, and to keep
+                this one.
 
         Raises:
             UserError: no such run, round or step, or the base model is not the one that it was
@@ -94,7 +98,8 @@ class Style:
             )
         spec = from_config(opened.config)
         number = chosen_round(opened, spec.rounds, round)
-        model = pipeline or load_pipeline(
+        load = _kept if keep else load_pipeline
+        model = pipeline or load(
             base or spec.base,
             jnp.dtype(spec.dtype),
             weights=jnp.dtype(spec.weights_dtype),

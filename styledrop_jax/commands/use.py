@@ -310,4 +310,4 @@ def _check_strength(strength: float) -> None:
 def _style(flags: argparse.Namespace) -> Any:
     from styledrop_jax.style import Style
 
-    return Style.load(flags.run, round=flags.round, step=flags.step, base=flags.base)
+    return Style.load(flags.run, round=flags.round, step=flags.step, base=flags.base, keep=True)
