@@ -10,6 +10,7 @@ from typing import Any
 from styledrop_jax import settings
 from styledrop_jax.errors import UserError
 from styledrop_jax.io import hub
+from styledrop_jax.models.reading import Reading
 from styledrop_jax.pipelines.base import SampleSettings, TrainSettings
 from styledrop_jax.registry import ADAPTERS, METHODS, SCORERS, SELECTORS
 from styledrop_jax.settings import numbered, section, setting, variant, weights
@@ -138,6 +139,16 @@ class RunSpec:
         "folder of true images, CONTENT.png, to compare with in the report; empty for none",
         path="file",
     )
+    prompt_weights: bool = setting(
+        False,
+        "read (word:1.3), (word), [word] and BREAK in prompts as A1111's web UI does, not as words "
+        "(Stable Diffusion)",
+    )
+    long_prompts: bool = setting(
+        False,
+        "read prompts longer than the text tower in chunks of its length (75 words or parts of "
+        "words), not only their beginning",
+    )
     rounds: int = setting(
         1,
         "rounds of train, sample, score, select; those beyond the last round_N reuse it",
@@ -149,6 +160,11 @@ class RunSpec:
     round_settings: tuple[RoundSettings, ...] = numbered(
         RoundSettings, "round_", lambda: (RoundSettings(),)
     )
+
+    @property
+    def reading(self) -> Reading:
+        """How prompts are read."""
+        return Reading(weights=self.prompt_weights, long=self.long_prompts)
 
     def round(self, number: int) -> RoundSettings:
         """The settings of round `number`, from 1: `round_<number>`, or the last one that there
@@ -263,6 +279,14 @@ def absolute(data: dict[str, Any]) -> dict[str, Any]:
     for field in settings.describe(_kind(data), data):
         if field.path and isinstance(field.value, str) and field.value.strip():
             _put(data, field.name.split("."), _absolute(field.value, field.path))
+    return data
+
+
+def portable(data: dict[str, Any]) -> dict[str, Any]:
+    """`data`, complete, without the folders of this machine: of the user's files their names."""
+    for field in settings.describe(_kind(data), data):
+        if field.path and isinstance(field.value, str) and os.path.isabs(field.value):
+            _put(data, field.name.split("."), Path(field.value).name)
     return data
 
 

@@ -82,6 +82,7 @@ def load(
     *,
     weights: jnp.dtype | None = None,
     field: str = "config.base",
+    revision: str = "",
     devices: Mesh | None = None,
 ) -> Pipeline:
     """Loads a pipeline of any of `LOADERS`, by what its folder holds.
@@ -93,6 +94,7 @@ def load(
         dtype: what the model computes in.
         weights: what its weights are kept in; None is `dtype`. An autoencoder's stay in float32.
         field: the setting that named the model, for errors.
+        revision: of a model of the hub, in place of that in its name.
         devices: that hold its weights and share its work; None is all.
 
     Raises:
@@ -104,11 +106,11 @@ def load(
     if _is_file(file):
         load_it = stable_diffusion_files.load_file
     else:
-        folder = hub.resolve(name, _layouts(), field=field)
+        folder = hub.resolve(name, layouts(), field=field, revision=revision)
         load_it = _loader(folder).load
         source = dataclasses.replace(source, path=folder)
     with mesh.used(devices or mesh.make()):
-        return load_it(source)
+        return dataclasses.replace(load_it(source), revision=hub.commit(source.path))
 
 
 def shapes(name: str, dtype: jnp.dtype, *, weights: jnp.dtype) -> Pipeline:
@@ -126,7 +128,7 @@ def shapes(name: str, dtype: jnp.dtype, *, weights: jnp.dtype) -> Pipeline:
     if _is_file(file):
         configs = stable_diffusion_files.configs_of_file(file)
         return stable_diffusion_files.shapes(source, configs, _tokenizer(None))
-    folder = hub.on_this_machine(name, _layouts())
+    folder = hub.on_this_machine(name, layouts())
     if folder is not None:
         loader = _loader(folder)
         configs = {}
@@ -134,9 +136,10 @@ def shapes(name: str, dtype: jnp.dtype, *, weights: jnp.dtype) -> Pipeline:
             configs[part.folder] = part.config_in(folder / part.folder)
         return _of_shapes(loader, source, configs, _tokenizer(folder))
     names: list[str] = []
+    without = hub.without_revision(name)
     for loader in LOADERS.values():
-        if name in loader.named:
-            return _of_shapes(loader, source, loader.named[name], _tokenizer(None))
+        if without in loader.named:
+            return _of_shapes(loader, source, loader.named[without], _tokenizer(None))
         names += loader.named
     raise UserError(
         f"config.base: {shown(name)} is not on this machine, and not known by its name; expected "
@@ -166,11 +169,12 @@ def _is_file(path: Path) -> bool:
     return os.path.isfile(path) or path.suffix == ".safetensors"
 
 
-def _layouts() -> list[hub.Layout]:
+def layouts() -> list[hub.Layout]:
+    """Of every kind of pipeline."""
     return [loader.layout for loader in LOADERS.values()]
 
 
 def _loader(folder: Path) -> Loader:
     """Of the kind that the folder holds."""
-    best = hub.best_layout(folder, _layouts())
+    best = hub.best_layout(folder, layouts())
     return next(loader for loader in LOADERS.values() if loader.layout is best)
