@@ -282,7 +282,8 @@ def _chunks(
         rows = np.minimum(np.arange(start, start + batch_size), count - 1)
         part = None
         if edit is not None:
-            part = edit._replace(own=_rows(edit.own, rows))
+            around = None if edit.around is None else _rows(edit.around, rows)
+            part = edit._replace(own=_rows(edit.own, rows), around=around)
         chunk = base.generate(
             groups(branches, texts, rows),
             [seeds[row] for row in rows],

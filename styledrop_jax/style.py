@@ -22,6 +22,7 @@ from styledrop_jax.io.paths import expanded
 from styledrop_jax.io.run_folder import Run
 from styledrop_jax.methods.base import Method
 from styledrop_jax.pictures import Picture
+from styledrop_jax.pipelines import inpainting
 from styledrop_jax.pipelines.base import Edit, Pipeline, SampleSettings
 from styledrop_jax.pipelines.load import load as load_pipeline
 from styledrop_jax.registry import METHODS
@@ -254,7 +255,12 @@ class Style:
         }
         requests = self._requests(_listed(prompts), num, seed, descriptor, record, whole)
         own = pictures.repeated(self.pipeline.encode_images(start[None]), len(requests))
-        edit = Edit(own, regions.reduced(inside, size), amount)
+        anew = regions.reduced(inside, size)
+        around = None
+        if self.pipeline.inpaints:
+            hidden = inpainting.hidden(start, anew)
+            around = pictures.repeated(self.pipeline.encode_images(hidden[None]), len(requests))
+        edit = Edit(own, anew, amount, around)
         output = results.Output(self._origin(), how, out)
         edited = results.Results(output.keep(requests, self._maker(requests, how, edit)))
         if out:
