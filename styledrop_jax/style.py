@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from styledrop_jax import __version__, guidance, pictures, results, settings, trainable
+from styledrop_jax.base_model import load as load_pipeline
 from styledrop_jax.errors import UserError, check_words, did_you_mean, shown
 from styledrop_jax.interchange.export import EXPORTS
 from styledrop_jax.interchange.trained import Trained
@@ -23,7 +24,6 @@ from styledrop_jax.methods.base import Method
 from styledrop_jax.pictures import Picture
 from styledrop_jax.pipelines import inpainting
 from styledrop_jax.pipelines.base import Edit, Pipeline, SampleSettings
-from styledrop_jax.pipelines.load import load as load_pipeline
 from styledrop_jax.registry import METHODS
 from styledrop_jax.results import Made, Request
 from styledrop_jax.spec import RunSpec, from_config
@@ -97,6 +97,8 @@ class Style:
             base or spec.base,
             jnp.dtype(spec.dtype),
             weights=jnp.dtype(spec.weights_dtype),
+            vae=spec.vae,
+            loras=spec.loras,
             devices=mesh.make(mesh.fitting(spec.mesh)),
         )
         path = adapter_file(opened, number, step)
@@ -371,7 +373,7 @@ class Style:
         """The base and the model, loaded anew if their weights are kept in fewer bits."""
         if self.pipeline.weights_dtype == jnp.float32:
             return self.pipeline, self.tuned.model
-        base = load_pipeline(self.pipeline.name)
+        base = load_pipeline(self.pipeline.name, vae=self.spec.vae, loras=self.spec.loras)
         model, _ = trainable.load(base, adapter)
         return base, model
 

@@ -17,6 +17,7 @@ from flax import nnx
 
 from styledrop_jax import log, trainable, tree
 from styledrop_jax.adapters.base import Trainable
+from styledrop_jax.base_model import load as load_pipeline
 from styledrop_jax.errors import UserError, shown
 from styledrop_jax.interchange.read import Initial, read_init
 from styledrop_jax.io import hub, image_files
@@ -24,7 +25,6 @@ from styledrop_jax.io.run_folder import Run
 from styledrop_jax.methods import identifiers, prompts
 from styledrop_jax.methods.base import Program, Prompt, Stream, joined
 from styledrop_jax.pipelines.base import Pipeline
-from styledrop_jax.pipelines.load import load as load_pipeline
 from styledrop_jax.registry import ADAPTERS
 from styledrop_jax.spec import RunSpec
 from styledrop_jax.stages import class_images, objective
@@ -59,6 +59,8 @@ def begin(
             base or spec.base,
             jnp.dtype(spec.dtype),
             weights=jnp.dtype(spec.weights_dtype),
+            vae=spec.vae,
+            loras=spec.loras,
             devices=mesh.make(spec.mesh),
         )
     _check_base(run, pipeline)
@@ -97,7 +99,7 @@ def _check_base(run: Run, pipeline: Pipeline) -> None:
     if began_on != pipeline.base_hash:
         raise UserError(
             f"{run.workdir}: {pipeline.name} is not the base model that this run began on "
-            "(config.base: its weights, text tower, autoencoder, tokenizer or schedule changed)"
+            "(config.base, config.vae or config.base_loras: weights, tokenizer or schedule changed)"
         )
 
 
@@ -215,15 +217,24 @@ def _write_manifest(job: Job) -> None:
             "references": [_reference(job, item) for item in job.given],
             "streams": streams,
             "prompts": [prompt.content for prompt in job.prompts],
-            "base": {
-                "name": job.pipeline.name,
-                "hash": job.pipeline.base_hash,
-                "parameters": tree.count(nnx.state(job.pipeline.denoiser)),
-            },
+            "base": _base(job),
             "versions": {**libraries, "python": platform.python_version()},
             "device": jax.devices()[0].device_kind,
         }
     )
+
+
+def _base(job: Job) -> dict[str, Any]:
+    """The record of the base model."""
+    record = {
+        "name": job.pipeline.name,
+        "hash": job.pipeline.base_hash,
+        "parameters": tree.count(nnx.state(job.pipeline.denoiser)),
+    }
+    for field in ("vae", "base_loras"):
+        if said := getattr(job.spec, field):
+            record[field] = said
+    return record
 
 
 def _described(stream: Stream) -> dict[str, Any]:
