@@ -13,6 +13,7 @@ from PIL import Image
 
 from styledrop_jax import __version__, guidance, pictures, results, settings, trainable
 from styledrop_jax.adapters.base import Trainable
+from styledrop_jax.base_model import load as load_pipeline
 from styledrop_jax.errors import UserError, check_words, did_you_mean, shown
 from styledrop_jax.interchange.export import EXPORTS
 from styledrop_jax.interchange.trained import Trained
@@ -24,7 +25,6 @@ from styledrop_jax.methods.base import Method
 from styledrop_jax.pictures import Picture
 from styledrop_jax.pipelines import inpainting
 from styledrop_jax.pipelines.base import Edit, Pipeline, SampleSettings
-from styledrop_jax.pipelines.load import load as load_pipeline
 from styledrop_jax.registry import METHODS
 from styledrop_jax.results import Made, Request
 from styledrop_jax.spec import RunSpec, from_config
@@ -112,6 +112,8 @@ class Style:
             jnp.dtype(spec.dtype),
             weights=jnp.dtype(spec.weights_dtype),
             revision="" if base else opened.revision("base"),
+            vae=spec.vae,
+            loras=spec.loras,
             devices=mesh.make(mesh.fitting(spec.mesh)),
         )
         model = model.reads(spec.reading)
@@ -394,7 +396,12 @@ class Style:
         """The base and the model, loaded anew if their weights are kept in fewer bits."""
         if self.pipeline.weights_dtype == jnp.float32:
             return self.pipeline, self.tuned.model
-        base = load_pipeline(self.pipeline.name, revision=self.pipeline.revision)
+        base = load_pipeline(
+            self.pipeline.name,
+            vae=self.spec.vae,
+            loras=self.spec.loras,
+            revision=self.pipeline.revision,
+        )
         model, _ = trainable.load(base, adapter)
         return base, model
 

@@ -23,6 +23,7 @@ RUNGS = [
     {"registry"},
     {"trainable", "spec"},
     {"guidance", "interchange", "config_files", "results"},
+    {"base_model"},
     {"stages"},
     {"planning"},
     {"rounds", "style", "emoji"},

@@ -8,7 +8,10 @@ from typing import Any
 from styledrop_jax.commands.parser import Parser
 from styledrop_jax.errors import UserError, check_words
 
-_SAMPLING = ("lambda_a", "lambda_b", "steps", "temperature", "negative_prompt", "batch_size")
+_SAMPLING = (
+    *("lambda_a", "lambda_b", "steps", "sampler"),
+    *("temperature", "negative_prompt", "batch_size"),
+)
 
 
 def sample_parser() -> Parser:
@@ -258,6 +261,11 @@ def _add_sampling(parser: Parser) -> None:
     group.add_argument("--lambda-a", type=float, help="guidance towards the style")
     group.add_argument("--lambda-b", type=float, help="guidance towards the text")
     group.add_argument("--steps", type=int, help="decoding or denoising steps")
+    group.add_argument(
+        "--sampler",
+        help="how noise is removed (diffusion): ddim, ddpm, dpm_solver, dpm_solver_karras, euler, "
+        "euler_ancestral, heun, deis, unipc or lcm",
+    )
     group.add_argument("--temperature", type=float, help="choice temperature")
     group.add_argument("--negative-prompt", help="what to move away from")
     group.add_argument("--batch-size", type=int, help="images sampled at once")

@@ -44,7 +44,11 @@ class SampleSettings:
         choices=GUIDANCE,
     )
     temperature: float = setting(4.5, "choice temperature, annealed to 0 (Muse)", low=0)
-    sampler: str = setting("ddim", "how noise is removed (diffusion)", choices=SAMPLERS)
+    sampler: str = setting(
+        "ddim",
+        "how noise is removed; lcm is for latent consistency models (diffusion)",
+        choices=SAMPLERS,
+    )
     guidance_rescale: float = setting(
         0.0,
         "share by which the guided output's deviation is pulled back (diffusion)",

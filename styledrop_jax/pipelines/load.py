@@ -32,6 +32,7 @@ class Loader:
         shapes: makes the pipeline of their configs, by their folders, and a tokenizer, every array
             a shape.
         named: configs of models by the hub's name.
+        takes_vae: whether another autoencoder can take the place of its own.
     """
 
     layout: hub.Layout
@@ -39,6 +40,7 @@ class Loader:
     components: Sequence[Component] = ()
     shapes: Callable[[Source, Mapping[str, Any], PreTrainedTokenizerBase], Pipeline] | None = None
     named: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    takes_vae: bool = False
 
 
 LOADERS = {
@@ -59,6 +61,7 @@ LOADERS = {
         ),
         shapes=stable_diffusion_files.shapes,
         named=stable_diffusion_files.NAMED,
+        takes_vae=True,
     ),
     "stable_diffusion_xl": Loader(
         layout=stable_diffusion_files.LAYOUT_XL,
@@ -71,6 +74,7 @@ LOADERS = {
         ),
         shapes=stable_diffusion_files.shapes,
         named=stable_diffusion_files.NAMED_XL,
+        takes_vae=True,
     ),
 }
 """The kinds of pipelines, by name."""
@@ -81,6 +85,7 @@ def load(
     dtype: jnp.dtype = jnp.float32,
     *,
     weights: jnp.dtype | None = None,
+    vae: str = "",
     field: str = "config.base",
     revision: str = "",
     devices: Mesh | None = None,
@@ -93,6 +98,8 @@ def load(
             in one `.safetensors` file, see `stable_diffusion_files.load_file`.
         dtype: what the model computes in.
         weights: what its weights are kept in; None is `dtype`. An autoencoder's stay in float32.
+        vae: an autoencoder in place of a Stable Diffusion's own: a file, a folder, or a name like
+            the model's. Empty is its own.
         field: the setting that named the model, for errors.
         revision: of a model of the hub, in place of that in its name.
         devices: that hold its weights and share its work; None is all.
@@ -102,12 +109,18 @@ def load(
     """
     file = Path(os.path.expanduser(name))
     kept = dtype if weights is None else weights
-    source = Source(name=name, path=file, dtype=dtype, weights=kept)
+    source = Source(name=name, path=file, dtype=dtype, weights=kept, vae=vae)
     if _is_file(file):
         load_it = stable_diffusion_files.load_file
     else:
         folder = hub.resolve(name, layouts(), field=field, revision=revision)
-        load_it = _loader(folder).load
+        loader = _loader(folder)
+        if vae and not loader.takes_vae:
+            raise UserError(
+                f"config.vae: found {shown(vae, 120)}, expected it empty: {shown(name, 120)} is no "
+                "Stable Diffusion"
+            )
+        load_it = loader.load
         source = dataclasses.replace(source, path=folder)
     with mesh.used(devices or mesh.make()):
         return dataclasses.replace(load_it(source), revision=hub.commit(source.path))

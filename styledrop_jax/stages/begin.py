@@ -17,6 +17,7 @@ from flax import nnx
 
 from styledrop_jax import log, trainable, tree
 from styledrop_jax.adapters.base import Trainable
+from styledrop_jax.base_model import load as load_pipeline
 from styledrop_jax.errors import UserError, shown
 from styledrop_jax.interchange.read import Initial, read_init
 from styledrop_jax.io import hub, image_files
@@ -25,7 +26,6 @@ from styledrop_jax.methods import identifiers, prompts
 from styledrop_jax.methods.base import Program, Prompt, Stream, joined
 from styledrop_jax.models.reading import SYNTAX, Reading
 from styledrop_jax.pipelines.base import Pipeline
-from styledrop_jax.pipelines.load import load as load_pipeline
 from styledrop_jax.registry import ADAPTERS
 from styledrop_jax.spec import RunSpec
 from styledrop_jax.stages import class_images, objective
@@ -61,6 +61,8 @@ def begin(
             jnp.dtype(spec.dtype),
             weights=jnp.dtype(spec.weights_dtype),
             revision="" if base else run.revision("base"),
+            vae=spec.vae,
+            loras=spec.loras,
             devices=mesh.make(spec.mesh),
         )
     _check_base(run, pipeline)
@@ -100,7 +102,7 @@ def _check_base(run: Run, pipeline: Pipeline) -> None:
     if began_on != pipeline.base_hash:
         raise UserError(
             f"{run.workdir}: {pipeline.name} is not the base model that this run began on "
-            "(config.base: its weights, text tower, autoencoder, tokenizer or schedule changed)"
+            "(config.base, config.vae or config.base_loras: weights, tokenizer or schedule changed)"
         )
 
 
@@ -234,27 +236,34 @@ def _write_manifest(job: Job) -> None:
     libraries = {}
     for name in ("styledrop_jax", "jax", "flax", "optax"):
         libraries[name] = version(name)
-    models: dict[str, dict[str, Any]] = {
-        "base": {
-            "name": job.pipeline.name,
-            "hash": job.pipeline.base_hash,
-            "parameters": tree.count(nnx.state(job.pipeline.denoiser)),
-        }
-    }
-    if job.pipeline.revision:
-        models["base"]["revision"] = job.pipeline.revision
-    if hub.commit(job.clip_folder):
-        models["clip"] = {"name": job.spec.clip, "revision": hub.commit(job.clip_folder)}
     job.run.update_manifest(
         {
             "references": [_reference(job, item) for item in job.given],
             "streams": streams,
             "prompts": [prompt.content for prompt in job.prompts],
-            **models,
+            **_models(job),
             "versions": {**libraries, "python": platform.python_version()},
             "device": jax.devices()[0].device_kind,
         }
     )
+
+
+def _models(job: Job) -> dict[str, dict[str, Any]]:
+    """The records of the base model, and of a CLIP that is of the hub."""
+    base: dict[str, Any] = {
+        "name": job.pipeline.name,
+        "hash": job.pipeline.base_hash,
+        "parameters": tree.count(nnx.state(job.pipeline.denoiser)),
+    }
+    if job.pipeline.revision:
+        base["revision"] = job.pipeline.revision
+    for field in ("vae", "base_loras"):
+        if said := getattr(job.spec, field):
+            base[field] = said
+    commit = hub.commit(job.clip_folder)
+    if not commit:
+        return {"base": base}
+    return {"base": base, "clip": {"name": job.spec.clip, "revision": commit}}
 
 
 def _described(stream: Stream) -> dict[str, Any]:
