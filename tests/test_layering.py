@@ -26,7 +26,7 @@ RUNGS = [
     {"stages"},
     {"planning"},
     {"rounds", "style", "emoji"},
-    {"library", "styles"},
+    {"library", "styles", "publish"},
     {"__init__"},
     {"studio"},
     {"commands"},
