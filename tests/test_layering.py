@@ -27,7 +27,7 @@ RUNGS = [
     {"stages"},
     {"planning"},
     {"rounds", "style", "emoji"},
-    {"library", "styles"},
+    {"library", "styles", "publish"},
     {"__init__"},
     {"studio"},
     {"commands"},
