@@ -2,9 +2,9 @@
 
     python benchmarks/found_words.py --corpus corpus --workdir runs/words [--style blueprint]
 
-Every held-out style, one reference each. First what the words alone draw on the base model, every
-third prompt, as words.py has it; then the defaults of `configs/styledrop.py`, one seed: the base
-model, round 1, and the round that the run takes, a table after each style. A person's words were
+Every held-out style, one reference each, the defaults of `configs/styledrop.py`, one seed: what the
+words alone draw (the base model), round 1, and the round that the run takes. A table follows each
+style. A person's words were
 written from a look at the references, before anything was scored; found ones are the first that
 `styledrop describe` prints when it is told what the picture shows. Text is CLIP's cosine with the
 prompt without words of style, Style with the reference, leakage with the words for what that shows;
@@ -20,7 +20,7 @@ import numpy as np
 from every_style import every_style
 from held_out_styles import Style, by_prompt, write_style
 from methods import scores_of
-from words import SCORES, print_table, scores_under
+from words import print_table
 
 from styledrop_jax import config_files, library, log
 from styledrop_jax.emoji import corpus
@@ -71,7 +71,6 @@ def main() -> None:
         if not flags.style or name_of(style) in flags.style:
             folder = write_style(data, flags.workdir, style)
             given.append((style, folder, words_of(folder / "reference.png", style)))
-    _draw_with_words_alone(clip, given)
     table: dict[str, list[np.ndarray]] = {}
     for count, (style, folder, descriptors) in enumerate(given, 1):
         for arm, descriptor in zip(WORDS, descriptors, strict=True):
@@ -82,21 +81,6 @@ def main() -> None:
         print(f"\nStyleDrop, {count} of {len(given)} styles")
         print_table(table, _SCORES)
     _print_styles(given, table)
-
-
-def _draw_with_words_alone(clip: ClipScorer, given: Sequence[Given]) -> None:
-    """The base model under each kind of words, every third prompt, as words.py has it."""
-    base = library.load()
-    table: dict[str, list[np.ndarray]] = {}
-    for style, folder, descriptors in given:
-        reference = image_files.read_image(folder / "reference.png")
-        shown = noun_phrase(style.concept)
-        for arm, descriptor in zip(WORDS, descriptors, strict=True):
-            rows = scores_under(base, clip, reference, shown, descriptor)
-            log.say(f"{name_of(style)}, {descriptor}: {rows.mean(axis=0).round(3)}")
-            table.setdefault(arm, []).append(rows)
-    print(f"\nthe base model, {len(given)} styles")
-    print_table(table, SCORES)
 
 
 def name_of(style: Style) -> str:

@@ -23,15 +23,16 @@ RUNGS = [
     {"registry"},
     {"trainable", "spec"},
     {"guidance", "interchange", "config_files", "results"},
+    {"base_model"},
     {"stages"},
     {"planning"},
     {"rounds", "style", "emoji"},
-    {"library", "styles"},
+    {"library", "styles", "publish"},
     {"__init__"},
     {"studio"},
     {"commands"},
     {"cli"},
-    {"__main__"},
+    {"__main__", "warm"},
 ]
 RUNG = {part: height for height, parts in enumerate(RUNGS) for part in parts}
 TEST_ONLY = {"torch", "torchvision", "diffusers", "accelerate", "peft", "tensorflow"}

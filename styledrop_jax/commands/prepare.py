@@ -46,9 +46,7 @@ def describe_parser() -> Parser:
         help="the CLIP that finds the words: a name or a local folder (default emoji64/clip)",
     )
     parser.add_argument("--num", type=int, default=5, help="how many proposals (default 5)")
-    parser.add_argument(
-        "--hard", action="store_true", help="search for a hard prompt too (PEZ)"
-    )
+    parser.add_argument("--hard", action="store_true", help="search for a hard prompt too (PEZ)")
     return parser
 
 

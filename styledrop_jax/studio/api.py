@@ -64,7 +64,7 @@ class Api:
             "/api/mark": self._mark,
             "/api/start": self._start,
             "/api/describe": self._describe,
-            "/api/plan": lambda body: ask("plan", *lines.plan(self.studio, body)),
+            "/api/plan": self._plan,
             "/api/new": self._new,
             "/api/continue": self._continue,
             "/api/extend": self._extend,
@@ -145,7 +145,12 @@ class Api:
 
     def _describe(self, body: Mapping[str, Any]) -> Any:
         path = pictures.upload(self.studio, fields.text(body, "upload"))
-        return ask("describe", str(path), fields.text(body, "content", ""))
+        how = ["hard"] if fields.truth(body, "hard") else []
+        return ask("describe", str(path), fields.text(body, "content", ""), *how)
+
+    def _plan(self, body: Mapping[str, Any]) -> Any:
+        words = lines.plan(self.studio, body)
+        return {**ask("plan", *words), "took": views.took(self.studio, self.jobs, words[0])}
 
     def _new(self, body: Mapping[str, Any]) -> Any:
         name = fields.text(body, "name", "")

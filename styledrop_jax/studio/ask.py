@@ -18,7 +18,7 @@ _ONE = threading.Lock()
 
 
 def ask(*words: str) -> dict[str, Any]:
-    """The answer to `describe IMAGE CONTENT` or `plan --config …`; one question at a time.
+    """The answer to `describe IMAGE CONTENT [hard]` or `plan --config …`; one question at a time.
 
     Raises:
         UserError: what the question runs into.
@@ -44,13 +44,12 @@ def ask(*words: str) -> dict[str, Any]:
 def _describe(words: Sequence[str]) -> dict[str, Any]:
     from styledrop_jax.library import describe
 
-    image, content = words
-    found = describe(image, content=content)
-    return {
-        "content": found.content,
-        "guessed": found.guessed,
-        "descriptors": [phrase for phrase, _ in found.descriptors],
-    }
+    image, content, *how = words
+    found = describe(image, content=content, hard="hard" in how)
+    descriptors = [phrase for phrase, _ in found.descriptors]
+    if found.hard_prompt is not None:
+        descriptors.append(found.hard_prompt[0])
+    return {"content": found.content, "guessed": found.guessed, "descriptors": descriptors}
 
 
 def _plan(words: Sequence[str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 POLICY = (
@@ -36,6 +36,11 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def shown_host(host: str) -> str:
+    """`host` as links have it."""
+    return f"[{host}]" if ":" in host else host
+
+
 class Door:
     """Lets in who has the token or its cookie, from this very page.
 
@@ -43,6 +48,8 @@ class Door:
       script reads and no other site sends stands for it.
     - The Host is one that this server is known by: else a name that an attacker points to
       127.0.0.1 (DNS rebinding) would make his page ours.
+    - This machine has several names and a cookie has one, so the page itself is sent from the
+      others to the one that the link has.
     - What changes something carries our own Origin: another site cannot post.
 
     Args:
@@ -69,6 +76,10 @@ class Door:
             return  # there are no web sockets
         headers = Headers(scope=scope)
         reason = self._refusal(scope, headers)
+        if not reason and (elsewhere := self._elsewhere(scope, headers["host"])):
+            answer = RedirectResponse(elsewhere, 307)
+            await answer(scope, receive, self._guarded(send, fresh=False))
+            return
         fresh = False
         if not reason and not self._knows(headers):
             fresh = self._has_token(scope)
@@ -101,12 +112,13 @@ class Door:
         address of numbers his own name.
         """
         try:
-            name = urlsplit(f"//{host}").hostname or ""
+            found = urlsplit(f"//{host}")
+            name, _ = found.hostname or "", found.port  # one out of range is none
         except ValueError:
             return False
         if set(host) & set("@/?#\\"):
             return False
-        if name in _LOOPBACK_NAMES:
+        if name in (*_LOOPBACK_NAMES, self._host):
             return True
         if is_loopback(self._host):
             return False
@@ -115,6 +127,15 @@ class Door:
             return True
         except ValueError:
             return name in (self._host.lower(), socket.gethostname().lower())
+
+    def _elsewhere(self, scope: Scope, host: str) -> str:
+        """Where the page is, if it is asked for under another name of this machine; else empty."""
+        found = urlsplit(f"//{host}")
+        if scope["path"] != "/" or not is_loopback(self._host) or found.hostname == self._host:
+            return ""
+        port = f":{found.port}" if found.port else ""
+        query = scope["query_string"].decode("latin-1")
+        return f"http://{shown_host(self._host)}{port}/" + (f"?{query}" if query else "")
 
     def _knows(self, headers: Headers) -> bool:
         cookies: SimpleCookie = SimpleCookie()

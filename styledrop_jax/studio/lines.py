@@ -19,6 +19,7 @@ METHODS = {
     "svdiff": "SVDiff: less of the style than LoRA",
     "custom_diffusion": "Custom Diffusion: a tint of the style",
     "textual_inversion": "Textual Inversion: a new word, a tint of the style",
+    "hard_prompt": "Hard prompt: words found from the picture draw, nothing trains",
     "dreambooth": "DreamBooth: a subject, such as my dog, from some photos",
     "debug": "a trial of everything in seconds; the pictures are poor",
 }
@@ -63,7 +64,7 @@ def _config(studio: Studio, body: Mapping[str, Any], given: Path) -> list[str]:
     if method == "dreambooth":
         for field, example in (("identifier", "sks"), ("noun", "dog")):
             words.append(f"--config.words.{field}={fields.needed(body, field, example)}")
-    elif not descriptor:
+    elif not descriptor and method != "hard_prompt":
         raise UserError("descriptor: empty; expected words like 'in watercolor painting style'")
     rows = []
     for picture in fields.listed(body, "pictures", _MOST_PICTURES):

@@ -11,8 +11,9 @@ import uvicorn
 from starlette.applications import Starlette
 
 from styledrop_jax.errors import UserError
+from styledrop_jax.studio import worker
 from styledrop_jax.studio.api import Api
-from styledrop_jax.studio.door import Door, is_loopback
+from styledrop_jax.studio.door import Door, is_loopback, shown_host
 from styledrop_jax.studio.folders import Studio
 from styledrop_jax.studio.jobs import Jobs
 
@@ -46,10 +47,9 @@ def serve(root: Path, *, host: str, port: int, browser: bool) -> None:
     listening = _listening(host, port)
     number = listening.getsockname()[1]
     studio = Studio(root)
-    jobs = Jobs(studio.state / "jobs")
+    jobs = Jobs(studio.state / "jobs", warm=worker.PROGRAM)
     door = make(studio, jobs, host=host, port=number)
-    shown = f"[{host}]" if ":" in host else host
-    link = f"http://{shown}:{number}/?token={door.token}"
+    link = f"http://{shown_host(host)}:{number}/?token={door.token}"
     if not is_loopback(host):
         _LOG.warning(
             "the page is not encrypted, and who sees its link can use it: "

@@ -115,6 +115,22 @@ def _best_of(path: Path, _changed: int) -> list[str]:
     return [sample.file for sample in list(of_prompt.values())[:_BEST]]
 
 
+def took(studio: Studio, jobs: Jobs, config: str) -> dict[str, Any] | None:
+    """The last finished run that was begun here with the same `--config`, and its seconds without
+    the time that a person took; None if there is none.
+    """
+    every = jobs.all()
+    for job in every:
+        report = studio.root / job["run"] / "report.html"
+        if config in job["words"] and report.exists():
+            seconds = 0.0
+            for one in every:
+                if one["run"] == job["run"] and one["words"][0] == "personalize" and one["began"]:
+                    seconds += max(0.0, one["ended"] - one["began"])
+            return {"run": job["run"], "seconds": seconds}
+    return None
+
+
 def detail(studio: Studio, jobs: Jobs, name: str) -> dict[str, Any]:
     """One run: what it was told, where it stands, what it came to, what was made with it."""
     workdir = studio.run(name)

@@ -188,6 +188,15 @@ def test_a_studio_that_dies_is_found_again_by_an_open_page(tmp_path, serve, visi
     _until(lambda: _marks(run) == ([1, 3], []))
 
 
+def test_the_page_is_found_under_the_other_name_of_this_machine(tmp_path, serve, visit):
+    studios.waiting(tmp_path / "runs" / "mine")
+    served = serve(tmp_path / "runs")
+    page = visit(served, "#/")
+    page.goto(f"http://localhost:{served.port}/#/run/mine")
+    page.get_by_role("heading", name="mine").wait_for()
+    assert page.url == f"http://127.0.0.1:{served.port}/#/run/mine"
+
+
 def test_a_large_round_is_there_at_once_and_loads_what_is_seen(tmp_path, serve, visit):
     prompts = tuple(f"thing {number}" for number in range(30))
     studios.waiting(tmp_path / "runs" / "large", each=64, prompts=prompts, side=16)
@@ -210,7 +219,8 @@ def test_a_picture_becomes_a_run_in_two_steps(tmp_path, serve, visit, monkeypatc
     def ask(question, *words):
         if question == "plan":
             return {"line": "400 training steps"}
-        return {"content": "a key", "guessed": True, "descriptors": ["in ink style", "in chalk"]}
+        found = ["in ink style", "in chalk", *(["in blot quill style"] if "hard" in words else [])]
+        return {"content": "a key", "guessed": True, "descriptors": found}
 
     monkeypatch.setattr(api, "ask", ask)
     served = serve(tmp_path / "runs")
@@ -218,7 +228,13 @@ def test_a_picture_becomes_a_run_in_two_steps(tmp_path, serve, visit, monkeypatc
     page.locator("input[type=file]").set_input_files(studios.png(tmp_path / "x.png", side=40))
     page.get_by_text("400 training steps").wait_for()
     assert page.get_by_label("What it shows").input_value() == "a key"
-    assert page.get_by_label("How it is drawn").input_value() == "in ink style"
+    drawn = page.get_by_label("How it is drawn")
+    assert drawn.input_value() == "in ink style"
+    page.get_by_text("How long it takes here is known after the first one").wait_for()
+    page.get_by_role("button", name="Search for a hard prompt").click()
+    page.get_by_role("button", name="in blot quill style").click()
+    assert drawn.input_value() == "in blot quill style"
+    page.get_by_role("button", name="in ink style").click()
     page.get_by_role("button", name="Start").click()
     page.wait_for_url("**/#/")
     (job,) = served.jobs.all()

@@ -102,6 +102,24 @@ def test_a_forwarded_port_is_served(opened, host):
     assert answer.status_code == 200
 
 
+@pytest.mark.parametrize("host", ["localhost:9000", "[::1]:8765", "localhost"])
+def test_the_page_has_one_host_so_that_one_cookie_opens_it(opened, host):
+    """A cookie of 127.0.0.1 is none of localhost's."""
+    stranger = _stranger(opened, Host=host)
+    port = host.removeprefix("[::1]").partition(":")[2]
+    here = f"http://127.0.0.1:{port}/" if port else "http://127.0.0.1/"
+    for query in ("", f"?token={opened.door.once}"):
+        answer = stranger.get(f"/{query}", follow_redirects=False)
+        assert answer.status_code == 307 and answer.headers["location"] == f"{here}{query}"
+        assert "set-cookie" not in answer.headers
+    assert _stranger(opened).get("/", params={"token": opened.door.once}).status_code == 200
+    assert stranger.get("/api/runs").status_code == 403
+
+
+def test_a_port_that_is_none_is_refused(opened):
+    assert opened.client.get("/", headers={"Host": "localhost:99999"}).status_code == 403
+
+
 def test_other_addresses_are_for_servers_that_are_told_so(opened):
     private = {"Host": "192.168.1.7:8765", "Origin": "http://192.168.1.7:8765"}
     assert opened.client.get("/api/runs", headers=private).status_code == 403

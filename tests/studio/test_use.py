@@ -119,7 +119,33 @@ def test_a_subject_needs_its_words_and_a_style_its_descriptor(tmp_path, opened):
     assert opened.get("/api/runs").json()[0]["name"] == "new"
 
 
+def test_words_that_are_found_need_none_that_are_given(tmp_path, opened):
+    pictures = [{"upload": _upload(opened, tmp_path), "content": "a key"}]
+    body = {"name": "found", "base": "emoji64", "method": "hard_prompt", "pictures": pictures}
+    assert opened.post("/api/new", **body).status_code == 200
+    assert "--config=hard_prompt:emoji64" in _words(opened)[0]
+
+
 # -------------------------------------------------------------- what a page is told
+
+
+def test_what_the_last_run_of_a_config_took_is_known(tmp_path, opened):
+    config = "--config=styledrop:emoji64"
+    assert views.took(opened.studio, opened.jobs, config) is None
+    job = opened.jobs.add("mine", ["personalize", config])
+    again = opened.jobs.add("mine", ["personalize", "--config=mine"])  # after a choice
+
+    def over():
+        return all(one["state"] in ("done", "failed") for one in opened.jobs.all())
+
+    assert opened.jobs.wait(over, 20)
+    assert views.took(opened.studio, opened.jobs, config) is None, "it is not finished"
+    (tmp_path / "runs" / "mine" / "report.html").touch()
+    seconds = sum(one["ended"] - one["began"] for one in opened.jobs.all())
+    found = views.took(opened.studio, opened.jobs, config)
+    assert found == {"run": "mine", "seconds": pytest.approx(seconds)}
+    assert job.id != again.id
+    assert views.took(opened.studio, opened.jobs, "--config=lora:emoji64") is None
 
 
 def test_the_line_under_an_image_makes_it_again(tmp_path):

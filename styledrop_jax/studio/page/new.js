@@ -1,6 +1,6 @@
 // A new run: pictures are dropped, words are proposed, one button starts it.
 import { fill, h, labelled, say, select, sharpen } from "./dom.js";
-import { freeName } from "./model.js";
+import { duration, freeName } from "./model.js";
 import { get, post, trying, upload } from "./net.js";
 
 const MOST = 20;
@@ -137,9 +137,23 @@ class Form {
     const chips = found.descriptors.map((words) => {
       return h("button", { type: "button", class: "chip", onclick: take(words) }, words);
     });
-    fill(this.proposed, h("small", {}, "Proposed, take what is true:"), chips);
+    const more = h("button", { type: "button", class: "plain" }, "Search for a hard prompt");
+    more.addEventListener("click", () => this.search(more));
+    fill(this.proposed, h("small", {}, "Proposed, take what is true:"), chips, more);
     if (!this.descriptor.value) this.descriptor.value = found.descriptors[0] ?? "";
     if (!this.name.value) this.name.value = freeName(found.content, this.taken);
+  }
+
+  // Words of CLIP's vocabulary that fit the picture better still: the last of the descriptors.
+  async search(button) {
+    const [given] = this.pictures;
+    if (!given) return;
+    const body = { upload: given.upload, content: given.content.value, hard: true };
+    const found = await trying(() => post("/api/describe", body), button);
+    if (!found || this.page.over) return;
+    const words = found.descriptors.at(-1);
+    const take = () => (this.descriptor.value = words);
+    button.replaceWith(h("button", { type: "button", class: "chip", onclick: take }, words));
   }
 
   take_method(value) {
@@ -178,7 +192,12 @@ class Form {
     for (const given of body.pictures) given.content ||= "a thing";
     for (const name of ["descriptor", "identifier", "noun"]) body[name] ||= "thing";
     const found = await post("/api/plan", body).catch((error) => ({ line: error.message }));
-    if (own === this.counting) this.say_cost(`${found.line}. ${this.bases[this.base]}.`);
+    if (own !== this.counting) return;
+    const { run, seconds } = found.took ?? {};
+    const time = run
+      ? `The last one like it, ${run}, took ${duration(seconds)}.`
+      : "How long it takes here is known after the first one like it.";
+    this.say_cost(`${found.line}. ${this.bases[this.base]}. ${time}`);
   }
 
   async begin(event) {
