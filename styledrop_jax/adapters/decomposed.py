@@ -17,7 +17,6 @@ from styledrop_jax import cache
 from styledrop_jax.errors import UserError
 from styledrop_jax.io.files import write_bytes
 
-_SMALL = 2**14  # numbers: what is smaller is decomposed as fast as it is read
 _SIZE = 16 * 2**30  # bytes in all, of which those go that were used longest ago
 _NAMES = ("u", "s", "vt")
 
@@ -32,8 +31,7 @@ def decomposed(matrix: jax.Array) -> Factors:
     They are in `decompositions` of the cache folder, in files by their content's SHA-256. Where it
     cannot be written, or a file is damaged, the matrix is decomposed anew.
     """
-    traced = isinstance(matrix, Tracer)
-    if traced or matrix.size < _SMALL or not matrix.is_fully_addressable:
+    if isinstance(matrix, Tracer) or not matrix.is_fully_addressable:
         return _svd(matrix)
     array = np.asarray(matrix)
     content = hashlib.sha256(f"{array.shape}".encode())

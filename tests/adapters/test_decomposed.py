@@ -10,9 +10,8 @@ from styledrop_jax.adapters import decomposed
 
 @pytest.fixture
 def computed(monkeypatch, tmp_path):
-    """The matrices that were decomposed; every one is large enough to be kept."""
+    """The matrices that were decomposed."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(decomposed, "_SMALL", 0)
     svd = decomposed._svd
     found = []
 

@@ -88,6 +88,21 @@ def test_arguments_are_counted_exactly_and_compile(base):
     assert all(compiler.estimated(program, CPU).flops > 1e5 for program in sampler.values())
 
 
+def test_images_of_several_sizes_are_one_program():
+    spec = _spec(base=str(tiny.stable_diffusion()))
+    pipeline = shapes(spec.base, jnp.dtype("float32"), weights=jnp.dtype("float32"))
+    (what, *_) = trainables(spec, read(spec).program)
+    costs = []
+    for sizes in ([SQUARE, SQUARE], [SQUARE, (12, 20)]):
+        images = [programs.Images(sizes)]
+        train = spec.round(1).train
+        step = programs.training(pipeline, what, images, train, steps=2, devices=CPU.mesh)
+        costs.append(compiler.estimated(step, CPU))
+    squares, mixed = costs
+    assert 0.95 * squares.arguments < mixed.arguments < squares.arguments, "fewer pixels"
+    assert mixed.flops == pytest.approx(squares.flops, rel=0.2), "a step has one size"
+
+
 def _on(name, what, **share):
     """What a step of 8 images takes on a device whose chips share the work."""
     spec = _spec()
