@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from styledrop_jax import __version__, cache
-from styledrop_jax.commands import prepare, teach, use, watch
+from styledrop_jax.commands import prepare, share, teach, use, watch
 from styledrop_jax.commands.parser import Parser
 from styledrop_jax.errors import UserError, did_you_mean
 
@@ -73,6 +73,8 @@ COMMANDS = {
     "edit": Command(use.edit, use.edit_parser),
     "stylize": Command(use.stylize, use.stylize_parser),
     "export": Command(use.export, use.export_parser),
+    "push": Command(share.push, share.push_parser),
+    "fetch": Command(share.fetch, share.fetch_parser),
     "describe": Command(prepare.describe, prepare.describe_parser),
     "configs": Command(prepare.configs, prepare.configs_parser),
     "rare-tokens": Command(prepare.rare_tokens, prepare.rare_tokens_parser),

@@ -270,10 +270,7 @@ def _chunks(
     """What `generate` yields; `control` is the pipeline's."""
     count = len(seeds)
     base = branches[0].tuned.base
-    texts = []
-    for branch in branches:
-        encoder = branch.tuned.model if branch.on else branch.tuned.base
-        texts.append(encoder.encode_text(branch.prompts))
+    texts, needed = _texts(branches)
     more = {} if control is None else {"control": control}
     for start in range(0, count, batch_size):
         if there and all(there[start : start + batch_size]):
@@ -284,14 +281,40 @@ def _chunks(
         if edit is not None:
             around = None if edit.around is None else _rows(edit.around, rows)
             part = edit._replace(own=_rows(edit.own, rows), around=around)
-        chunk = base.generate(
-            groups(branches, texts, rows),
-            [seeds[row] for row in rows],
-            settings=settings,
-            edit=part,
-            **more,
-        )
+        chunk: Any = None
+        for tokens in np.unique(needed[rows]):
+            made = base.generate(
+                groups(branches, _cut(texts, tokens), rows),
+                [seeds[row] for row in rows],
+                settings=settings,
+                edit=part,
+                **more,
+            )
+            own = (needed[rows] == tokens)[:, None, None, None]
+            chunk = made if chunk is None else np.where(own, made, chunk)
         yield chunk[: count - start]
+
+
+def _texts(branches: Sequence[Branch]) -> tuple[list[Any], np.ndarray]:
+    """The features of the prompts of each branch, and how many tokens each image needs of them: as
+    many as the longest of its own prompts, whatever it is sampled with.
+    """
+    encoders = []
+    counts = []
+    for branch in branches:
+        encoder = branch.tuned.model if branch.on else branch.tuned.base
+        encoders.append(encoder)
+        counts.append(encoder.text_chunks(branch.prompts))
+    needed = np.max(counts, axis=0)
+    texts = []
+    for encoder, branch in zip(encoders, branches, strict=True):
+        texts.append(encoder.encode_text(branch.prompts, int(needed.max())))
+    return texts, needed * encoders[0].prompt_length
+
+
+def _cut(texts: Sequence[Any], tokens: int) -> list[Any]:
+    """The features of the first `tokens` tokens."""
+    return [text._replace(states=text.states[:, :tokens]) for text in texts]
 
 
 def _rows(tree: Any, rows: np.ndarray) -> Any:

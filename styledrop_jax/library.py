@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from styledrop_jax import config_files, pictures
+from styledrop_jax.base_model import load as load_pipeline
 from styledrop_jax.errors import UserError, shown
 from styledrop_jax.feedback import hard_prompt
 from styledrop_jax.feedback.describe import Description
@@ -22,7 +23,6 @@ from styledrop_jax.methods.prompts import POOL
 from styledrop_jax.metrics.clip_scores import ClipScorer
 from styledrop_jax.pictures import Picture
 from styledrop_jax.pipelines.base import Pipeline
-from styledrop_jax.pipelines.load import load as load_pipeline
 from styledrop_jax.rounds import personalize as carry_out
 from styledrop_jax.spec import DTYPES
 from styledrop_jax.style import Style
@@ -33,20 +33,29 @@ def config_names() -> list[str]:
     return config_files.names()
 
 
-def load(base: str = "emoji64/sd", *, dtype: str = "float32") -> Pipeline:
+def load(
+    base: str = "emoji64/sd",
+    *,
+    dtype: str = "float32",
+    vae: str = "",
+    loras: Mapping[str, float] | None = None,
+) -> Pipeline:
     """Loads a base model.
 
     Args:
         base: a name that ships or is on the Hugging Face hub, a folder, or a single `.safetensors`
             file.
         dtype: precision of the computation, "float32" or "bfloat16".
+        vae: an autoencoder in place of a Stable Diffusion's own: a file, a folder or a name.
+        loras: files of LoRAs → the weights by which they are merged into it.
 
     Raises:
         UserError: the model is nowhere, or a file of it is missing, damaged or does not fit.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype: found {shown(dtype)}, expected one of {', '.join(DTYPES)}")
-    return load_pipeline(base, jnp.dtype(dtype), field="base")
+    merged = list((loras or {}).items())
+    return load_pipeline(base, jnp.dtype(dtype), vae=vae, loras=merged, field="base")
 
 
 def describe(

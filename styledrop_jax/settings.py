@@ -32,7 +32,8 @@ class Rule:
         low, high: the range of a number; `low` itself is outside it when `above`.
         choices: names that a text must be one of, if there are any; read when a value is checked.
         empty: whether a text may be empty.
-        path: "file" if the text names files of the user's, "model" if it may name a model instead.
+        path: "file" if the text names files of the user's, "model" if it may name a model instead,
+            "loras" if it names files with weights.
         basic: whether most runs set it.
     """
 

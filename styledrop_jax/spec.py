@@ -2,14 +2,17 @@
 
 import dataclasses
 import functools
+import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from styledrop_jax import settings
-from styledrop_jax.errors import UserError
+from styledrop_jax.errors import UserError, shown
 from styledrop_jax.io import hub
+from styledrop_jax.models.reading import Reading
 from styledrop_jax.pipelines.base import SampleSettings, TrainSettings
 from styledrop_jax.registry import ADAPTERS, METHODS, SCORERS, SELECTORS
 from styledrop_jax.settings import numbered, section, setting, variant, weights
@@ -17,6 +20,7 @@ from styledrop_jax.training.mesh import MeshSettings
 
 DTYPES = ("float32", "bfloat16")
 _SHIPPED_IMAGE = "bundled:"
+_LARGEST_WEIGHT = 100  # of a LoRA
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,10 +113,22 @@ class RunSpec:
 
     base: str = setting(
         "emoji64/sd",
-        "base model: a name or a local diffusers folder",
+        "base model: a name, a local diffusers folder or a single .safetensors file",
         empty=False,
         path="model",
         basic=True,
+    )
+    vae: str = setting(
+        "",
+        "autoencoder in place of a Stable Diffusion's own: a file, a folder or a name; empty for "
+        "its own",
+        path="model",
+    )
+    base_loras: str = setting(
+        "",
+        "LoRAs merged into the base model, with their weights: a.safetensors:0.8,b.safetensors; "
+        "empty for none",
+        path="loras",
     )
     clip: str = setting(
         "emoji64/clip",
@@ -138,6 +154,16 @@ class RunSpec:
         "folder of true images, CONTENT.png, to compare with in the report; empty for none",
         path="file",
     )
+    prompt_weights: bool = setting(
+        False,
+        "read (word:1.3), (word), [word] and BREAK in prompts as A1111's web UI does, not as words "
+        "(Stable Diffusion)",
+    )
+    long_prompts: bool = setting(
+        False,
+        "read prompts longer than the text tower in chunks of its length (75 words or parts of "
+        "words), not only their beginning",
+    )
     rounds: int = setting(
         1,
         "rounds of train, sample, score, select; those beyond the last round_N reuse it",
@@ -149,6 +175,11 @@ class RunSpec:
     round_settings: tuple[RoundSettings, ...] = numbered(
         RoundSettings, "round_", lambda: (RoundSettings(),)
     )
+
+    @property
+    def reading(self) -> Reading:
+        """How prompts are read."""
+        return Reading(weights=self.prompt_weights, long=self.long_prompts)
 
     def round(self, number: int) -> RoundSettings:
         """The settings of round `number`, from 1: `round_<number>`, or the last one that there
@@ -163,6 +194,11 @@ class RunSpec:
     def candidates(self, number: int) -> int:
         """How many images of each prompt round `number` samples to be chosen from alone."""
         return self.round(number).select.images_per_prompt if self.teaches(number) else 0
+
+    @property
+    def loras(self) -> tuple[tuple[str, float], ...]:
+        """What `base_loras` names: files, each with its weight."""
+        return tuple(merged_loras(self.base_loras))
 
     @property
     def weights_dtype(self) -> str:
@@ -266,7 +302,43 @@ def absolute(data: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
+def portable(data: dict[str, Any]) -> dict[str, Any]:
+    """`data`, complete, without the folders of this machine: of the user's files their names."""
+    for field in settings.describe(_kind(data), data):
+        if field.path and isinstance(field.value, str) and os.path.isabs(field.value):
+            _put(data, field.name.split("."), Path(field.value).name)
+    return data
+
+
+def merged_loras(value: str) -> list[tuple[str, float]]:
+    """The files of a `base_loras`, each with its weight: 1 where none is said.
+
+    Raises:
+        UserError: a weight is no number, or 0.
+    """
+    found: list[tuple[str, float]] = []
+    for item in filter(None, re.split(r"\s*,\s*", value.strip())):
+        match = re.fullmatch(r"(.+?)(?::([^:/\\]*))?", item)
+        path, said = match.groups() if match else (item, None)
+        try:
+            weight = 1.0 if said is None else float(said)
+        except ValueError:
+            weight = math.nan
+        if not 0 < abs(weight) <= _LARGEST_WEIGHT:
+            raise UserError(
+                f"config.base_loras: found {shown(item, 160)}, expected FILE or FILE:WEIGHT, a "
+                f"number from -{_LARGEST_WEIGHT} to {_LARGEST_WEIGHT} but 0"
+            )
+        found.append((path, weight))
+    return found
+
+
 def _absolute(value: str, kind: str) -> str:
+    if kind == "loras":
+        items: list[str] = []
+        for path, weight in merged_loras(value):
+            items.append(f"{_absolute(path, 'file')}:{weight}")
+        return ",".join(items)
     if value.startswith(_SHIPPED_IMAGE) or (kind == "model" and hub.is_shipped(value)):
         return value
     try:

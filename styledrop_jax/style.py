@@ -13,6 +13,7 @@ from PIL import Image
 
 from styledrop_jax import __version__, guidance, pictures, results, settings, trainable
 from styledrop_jax.adapters.base import Trainable
+from styledrop_jax.base_model import load as load_pipeline
 from styledrop_jax.errors import UserError, check_words, did_you_mean, shown
 from styledrop_jax.interchange.export import EXPORTS
 from styledrop_jax.interchange.trained import Trained
@@ -24,7 +25,6 @@ from styledrop_jax.methods.base import Method
 from styledrop_jax.pictures import Picture
 from styledrop_jax.pipelines import inpainting
 from styledrop_jax.pipelines.base import Edit, Pipeline, SampleSettings
-from styledrop_jax.pipelines.load import load as load_pipeline
 from styledrop_jax.registry import METHODS
 from styledrop_jax.results import Made, Request
 from styledrop_jax.spec import RunSpec, from_config
@@ -74,6 +74,8 @@ class Style:
         base: str = "",
         pipeline: Pipeline | None = None,
         keep: bool = False,
+        prompt_weights: bool | None = None,
+        long_prompts: bool | None = None,
     ) -> Self:
         """Loads what a run learnt.
 
@@ -85,6 +87,10 @@ class Style:
             pipeline: the base model, if it is loaded already.
             keep: whether to take the base model that was kept last, if it is the same, and to keep
                 this one.
+            prompt_weights: whether weights and BREAK in prompts are read as such; None is the run's
+                own `config.prompt_weights`.
+            long_prompts: whether prompts longer than the text tower are read whole, in chunks; None
+                is the run's own `config.long_prompts`.
 
         Raises:
             UserError: no such run, round or step, or the base model is not the one that it was
@@ -97,14 +103,20 @@ class Style:
                 f"{run}: holds no run of `styledrop personalize`, or one that has not begun"
             )
         spec = from_config(opened.config)
+        asked = {"prompt_weights": prompt_weights, "long_prompts": long_prompts}
+        spec = settings.changed(spec, asked)
         number = chosen_round(opened, spec.rounds, round)
         load = _kept if keep else load_pipeline
         model = pipeline or load(
             base or spec.base,
             jnp.dtype(spec.dtype),
             weights=jnp.dtype(spec.weights_dtype),
+            revision="" if base else opened.revision("base"),
+            vae=spec.vae,
+            loras=spec.loras,
             devices=mesh.make(mesh.fitting(spec.mesh)),
         )
+        model = model.reads(spec.reading)
         path = adapter_file(opened, number, step)
         return cls(
             run=opened.workdir,
@@ -351,6 +363,10 @@ class Style:
             raise UserError(
                 f"format: found {shown(format)}, expected one of {', '.join(EXPORTS)}{close}"
             )
+        return EXPORTS[format](self.trained(), expanded(path), dtype=dtype)
+
+    def trained(self) -> Trained:
+        """What was learnt, as it is exported; UserError for the base model alone."""
         if self.adapter is None:
             raise UserError("round: 0 is the base model; there is nothing to export")
         if self.tuned.what == Trainable():
@@ -358,7 +374,7 @@ class Style:
                 f"export: nothing trained; the words alone draw, in any tool: {self.descriptor!r}"
             )
         base, model = self._in_float32(self.adapter)
-        trained = Trained(
+        return Trained(
             base=base,
             model=model,
             what=self.tuned.what,
@@ -373,7 +389,6 @@ class Style:
                 "version": __version__,
             },
         )
-        return EXPORTS[format](trained, expanded(path), dtype=dtype)
 
     # ---------------------------------------------------------- what they share
 
@@ -381,7 +396,12 @@ class Style:
         """The base and the model, loaded anew if their weights are kept in fewer bits."""
         if self.pipeline.weights_dtype == jnp.float32:
             return self.pipeline, self.tuned.model
-        base = load_pipeline(self.pipeline.name)
+        base = load_pipeline(
+            self.pipeline.name,
+            vae=self.spec.vae,
+            loras=self.spec.loras,
+            revision=self.pipeline.revision,
+        )
         model, _ = trainable.load(base, adapter)
         return base, model
 
@@ -393,6 +413,9 @@ class Style:
             "base": self.pipeline.name,
             "base_hash": self.pipeline.base_hash,
         }
+        for name in ("prompt_weights", "long_prompts"):
+            if getattr(self.spec, name):
+                origin[name] = True
         if self.adapter is not None:
             origin["adapter"] = str(self.adapter)
             origin["adapter_sha256"] = digest(self.adapter)
@@ -422,7 +445,7 @@ class Style:
                 requests.append(
                     Request(prompt=prompt, seed=seed + i, record=record or {}, whole=whole)
                 )
-        warn_of_unknown(self.spec.base, said)
+        warn_of_unknown(self.spec.base, said, self.spec.reading)
         return requests
 
     def _maker(

@@ -101,6 +101,27 @@ def test_the_descriptor_is_added_once_and_can_be_changed(tmp_path):
         assert line["text"] == text
 
 
+def test_a_long_prompt_is_read_whole_where_that_is_asked_for(tmp_path, caplog):
+    words = ["--prompt", "a cat, " + "a red house " * 6, "--seed", 3, "--num", 1]
+    ((line, cut),) = _samples(tmp_path / "cut", *words)
+    assert "long_prompts" not in line
+    assert "cut: " in caplog.text and "the option long_prompts has" in caplog.text
+    caplog.clear()
+    ((line, whole),) = _samples(tmp_path / "whole", *words, "--long-prompts")
+    assert line["long_prompts"] is True and whole != cut
+    assert "cut: " not in caplog.text
+    ((_, short),) = _samples(tmp_path / "short", "--prompt", "a cat", "--num", 1)
+    ((_, same),) = _samples(tmp_path / "same", "--prompt", "a cat", "--num", 1, "--long-prompts")
+    assert short == same
+
+
+def test_weights_are_refused_where_they_do_nothing(tmp_path, capfd):
+    words = ["sample", "--run", tiny.finished(), "--prompt", "a (cat:1.3)", "--out", tmp_path]
+    assert "prompt_weights: found true, expected false" in runs.refused(
+        capfd, *words, "--prompt-weights"
+    )
+
+
 def test_prompts_of_any_script_have_their_own_files(tmp_path, caplog):
     prompts = ["赤い家", "قطة", "🐱", "🐶", "a cat!", "a cat?", "../../up", "𠮷" * 80]
     path = tmp_path / "prompts.txt"

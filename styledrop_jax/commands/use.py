@@ -8,14 +8,17 @@ from typing import Any
 from styledrop_jax.commands.parser import Parser
 from styledrop_jax.errors import UserError, check_words
 
-_SAMPLING = ("lambda_a", "lambda_b", "steps", "temperature", "negative_prompt", "batch_size")
+_SAMPLING = (
+    *("lambda_a", "lambda_b", "steps", "sampler"),
+    *("temperature", "negative_prompt", "batch_size"),
+)
 
 
 def sample_parser() -> Parser:
     parser = Parser("sample", sample)
     _add_prompts(parser, folder="drawn")
     _add_sampling(parser)
-    _add_run(parser)
+    add_run(parser)
     return parser
 
 
@@ -31,7 +34,7 @@ def sample(argv: Sequence[str]) -> None:
     flags = sample_parser().read(argv)
     prompts = _prompts(flags)
     common = _common(flags, "drawn")
-    style = _style(flags)
+    style = loaded(flags)
     style.sample(prompts, **common)
     print(f"images: {common['out']}")
 
@@ -72,8 +75,10 @@ def mix(argv: Sequence[str]) -> None:
     common = _common(flags, "mixed")
     from styledrop_jax.style import Style
 
-    style = _style(flags)
-    subject = Style.load(flags.subject, round=flags.round, pipeline=style.pipeline)
+    style = loaded(flags)
+    subject = Style.load(
+        flags.subject, round=flags.round, pipeline=style.pipeline, **_reading(flags)
+    )
     style.mix(subject, prompts, gamma=flags.gamma, **common)
     print(f"images: {common['out']}")
 
@@ -82,7 +87,7 @@ def edit_parser() -> Parser:
     parser = Parser("edit", edit)
     _add_prompts(parser, folder="edited")
     _add_sampling(parser)
-    _add_run(parser)
+    add_run(parser)
     parser.add_argument("--image", type=Path, required=True, help="the image to change")
     parser.add_argument(
         "--mask", type=Path, help="an image of its size, white where to generate anew; default all"
@@ -120,7 +125,7 @@ def edit(argv: Sequence[str]) -> None:
     picture = image_files.read_image(flags.image)  # before the model, which takes seconds
     if flags.mask is not None:
         image_files.read_mask(flags.mask, picture.shape[:2])
-    style = _style(flags)
+    style = loaded(flags)
     style.edit(flags.image, prompts, mask=flags.mask, strength=flags.strength, **common)
     print(f"images: {common['out']}")
 
@@ -129,7 +134,7 @@ def stylize_parser() -> Parser:
     parser = Parser("stylize", stylize)
     _add_drawing(parser, folder="stylized", num=1)
     _add_sampling(parser)
-    _add_run(parser)
+    add_run(parser)
     parser.add_argument("--image", type=Path, required=True, help="an image, or a folder of images")
     parser.add_argument(
         "--prompt", default="", help="what they show; default the words of each file's name"
@@ -172,14 +177,14 @@ def stylize(argv: Sequence[str]) -> None:
         captions.images_in(image)  # before the model, which takes seconds
     elif not image.exists():
         image_files.read_image(image)
-    style = _style(flags)
+    style = loaded(flags)
     style.stylize(image, prompt=flags.prompt, **given, **common)
     print(f"images: {common['out']}")
 
 
 def export_parser() -> Parser:
     parser = Parser("export", export)
-    _add_run(parser)
+    add_run(parser)
     parser.add_argument(
         "--format",
         default="diffusers",
@@ -205,7 +210,7 @@ def export(argv: Sequence[str]) -> None:
     What a format cannot hold is said in one line, with the formats that can.
     """
     flags = export_parser().read(argv)
-    style = _style(flags)
+    style = loaded(flags)
     out = flags.out or flags.run / "export" / flags.format
     for path in style.export(out, format=flags.format, dtype=flags.dtype):
         print(path)
@@ -235,7 +240,8 @@ def _add_drawing(parser: Parser, *, folder: str, num: int) -> None:
     )
 
 
-def _add_run(parser: Parser) -> None:
+def add_run(parser: Parser) -> None:
+    """The flags that `loaded` reads."""
     parser.add_argument(
         "--run", type=Path, required=True, help="a run folder of `styledrop personalize`"
     )
@@ -255,9 +261,25 @@ def _add_sampling(parser: Parser) -> None:
     group.add_argument("--lambda-a", type=float, help="guidance towards the style")
     group.add_argument("--lambda-b", type=float, help="guidance towards the text")
     group.add_argument("--steps", type=int, help="decoding or denoising steps")
+    group.add_argument(
+        "--sampler",
+        help="how noise is removed (diffusion): ddim, ddpm, dpm_solver, dpm_solver_karras, euler, "
+        "euler_ancestral, heun, deis, unipc or lcm",
+    )
     group.add_argument("--temperature", type=float, help="choice temperature")
     group.add_argument("--negative-prompt", help="what to move away from")
     group.add_argument("--batch-size", type=int, help="images sampled at once")
+    group.add_argument(
+        "--prompt-weights",
+        action=argparse.BooleanOptionalAction,
+        help="read (word:1.3), (word), which is 1.1, [word], which is 1/1.1, and BREAK in prompts "
+        "as A1111's web UI does; a backslash before a bracket makes it a bracket",
+    )
+    group.add_argument(
+        "--long-prompts",
+        action=argparse.BooleanOptionalAction,
+        help="read all of a prompt longer than the text tower's 77 tokens, in chunks of 75",
+    )
 
 
 def _prompts(flags: argparse.Namespace) -> list[str]:
@@ -307,7 +329,23 @@ def _check_strength(strength: float) -> None:
         raise UserError(f"--strength: found {strength}, expected a number above 0 and at most 1")
 
 
-def _style(flags: argparse.Namespace) -> Any:
+def loaded(flags: argparse.Namespace) -> Any:
+    """The `Style` of the flags."""
     from styledrop_jax.style import Style
 
-    return Style.load(flags.run, round=flags.round, step=flags.step, base=flags.base, keep=True)
+    return Style.load(
+        flags.run,
+        round=flags.round,
+        step=flags.step,
+        base=flags.base,
+        keep=True,
+        **_reading(flags),
+    )
+
+
+def _reading(flags: argparse.Namespace) -> dict[str, Any]:
+    """How the prompts are read; None is the run's own."""
+    found = {}
+    for name in ("prompt_weights", "long_prompts"):
+        found[name] = getattr(flags, name, None)
+    return found

@@ -20,6 +20,11 @@ from styledrop_jax.models import clip
 from styledrop_jax.pipelines.stable_diffusion import StableDiffusion
 
 DTYPES = ("float32", "float16")
+_LORA = "pytorch_lora_weights.safetensors"
+_CUSTOM = "pytorch_custom_diffusion_weights.safetensors"
+_WHOLE = """from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained(folder)"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,11 +108,7 @@ def _write_pipeline(trained: Trained, out: Path, dtype: str) -> list[Path]:
     """A whole folder in the diffusers layout, what trained merged into the weights."""
     pipeline = merged.merged(trained.model, trained.what)
     files = merged.save(out, pipeline, dtype=dtype)
-    usage = (
-        "from diffusers import DiffusionPipeline\n\n"
-        "pipeline = DiffusionPipeline.from_pretrained(folder)"
-    )
-    return files + write_card(out, trained, tags=("diffusers",), usage=usage)
+    return files + write_card(out, trained, tags=("diffusers",), usage=_WHOLE)
 
 
 def _refuses_single_file(trained: Trained) -> str:
@@ -217,41 +218,52 @@ def _write_diffusers(trained: Trained, out: Path, dtype: str) -> list[Path]:
     if full.Config.kind in _kinds(trained):
         return _write_pipeline(trained, out, dtype)
     files = []
-    tags = ["diffusers"]
-    usage = []
     parts = _lora_parts(trained)
     if parts:
         tensors, metadata = lora_write.diffusers(parts)
-        name = "pytorch_lora_weights.safetensors"
-        _save(out / name, tensors, dtype, metadata)
+        _save(out / _LORA, tensors, dtype, metadata)
+        files.append(out / _LORA)
+    if isinstance(trained.what.denoiser, custom_diffusion.Config):
+        rules = merged.layout(trained.base).denoiser.rules
+        _save(out / _CUSTOM, attention.tensors(trained.model.denoiser, rules), dtype)
+        files.append(out / _CUSTOM)
+    rows = _rows(trained)
+    for word, name in embeddings.file_names(rows).items():
+        tensors = {word: rows[word][""]}
+        if len(rows[word]) > 1:
+            tensors, _ = embeddings.nameless(word, rows[word])
+        _save(out / name, tensors, dtype)
         files.append(out / name)
+    tags, usage = in_diffusers(trained)
+    return files + write_card(out, trained, tags=tags, usage=usage)
+
+
+def in_diffusers(trained: Trained) -> tuple[list[str], str]:
+    """The tags of the format "diffusers", and the Python that loads its files from `folder` into a
+    `pipeline` of the base; of a whole folder, that makes the pipeline.
+    """
+    if full.Config.kind in _kinds(trained):
+        return ["diffusers"], _WHOLE
+    tags = ["diffusers"]
+    usage = []
+    if _lora_parts(trained):
         tags.append("lora")
         loader = "pipeline.load_lora_weights(folder"
         if _stable_diffusion(trained) is None:
             loader = 'pipeline.transformer.load_lora_adapter(folder, prefix="transformer"'
-        usage.append(f'{loader}, weight_name="{name}")')
+        usage.append(f'{loader}, weight_name="{_LORA}")')
     if isinstance(trained.what.denoiser, custom_diffusion.Config):
-        name = "pytorch_custom_diffusion_weights.safetensors"
-        rules = merged.layout(trained.base).denoiser.rules
-        _save(out / name, attention.tensors(trained.model.denoiser, rules), dtype)
-        files.append(out / name)
         tags.append("custom-diffusion")
         usage.append(
-            f'pipeline.unet.load_attn_procs(folder, weight_name="{name}", _pipeline=pipeline)'
+            f'pipeline.unet.load_attn_procs(folder, weight_name="{_CUSTOM}", _pipeline=pipeline)'
         )
     rows = _rows(trained)
-    for word, name in embeddings.file_names(rows).items():
-        if len(rows[word]) == 1:
-            tensors = {word: rows[word][""]}
-            usage.append(f'pipeline.load_textual_inversion(folder, weight_name="{name}")')
-        else:
-            tensors, _ = embeddings.nameless(word, rows[word])
-            usage.append(_word_of_xl(word, name))
-        _save(out / name, tensors, dtype)
-        files.append(out / name)
+    if rows:
         tags.append("textual_inversion")
-    card = write_card(out, trained, tags=tuple(dict.fromkeys(tags)), usage="\n".join(usage))
-    return files + card
+    for word, name in embeddings.file_names(rows).items():
+        whole = f'pipeline.load_textual_inversion(folder, weight_name="{name}")'
+        usage.append(whole if len(rows[word]) == 1 else _word_of_xl(word, name))
+    return tags, "\n".join(usage)
 
 
 def _word_of_xl(word: str, file: str) -> str:

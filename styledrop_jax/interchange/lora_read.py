@@ -18,10 +18,13 @@ from styledrop_jax.models import unet
 from styledrop_jax.models.layers import Conv, Linear
 from styledrop_jax.models.rules import Rules
 
-_NAME = re.compile(
+LAYER = (
     r"(?:(?P<prefix>unet|transformer|text_encoder(?:_2)?|lora_unet|lora_te[12]?)[._])?"
     r"(?:base_model\.model\.)?(?P<layer>.+?)"
-    r"(?:(?:\.lora_|_lora\.|\.lora\.|\.lora_linear_layer\.)"
+)
+"""Regular expression of how the name of a layer's tensor starts."""
+_NAME = re.compile(
+    LAYER + r"(?:(?:\.lora_|_lora\.|\.lora\.|\.lora_linear_layer\.)"
     r"(?P<half>A|B|down|up)(?:\.default)?\.weight|\.alpha)"
 )
 _PARTS = {  # prefix → the parts that it may mean: of a model with one text tower, or with two
@@ -65,7 +68,7 @@ class Found(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Place:
+class Place:
     """A layer: the part of the pipeline that it is in, its path there, and its name in files."""
 
     part: str
@@ -104,7 +107,7 @@ def read(
         UserError: a tensor fits no layer, lacks its other half or is misshapen, or a strength is
             not a number; names the first and counts them.
     """
-    halves, problems = _match(tensors, _spellings(modules))
+    halves, problems = _match(tensors, spellings(modules))
     layers: dict[str, dict[str, Weights]] = {}
     alphas: dict[str, dict[str, float]] = {}
     for place, names in halves.items():
@@ -120,7 +123,7 @@ def read(
             problems.append(f"{down} and {up} do not fit a layer of shape {kernel}")
             continue
         layers.setdefault(place.part, {})[place.path] = weights
-        alpha = _alpha(tensors, names, peft, place.name)
+        alpha = alpha_of(tensors, names, peft, place.name)
         alphas.setdefault(place.part, {})[place.path] = alpha
     if problems:
         raise UserError(f"does not fit the model, {len(problems)} differ: {few(problems)}")
@@ -129,9 +132,9 @@ def read(
     return {part: _agreed(layers[part], alphas[part]) for part in layers}
 
 
-def _spellings(
+def spellings(
     modules: Mapping[str, tuple[nnx.Module, Rules]],
-) -> dict[str, dict[str, _Place]]:
+) -> dict[str, dict[str, Place]]:
     """{part: {a layer as files may call it: the layer}}."""
     every = {}
     for part, (module, rules) in modules.items():
@@ -139,7 +142,7 @@ def _spellings(
         role, _, tower = part.partition(".")
         for path, layer in slots(module).items():
             name = rules.name_of(f"{path}.kernel")[0].removesuffix(".weight")
-            place = _Place(role, f"{tower}.{path}" if tower else path, name, layer)
+            place = Place(role, f"{tower}.{path}" if tower else path, name, layer)
             # kohya's scripts call an XL's U-Net by the names of the latent-diffusion code
             older = name
             if isinstance(module, unet.UNet):
@@ -155,29 +158,36 @@ def _spellings(
 
 
 def _match(
-    tensors: Mapping[str, np.ndarray], spellings: Mapping[str, Mapping[str, _Place]]
-) -> tuple[dict[_Place, dict[str, str]], list[str]]:
+    tensors: Mapping[str, np.ndarray], spellings: Mapping[str, Mapping[str, Place]]
+) -> tuple[dict[Place, dict[str, str]], list[str]]:
     """{layer: {"down", "up" or "alpha": tensor's name}}, and what fits nowhere or comes twice."""
-    found: dict[_Place, dict[str, str]] = {}
+    found: dict[Place, dict[str, str]] = {}
     problems = []
     for name, tensor in tensors.items():
         match = _NAME.fullmatch(name)
         place = None
         half = ""
         if match:
-            layer = match["layer"].replace(".processor", "")
             half = _HALVES[match["half"]]
-            fitting = []
-            for part in _PARTS.get(match["prefix"], spellings):
-                if layer in spellings.get(part, {}):
-                    fitting.append(spellings[part][layer])
-            # Without a prefix a name may be of either text tower.
-            place = fitting[0] if len(fitting) == 1 else None
+            place = place_of(match["prefix"], match["layer"], spellings)
         if place is None or half in found.get(place, {}):
             problems.append(f"unexpected {name} {np.shape(tensor)}")
         else:
             found.setdefault(place, {})[half] = name
     return found, problems
+
+
+def place_of(
+    prefix: str | None, layer: str, spellings: Mapping[str, Mapping[str, Place]]
+) -> Place | None:
+    """The layer that a file calls `layer`, of the part that `prefix` says, if that is one alone."""
+    layer = layer.replace(".processor", "")
+    fitting = []
+    for part in _PARTS.get(prefix or "", spellings):
+        if layer in spellings.get(part, {}):
+            fitting.append(spellings[part][layer])
+    # Without a prefix a name may be of either text tower.
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def _weights(
@@ -201,14 +211,14 @@ def _half(tensor: np.ndarray, ndim: int) -> np.ndarray:
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
-def _alpha(
+def alpha_of(
     tensors: Mapping[str, np.ndarray], names: Mapping[str, str], peft: Mapping[str, Any], layer: str
 ) -> float:
     """α of one layer: its own tensor's, else the peft config's, else its rank."""
-    rank = np.shape(tensors[names["down"]])[0]
     if "alpha" in names:
         alpha = np.asarray(tensors[names["alpha"]], np.float32).reshape(-1)[:1].tolist()
         return _number(alpha[0] if alpha else None, names["alpha"])
+    rank = np.shape(tensors[names["down"]])[0]
     match = _NAME.fullmatch(names["down"])
     prefix = match["prefix"] if match else None
     start = f"{prefix}." if prefix else ""

@@ -24,6 +24,7 @@ from styledrop_jax.errors import UserError, shown
 from styledrop_jax.interchange import embeddings, lora_read, lora_write, merged
 from styledrop_jax.io.files import read_json
 from styledrop_jax.models import clip
+from styledrop_jax.models.rules import Rules
 from styledrop_jax.pipelines.base import Pipeline
 
 _PEFT_CONFIG = "adapter_config.json"
@@ -62,7 +63,7 @@ def read_init(path: Path, base: Pipeline) -> Initial:
             model. One line that names the file.
     """
     path = Path(path)
-    with _naming(path):
+    with naming(path):
         if path.is_dir():
             return _lora(base, *_read_folder(path))
         tensors, metadata = read_safetensors(path)
@@ -77,7 +78,7 @@ def read_init(path: Path, base: Pipeline) -> Initial:
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Puts the path before a UserError that does not name it."""
     try:
         yield
@@ -110,11 +111,7 @@ def _lora(base: Pipeline, tensors: Mapping[str, np.ndarray], peft: Mapping[str, 
 
     There B is zero, so that it changes nothing, and A is not, so that it trains.
     """
-    names = merged.layout(base)
-    modules = {"denoiser": (base.denoiser, names.denoiser.rules)}
-    for name, tower in clip.towers(base.text).items():
-        modules[f"text.{name}" if name else "text"] = (tower, names.towers[name].rules)
-    found = lora_read.read(tensors, peft, modules)
+    found = lora_read.read(tensors, peft, modules(base))
     denoiser = found.get("denoiser")
     text = found.get("text")
     what = Trainable(denoiser=denoiser and denoiser.config, text=text and text.config)
@@ -133,6 +130,27 @@ def _lora(base: Pipeline, tensors: Mapping[str, np.ndarray], peft: Mapping[str, 
                 array[:rank] = weights.up
         whole[name] = array
     return Initial(what=what, state=filled(state, whole))
+
+
+def modules(base: Pipeline) -> dict[str, tuple[nnx.Module, Rules]]:
+    """{part: (module, its naming)} of the denoiser and the text towers; see `lora_read.read`."""
+    names = merged.layout(base)
+    found: dict[str, tuple[nnx.Module, Rules]] = {"denoiser": (base.denoiser, names.denoiser.rules)}
+    for name, tower in clip.towers(base.text).items():
+        found[f"text.{name}" if name else "text"] = (tower, names.towers[name].rules)
+    return found
+
+
+def lora_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The tensors of a LoRA's file or folder, and the peft config that goes with them, if any.
+
+    Raises:
+        UserError: no such file, a pickle, or a damaged one.
+    """
+    if path.is_dir():
+        return _read_folder(path)
+    tensors, metadata = read_safetensors(path)
+    return tensors, _peft_of_file(path, tensors, metadata)
 
 
 def _words(base: Pipeline, rows: Mapping[str, Mapping[str, np.ndarray]]) -> Initial:

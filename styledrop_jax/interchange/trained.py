@@ -45,7 +45,7 @@ class Trained:
         """The base model's name for other people, without the folders of this machine."""
         name = self.base_name
         local = name.startswith(("/", ".", "~")) or name.endswith(".safetensors")
-        return Path(name).name if local else name
+        return Path(name).name if local else name.partition("@")[0]
 
     @property
     def trigger(self) -> str:
@@ -76,7 +76,7 @@ def modelspec(trained: Trained, base: StableDiffusion, *, kind: str = "") -> dic
         "modelspec.architecture": f"{architecture}/{kind}" if kind else architecture,
         "modelspec.implementation": "diffusers" if kind else implementation,
         "modelspec.title": trained.name,
-        "modelspec.description": _sentence(trained),
+        "modelspec.description": sentence(trained),
         "modelspec.resolution": f"{base.resolution}x{base.resolution}",
         "modelspec.prediction_type": "v" if predicts_v else "epsilon",
     }
@@ -113,7 +113,7 @@ def write_card(folder: Path, trained: Trained, *, tags: Sequence[str], usage: st
         lines.append(f"- {tag}")
     if trained.trigger:
         lines.append(f"instance_prompt: {_quoted(trained.trigger)}")
-    lines.extend(["---", "", f"# {trained.name}", "", _sentence(trained), ""])
+    lines.extend(["---", "", f"# {trained.name}", "", sentence(trained), ""])
     lines.extend(["```python", usage.strip(), "```"])
     prompts = trained.info.get("prompts") or ()
     if prompts:
@@ -124,7 +124,8 @@ def write_card(folder: Path, trained: Trained, *, tags: Sequence[str], usage: st
     return [path]
 
 
-def _sentence(trained: Trained) -> str:
+def sentence(trained: Trained) -> str:
+    """What it is, on what it was trained, and what prompts say."""
     method = trained.info.get("method")
     version = trained.info.get("version")
     text = f"Trained on {trained.base_title}"

@@ -1,20 +1,33 @@
 """A model's name → a local folder: shipped, a path, or the Hugging Face cache or hub.
 
 What is fetched from the hub, and what makes a cache whole, is what the loader opens: the files that
-a `Layout` chooses among those that a folder has.
+a `Layout` chooses among those that a folder has. A name on the hub may end in @ and a revision, a
+branch, a tag or a commit.
 """
 
 import contextlib
 import dataclasses
 import glob
 import os
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub import (
+    HfApi,
+    ModelCard,
+    hf_hub_download,
+    snapshot_download,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import (
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from styledrop_jax.errors import UserError, did_you_mean, shown
 from styledrop_jax.io import pretrained
@@ -24,6 +37,7 @@ from styledrop_jax.models.tokenizer import choose_tokenizer
 
 SHIPPED = Path(__file__).parents[1] / "assets"
 _OF_PATHS = (".", "/", "~")  # what the name of a folder on disk may start with
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,7 +110,13 @@ def _names(paths: Collection[str], folder: str) -> set[str]:
     return names
 
 
-def resolve(name: str, layouts: Sequence[Layout] = (CLIP,), *, field: str = "config.base") -> Path:
+def resolve(
+    name: str,
+    layouts: Sequence[Layout] = (CLIP,),
+    *,
+    field: str = "config.base",
+    revision: str = "",
+) -> Path:
     """The folder of the model `name`.
 
     Args:
@@ -105,22 +125,95 @@ def resolve(name: str, layouts: Sequence[Layout] = (CLIP,), *, field: str = "con
             taken from the local cache if all that is opened is there, else downloaded.
         layouts: what may be there. A model of the hub is of the layout whose folders it has most.
         field: the setting that named the model, for errors.
+        revision: of the model on the hub, in place of that in its name.
 
     Raises:
         UserError: it is nowhere to be found, or a file of it; says how to get it.
     """
+    folder = _here(name, layouts)
+    if folder is not None:
+        return folder
+    on_hub = _on_hub(name, revision, f"model {shown(name, 160)} (--{field})")
+    cached = on_hub.cached(layouts)
+    if isinstance(cached, Path):
+        return cached
+    found = on_hub.fetched(layouts)
+    if isinstance(found, Path):
+        return found
+    raise UserError(
+        f"{on_hub.model}: {cached} and {found}; with a network run `styledrop fetch {name}`, "
+        f"or pass a local folder{_meant(name)}"
+    )
+
+
+def fetch(name: str, layouts: Sequence[Layout], *, revision: str = "") -> Path:
+    """The folder of the model `name`, downloaded as far as it is not in the cache: of the hub's
+    newest commit of the revision, or if the hub cannot be asked of that in the cache.
+
+    Args and what is raised: see `resolve`.
+    """
+    folder = _here(name, layouts)
+    if folder is not None:
+        return folder
+    on_hub = _on_hub(name, revision, f"model {shown(name, 160)}")
+    found = on_hub.fetched(layouts)
+    if isinstance(found, Path):
+        return found
+    cached = on_hub.cached(layouts)
+    if isinstance(cached, str):
+        raise UserError(f"{on_hub.model}: {cached} and {found}{_meant(name)}")
+    print(f"{found}; the cache has all that is opened", flush=True)
+    return cached
+
+
+def commit(folder: Path) -> str:
+    """The commit of a model in the Hugging Face cache; empty for any other folder."""
+    is_cached = folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name)
+    return folder.name if is_cached else ""
+
+
+def is_of_hub(name: str) -> bool:
+    """Whether this is the name of a model on the hub, and not of one that is a folder or a file or
+    ships with the package.
+    """
+    is_local = is_shipped(name) or name.startswith(_OF_PATHS) or os.path.exists(name)
+    return not is_local and name.partition("@")[0].count("/") == 1
+
+
+def card(name: str, *, revision: str = "") -> Mapping[str, Any]:
+    """What the model card of a model on the hub says of it in its YAML; empty if that is not to be
+    had.
+    """
+    repo, _, own = name.partition("@")
+    with contextlib.suppress(Exception):  # as in `_OnHub.cached`
+        path = hf_hub_download(repo, "README.md", revision=revision or own or None)
+        return ModelCard.load(path, ignore_metadata_errors=True).data.to_dict()
+    return {}
+
+
+def without_revision(name: str) -> str:
+    """A model's name on the hub as the hub knows it; any other name as it is."""
+    is_path = name.startswith(_OF_PATHS) or is_shipped(name)
+    return name if is_path else name.partition("@")[0]
+
+
+def _here(name: str, layouts: Sequence[Layout]) -> Path | None:
+    """The folder of a model that ships with the package or is a folder; None for any other."""
     if is_shipped(name):
         for layout in layouts:
             if layout.kind and (SHIPPED / name / layout.kind).is_dir():
                 return SHIPPED / name / layout.kind
         return SHIPPED / name
     folder = os.path.expanduser(name)  # which leaves an unknown user's home as it is
-    if name and os.path.isdir(folder):
-        return Path(folder)
-    model = f"model {shown(name, 160)} (--{field})"
-    if name.startswith(_OF_PATHS) or name.count("/") != 1:
+    return Path(folder) if name and os.path.isdir(folder) else None
+
+
+def _on_hub(name: str, revision: str, model: str) -> "_OnHub":
+    """UserError, which begins with `model`, if this is no name of a model on the hub."""
+    repo, _, own = name.partition("@")
+    if name.startswith(_OF_PATHS) or repo.count("/") != 1:
         raise UserError(f"{model}: no such folder and not a shipped model{_meant(name)}")
-    return _of_hub(name, layouts, model)
+    return _OnHub(repo, revision or own or None, model)
 
 
 def on_this_machine(name: str, layouts: Sequence[Layout]) -> Path | None:
@@ -129,8 +222,9 @@ def on_this_machine(name: str, layouts: Sequence[Layout]) -> Path | None:
     """
     if is_shipped(name) or os.path.isdir(os.path.expanduser(name)):
         return resolve(name, layouts)
-    with contextlib.suppress(Exception):  # as in `_of_hub`
-        return Path(snapshot_download(name, local_files_only=True, allow_patterns=[]))
+    repo, _, revision = name.partition("@")
+    with contextlib.suppress(Exception):  # as in `_OnHub.cached`
+        return _snapshot(repo, revision or None)
     return None
 
 
@@ -153,50 +247,88 @@ def _meant(name: str) -> str:
     return did_you_mean(name, names)
 
 
-def _of_hub(name: str, layouts: Sequence[Layout], model: str) -> Path:
-    # Every failure is caught: the hub's client also raises the types of its HTTP library, and
-    # ValueErrors for names.
-    try:
-        return _cached(name, layouts)
-    except UserError as error:
-        lacking = f"the Hugging Face cache lacks a file ({error})"
-    except Exception:
-        lacking = "not in the Hugging Face cache"
-    try:
-        with guard(f"the Hugging Face cache, for {name}"):
-            _fetch(name, layouts)
-            return _cached(name, layouts)
-    except UserError as error:
-        raise UserError(f"{model}: {error}") from None
-    except RepositoryNotFoundError:
-        why = "the hub has no such model, or asks you to log in (`hf auth login`)"
-    except Exception:
-        why = "the hub cannot be reached"
-    raise UserError(
-        f"{model}: {lacking} and {why}; with a network run `hf download {name}`, "
-        f"or pass a local folder{_meant(name)}"
+class _OnHub(NamedTuple):
+    """A model on the hub: its name there, its revision if one was asked for, and what errors call
+    it.
+    """
+
+    repo: str
+    revision: str | None
+    model: str
+
+    def cached(self, layouts: Sequence[Layout]) -> Path | str:
+        """The model's folder in the cache, or what that lacks of what the loader opens."""
+        # Every failure is caught, here and in `fetched`: the hub's client also raises the types of
+        # its HTTP library, and ValueErrors for names.
+        try:
+            folder = _snapshot(self.repo, self.revision)
+        except Exception:
+            return "not in the Hugging Face cache"
+        paths = []
+        for path in folder.rglob("*"):
+            if path.is_file():  # and not a link to a blob that was deleted
+                paths.append(path.relative_to(folder).as_posix())
+        try:
+            _best(paths, layouts).choose(paths, lambda index: folder / index, source=self.repo)
+        except UserError as error:
+            return f"the Hugging Face cache lacks a file ({error})"
+        return folder
+
+    def fetched(self, layouts: Sequence[Layout]) -> Path | str:
+        """The folder, after all that the loader opens is downloaded; or why the hub does not give
+        it.
+
+        Raises:
+            UserError: the hub's model lacks a file, or the disk refuses it.
+        """
+        broken = "the hub cannot be reached"
+        try:
+            with guard(f"the Hugging Face cache, for {self.repo}"):
+                chosen = self._ask(layouts)
+                broken = "the download broke off (the same command goes on with it)"
+                patterns = [glob.escape(path) for path in chosen]
+                snapshot_download(self.repo, revision=self.revision, allow_patterns=patterns)
+                return self.cached(layouts)
+        except UserError as error:
+            raise UserError(f"{self.model}: {error}") from None
+        except RevisionNotFoundError:
+            return f"the hub has no revision {shown(self.revision)} of it"
+        except RepositoryNotFoundError:
+            return "the hub has no such model, or asks you to log in (`hf auth login`)"
+        except HFValidationError:
+            return "the hub has no such names"
+        except OfflineModeIsEnabled:
+            return "HF_HUB_OFFLINE is set"
+        except Exception:
+            return broken
+
+    def _ask(self, layouts: Sequence[Layout]) -> list[str]:
+        """What the loader opens of the model, of which the sizes are said."""
+        info = HfApi().model_info(self.repo, revision=self.revision, files_metadata=True)
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        chosen = _best(sizes, layouts).choose(
+            sizes,
+            lambda index: Path(hf_hub_download(self.repo, index, revision=info.sha)),
+            source=f"{self.repo} on the hub",
+        )
+        missing = 0
+        for path in chosen:
+            if not isinstance(try_to_load_from_cache(self.repo, path, revision=info.sha), str):
+                missing += sizes[path]
+        whole = sum(sizes[path] for path in chosen)
+        print(
+            f"{self.repo} at {str(info.sha)[:12]}: {len(chosen)} files, {whole / 1e6:,.1f} MB, "
+            f"of which {missing / 1e6:,.1f} MB are to be downloaded",
+            flush=True,
+        )
+        return chosen
+
+
+def _snapshot(repo: str, revision: str | None) -> Path:
+    """Its folder in the cache, whole or not."""
+    return Path(
+        snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=[])
     )
-
-
-def _cached(name: str, layouts: Sequence[Layout]) -> Path:
-    """The model's folder in the cache; UserError if a file that the loader opens is not there."""
-    folder = Path(snapshot_download(name, local_files_only=True, allow_patterns=[]))
-    paths = []
-    for path in folder.rglob("*"):
-        if path.is_file():  # and not a link to a blob that was deleted
-            paths.append(path.relative_to(folder).as_posix())
-    _best(paths, layouts).choose(paths, lambda index: folder / index, source=name)
-    return folder
-
-
-def _fetch(name: str, layouts: Sequence[Layout]) -> None:
-    """Downloads what the loader opens and no more."""
-    paths = HfApi().list_repo_files(name)
-    layout = _best(paths, layouts)
-    chosen = layout.choose(
-        paths, lambda index: Path(hf_hub_download(name, index)), source=f"{name} on the hub"
-    )
-    snapshot_download(name, allow_patterns=[glob.escape(path) for path in chosen])
 
 
 def is_shipped(name: str) -> bool:

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,17 @@ def of_base(
     return _of_json(facts)
 
 
+def of_merged(base_hash: str, loras: Sequence[Any]) -> str:
+    """The hash of a base model with adapters merged into it: of its own, and of what is known of
+    each, plain data."""
+    return _of_json([base_hash, list(loras)])
+
+
+def of_arrays(arrays: Mapping[str, np.ndarray]) -> str:
+    """The hash of arrays by their names, types, shapes and values."""
+    return _hash(arrays)
+
+
 def of_weights(tensors: Tensors) -> str:
     """The hash of a component's tensors, from the cache if the files are those of that time."""
     path = cache_file()
@@ -74,7 +85,7 @@ def cache_file() -> Path:
     return cache.folder() / "identity.json"
 
 
-def _hash(tensors: Tensors) -> str:
+def _hash(tensors: Mapping[str, np.ndarray]) -> str:
     """Reads one tensor at a time."""
     digest = hashlib.sha256()
     for name in sorted(tensors):

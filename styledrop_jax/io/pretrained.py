@@ -122,9 +122,7 @@ class Tensors(Mapping[str, np.ndarray]):
             check_count(file, len(stored_names))
             fp8.check_unscaled(file, stored_names)
             for stored in stored_names:
-                name = stored
-                for pattern, replacement in rules.renames:
-                    name = re.sub(pattern, replacement, name)
+                name = rules.renamed(stored)
                 if re.fullmatch(rules.ignored, name):
                     continue
                 part = handle.get_slice(stored)
@@ -148,16 +146,37 @@ class Tensors(Mapping[str, np.ndarray]):
         whole = cls([file], Rules(rules=(), ignored=single_file.IGNORED)).places
         components = {}
         for part, sources in single_file.split(list(whole), source=str(file)).items():
-            tensors = cls([], Rules(rules=()))
-            for name, (stored, third, transposed) in sources.items():
-                shape = whole[stored].shape
-                if third is not None:
-                    shape = (shape[0] // 3, *shape[1:])
-                if transposed:
-                    shape = shape[::-1]
-                tensors.places[name] = Place(file, stored, shape, third, transposed)
-            components[part] = tensors
+            components[part] = cls._at(whole, sources)
         return components
+
+    @classmethod
+    def of_autoencoder(cls, file: Path, rules: Rules) -> Self:
+        """The autoencoder of Stable Diffusion in one file, alone or in a whole model.
+
+        Args:
+            file: whose names are those of the latent-diffusion code, or of the diffusers layout.
+            rules: see `Tensors`.
+
+        Raises:
+            UserError: there is none in it, or it is not readable.
+        """
+        whole = cls([file], Rules(rules=(), ignored=single_file.IGNORED)).places
+        found = cls._at(whole, single_file.autoencoder(list(whole), source=str(file)))
+        found.places = {rules.renamed(name): place for name, place in found.places.items()}
+        return found
+
+    @classmethod
+    def _at(cls, whole: Mapping[str, Place], sources: Mapping[str, single_file.Source]) -> Self:
+        """The tensors that lie at `sources` in the one file of `whole`."""
+        tensors = cls([], Rules(rules=()))
+        for name, (stored, third, transposed) in sources.items():
+            file, _, shape, *_ = whole[stored]
+            if third is not None:
+                shape = (shape[0] // 3, *shape[1:])
+            if transposed:
+                shape = shape[::-1]
+            tensors.places[name] = Place(file, stored, shape, third, transposed)
+        return tensors
 
     def __getitem__(self, name: str) -> np.ndarray:
         file, stored, shape, third, transposed = self.places[name]

@@ -135,6 +135,19 @@ class Run:
         check_words(words, f"{self.path('manifest.json')}: words")
         return words
 
+    def revision(self, model: str) -> str:
+        """The commit of the hub's "base" or "clip" that the run began with; empty if it is of no
+        hub.
+        """
+        entry = self.manifest.get(model)
+        found = entry.get("revision", "") if isinstance(entry, dict) else ""
+        if found and not (isinstance(found, str) and re.fullmatch(r"[0-9a-f]{40}", found)):
+            raise UserError(
+                f"{self.path('manifest.json')}: {model}.revision is {shown(found)}, expected the "
+                "40 digits of a commit"
+            )
+        return found
+
     def _recorded(self, name: str, kind: type) -> list[Any]:
         found = self.manifest.get(name, [])
         if not isinstance(found, list) or not all(isinstance(entry, kind) for entry in found):

@@ -33,6 +33,7 @@ the weights, what trained embeddings beside them, buffers, the projection of a f
 which serves contrastive training, and OpenCLIP's last layer: Stable Diffusion 2.x conditions on the
 one before it.
 """
+_BESIDE_VAE = r"[^.]+|(?:loss|model_ema)\..+"
 _OPEN_CLIP_ALONE = f"{_XL}0.model."  # of the refiner, and of a 2.x by the names of XL's code
 _POOLED = "model.diffusion_model.label_emb."  # which no 1.x or 2.x has
 _OTHERS = {
@@ -95,8 +96,7 @@ def split(names: Sequence[str], *, source: str) -> dict[str, dict[str, Source]]:
         else:
             strangers.append(name)
     if strangers or not all(inner.values()):
-        example = min(strangers or names, default="")
-        found = f"{len(names)} tensors" + (f", such as {example}" if example else "")
+        found = _found(names, strangers)
         prefixes = "*, ".join(known.values())
         version = "XL" if known is _PREFIXES_XL else "1.x or 2.x"
         raise UserError(
@@ -112,6 +112,31 @@ def split(names: Sequence[str], *, source: str) -> dict[str, dict[str, Source]]:
     return components
 
 
+def autoencoder(names: Sequence[str], *, source: str) -> dict[str, Source]:
+    """The same of an autoencoder: alone in a file, by the names of either code, or in that of a
+    whole model.
+
+    Raises:
+        UserError: there is none in the file. Says what was found.
+    """
+    prefix = _PREFIXES["vae"]
+    if not any(name.startswith(prefix) for name in names):
+        prefix = ""
+    inner = []
+    for name in names:
+        if name.startswith(prefix) and not re.fullmatch(_BESIDE_VAE, name.removeprefix(prefix)):
+            inner.append(name.removeprefix(prefix))
+    if not any(name.startswith("decoder.") for name in inner):
+        raise UserError(
+            f"{source}: found {_found(names)}{_known(names)}; expected an autoencoder: "
+            "encoder.*, decoder.*"
+        )
+    renamed = _vae(inner)
+    if any("_blocks." in name for name in inner):  # by diffusers' names already
+        renamed = {name: Source(name) for name in inner}
+    return {name: place._replace(name=prefix + place.name) for name, place in renamed.items()}
+
+
 def _prefixes(names: Sequence[str], source: str) -> dict[str, str]:
     """{component: what its names begin with} in a file of these names."""
     if any(name.startswith(_PREFIXES_XL["text_encoder_2"]) for name in names):
@@ -121,6 +146,12 @@ def _prefixes(names: Sequence[str], source: str) -> dict[str, str]:
     if any(name.startswith(_POOLED) for name in names):
         raise UserError(f"{source}: found SDXL's refiner, expected SDXL's base model")
     return _PREFIXES | {"text_encoder": _PREFIXES_XL["text_encoder"]}
+
+
+def _found(names: Sequence[str], strangers: Sequence[str] = ()) -> str:
+    """How many tensors there are, and one of the strangers, or of all, as an example."""
+    example = min(strangers or names, default="")
+    return f"{len(names)} tensors" + (f", such as {example}" if example else "")
 
 
 def _known(names: Sequence[str]) -> str:

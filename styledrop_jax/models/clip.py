@@ -8,6 +8,7 @@ Sources: Radford et al. 2021, arXiv:2103.00020; XL: Podell et al. 2023, arXiv:23
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -187,8 +188,16 @@ class TextPair(nnx.Module):
         self.first = first
         self.second = second
 
-    def __call__(self, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self,
+        ids: jax.Array,
+        change: Callable[[jax.Array], jax.Array] = jnp.asarray,
+    ) -> tuple[jax.Array, jax.Array]:
         """Encodes token ids, int [b, t], padded with the first tower's padding.
+
+        Args:
+            ids: the tokens.
+            change: what is done to the hidden states [b, t, d] of each tower.
 
         Returns:
             The last hidden states but one of both, side by side [b, t, d + d'], and the second's
@@ -197,14 +206,21 @@ class TextPair(nnx.Module):
         first = self.first(ids)
         second = self.second(jnp.where(self._after(ids), self.config.second_padding, ids))
         assert second.embeds is not None, "the second text tower has a projection"
-        states = [first.hidden_states[-2], second.hidden_states[-2]]
+        states = [change(first.hidden_states[-2]), change(second.hidden_states[-2])]
         states = jnp.concatenate(states, axis=-1)
-        pooled = second.embeds
-        if self.config.zero_empty:
-            empty = ids[:, 1] == self.config.end  # after the token that begins every text
-            states = jnp.where(empty[:, None, None], 0, states)
-            pooled = jnp.where(empty[:, None], 0, pooled)
-        return states, pooled
+        return states, second.embeds
+
+    def zeroed(
+        self, ids: jax.Array, states: jax.Array, pooled: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """The features of texts [b, t, c] and [b, p], with zeros, if the model sees an empty text
+        so, for those whose ids [b, n, t] have no words in any of n chunks.
+        """
+        if not self.config.zero_empty:
+            return states, pooled
+        # After the token that begins every text.
+        empty = jnp.all(ids[:, :, 1] == self.config.end, axis=1)
+        return jnp.where(empty[:, None, None], 0, states), jnp.where(empty[:, None], 0, pooled)
 
     def _after(self, ids: jax.Array) -> jax.Array:
         """bool [b, t], the padding: what is like the padding up to the end, but for the token that

@@ -47,6 +47,12 @@ class Rules:
     renames: tuple[tuple[str, str], ...] = ()
     ignored: str = r"(?!)"
 
+    def renamed(self, name: str) -> str:
+        """What a tensor of an older file is called now."""
+        for pattern, replacement in self.renames:
+            name = re.sub(pattern, replacement, name)
+        return name
+
     def name_of(self, path: str) -> tuple[str, Layout]:
         """The tensor name and layout of the parameter at dotted NNX `path`.
 

@@ -25,7 +25,8 @@ _WORD_END = "</w>"
 _CLASSES = {"BPE": CLIPTokenizer, "Unigram": T5Tokenizer}
 _FORMS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_COMMANDS = re.compile(r"\([^()]*:\s*[\d.]+\s*\)|<(?:lora|lyco|hypernet):[^<>]*>|\bBREAK\b")
+_ADAPTERS = r"<(?:lora|lyco|hypernet):[^<>]*>"
+_COMMANDS = re.compile(rf"\([^()]*:\s*[\d.]+\s*\)|{_ADAPTERS}|\bBREAK\b")
 """What other tools read as commands: weights, adapters, and where a new group of tokens begins."""
 
 
@@ -136,13 +137,18 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length:
         if len(ids) > length:
             whole = tokenizer(prompt, return_offsets_mapping=True, verbose=False)
             lost = prompt[whole["offset_mapping"][length - 1][0] :].strip()
-            _warn_once(
-                f"prompt {prompt[:40]!r}… is {len(ids)} tokens, the text encoder reads {length}; "
-                f"cut: {lost!r}"
-            )
+            warn_of_cut(prompt, len(ids), length, lost)
             ids = [*ids[: length - 1], ids[-1]]
         row[: len(ids)] = ids
     return rows
+
+
+def warn_of_cut(prompt: str, count: int, length: int, lost: str) -> None:
+    """Warns that of the `count` tokens of a prompt the words `lost` are not read."""
+    _warn_once(
+        f"prompt {prompt[:40]!r}… is {count} tokens, the text encoder reads {length}; "
+        f"cut: {lost!r}; the option long_prompts has the base model read them too"
+    )
 
 
 def _warn_of_commands(prompt: str) -> None:
@@ -150,7 +156,17 @@ def _warn_of_commands(prompt: str) -> None:
     if found:
         _warn_once(
             f"prompt {shown(prompt, 40)}: read as plain words: {shown(', '.join(found), 100)}; "
-            f"weights, adapters and BREAK in a prompt mean nothing here"
+            f"the option prompt_weights reads weights and BREAK, nothing reads adapters"
+        )
+
+
+def warn_of_adapters(prompt: str) -> None:
+    """Warns of adapters in a prompt whose weights are read."""
+    found = dict.fromkeys(re.findall(_ADAPTERS, prompt))
+    if found:
+        _warn_once(
+            f"prompt {shown(prompt, 40)}: read as plain words: {shown(', '.join(found), 100)}; "
+            f"nothing reads adapters in a prompt"
         )
 
 

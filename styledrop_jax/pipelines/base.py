@@ -5,7 +5,7 @@ guidance groups.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from styledrop_jax.models import clip
+from styledrop_jax.models.reading import PLAIN, Reader, Reading, Tokens, read
 from styledrop_jax.sampling.maskgit import linear_ramp
 from styledrop_jax.sampling.schedulers import SAMPLERS
 from styledrop_jax.settings import setting
@@ -43,7 +44,11 @@ class SampleSettings:
         choices=GUIDANCE,
     )
     temperature: float = setting(4.5, "choice temperature, annealed to 0 (Muse)", low=0)
-    sampler: str = setting("ddim", "how noise is removed (diffusion)", choices=SAMPLERS)
+    sampler: str = setting(
+        "ddim",
+        "how noise is removed; lcm is for latent consistency models (diffusion)",
+        choices=SAMPLERS,
+    )
     guidance_rescale: float = setting(
         0.0,
         "share by which the guided output's deviation is pulled back (diffusion)",
@@ -168,6 +173,8 @@ class Pipeline:
         text: the text tower, or two of them.
         tokenizer: the text tower's.
         expand: what is done to a prompt before the tokenizer, for new words of several tokens.
+        reading: how prompts are read.
+        revision: the commit of a model of the Hugging Face hub; empty for any other.
     """
 
     controllable: ClassVar[bool] = False
@@ -179,6 +186,8 @@ class Pipeline:
     text: Any
     tokenizer: PreTrainedTokenizerBase
     expand: Callable[[str], str] = str
+    reading: Reading = PLAIN
+    revision: str = ""
 
     @functools.cached_property
     def devices(self) -> Mesh:
@@ -208,6 +217,10 @@ class Pipeline:
         first = next(iter(clip.towers(self.text).values()))
         return first.config.max_position_embeddings
 
+    def reads(self, reading: Reading) -> Self:
+        """The pipeline that reads prompts so; UserError if it cannot."""
+        return dataclasses.replace(self, reading=reading)
+
     def canvas(self, height: int, width: int) -> tuple[int, int]:
         """The height and width, pixels, at which an image of that shape is generated anew."""
         raise NotImplementedError
@@ -220,18 +233,42 @@ class Pipeline:
         return [(self.resolution, self.resolution)]
 
     def text_ids(self, prompts: Sequence[str]) -> np.ndarray:
-        """Prompts → token ids [b, t] int32."""
-        raise NotImplementedError
+        """Prompts, read as plain words → token ids [b, t] int32."""
+        return read(self._reader(PLAIN), prompts).ids[:, 0]
 
-    def text_features(self, tower: nnx.Module, ids: jax.Array) -> Any:
-        """Token ids [b, t] → what the denoiser sees of them, a tree of arrays [b, …]; pure, to be
-        differentiated.
+    def text_tokens(self, prompts: Sequence[str], chunks: int = 1) -> Tokens:
+        """Prompts, read by `reading` → tokens, in at least that many chunks."""
+        return read(self._reader(self.reading), prompts, chunks)
+
+    def text_chunks(self, prompts: Sequence[str]) -> np.ndarray:
+        """How many chunks each prompt is read in, int [b]."""
+        if self.reading == PLAIN:
+            return np.ones(len(prompts), int)
+        reader = self._reader(self.reading)
+        counts = {prompt: len(reader.chunks(prompt)) for prompt in dict.fromkeys(prompts)}
+        return np.array([counts[prompt] for prompt in prompts], int)
+
+    def text_features(self, tower: nnx.Module, tokens: Tokens) -> Any:
+        """Tokens → what the denoiser sees of them, a tree of arrays [b, …] of which `states` is [b,
+        n·t, c]; pure, to be differentiated.
         """
         raise NotImplementedError
 
-    def encode_text(self, prompts: Sequence[str]) -> Any:
-        """Prompts → the same features; each distinct prompt is computed once."""
+    def encode_text(self, prompts: Sequence[str], chunks: int = 1) -> Any:
+        """Prompts, in at least that many chunks → the same features; each distinct prompt is
+        computed once.
+        """
         raise NotImplementedError
+
+    def _reader(self, how: Reading) -> Reader:
+        first = next(iter(clip.towers(self.text).values()))
+        return Reader(
+            tokenizer=self.tokenizer,
+            length=self.prompt_length,
+            known=first.config.vocab_size,
+            how=how,
+            expand=self.expand,
+        )
 
     def encode_images(self, images: np.ndarray) -> Any:
         """Images [b, h, w, 3], uint8 or float in [0, 1], squares or of a size that `canvas` or

@@ -120,12 +120,14 @@ class Source:
         path: its folder of the diffusers layout, or its single file.
         dtype: what it computes in; an autoencoder in float32 if its config says `force_upcast`.
         weights: what its weights are kept in; an autoencoder's are in float32.
+        vae: an autoencoder that takes the place of its own, as the user gave it; empty for none.
     """
 
     name: str
     path: Path
     dtype: jnp.dtype
     weights: jnp.dtype
+    vae: str = ""
 
     def open(self, component: Component) -> Part:
         """See `Component.open`."""

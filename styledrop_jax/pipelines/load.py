@@ -32,6 +32,7 @@ class Loader:
         shapes: makes the pipeline of their configs, by their folders, and a tokenizer, every array
             a shape.
         named: configs of models by the hub's name.
+        takes_vae: whether another autoencoder can take the place of its own.
     """
 
     layout: hub.Layout
@@ -39,6 +40,7 @@ class Loader:
     components: Sequence[Component] = ()
     shapes: Callable[[Source, Mapping[str, Any], PreTrainedTokenizerBase], Pipeline] | None = None
     named: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    takes_vae: bool = False
 
 
 LOADERS = {
@@ -59,6 +61,7 @@ LOADERS = {
         ),
         shapes=stable_diffusion_files.shapes,
         named=stable_diffusion_files.NAMED,
+        takes_vae=True,
     ),
     "stable_diffusion_xl": Loader(
         layout=stable_diffusion_files.LAYOUT_XL,
@@ -71,6 +74,7 @@ LOADERS = {
         ),
         shapes=stable_diffusion_files.shapes,
         named=stable_diffusion_files.NAMED_XL,
+        takes_vae=True,
     ),
 }
 """The kinds of pipelines, by name."""
@@ -81,7 +85,9 @@ def load(
     dtype: jnp.dtype = jnp.float32,
     *,
     weights: jnp.dtype | None = None,
+    vae: str = "",
     field: str = "config.base",
+    revision: str = "",
     devices: Mesh | None = None,
 ) -> Pipeline:
     """Loads a pipeline of any of `LOADERS`, by what its folder holds.
@@ -92,7 +98,10 @@ def load(
             in one `.safetensors` file, see `stable_diffusion_files.load_file`.
         dtype: what the model computes in.
         weights: what its weights are kept in; None is `dtype`. An autoencoder's stay in float32.
+        vae: an autoencoder in place of a Stable Diffusion's own: a file, a folder, or a name like
+            the model's. Empty is its own.
         field: the setting that named the model, for errors.
+        revision: of a model of the hub, in place of that in its name.
         devices: that hold its weights and share its work; None is all.
 
     Raises:
@@ -100,15 +109,21 @@ def load(
     """
     file = Path(os.path.expanduser(name))
     kept = dtype if weights is None else weights
-    source = Source(name=name, path=file, dtype=dtype, weights=kept)
+    source = Source(name=name, path=file, dtype=dtype, weights=kept, vae=vae)
     if _is_file(file):
         load_it = stable_diffusion_files.load_file
     else:
-        folder = hub.resolve(name, _layouts(), field=field)
-        load_it = _loader(folder).load
+        folder = hub.resolve(name, layouts(), field=field, revision=revision)
+        loader = _loader(folder)
+        if vae and not loader.takes_vae:
+            raise UserError(
+                f"config.vae: found {shown(vae, 120)}, expected it empty: {shown(name, 120)} is no "
+                "Stable Diffusion"
+            )
+        load_it = loader.load
         source = dataclasses.replace(source, path=folder)
     with mesh.used(devices or mesh.make()):
-        return load_it(source)
+        return dataclasses.replace(load_it(source), revision=hub.commit(source.path))
 
 
 def shapes(name: str, dtype: jnp.dtype, *, weights: jnp.dtype) -> Pipeline:
@@ -126,7 +141,7 @@ def shapes(name: str, dtype: jnp.dtype, *, weights: jnp.dtype) -> Pipeline:
     if _is_file(file):
         configs = stable_diffusion_files.configs_of_file(file)
         return stable_diffusion_files.shapes(source, configs, _tokenizer(None))
-    folder = hub.on_this_machine(name, _layouts())
+    folder = hub.on_this_machine(name, layouts())
     if folder is not None:
         loader = _loader(folder)
         configs = {}
@@ -134,9 +149,10 @@ def shapes(name: str, dtype: jnp.dtype, *, weights: jnp.dtype) -> Pipeline:
             configs[part.folder] = part.config_in(folder / part.folder)
         return _of_shapes(loader, source, configs, _tokenizer(folder))
     names: list[str] = []
+    without = hub.without_revision(name)
     for loader in LOADERS.values():
-        if name in loader.named:
-            return _of_shapes(loader, source, loader.named[name], _tokenizer(None))
+        if without in loader.named:
+            return _of_shapes(loader, source, loader.named[without], _tokenizer(None))
         names += loader.named
     raise UserError(
         f"config.base: {shown(name)} is not on this machine, and not known by its name; expected "
@@ -166,11 +182,12 @@ def _is_file(path: Path) -> bool:
     return os.path.isfile(path) or path.suffix == ".safetensors"
 
 
-def _layouts() -> list[hub.Layout]:
+def layouts() -> list[hub.Layout]:
+    """Of every kind of pipeline."""
     return [loader.layout for loader in LOADERS.values()]
 
 
 def _loader(folder: Path) -> Loader:
     """Of the kind that the folder holds."""
-    best = hub.best_layout(folder, _layouts())
+    best = hub.best_layout(folder, layouts())
     return next(loader for loader in LOADERS.values() if loader.layout is best)

@@ -4,15 +4,16 @@ aMUSEd, 2401.01808)."""
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from styledrop_jax.errors import UserError
 from styledrop_jax.models import clip, uvit, vqgan
-from styledrop_jax.models.tokenizer import tokenize
+from styledrop_jax.models.reading import Reading, Tokens, in_a_row
 from styledrop_jax.pipelines.base import (
     Compilable,
     Edit,
@@ -64,6 +65,19 @@ class Muse(Pipeline):
         """Pixels along one side of the images it generates."""
         return self.grid * self.autoencoder.config.downsampling
 
+    def reads(self, reading: Reading) -> Self:
+        """The pipeline that reads prompts so; UserError for weights.
+
+        The denoiser scales the features of each token to one length, whatever they are multiplied
+        by.
+        """
+        if reading.weights:
+            raise UserError(
+                f"prompt_weights: found true, expected false: {self.name!r} is a Muse, which "
+                "scales the features of every token to one length, so that weights do nothing"
+            )
+        return super().reads(reading)
+
     def canvas(self, height: int, width: int) -> tuple[int, int]:
         """It generates squares alone, whatever the shape of an image."""
         del height, width
@@ -78,23 +92,19 @@ class Muse(Pipeline):
         """aMUSEd's micro-conditions [5]: width, height, crop top, crop left, aesthetic score."""
         return jnp.array([self.resolution, self.resolution, 0.0, 0.0, _AESTHETIC])
 
-    def text_ids(self, prompts: Sequence[str]) -> np.ndarray:
-        """Prompts → token ids [b, t] int32."""
-        expanded = [self.expand(prompt) for prompt in prompts]
-        return tokenize(self.tokenizer, expanded, self.prompt_length)
+    def text_features(self, tower: clip.ClipText, tokens: Tokens) -> PooledText:
+        """Tokens → features; pure."""
+        return _joined(_of_chunks(tower, tokens.flat), tokens.ids.shape[1])
 
-    def text_features(self, tower: clip.ClipText, ids: jax.Array) -> PooledText:
-        """Token ids [b, t] → features; pure."""
-        return _features(tower, ids)
-
-    def encode_text(self, prompts: Sequence[str]) -> PooledText:
-        """Prompts → features; each distinct prompt is computed once, in batches of one size."""
+    def encode_text(self, prompts: Sequence[str], chunks: int = 1) -> PooledText:
+        """Prompts, in at least that many chunks → features; each distinct prompt is computed once,
+        in batches of one size."""
 
         def encode(distinct: list[str]) -> PooledText:
-            compute = functools.partial(_encode_text, self.text)
-            ids = self.text_ids(distinct)
-            found = mesh.in_chunks(compute, ids, _ENCODE_BATCH, self.devices)
-            return jax.tree.map(jnp.asarray, found)
+            compute = functools.partial(_encode_chunks, self.text)
+            tokens = self.text_tokens(distinct, chunks)
+            found = mesh.in_chunks(compute, tokens.flat, _ENCODE_BATCH, self.devices)
+            return _joined(jax.tree.map(jnp.asarray, found), tokens.ids.shape[1])
 
         return distinct_rows(prompts, encode)
 
@@ -230,13 +240,19 @@ def token_loss(
     return losses.masked_token_loss(logits.reshape(*flat.shape, -1), flat, mask)
 
 
-def _features(tower: clip.ClipText, ids: jax.Array) -> PooledText:
-    out = tower(ids)
+def _of_chunks(tower: clip.ClipText, tokens: Tokens) -> PooledText:
+    """Of tokens [b, t]."""
+    out = tower(tokens.ids)
     assert out.embeds is not None, "a Muse's text tower has a projection"
     return PooledText(out.hidden_states[-2], out.embeds)
 
 
-_encode_text = nnx.jit(_features)
+_encode_chunks = nnx.jit(_of_chunks)
+
+
+def _joined(chunks: PooledText, count: int) -> PooledText:
+    """Of prompts, the features of whose `count` chunks are given."""
+    return PooledText(in_a_row(chunks.states, count), chunks.pooled[::count])
 
 
 @nnx.jit

@@ -21,7 +21,7 @@ from jax.tree_util import Partial
 
 from styledrop_jax.errors import UserError
 from styledrop_jax.models import clip, unet, vae
-from styledrop_jax.models.tokenizer import tokenize
+from styledrop_jax.models.reading import Tokens, in_a_row, weighted
 from styledrop_jax.pipelines import inpainting
 from styledrop_jax.pipelines.base import (
     Compilable,
@@ -127,23 +127,19 @@ class StableDiffusion(Pipeline):
                 found.append((height, width))
         return [(self.resolution, self.resolution), *found]
 
-    def text_ids(self, prompts: Sequence[str]) -> np.ndarray:
-        """Prompts → token ids [b, t] int32."""
-        expanded = [self.expand(prompt) for prompt in prompts]
-        return tokenize(self.tokenizer, expanded, self.prompt_length)
+    def text_features(self, tower: clip.ClipText | clip.TextPair, tokens: Tokens) -> TextStates:
+        """Tokens → features; pure."""
+        return _joined(tower, tokens.ids, _of_chunks(tower, tokens.flat))
 
-    def text_features(self, tower: clip.ClipText | clip.TextPair, ids: jax.Array) -> TextStates:
-        """Token ids [b, t] → features; pure."""
-        return _features(tower, ids)
-
-    def encode_text(self, prompts: Sequence[str]) -> TextStates:
-        """Prompts → features; each distinct prompt is computed once, in batches of one size."""
+    def encode_text(self, prompts: Sequence[str], chunks: int = 1) -> TextStates:
+        """Prompts, in at least that many chunks → features; each distinct prompt is computed once,
+        in batches of one size."""
 
         def encode(distinct: list[str]) -> TextStates:
-            compute = functools.partial(_encode_text, self.text)
-            ids = self.text_ids(distinct)
-            found = mesh.in_chunks(compute, ids, _TEXT_BATCH, self.devices)
-            return jax.tree.map(jnp.asarray, found)
+            compute = functools.partial(_encode_chunks, self.text)
+            tokens = self.text_tokens(distinct, chunks)
+            found = mesh.in_chunks(compute, tokens.flat, _TEXT_BATCH, self.devices)
+            return _joined(self.text, tokens.ids, jax.tree.map(jnp.asarray, found))
 
         return distinct_rows(prompts, encode)
 
@@ -345,14 +341,27 @@ class StableDiffusion(Pipeline):
         return height // factor, width // factor, self.autoencoder.config.latent_channels
 
 
-def _features(text: clip.ClipText | clip.TextPair, ids: jax.Array) -> TextStates:
+def _of_chunks(text: clip.ClipText | clip.TextPair, tokens: Tokens) -> TextStates:
+    """Of tokens [b, t]."""
+    weigh = functools.partial(weighted, weights=tokens.weights)
     if isinstance(text, clip.ClipText):
-        return TextStates(text(ids).last_hidden_state)
-    states, pooled = text(ids)
+        return TextStates(weigh(text(tokens.ids).last_hidden_state))
+    states, pooled = text(tokens.ids, weigh)
     return TextStates(states, pooled=pooled)
 
 
-_encode_text = nnx.jit(_features)
+_encode_chunks = nnx.jit(_of_chunks)
+
+
+def _joined(text: clip.ClipText | clip.TextPair, ids: jax.Array, chunks: TextStates) -> TextStates:
+    """Of prompts of ids [b, n, t], the features of whose chunks [b·n, …] are given."""
+    count = ids.shape[1]
+    states = in_a_row(chunks.states, count)
+    if isinstance(text, clip.ClipText):
+        return TextStates(states)
+    assert chunks.pooled is not None
+    states, pooled = text.zeroed(ids, states, chunks.pooled[::count])
+    return TextStates(states, pooled=pooled)
 
 
 def _added(text: TextStates, shape: tuple[int, ...], factor: int) -> unet.Added | None:

@@ -1,6 +1,8 @@
 """A Stable Diffusion 1.x, 2.x or XL from the files of a diffusers folder, or from a single file."""
 
 import dataclasses
+import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from styledrop_jax.errors import UserError, shown
 from styledrop_jax.io import hub, identity, prediction_type
 from styledrop_jax.io.files import read_object
 from styledrop_jax.io.identity import Part
+from styledrop_jax.io.paths import shown_path
 from styledrop_jax.io.pretrained import Tensors
 from styledrop_jax.models import clip, unet, vae
 from styledrop_jax.models.clip_config import PairConfig
@@ -18,7 +21,10 @@ from styledrop_jax.models.tokenizer import check_tokenizer, load_tokenizer
 from styledrop_jax.pipelines import inpainting
 from styledrop_jax.pipelines.components import DIFFUSERS, TRANSFORMERS, Component, Source
 from styledrop_jax.pipelines.stable_diffusion import StableDiffusion
+from styledrop_jax.sampling import schedulers
 from styledrop_jax.sampling.noise_schedule import NoiseSchedule
+
+_LOG = logging.getLogger(__name__)
 
 UNET = Component(
     folder="unet",
@@ -55,6 +61,10 @@ LAYOUT_XL = hub.Layout(
     weights={part.folder: part.stem for part in (UNET, VAE, TEXT, TEXT_2)},
     tokenizers=("tokenizer", "tokenizer_2"),
     others=(_SCHEDULER, _INDEX),
+)
+_LAYOUTS_VAE = (
+    hub.Layout(weights={"": VAE.stem}),  # an autoencoder alone, or a whole model
+    hub.Layout(weights={VAE.folder: VAE.stem}, kind="sd"),
 )
 
 _TEXT_1 = clip.TextConfig.vit_l_14(projection=False)
@@ -132,8 +142,7 @@ def load_folder(source: Source) -> StableDiffusion:
     for component in (UNET, VAE, TEXT):
         parts[component.folder] = source.open(component)
     tokenizer = load_tokenizer(source.path / "tokenizer")
-    schedule = NoiseSchedule.from_dict(read_object(source.path / _SCHEDULER))
-    return _assemble(source, parts, tokenizer, schedule)
+    return _assemble(source, parts, tokenizer, _schedule(source.path / _SCHEDULER))
 
 
 def load_folder_xl(source: Source) -> StableDiffusion:
@@ -161,9 +170,20 @@ def load_folder_xl(source: Source) -> StableDiffusion:
         raise UserError(
             f"{index}: force_zeros_for_empty_prompt is {shown(zeros)}, expected true or false"
         )
-    schedule = NoiseSchedule.from_dict(read_object(source.path / _SCHEDULER))
     pair = _pair(tokenizer, str(second.pad_token), zero_empty=zeros)
-    return _assemble(source, parts, tokenizer, schedule, pair)
+    return _assemble(source, parts, tokenizer, _schedule(source.path / _SCHEDULER), pair)
+
+
+def _schedule(file: Path) -> NoiseSchedule:
+    """The noise schedule of a scheduler's config; says so if its way of sampling is not ours."""
+    config = read_object(file)
+    schedule = NoiseSchedule.from_dict(config)
+    if config["_class_name"] not in schedulers.OF_CLASSES:
+        _LOG.warning(
+            f"{shown_path(file)}: a {config['_class_name']}, which is no sampler here: its noise "
+            "schedule is taken, and config.round_1.sample.sampler samples"
+        )
+    return schedule
 
 
 def _pair(
@@ -250,7 +270,7 @@ def schedule_of_file(file: Path, version: int | str, *, inpaints: bool = False) 
     beside = f"{file.stem}/{_SCHEDULER}"
     schedule = None
     if (file.parent / beside).parent.is_dir():
-        schedule = NoiseSchedule.from_dict(read_object(file.parent / beside))
+        schedule = _schedule(file.parent / beside)
         marks.prediction[beside] = schedule.prediction_type
         marks.zero_snr[beside] = schedule.rescale_betas_zero_snr
     prediction, zero_snr = marks.agreed()
@@ -278,6 +298,10 @@ def _assemble(
     """Loads the components, once it is known that they fit each other; `pair` is of an XL."""
     denoiser = parts["unet"]
     autoencoder = parts["vae"]
+    whose = source
+    if source.vae:
+        autoencoder = _vae(source.vae, autoencoder.config)
+        whose = dataclasses.replace(source, name=source.vae)
     has_projection = "text_projection.weight" in parts["text_encoder"].tensors
     config = dataclasses.replace(parts["text_encoder"].config, projection=has_projection)
     roles = {"denoiser": denoiser, "autoencoder": autoencoder}
@@ -295,11 +319,22 @@ def _assemble(
         name=source.name,
         base_hash=identity.of_base(roles, tokenizer, schedule, pair),
         denoiser=source.build(UNET, denoiser),
-        autoencoder=source.build(VAE, autoencoder),
+        autoencoder=whose.build(VAE, autoencoder),
         text=text,
         tokenizer=tokenizer,
         schedule=schedule,
     )
+
+
+def _vae(name: str, own: vae.Config) -> Part:
+    """The autoencoder that `config.vae` names; that of a single file has the config of the base
+    model's `own`."""
+    file = Path(os.path.expanduser(name))
+    if os.path.isfile(file) or file.suffix == ".safetensors":
+        return Part(own, Tensors.of_autoencoder(file, vae.RULES))
+    folder = hub.resolve(name, _LAYOUTS_VAE, field="config.vae")
+    inside = folder / VAE.folder
+    return VAE.open(inside if inside.is_dir() else folder)
 
 
 def _check_sizes(name: str, configs: Mapping[str, Any]) -> None:

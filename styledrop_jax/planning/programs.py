@@ -14,6 +14,7 @@ from styledrop_jax import guidance, trainable
 from styledrop_jax.adapters.base import Trainable
 from styledrop_jax.io.fit import Size
 from styledrop_jax.io.pretrained import ONE_KEY
+from styledrop_jax.models.reading import Tokens
 from styledrop_jax.pipelines.base import Compilable, Group, Pipeline, SampleSettings, TrainSettings
 from styledrop_jax.stages import objective
 from styledrop_jax.training import loop, mesh, optim
@@ -68,8 +69,8 @@ def training(
 
         targets = objective.laid_out([stream.sizes for stream in streams], encoded)
         prompts = sum(stream.prompts for stream in streams)
-        ids = jnp.zeros((prompts + 1, base.prompt_length), jnp.int32)
-        text = ids if what.trains_text else base.text_features(base.text, ids)
+        tokens = Tokens(jnp.zeros((prompts + 1, 1, base.prompt_length), jnp.int32))
+        text = tokens if what.trains_text else base.text_features(base.text, tokens)
         apart = None
         if any(stream.unmix for stream in streams):
             apart = jnp.zeros((count + 1, base.prompt_length, 2))
@@ -104,11 +105,11 @@ def sampling(
         model = trainable.attach(base, what, rngs=ONE_KEY)
         tuned = guidance.tuned(base, model, what)
         branches = guidance.style_branches(tuned, [""] * count, settings)
-        ids = jnp.zeros((count, base.prompt_length), jnp.int32)
+        tokens = Tokens(jnp.zeros((count, 1, base.prompt_length), jnp.int32))
         texts = []
         for branch in branches:
             encoder = branch.tuned.model if branch.on else branch.tuned.base
-            texts.append(encoder.text_features(encoder.text, ids))
+            texts.append(encoder.text_features(encoder.text, tokens))
         found = guidance.groups(branches, texts, np.arange(count))
         statics.extend(group._replace(states=None, frozen=None, text=None) for group in found)
         return [group.arrays for group in found]

@@ -17,14 +17,15 @@ from flax import nnx
 
 from styledrop_jax import log, trainable, tree
 from styledrop_jax.adapters.base import Trainable
+from styledrop_jax.base_model import load as load_pipeline
 from styledrop_jax.errors import UserError, shown
 from styledrop_jax.interchange.read import Initial, read_init
 from styledrop_jax.io import hub, image_files
 from styledrop_jax.io.run_folder import Run
 from styledrop_jax.methods import identifiers, prompts
 from styledrop_jax.methods.base import Program, Prompt, Stream, joined
+from styledrop_jax.models.reading import SYNTAX, Reading
 from styledrop_jax.pipelines.base import Pipeline
-from styledrop_jax.pipelines.load import load as load_pipeline
 from styledrop_jax.registry import ADAPTERS
 from styledrop_jax.spec import RunSpec
 from styledrop_jax.stages import class_images, objective
@@ -51,7 +52,7 @@ def begin(
     Raises:
         UserError: a model is missing or does not fit, or the run cannot be carried out on it.
     """
-    clip_folder = hub.resolve(spec.clip, field="config.clip")
+    clip_folder = hub.resolve(spec.clip, field="config.clip", revision=run.revision("clip"))
     if beside is not None:
         pipeline = beside.pipeline
     else:
@@ -59,9 +60,13 @@ def begin(
             base or spec.base,
             jnp.dtype(spec.dtype),
             weights=jnp.dtype(spec.weights_dtype),
+            revision="" if base else run.revision("base"),
+            vae=spec.vae,
+            loras=spec.loras,
             devices=mesh.make(spec.mesh),
         )
     _check_base(run, pipeline)
+    pipeline = pipeline.reads(spec.reading)
     initial = read_init(Path(spec.init), pipeline) if spec.init else None
     job = Job(
         spec=spec,
@@ -97,7 +102,7 @@ def _check_base(run: Run, pipeline: Pipeline) -> None:
     if began_on != pipeline.base_hash:
         raise UserError(
             f"{run.workdir}: {pipeline.name} is not the base model that this run began on "
-            "(config.base: its weights, text tower, autoencoder, tokenizer or schedule changed)"
+            "(config.base, config.vae or config.base_loras: weights, tokenizer or schedule changed)"
         )
 
 
@@ -157,6 +162,26 @@ def _check_on_pipeline(job: Job) -> None:
         for number in range(1, job.spec.rounds + 1):
             if stream.unmix:
                 objective.check_attention(stream, job.pipeline, job.spec.round(number).train)
+    _check_prompts(job)
+
+
+def _check_prompts(job: Job) -> None:
+    """UserError for what cannot be said where prompts have weights."""
+    if not job.spec.prompt_weights:
+        return
+    for word in _identifiers(job.program):
+        if set(word) & set(SYNTAX):
+            raise UserError(
+                f"config.words.identifier: {shown(word)} has a bracket or a backslash, which "
+                "config.prompt_weights reads as a weight; expected another word"
+            )
+    prompts = []
+    for stream in job.program.streams:
+        prompts += [example.prompt for example in stream.examples]
+    for number in range(1, job.spec.rounds + 1):
+        prompts.append(job.spec.round(number).sample.negative_prompt)
+        prompts += [prompt.text for prompt in job.prompts_of(number)]
+    job.pipeline.text_chunks(prompts)
 
 
 def _warn(job: Job) -> None:
@@ -167,12 +192,12 @@ def _warn(job: Job) -> None:
     for remark in remarks:
         if remark:
             _LOG.warning(remark)
-    warn_of_unknown(job.spec.base, job.prompts)
+    warn_of_unknown(job.spec.base, job.prompts, job.spec.reading)
 
 
-def warn_of_unknown(base: str, said: Sequence[Prompt]) -> None:
+def warn_of_unknown(base: str, said: Sequence[Prompt], reading: Reading) -> None:
     """Warns of prompts that name nothing that a shipped base model was taught."""
-    texts = [prompt.judged for prompt in said]
+    texts = [reading.plain(prompt.judged) for prompt in said]
     model = hub.shipped_vocabulary(base)
     unknown = prompts.unknown(texts, model)
     for text in unknown:
@@ -216,15 +241,29 @@ def _write_manifest(job: Job) -> None:
             "references": [_reference(job, item) for item in job.given],
             "streams": streams,
             "prompts": [prompt.content for prompt in job.prompts],
-            "base": {
-                "name": job.pipeline.name,
-                "hash": job.pipeline.base_hash,
-                "parameters": tree.count(nnx.state(job.pipeline.denoiser)),
-            },
+            **_models(job),
             "versions": {**libraries, "python": platform.python_version()},
             "device": jax.devices()[0].device_kind,
         }
     )
+
+
+def _models(job: Job) -> dict[str, dict[str, Any]]:
+    """The records of the base model, and of a CLIP that is of the hub."""
+    base: dict[str, Any] = {
+        "name": job.pipeline.name,
+        "hash": job.pipeline.base_hash,
+        "parameters": tree.count(nnx.state(job.pipeline.denoiser)),
+    }
+    if job.pipeline.revision:
+        base["revision"] = job.pipeline.revision
+    for field in ("vae", "base_loras"):
+        if said := getattr(job.spec, field):
+            base[field] = said
+    commit = hub.commit(job.clip_folder)
+    if not commit:
+        return {"base": base}
+    return {"base": base, "clip": {"name": job.spec.clip, "revision": commit}}
 
 
 def _described(stream: Stream) -> dict[str, Any]:

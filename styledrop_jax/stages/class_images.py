@@ -13,6 +13,7 @@ from pathlib import Path
 from styledrop_jax import cache, guidance, hosts, log
 from styledrop_jax.io import image_files
 from styledrop_jax.methods.base import Example, Stream
+from styledrop_jax.models.reading import PLAIN
 from styledrop_jax.pipelines.base import Pipeline, SampleSettings
 
 
@@ -40,6 +41,8 @@ def _generated(
     now.
     """
     depends = [base.base_hash, prompt, dataclasses.asdict(settings), dtype, seed]
+    if base.reading != PLAIN:
+        depends.append(dataclasses.asdict(base.reading))
     name = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]
     folder = cache.folder() / "class_images" / name
     paths = [folder / f"{i:05d}.png" for i in range(count)]

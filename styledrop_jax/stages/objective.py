@@ -20,6 +20,7 @@ from styledrop_jax.errors import UserError
 from styledrop_jax.io import fit
 from styledrop_jax.io.fit import Size
 from styledrop_jax.methods.base import Example, Stream
+from styledrop_jax.models.reading import PLAIN
 from styledrop_jax.pipelines.base import Pipeline, TrainSettings
 from styledrop_jax.training import order
 from styledrop_jax.training.step import Choice, Losses
@@ -122,6 +123,8 @@ def check_attention(stream: Stream, pipeline: Pipeline, settings: TrainSettings)
             f"{wrong}: the attention of {pipeline.name!r}, which is no Stable Diffusion, "
             "cannot be seen"
         )
+    if pipeline.reading != PLAIN:
+        raise UserError(f"{wrong} beside config.prompt_weights and config.long_prompts")
     if settings.remat:
         raise UserError(f"{wrong} beside train.remat, which hides the attention")
 
@@ -157,7 +160,7 @@ class Words(NamedTuple):
     """The prompts of all images of all streams, n, and after them the empty prompt.
 
     Attributes:
-        text: features of each distinct prompt, or token ids if the text tower trains.
+        text: features of each distinct prompt, or its tokens if the text tower trains.
         of: int32 [n + 1], which of these is an image's.
         apart: see `Batch`, [n + 1, t, 2]; None if no stream has it.
     """
@@ -225,7 +228,7 @@ def prepare(
         return model.encode_images(np.stack([images[i] for i in own]))
 
     targets = laid_out([part.sizes for part in batches], encoded)
-    encode = model.text_ids if what.trains_text else model.encode_text
+    encode = model.text_tokens if what.trains_text else model.encode_text
     of = np.array([distinct[prompt] for prompt in prompts], np.int32)
     words = Words(encode(list(distinct)), of, _stacked(batches))
     weights = [part.weight for part in batches]

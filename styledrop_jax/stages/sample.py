@@ -12,6 +12,7 @@ from styledrop_jax import guidance
 from styledrop_jax.errors import UserError, shown
 from styledrop_jax.io import image_files
 from styledrop_jax.methods.base import Redrawn
+from styledrop_jax.models.reading import PLAIN
 from styledrop_jax.pipelines.base import Pipeline, SampleSettings
 from styledrop_jax.sampling.attention_control import aligned_tokens
 from styledrop_jax.stages.job import Job
@@ -122,6 +123,11 @@ def following(
         raise UserError(
             f"{field}: found {redrawn.share}, expected 0: control of the attention needs "
             f"Stable Diffusion, and config.base is {pipeline.name!r}"
+        )
+    if pipeline.reading != PLAIN:
+        raise UserError(
+            f"{field}: found {redrawn.share}, expected 0 beside config.prompt_weights and "
+            "config.long_prompts"
         )
     padded = pipeline.text_ids([redrawn.prompt, text, redrawn.kept])
     source, result, kept = _without_padding(padded, pipeline.tokenizer.eos_token_id)

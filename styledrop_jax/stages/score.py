@@ -101,7 +101,7 @@ def score_stage(
     prompts = []
     places = []
     for sample in samples:
-        prompts.append(sample.judged)
+        prompts.append(job.pipeline.reading.plain(sample.judged))
         places.append(sample.place)
     seen = scorers.Scored(
         features=_features(job, files),

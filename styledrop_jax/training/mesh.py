@@ -8,6 +8,7 @@ on every device.
 
 import contextlib
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -199,20 +200,22 @@ def rounded(count: int, mesh: Mesh | AbstractMesh) -> int:
     return -(-count // mesh.size) * mesh.size
 
 
-def in_chunks(compute: Callable[[Any], Any], rows: np.ndarray, size: int, mesh: Mesh) -> Any:
-    """What `compute` makes of rows [n, …], a tree of NumPy arrays [n, …], `size` of them at a time.
+def in_chunks(compute: Callable[[Any], Any], rows: Any, size: int, mesh: Mesh) -> Any:
+    """What `compute` makes of rows, a tree of arrays [n, …]: a tree of NumPy arrays [n, …], `size`
+    rows at a time.
 
     The last chunk is padded with its own last row: one compiled program for any n. The devices
     share each chunk.
     """
     size = rounded(size, mesh)
+    count = len(jax.tree.leaves(rows)[0])
     parts = []
-    for start in range(0, len(rows), size):
-        piece = rows[start : start + size]
-        padding = np.repeat(piece[-1:], size - len(piece), axis=0)
-        chunk = np.concatenate([piece, padding])
+    for start in range(0, count, size):
+        places = np.minimum(np.arange(start, start + size), count - 1)
+        chunk = jax.tree.map(lambda x: x[places], rows)  # noqa: B023
         if mesh.size > 1:
-            chunk = _put(chunk, NamedSharding(mesh, PartitionSpec(AXES)))
+            cut = NamedSharding(mesh, PartitionSpec(AXES))
+            chunk = jax.tree.map(functools.partial(_put, sharding=cut), chunk)
         with used(mesh):
             parts.append(fetch(compute(chunk)))
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(rows)], *parts)
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:count], *parts)

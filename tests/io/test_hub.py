@@ -8,7 +8,7 @@ import shutil
 import huggingface_hub
 import numpy as np
 import pytest
-from loopback_hub import LoopbackHub
+from loopback_hub import COMMIT, LoopbackHub, sha1
 from safetensors.numpy import load_file
 
 from styledrop_jax.errors import UserError
@@ -179,9 +179,9 @@ def test_a_partial_cache_is_completed(shipped, cache, monkeypatch):
             hub.resolve("owner/name", LAYOUTS, field="config.base")
         assert str(error.value) == (
             "model 'owner/name' (--config.base): the Hugging Face cache lacks a file "
-            "(owner/name/vae: expected diffusion_pytorch_model.safetensors) and the hub cannot be "
-            "reached; with a network run `hf download owner/name`, or pass a local "
-            "folder"
+            "(owner/name/vae: expected diffusion_pytorch_model.safetensors) and "
+            "HF_HUB_OFFLINE is set; with a network run `styledrop fetch owner/name`, or pass a "
+            "local folder"
         )
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         assert hub.resolve("owner/name", LAYOUTS) == folder
@@ -266,8 +266,91 @@ def test_a_model_that_is_nowhere_says_how_to_get_it(shipped, cache, name):
     assert (
         message.startswith(f"model '{name[:50]}") and "(--config.clip): not in the Hug" in message
     )
-    assert "and the hub cannot be reached" in message and f"hf download {name}" in message
+    why = "the hub has no such names" if "!" in name else "HF_HUB_OFFLINE is set"
+    assert f"and {why}" in message and f"styledrop fetch {name}" in message
     assert "pass a local folder" in message and "\n" not in message and len(message) < 300
+
+
+def test_sizes_are_said_before_anything_is_downloaded(shipped, cache, monkeypatch, capfd):
+    files = _whole(*_plain()) | {_plain(UNET)[0]: bytes(3_000_000)}
+    with LoopbackHub({"owner/name": files}) as server:
+        server.use(monkeypatch)
+        folder = hub.fetch("owner/name", LAYOUTS)
+        assert f"owner/name at {COMMIT[:12]}: 10 files, 3.0 MB, of which 3.0 MB" in _said(capfd)
+        (folder / _plain(UNET)[0]).resolve().unlink()
+        (folder / _plain(UNET)[0]).unlink()
+        server.served.clear()
+        assert hub.fetch("owner/name", LAYOUTS) == folder
+        assert server.served == _plain(UNET), "a partial cache is completed"
+        assert "of which 3.0 MB are to be downloaded" in _said(capfd)
+        hub.fetch("owner/name", LAYOUTS)
+        assert "of which 0.0 MB are to be downloaded" in _said(capfd)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert hub.fetch("owner/name", LAYOUTS) == folder
+    assert "HF_HUB_OFFLINE is set; the cache has all that is opened" in _said(capfd)
+
+
+def _said(capfd) -> str:
+    return capfd.readouterr().out
+
+
+def test_a_connection_that_is_cut_goes_on_where_it_was(shipped, cache, monkeypatch):
+    weights = bytes(range(256)) * 4000
+    with LoopbackHub({"owner/name": _whole(*_plain()) | {_plain(UNET)[0]: weights}}) as server:
+        server.use(monkeypatch)
+        monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 10_000)
+        server.cuts[_plain(UNET)[0]] = 2
+        folder = hub.resolve("owner/name", LAYOUTS)
+        assert (folder / _plain(UNET)[0]).read_bytes() == weights
+        starts = [int(asked.removeprefix("bytes=").rstrip("-")) for asked in server.ranges]
+        assert len(starts) == 2 and 0 < starts[0] < starts[1] < len(weights)
+
+
+def test_a_download_that_broke_off_is_continued_by_the_same_call(shipped, cache, monkeypatch):
+    with LoopbackHub({"owner/name": _whole(*_plain())}) as server:
+        server.use(monkeypatch)
+        server.broken = set(_plain(UNET))
+        for call in (hub.fetch, hub.resolve):
+            with pytest.raises(UserError, match="the download broke off .the same command goes on"):
+                call("owner/name", LAYOUTS)
+        assert set(server.served) >= {"vae/config.json", "text_encoder/config.json"}
+        server.broken.clear()
+        before = set(server.served)
+        server.served.clear()
+        folder = hub.fetch("owner/name", LAYOUTS)
+        assert before.isdisjoint(server.served) and _plain(UNET)[0] in server.served
+        assert _cached(folder) == {*CONFIGS, *_plain()}
+
+
+def test_a_revision_is_fetched_and_found_again_beside_another(shipped, cache, monkeypatch):
+    old = _whole(*_plain()) | {_plain(UNET)[0]: b"old"}
+    with LoopbackHub({"owner/name": _whole(*_plain())}) as server:
+        server.others["v1"] = {"owner/name": old}
+        server.use(monkeypatch)
+        now = hub.resolve("owner/name", LAYOUTS)
+        then = hub.fetch("owner/name", LAYOUTS, revision="v1")
+        assert hub.commit(now) == COMMIT and hub.commit(then) == sha1(b"v1")
+        assert (then / _plain(UNET)[0]).read_bytes() == b"old"
+        with pytest.raises(UserError, match="the hub has no revision 'v2' of it"):
+            hub.fetch("owner/name@v2", LAYOUTS)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    for name, revision in (("owner/name@v1", ""), ("owner/name", hub.commit(then))):
+        assert hub.resolve(name, LAYOUTS, revision=revision) == then
+        assert hub.on_this_machine(f"owner/name@{hub.commit(then)}", LAYOUTS) == then
+    assert hub.commit(shipped / "emoji64") == ""
+
+
+def test_a_cache_that_is_not_enough_offline_is_one_line(shipped, cache):
+    with pytest.raises(UserError) as error:
+        hub.fetch("owner/name", LAYOUTS)
+    assert str(error.value) == (
+        "model 'owner/name': not in the Hugging Face cache and HF_HUB_OFFLINE is set"
+    )
+
+
+def test_what_is_here_is_not_fetched(shipped, cache, tmp_path):
+    assert hub.fetch("emoji64", LAYOUTS) == shipped / "emoji64/muse"
+    assert hub.fetch(str(tmp_path), LAYOUTS) == tmp_path
 
 
 def test_a_model_that_the_hub_does_not_have_says_so(shipped, cache, monkeypatch):
@@ -296,7 +379,7 @@ def test_a_failed_download_says_why(shipped, cache, monkeypatch, error, words):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(hub.HfApi, "list_repo_files", fail)
+    monkeypatch.setattr(hub.HfApi, "model_info", fail)
     with pytest.raises(UserError, match=words):
         hub.resolve("owner/name")
 

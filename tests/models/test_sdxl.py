@@ -281,7 +281,7 @@ def test_both_towers_are_the_reference_each_with_its_own_padding(towers):
     close(found, states)
     close(pooled, second.text_embeds)
 
-    zeroed, none = _pair(towers, zero_empty=True)(ids)
+    zeroed, none = _pair(towers, zero_empty=True).zeroed(ids[:, None], found, pooled)
     assert not zeroed[1].any() and not none[1].any()
     np.testing.assert_array_equal(np.delete(zeroed, 1, axis=0), np.delete(found, 1, axis=0))
 

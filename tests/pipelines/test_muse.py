@@ -17,6 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from styledrop_jax.errors import UserError
 from styledrop_jax.io import hub
+from styledrop_jax.models import reading
 from styledrop_jax.pipelines import muse
 from styledrop_jax.pipelines.load import load
 
@@ -236,13 +237,13 @@ def test_a_tokenizer_of_another_text_tower_is_refused(folder, tmp_path):
 
 def test_each_distinct_prompt_is_encoded_once_and_order_is_kept(tiny_muse, monkeypatch):
     asked = []
-    original = muse.tokenize
+    original = reading.tokenize
 
     def counting(tokenizer, prompts, length):
         asked.append(list(prompts))
         return original(tokenizer, prompts, length)
 
-    monkeypatch.setattr(muse, "tokenize", counting)
+    monkeypatch.setattr(reading, "tokenize", counting)
     prompts = [PROMPTS[i] for i in (2, 0, 2, 5, 1, 0, 3, 4)]
     text = tiny_muse.encode_text(prompts)
     assert asked == [[PROMPTS[i] for i in (2, 0, 5, 1, 3, 4)]]

@@ -14,8 +14,7 @@ from references import LENGTH
 
 from styledrop_jax import tree
 from styledrop_jax.errors import UserError
-from styledrop_jax.models import unet
-from styledrop_jax.pipelines import stable_diffusion
+from styledrop_jax.models import reading, unet
 from styledrop_jax.pipelines.base import Group
 from styledrop_jax.pipelines.stable_diffusion import StableDiffusion, TextStates
 from styledrop_jax.training.losses import denoising_loss, loss_at
@@ -111,10 +110,8 @@ def _traces(monkeypatch) -> list:
 
 def test_prompts_are_the_references_each_encoded_once(model, parts, monkeypatch):
     asked = []
-    original = stable_diffusion.tokenize
-    monkeypatch.setattr(
-        stable_diffusion, "tokenize", lambda *args: asked.append(args[1]) or original(*args)
-    )
+    original = reading.tokenize
+    monkeypatch.setattr(reading, "tokenize", lambda *args: asked.append(args[1]) or original(*args))
     prompts = ["a dog", "", "a red house", "a dog", "猫の絵", ""]
     states = model.encode_text(prompts).states
     assert asked == [["a dog", "", "a red house", "猫の絵"]]

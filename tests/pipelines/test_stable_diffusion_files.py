@@ -51,6 +51,19 @@ def test_a_diffusers_folder_is_loaded(models, folders):
         assert model.schedule == schedule(prediction)
 
 
+@pytest.mark.parametrize("name", ["PNDMScheduler", "LMSDiscreteScheduler", "HeunDiscreteScheduler"])
+def test_a_scheduler_that_is_no_sampler_here_is_said(name, folder, caplog):
+    values = json.loads((folder / SCHEDULER).read_text()) | {"_class_name": name}
+    (folder / SCHEDULER).write_text(json.dumps(values))
+    assert load(folder).schedule == schedule("epsilon")
+    said = [record.getMessage() for record in caplog.records]
+    if name == "HeunDiscreteScheduler":
+        assert said == []
+    else:
+        (line,) = said
+        assert f"a {name}, which is no sampler here" in line and "sample.sampler" in line
+
+
 def test_a_shipped_model_is_found_by_its_name(folders, tmp_path, monkeypatch):
     (tmp_path / "tiny64").mkdir()
     (tmp_path / "tiny64" / "sd").symlink_to(folders["epsilon"])

@@ -121,18 +121,18 @@ def _gradient(what: Trainable) -> dict[str, jax.Array]:
     # What starts as nothing lets no gradient through what feeds it.
     state = jax.tree.map(lambda x: x + 0.1 * noise.standard_normal(x.shape, np.float32), state)
     targets = model.encode_images(noise.random((1, 16, 16, 3), np.float32))
-    ids = model.text_ids(["a red house in <hut> style"])
+    tokens = model.text_tokens(["a red house in <hut> style"])
     keys = jax.random.split(jax.random.key(0), 1)
 
-    def loss(state: Any, rest: Any, ids: jax.Array) -> jax.Array:
+    def loss(state: Any, rest: Any, tokens: Any) -> jax.Array:
         parts = nnx.merge(graphdef, state, rest)
-        text = model.text_features(parts.text if what.trains_text else model.text, ids)
+        text = model.text_features(parts.text if what.trains_text else model.text, tokens)
         each, _ = model.loss(parts.denoiser, targets, text, keys, TrainSettings())
         return each.sum()
 
     options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     gradient = jax.jit(jax.grad(loss), compiler_options=options)
-    return tree.flatten(nnx.as_pure(gradient(nnx.as_pure(state), nnx.as_pure(rest), ids)))
+    return tree.flatten(nnx.as_pure(gradient(nnx.as_pure(state), nnx.as_pure(rest), tokens)))
 
 
 @pytest.mark.parametrize("kind", WHAT)

@@ -20,6 +20,7 @@ from styledrop_jax.emoji.tasks.base import Task, examples
 from styledrop_jax.io import pretrained, sheets
 from styledrop_jax.metrics import clip_scores
 from styledrop_jax.models import clip
+from styledrop_jax.models.reading import Tokens
 from styledrop_jax.models.tokenizer import load_tokenizer
 from styledrop_jax.pipelines import stable_diffusion_files
 from styledrop_jax.pipelines.base import Pipeline, SampleSettings, TrainSettings
@@ -96,7 +97,7 @@ def denoiser_task(
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         drop_keys, loss_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         ids = trained.dropped(batch["ids"], drop_keys, settings.text_dropout)
-        text = jax.lax.stop_gradient(model.text_features(trained.text, ids))
+        text = jax.lax.stop_gradient(model.text_features(trained.text, Tokens(ids[:, None])))
         value, metrics = model.loss(trained.denoiser, targets(batch), text, loss_keys, train)
         return value.mean(), jax.tree.map(jnp.mean, metrics)
 
