@@ -5,9 +5,10 @@
     python benchmarks/compiled.py --results compiled.json --batch 8 --only lora,sd15,v5e
 
 No accelerator is needed, and no weights: these are the programs of `styledrop plan`, in bfloat16,
-for one chip. A cell is a program of a model, at a batch, on a device: a training step (`styledrop`,
-`lora`, `full`), a step of the sampler and the decoder (`sampling`, `decoding`), or the gradients of
-the model's longest self-attention alone (`attention`). Each is compiled with the kernels of
+for one chip, or for a slice whose chips share the batch and the weights (config.mesh.fsdp). A cell
+is a program of a model, at a batch, on a device: a training step (`styledrop`, `lora`, `full`), a
+step of the sampler and the decoder (`sampling`, `decoding`), or the gradients of the model's
+longest self-attention alone (`attention`). Each is compiled with the kernels of
 `models/attention.py`, and with the plain attention beside it. It takes minutes, and stays in the
 file of results: started again, the benchmark compiles what is missing. Every word of --only has to
 be in a cell's name.
@@ -15,7 +16,8 @@ be in a cell's name.
 Memory is the compiler's: arguments (weights, optimiser, batch) and temporaries, GB. Tflop is XLA's
 count of the program as written, with the plain attention, the body of a loop once. Traffic is the
 bytes that the compiled program reads and writes, and roofline the time that the device takes for
-the slower of the two at its peak; the compiler for GPUs does not report traffic.
+the slower of the two at its peak; the compiler for GPUs does not report traffic. Of a slice all
+numbers are a chip's, and what the chips send to each other is of whole arrays, once a step.
 """
 
 import argparse
@@ -45,8 +47,10 @@ from styledrop_jax.pipelines.base import (  # noqa: E402
 from styledrop_jax.pipelines.load import shapes  # noqa: E402
 from styledrop_jax.planning import compiler, devices, programs  # noqa: E402
 from styledrop_jax.planning.compiler import Cost  # noqa: E402
+from styledrop_jax.planning.devices import Device  # noqa: E402
+from styledrop_jax.training.mesh import MeshSettings  # noqa: E402
 
-DEVICES = ("v5e", "v6e", "v5p", "h100")
+DEVICES = ("v5e", "v5e:2x2", "v6e", "v5p", "h100")
 MODELS = {
     "amused-256": "amused/amused-256",
     "amused-512": "amused/amused-512",
@@ -73,7 +77,13 @@ def _pipeline(model: str, dtype: str) -> Pipeline:
     return shapes(MODELS[model], jnp.dtype(jnp.bfloat16), weights=jnp.dtype(dtype))
 
 
-def program(name: str, model: str, batch: int) -> Compilable:
+def _device(name: str) -> Device:
+    """Of a slice all chips share the weights."""
+    count = devices.find(name).chips
+    return devices.find(name, MeshSettings(fsdp=count))
+
+
+def program(name: str, model: str, batch: int, device: Device) -> Compilable:
     """The program of a cell."""
     if name == "attention":
         return _attention(model, batch)
@@ -82,10 +92,14 @@ def program(name: str, model: str, batch: int) -> Compilable:
         pipeline = _pipeline(model, "float32" if adapter.exact else "bfloat16")
         settings = TrainSettings(batch_size=batch)
         what = Trainable(denoiser=adapter)
-        return programs.training(pipeline, what, [programs.Images(1)], settings, steps=_STEPS)
+        side = pipeline.resolution
+        images = [programs.Images([(side, side)])]
+        return programs.training(
+            pipeline, what, images, settings, steps=_STEPS, devices=device.mesh
+        )
     settings = SampleSettings(batch_size=batch, steps=30 if model.startswith("sd") else 36)
     what = Trainable(denoiser=TRAINED["styledrop"])
-    return programs.sampling(_pipeline(model, "bfloat16"), what, settings)[name]
+    return programs.sampling(_pipeline(model, "bfloat16"), what, settings, device.mesh)[name]
 
 
 def _attention(model: str, batch: int) -> Compilable:
@@ -108,11 +122,12 @@ def measured(name: str, model: str, batch: int, device: str, *, kernels: bool) -
     """What the compiler of a device says of one program, with or without the kernels."""
     jax.clear_caches()
     with contextlib.nullcontext() if kernels else _plain():
-        return compiler.compiled(program(name, model, batch), devices.find(device))
+        chips = _device(device)
+        return compiler.compiled(program(name, model, batch, chips), chips)
 
 
 def _row(name: str, cost: Cost) -> str:
-    device = devices.find(name.split(",")[3])
+    device = _device(name.split(",")[3])
     bound = cost.bound(device) or 0.0
     seconds = cost.flops / (device.peak or 1.0) / 1e12
     temporaries = cost.temporaries or 0
@@ -122,6 +137,7 @@ def _row(name: str, cost: Cost) -> str:
         cells += [f"{cost.traffic / 1e9:.1f}", f"{bound * 1e3:.1f}", f"{seconds / bound:.0%}"]
     else:
         cells += ["–", "–", "–"]
+    cells.append(", ".join(f"{kind} {count / 1e9:.2f}" for kind, count in cost.sent.items()))
     return f"| {' | '.join(cells)} |"
 
 
@@ -150,7 +166,7 @@ def main() -> None:
                     cells[cell] = cost._asdict()
                     flags.results.write_text(json.dumps(cells, indent=1))
     heads = "program | model | batch | device | attention | arguments GB | temporaries GB"
-    print(f"| {heads} | Tflop | traffic GB | roofline ms | of peak |\n{'|---' * 11}|")
+    print(f"| {heads} | Tflop | traffic GB | roofline ms | of peak | sent GB |\n{'|---' * 12}|")
     for cell, fields in cells.items():
         if asked <= set(cell.split(",")):
             print(_row(cell, Cost(**fields)))

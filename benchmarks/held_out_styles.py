@@ -66,7 +66,7 @@ ARMS = {
     "true drawings": ("clip", "truth"),
 }
 """Arm → how its run selects, and the stage of it."""
-_AT_RANDOM = {
+AT_RANDOM = {
     "round_1.select.scorers.clip_style": 0,
     "round_1.select.scorers.clip_content": 0,
     "round_1.select.scorers.random": 1,
@@ -75,7 +75,7 @@ _ITS_OWN = (
     *("round_2", "scores.jsonl", "selected.json", "verdict.json", "grid.png", "report.html"),
     *("config.json", ".lock"),
 )
-"""What the run that chooses at random does not take over. Scores are of it too: the sum in them is
+"""What a run that chooses otherwise does not take over. Scores are of it too: the sum in them is
 the one that CLIP selected by."""
 
 
@@ -137,14 +137,19 @@ def _run_style(
         }
         run = folder / f"seed_{seed}" / selection
         if selection == "random":
-            overrides |= _AT_RANDOM
-            if not run.exists():
-                shutil.copytree(runs["clip"], run, ignore=_own)
+            overrides |= AT_RANDOM
+            copy_first_round(runs["clip"], run)
         spec = config_files.read(f"styledrop:{flags.preset}", overrides)
         log.say(f"{style.artist}, {style.treatment}, seed {seed}, {selection}")
         personalize(spec, run, command="benchmarks/held_out_styles.py")
         runs[selection] = run
     return runs
+
+
+def copy_first_round(run: Path, to: Path) -> None:
+    """The base's samples and round 1 of a finished run, of which nothing is chosen yet."""
+    if not to.exists():
+        shutil.copytree(run, to, ignore=_own)
 
 
 def _own(folder: str, names: list[str]) -> list[str]:

@@ -34,7 +34,6 @@ import small_runs
 SIGNALS = ("KILL", "TERM", "INT")
 _WRITES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.link"}
 _MOST_LIVES = 100  # more are a failure
-_STOPPED = 130  # the exit code of a command that was told to stop and said so
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +94,7 @@ def trial(
         ended = small_runs.run_forked(words, place, first=kill)
         if "Traceback" in ended.said:
             result.broken.append(ended.said[-1500:])
-        if ended.code not in (-number, _STOPPED):
+        if ended.code not in (-number, small_runs.STOPPED):
             break
         result.kills += 1
     if ended.code != 0:

@@ -3,11 +3,15 @@
     python benchmarks/rounds.py --icons icons/node_modules --workdir runs/rounds \\
         [--preset emoji64-muse] [--seeds 3] [--arm defaults] [--style crayon]
 
-Scores are means over the images of a prompt. By the CLIP that selects: content, how much likelier
-its own than all prompts' contents; Style, cosine with the reference; sameness, with the images of
-other prompts. By a judge that had no part in it: colour and texture, distances to the reference.
-The prompt that asks for what the reference shows is left out. An arm's differences from round 1 are
-paired by style, seed and prompt, with 95% bootstrap intervals. Resumable.
+Scores are means over the images of a prompt. By the CLIP that selects: content and leakage, how
+much likelier its own content, and what the reference shows, than all prompts' contents; recognised,
+whether its own is the likeliest of them; Style, cosine with the reference. By a judge that had no
+part in it: colour and texture, distances to the reference. The prompt that asks for what the
+reference shows is left out. An arm's differences from round 1 are paired by style, seed and prompt,
+with 95% bootstrap intervals.
+
+Arms that choose otherwise begin from round 1 of the defaults. Where a person has to choose, the
+first time says where. Resumable.
 """
 
 import argparse
@@ -15,23 +19,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from held_out_styles import by_prompt, features, interval
+from held_out_styles import AT_RANDOM, by_prompt, copy_first_round, features, interval
 from validation_styles import STYLES, Style, write
 
 from styledrop_jax import config_files, log
+from styledrop_jax.feedback.select import Paused
 from styledrop_jax.io import hub, image_files
+from styledrop_jax.io.files import read_object
 from styledrop_jax.metrics.clip_scores import ClipScorer
 from styledrop_jax.metrics.statistics import colour_distance, texture_distance
 from styledrop_jax.rounds import personalize
 from styledrop_jax.stages.samples import read_samples
 
-_NO_SCORES = {
-    "round_1.select.scorers.clip_style": 0.0,
-    "round_1.select.scorers.clip_content": 0.0,
-}
 # One state of all layers, the best sample of each prompt, no reference in round 2.
 _PUBLISHED: dict[str, Any] = {
-    **_NO_SCORES,
+    "round_1.select.scorers.clip_style": 0.0,
+    "round_1.select.scorers.clip_content": 0.0,
     "round_1.select.scorers.clip_text": 1.0,
     "round_1.select.by": "prompt",
     "round_1.select.k": 1,
@@ -48,10 +51,12 @@ for _round in ("round_1", "round_2"):
     }
 ARMS: dict[str, dict[str, Any]] = {
     "defaults": {},
-    "chosen at random": {**_NO_SCORES, "round_1.select.scorers.random": 1.0},
+    "chosen at random": AT_RANDOM,
+    "chosen by a person": {"round_1.select.by": "human"},
     "as published": _PUBLISHED,
 }
-_SCORES = ("content ↑", "Style ↑", "sameness ↓", "colour ↓", "texture ↓")
+_OTHER_CHOICE = ("chosen at random", "chosen by a person")
+_SCORES = ("content ↑", "recognised ↑", "leakage ↓", "Style ↑", "colour ↓", "texture ↓")
 
 
 def main() -> None:
@@ -66,36 +71,47 @@ def main() -> None:
     parser.add_argument("--style", action="append", help="default: all")
     flags = parser.parse_args()
     styles = [style for style in STYLES if not flags.style or style.name in flags.style]
+    arms = [arm for arm in ARMS if not flags.arm or arm in flags.arm]
     scorer = ClipScorer.load(hub.resolve("emoji64/clip"))
-    table: dict[str, list[np.ndarray]] = {}
+    table: dict[str, dict[Path, np.ndarray]] = {}
     for style in styles:
         given = write(flags.icons, flags.workdir / "styles", style)
         for seed in range(flags.seeds):
             folder = flags.workdir / flags.preset / style.name.replace(" ", "-") / f"seed_{seed}"
-            for arm in flags.arm or ARMS:
-                own = folder / arm.replace(" ", "-")
-                run = _run(own, flags, style, given, seed, ARMS[arm])
-                for stage in ("base", "round_1", "round_2", "truth"):
-                    table.setdefault(f"{arm}: {stage}", []).append(
-                        _scores(scorer, run, stage, style, given)
-                    )
-    print(f"\n| arm | {' | '.join(_SCORES)} |\n{'|---' * (len(_SCORES) + 1)}|")
+            for arm in arms:
+                log.say(f"{style.name}, seed {seed}, {arm}")
+                try:
+                    run = _run(folder, flags.preset, style, given, seed, arm)
+                except Paused as pause:
+                    log.say(str(pause))
+                    continue
+                taken = f"round_{read_object(run / 'verdict.json')['round']}"
+                stages = {"base": "base", "round 1": "round_1", "round 2": "round_2"}
+                for name, stage in (stages | {"taken": taken, "true drawings": "truth"}).items():
+                    own = table.setdefault(f"{arm}: {name}", {})
+                    own[folder] = _scores(scorer, run, stage, style, given)
+    head = f"| {' | '.join(_SCORES)} |\n{'|---' * (len(_SCORES) + 1)}|"
+    print(f"\n| arm {head}")
     for name, parts in table.items():
-        print(f"| {name} | {' | '.join(f'{x:.3f}' for x in np.concatenate(parts).mean(0))} |")
-    print(f"\n| round 2 less round 1 | {' | '.join(_SCORES)} |\n{'|---' * (len(_SCORES) + 1)}|")
-    for arm in flags.arm or ARMS:
-        apart = np.concatenate(table[f"{arm}: round_2"]) - np.concatenate(table[f"{arm}: round_1"])
-        print(f"| {arm} | {' | '.join(interval(column, '+.3f') for column in apart.T)} |")
+        means = np.concatenate(list(parts.values())).mean(axis=0)
+        print(f"| {name} | {' | '.join(f'{mean:.3f}' for mean in means)} |")
+    print(f"\n| difference {head}")
+    for arm in arms:
+        for name in ("round 2", "taken"):
+            _print_difference(table, f"{arm}: {name}", f"{arm}: round 1")
+        if arm != "defaults":
+            _print_difference(table, "defaults: round 2", f"{arm}: round 2")
 
 
-def _run(
-    folder: Path,
-    flags: argparse.Namespace,
-    style: Style,
-    given: Path,
-    seed: int,
-    arm: dict[str, Any],
-) -> Path:
+def _print_difference(table: dict[str, dict[Path, np.ndarray]], one: str, other: str) -> None:
+    """The row of one less the other, over the runs that have both, if there are any."""
+    both = table.get(one, {}).keys() & table.get(other, {}).keys()
+    if both:
+        apart = np.concatenate([table[one][run] - table[other][run] for run in sorted(both)])
+        print(f"| {one}, less {other} | {' | '.join(interval(x, '+.3f') for x in apart.T)} |")
+
+
+def _run(folder: Path, preset: str, style: Style, given: Path, seed: int, arm: str) -> Path:
     overrides: dict[str, Any] = {
         "reference.image": str(given / "reference.png"),
         "reference.content": style.content,
@@ -104,28 +120,32 @@ def _run(
         "seed": seed,
         "round_2.sample.images_per_prompt": 1,
     }
-    spec = config_files.read(f"styledrop:{flags.preset}", overrides | arm)
-    log.say(f"{style.name}, seed {seed}, {folder.name}")
-    personalize(spec, folder, command="benchmarks/rounds.py")
-    return folder
+    run = folder / arm.replace(" ", "-")
+    if arm in _OTHER_CHOICE and (folder / "defaults" / "verdict.json").exists():
+        copy_first_round(folder / "defaults", run)
+    spec = config_files.read(f"styledrop:{preset}", overrides | ARMS[arm])
+    personalize(spec, run, command="benchmarks/rounds.py")
+    return run
 
 
 def _scores(scorer: ClipScorer, run: Path, stage: str, style: Style, given: Path) -> np.ndarray:
-    """The scores of a stage, [prompts, 5]; of the true drawings there may be fewer prompts."""
+    """The scores of a stage, [prompts, 6]; of the true drawings there may be fewer prompts."""
     reference = image_files.read_image(given / "reference.png")
     samples = read_samples(run / stage / "scores.jsonl")
     samples = [sample for sample in samples if sample.content != style.content]
     images = [image_files.read_image(run / stage / sample.file) for sample in samples]
     seen = features(scorer, run / stage, samples)
     contents = [sample.content for sample in samples]
-    every = scorer.text_features(sorted(set(contents)))
+    pool = read_samples(run / "base" / "scores.jsonl")
+    every = scorer.text_features([sample.content for sample in pool])
     likeness = seen @ every.T
-    own = np.sum(seen * scorer.text_features(contents), axis=1) - likeness.mean(axis=1)
-    alike = seen @ seen.T
+    mean = likeness.mean(axis=1)
+    own = np.sum(seen * scorer.text_features(contents), axis=1)
+    recognised = own >= likeness.max(axis=1)
+    leakage = seen @ scorer.text_features([style.content])[0] - mean
     rows = []
     for i, (sample, image) in enumerate(zip(samples, images, strict=True)):
-        others = [j for j, content in enumerate(contents) if content != sample.content]
-        clip = (own[i], sample.scores["clip_style"], alike[i, others].mean())
+        clip = (own[i] - mean[i], recognised[i], leakage[i], sample.scores["clip_style"])
         apart = (colour_distance(image, reference), texture_distance(image, reference))
         rows.append((*clip, *apart))
     return by_prompt(samples, np.array(rows, float))

@@ -23,6 +23,7 @@ sys.path.append(str(ROOT / "tests"))
 _FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"  # as the tests
 _FORK = multiprocessing.get_context("fork")
 PATIENCE = 300  # seconds after which a command hangs
+STOPPED = 130  # the exit code of a command that was told to stop and said so
 _COMMON = {
     "reference.content": "a house",
     "reference.descriptor": "in watercolor painting style",
@@ -204,9 +205,12 @@ def _child(words: Sequence[str], place: Path, said: Path, first: Callable[[], No
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     logging.root.handlers.clear()  # a library's, which the command would not have
-    first()
-    code = run_here(words)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # one that comes now would be no command's
+    try:
+        first()
+        code = run_here(words)
+    except KeyboardInterrupt:
+        code = STOPPED  # before the command began, or after its end
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)
 
 

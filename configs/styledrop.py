@@ -92,6 +92,7 @@ def common(preset: str) -> ConfigDict:
             settings.train.update(steps=250, learning_rate=1e-3)
             settings.sample.update(images_per_prompt=2, steps=20, lambda_b=2.0)
     elif preset.startswith("sd"):
+        config.reference.fit = "keep"
         # Not the paper's: guidance scale 7.5, and far fewer samples, which take longer.
         for settings in (config.round_1, config.round_2):
             settings.sample.update(images_per_prompt=8, batch_size=4, steps=30, lambda_b=6.5)

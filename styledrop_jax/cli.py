@@ -106,6 +106,7 @@ def main() -> None:
     sys.unraisablehook = of_callback
     try:
         run()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done: nothing is left to stop
     except SystemExit:
         threading.excepthook = sys.unraisablehook = _nothing
         logging.disable()

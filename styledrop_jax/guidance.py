@@ -117,9 +117,9 @@ def classifier_free(model: Tuned, prompts: Sequence[str], settings: SampleSettin
 
 def style_branches(style: Tuned, prompts: Sequence[str], settings: SampleSettings) -> list[Branch]:
     """The branches of `settings.guidance`; the three of StyleDrop's Eq. 4 make one group if the
-    adapter can be off.
+    adapter can be off. Where nothing was trained, on and off are the same.
     """
-    if settings.guidance == "classifier_free":
+    if settings.guidance == "classifier_free" or style.what == Trainable():
         return classifier_free(style, prompts, settings)
     _check_negative(style, settings)
     weights = jax.vmap(_two_scale_weights)(*settings.scales())  # [steps, 3]
@@ -279,7 +279,8 @@ def _chunks(
         rows = np.minimum(np.arange(start, start + batch_size), count - 1)
         part = None
         if edit is not None:
-            part = edit._replace(own=_rows(edit.own, rows))
+            around = None if edit.around is None else _rows(edit.around, rows)
+            part = edit._replace(own=_rows(edit.own, rows), around=around)
         chunk: Any = None
         for tokens in np.unique(needed[rows]):
             made = base.generate(

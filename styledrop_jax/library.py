@@ -1,5 +1,6 @@
 """The library's door: see the package's own docstring for an example."""
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 
 from styledrop_jax import config_files, pictures
 from styledrop_jax.errors import UserError, shown
+from styledrop_jax.feedback import hard_prompt
 from styledrop_jax.feedback.describe import Description
 from styledrop_jax.feedback.describe import describe as find_words
 from styledrop_jax.io import hub, image_files
@@ -48,7 +50,12 @@ def load(base: str = "emoji64/sd", *, dtype: str = "float32") -> Pipeline:
 
 
 def describe(
-    image: Picture, *, content: str = "", clip: str = "emoji64/clip", number: int = 5
+    image: Picture,
+    *,
+    content: str = "",
+    clip: str = "emoji64/clip",
+    number: int = 5,
+    hard: bool = False,
 ) -> Description:
     """Finds words for a picture: what it shows, and how it is drawn.
 
@@ -57,6 +64,7 @@ def describe(
         content: what it shows, "a house"; empty: guessed among 30 everyday things.
         clip: the CLIP that says how well words fit: a name or a folder.
         number: of proposals.
+        hard: whether to search for a hard prompt too, by gradient descent (PEZ, arXiv 2302.03668).
 
     Raises:
         UserError: the image cannot be read, or there is no such CLIP.
@@ -65,7 +73,13 @@ def describe(
         raise UserError(f"number: found {number}, expected at least 1")
     scorer = ClipScorer.load(hub.resolve(clip, field="clip"))
     contents = [content] if content.strip() else POOL
-    return find_words(pictures.array(image), scorer, contents=contents, number=number)
+    pixels = pictures.array(image)
+    found = find_words(pixels, scorer, contents=contents, number=number)
+    if not hard:
+        return found
+    images = pixels[None].astype(np.float32) / 255
+    searched = hard_prompt.find(images, [found.content], scorer)
+    return dataclasses.replace(found, hard_prompt=(searched.descriptor, searched.likeness))
 
 
 def personalize(

@@ -5,6 +5,7 @@
 from styledrop_jax.adapters import (
     custom_diffusion,
     full,
+    hard_prompt,
     lora,
     styledrop,
     svdiff,
@@ -20,6 +21,7 @@ from styledrop_jax.methods import (
     styleforge,
     styo,
 )
+from styledrop_jax.methods import hard_prompt as hard_prompt_method
 from styledrop_jax.methods import styledrop as styledrop_method
 from styledrop_jax.methods.base import Method
 from styledrop_jax.pipelines import load as pipelines
@@ -33,6 +35,7 @@ METHODS: dict[str, Method] = {
     "style_word": style_word.METHOD,
     "styo": styo.METHOD,
     "cut_mix": cut_mix.METHOD,
+    "hard_prompt": hard_prompt_method.METHOD,
 }
 
 ADAPTERS: dict[str, AdapterKind] = {
@@ -42,6 +45,7 @@ ADAPTERS: dict[str, AdapterKind] = {
     "custom_diffusion": custom_diffusion.KIND,
     "svdiff": svdiff.KIND,
     "full": full.KIND,
+    "hard_prompt": hard_prompt.KIND,
 }
 
 SCORERS: dict[str, scorers.Scorer] = {

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from styledrop_jax import __version__, guidance, pictures, results, settings, trainable
+from styledrop_jax.adapters.base import Trainable
 from styledrop_jax.errors import UserError, check_words, did_you_mean, shown
 from styledrop_jax.interchange.export import EXPORTS
 from styledrop_jax.interchange.trained import Trained
@@ -21,6 +22,7 @@ from styledrop_jax.io.paths import expanded
 from styledrop_jax.io.run_folder import Run
 from styledrop_jax.methods.base import Method
 from styledrop_jax.pictures import Picture
+from styledrop_jax.pipelines import inpainting
 from styledrop_jax.pipelines.base import Edit, Pipeline, SampleSettings
 from styledrop_jax.pipelines.load import load as load_pipeline
 from styledrop_jax.registry import METHODS
@@ -35,6 +37,7 @@ STRENGTHS = (0.5, 0.7)
 """Of whole images by default: 0.5 keeps more of the image, 0.7 is clearly in the style."""
 
 _LOG = logging.getLogger(__name__)
+_kept = functools.lru_cache(maxsize=1)(load_pipeline)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,6 +75,7 @@ class Style:
         pipeline: Pipeline | None = None,
         prompt_weights: bool | None = None,
         long_prompts: bool | None = None,
+        keep: bool = False,
     ) -> Self:
         """Loads what a run learnt.
 
@@ -85,6 +89,8 @@ class Style:
                 own `config.prompt_weights`.
             long_prompts: whether prompts longer than the text tower are read whole, in chunks; None
                 is the run's own `config.long_prompts`.
+            keep: whether to take the base model that was kept last, if it is the same, and to keep
+                this one.
 
         Raises:
             UserError: no such run, round or step, or the base model is not the one that it was
@@ -100,7 +106,8 @@ class Style:
         asked = {"prompt_weights": prompt_weights, "long_prompts": long_prompts}
         spec = settings.changed(spec, asked)
         number = chosen_round(opened, spec.rounds, round)
-        model = pipeline or load_pipeline(
+        load = _kept if keep else load_pipeline
+        model = pipeline or load(
             base or spec.base,
             jnp.dtype(spec.dtype),
             weights=jnp.dtype(spec.weights_dtype),
@@ -114,7 +121,7 @@ class Style:
             number=number,
             spec=spec,
             tuned=guidance.load(model, path) if path else guidance.bare(model),
-            descriptor=str(references[0].get("descriptor", "")),
+            descriptor=opened.found_words(number) or str(references[0].get("descriptor", "")),
             content=str(references[0].get("content", "")),
             prompts=opened.prompts,
             sampling=spec.round(number or 1).sample,
@@ -258,7 +265,12 @@ class Style:
         }
         requests = self._requests(_listed(prompts), num, seed, descriptor, record, whole)
         own = pictures.repeated(self.pipeline.encode_images(start[None]), len(requests))
-        edit = Edit(own, regions.reduced(inside, size), amount)
+        anew = regions.reduced(inside, size)
+        around = None
+        if self.pipeline.inpaints:
+            hidden = inpainting.hidden(start, anew)
+            around = pictures.repeated(self.pipeline.encode_images(hidden[None]), len(requests))
+        edit = Edit(own, anew, amount, around)
         output = results.Output(self._origin(), how, out)
         edited = results.Results(output.keep(requests, self._maker(requests, how, edit)))
         if out:
@@ -355,6 +367,10 @@ class Style:
         """What was learnt, as it is exported; UserError for the base model alone."""
         if self.adapter is None:
             raise UserError("round: 0 is the base model; there is nothing to export")
+        if self.tuned.what == Trainable():
+            raise UserError(
+                f"export: nothing trained; the words alone draw, in any tool: {self.descriptor!r}"
+            )
         base, model = self._in_float32(self.adapter)
         return Trained(
             base=base,

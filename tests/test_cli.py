@@ -334,6 +334,20 @@ def test_a_ctrl_c_of_which_native_code_makes_an_error_is_a_ctrl_c():
     assert exit_code == 130 and error == "stopped; the same command continues\n"
 
 
+_LATE = """
+import atexit, os, signal
+from styledrop_jax import cli
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+cli.COMMANDS["test"] = cli.Command(print, cli.completion_parser)
+cli.main()
+"""
+
+
+def test_a_ctrl_c_after_all_is_done_stops_nothing():
+    exit_code, _, error = _python(_LATE, "test")
+    assert exit_code == 0 and not error
+
+
 def test_warnings_are_one_line(tmp_path):
     prompt = "a cat " + "and another cat " * 9
     words = ["sample", "--run", tiny.finished(), "--prompt", prompt, "--num", 1]

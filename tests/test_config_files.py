@@ -15,6 +15,7 @@ RUNS = (
     "custom_diffusion",
     "debug",
     "dreambooth",
+    "hard_prompt",
     "lora",
     "multi_styleforge",
     "styleboost",

@@ -31,7 +31,7 @@ RUNGS = [
     {"studio"},
     {"commands"},
     {"cli"},
-    {"__main__"},
+    {"__main__", "warm"},
 ]
 RUNG = {part: height for height, parts in enumerate(RUNGS) for part in parts}
 TEST_ONLY = {"torch", "torchvision", "diffusers", "accelerate", "peft", "tensorflow"}

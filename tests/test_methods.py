@@ -270,6 +270,32 @@ def test_a_baseline_runs_and_sample_makes_what_it_made(config, tmp_path):
     _sampled_again(tmp_path / "run", row, tmp_path / "out")
 
 
+@pytest.mark.parametrize("by", ["search", "phrases"])
+def test_words_are_found_and_draw_and_nothing_trains(by, tmp_path, capfd):
+    run = tmp_path / "run"
+    found = flags(round_1__adapter__by=by, round_1__adapter__words=2)
+    assert _run(run, "hard_prompt", *found) == 0
+    words = read_json(run / "manifest.json")["rounds"]["round_1"]["words"]
+    assert words.startswith("in ") and words.endswith(" style")
+    assert f"found the words '{words}'" in capfd.readouterr().out
+    assert words in (run / "report.html").read_text(encoding="utf-8")
+    assert not _adapter(run).tensors
+    given = read_jsonl(run / "base" / "scores.jsonl")[0]
+    row = read_jsonl(run / "round_1" / "scores.jsonl")[0]
+    assert given["text"] == "a cat in watercolor painting style"
+    assert row["text"] == row["judged"] == f"a cat {words}"
+    _sampled_again(run, row, tmp_path / "out")
+    assert tiny.styledrop("export", "--run", run, "--format", "kohya") == 2
+    assert (
+        f"nothing trained; the words alone draw, in any tool: '{words}'" in capfd.readouterr().err
+    )
+
+    runs.forget(run, "report.html", "verdict.json", "round_1/scores.jsonl")
+    assert _run(run, "hard_prompt", *found) == 0
+    assert read_json(run / "manifest.json")["rounds"]["round_1"]["words"] == words
+    assert "found the words" not in capfd.readouterr().out, "they were found before"
+
+
 @pytest.mark.parametrize("config", ["lora", "styledrop"])
 def test_stable_diffusion_runs_by_the_same_commands(config, tmp_path):
     words = flags(

@@ -431,3 +431,38 @@ def test_pictures_while_it_trains_change_nothing_else(tmp_path):
     ]
     adapter = "round_1/adapter.safetensors"
     assert (tmp_path / "run" / adapter).read_bytes() == (tiny.finished() / adapter).read_bytes()
+
+
+# -------------------------------------------------------------- photographs
+
+
+def _photographs(folder):
+    """Two that are wide, one that is tall."""
+    rng = np.random.default_rng(0)
+    for name, shape in (("a", (30, 45)), ("b", (60, 100)), ("c", (48, 32))):
+        image_files.write_png(folder / f"{name}.png", rng.integers(0, 256, (*shape, 3), np.uint8))
+    return folder
+
+
+def test_photographs_train_in_their_sizes_and_a_death_changes_nothing(tmp_path, capfd):
+    more = runs.flags(base=tiny.stable_diffusion(), reference__fit="keep", rounds=1)
+    image = _photographs(tmp_path / "photographs")
+    runs.train_until_death(tmp_path / "died", 1, *more, image=image)
+    assert (
+        "images train in 2 sizes, width x height: 2 at 20x12, 1 at 12x20" in capfd.readouterr().out
+    )
+    learnt = []
+    for name in ("died", "whole"):
+        with pytest.MonkeyPatch.context() as patch:
+            runs.sample_nothing(patch)
+            with pytest.raises(runs.Death):
+                tiny.styledrop(*tiny.arguments(tmp_path / name, *more, image=image))
+        learnt.append((tmp_path / name / "round_1" / "adapter.safetensors").read_bytes())
+    assert learnt[0] == learnt[1]
+
+
+def test_muse_refuses_to_keep_the_shape_of_a_photograph(tmp_path, capfd):
+    image = _photographs(tmp_path / "photographs")
+    more = runs.flags(reference__fit="keep")
+    error = runs.refused(capfd, *tiny.arguments(tmp_path / "run", *more, image=image))
+    assert "config.reference.fit: found 'keep', expected auto, crop or pad" in error

@@ -12,12 +12,13 @@ import tiny
 from styledrop_jax import rounds
 from styledrop_jax.adapters.base import load_adapter
 from styledrop_jax.errors import UserError
-from styledrop_jax.feedback.verdict import worth
+from styledrop_jax.feedback.verdict import Verdict, worth
 from styledrop_jax.io import image_files
 from styledrop_jax.io.files import read_json, read_jsonl, write_json
 from styledrop_jax.io.run_folder import Run
 from styledrop_jax.registry import SCORERS
-from styledrop_jax.stages import begin, steps
+from styledrop_jax.spec import from_config
+from styledrop_jax.stages import begin, judge, steps
 from styledrop_jax.style import Style
 
 
@@ -85,6 +86,20 @@ def test_commands_take_the_round_that_the_verdict_calls_the_best(tmp_path, capfd
         write_json(workdir / "verdict.json", wrong)
         error = runs.refused(capfd, "sample", "--run", workdir, "--prompt", "a cat")
         assert f"{workdir / 'verdict.json'}: not as `personalize` leaves it" in error
+
+
+def test_more_steps_are_advised_where_the_last_state_was_the_best(tmp_path):
+    run = Run.load(runs.copy(tmp_path))
+    spec = from_config(run.config)
+    advice = {
+        "more steps": Verdict(round=1, learnt="learnt in part", advice=["words"]),
+        "fewer steps": Verdict(round=1, learnt="learnt in part", advice=["less"]),
+    }
+    for expected, verdict in advice.items():
+        commands = judge.commands(run, spec, verdict)
+        assert [one.why for one in commands if "steps" in one.why][0].startswith(expected)
+        assert sum("steps" in one.why for one in commands) == 1
+    assert not judge.commands(run, spec, Verdict(round=1, learnt="learnt well"))
 
 
 def test_the_best_of_the_states_that_a_round_kept_goes_on(tmp_path):

@@ -19,7 +19,8 @@ from styledrop_jax.pipelines.base import SampleSettings, TrainSettings
 from styledrop_jax.pipelines.load import load
 from styledrop_jax.registry import ADAPTERS
 from styledrop_jax.stages import objective
-from styledrop_jax.training import loop
+from styledrop_jax.training import loop, optim
+from styledrop_jax.training.step import make_train_step
 
 FIELDS = {
     "rank": 3,
@@ -29,7 +30,7 @@ FIELDS = {
     "vectors": 2,
     "initializer": "cat",
 }
-CHOICES = [(kind, False) for kind in ADAPTERS]
+CHOICES = [(kind, False) for kind in ADAPTERS if kind != "hard_prompt"]  # which trains nothing
 CHOICES += [(kind, True) for kind in ("lora", "svdiff", "full")]
 EVERY = pytest.mark.parametrize(("kind", "text_encoder"), CHOICES)
 ON_BOTH = pytest.mark.parametrize(
@@ -341,3 +342,79 @@ def test_a_file_of_something_else_is_refused(config):
 def test_every_adapter_has_the_name_of_its_kind():
     for name, kind in ADAPTERS.items():
         assert kind.config.kind == name
+
+
+# -------------------------------------------------------------- sizes
+
+
+def _photographs(model, shapes):
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (*shape, 3)).astype(np.uint8) for shape in shapes]
+    return objective.Batch(images=images, prompts=["a cat"] * len(images))
+
+
+def test_photographs_keep_about_their_shape_in_a_few_sizes():
+    base = load(str(tiny.stable_diffusion()))
+    wide = np.zeros((30, 45, 3), np.uint8)
+    examples = [
+        Example(image=wide, prompt="a cat", keeps=True),
+        Example(image=wide.swapaxes(0, 1), prompt="a cat", keeps=True),
+        Example(image=wide, prompt="a cat"),
+    ]
+    stream = dataclasses.replace(_stream([]), examples=examples)
+    (found,) = objective.sizes([stream], base)
+    assert found == [(12, 20), (20, 12), (16, 16)]
+    batch = objective.batch(stream, base, TRAINING, seed=0, sizes=found)
+    assert batch.sizes == found
+    assert objective.said([found]).startswith("images train in 3 sizes, width x height: 1 at 20x12")
+    assert not objective.said([[(16, 16)] * 2])
+
+
+def test_muse_says_that_it_learns_from_squares_alone(tiny_muse):
+    wide = Example(image=np.zeros((30, 45, 3), np.uint8), prompt="a cat", keeps=True)
+    stream = dataclasses.replace(_stream([]), examples=[wide])
+    with pytest.raises(UserError, match=r"config.reference.fit: found 'keep'.* from squares of 8"):
+        objective.sizes([stream], tiny_muse)
+
+
+def test_a_step_trains_on_images_of_one_size_as_if_there_were_no_others():
+    model = load(str(tiny.stable_diffusion()))
+    what = _trains("lora")
+    model = trainable.attach(model, what, rngs=nnx.Rngs(0))
+    mixed = _photographs(model, [(16, 16), (12, 20), (16, 16), (12, 20)])
+    alone = dataclasses.replace(mixed, images=mixed.images[1::2], prompts=mixed.prompts[1::2])
+    optimizer = optim.make(1e-2)
+    key = jax.random.key(0)
+    found = []
+    for batch, rows in ((mixed, [1, 3]), (alone, [0, 1])):
+        data, loss = objective.prepare(model, what, [batch], TRAINING)
+        graphdef, params, frozen = loop.split(data, trainable.trained(what))
+        step = make_train_step(loss, optimizer)
+        state = loop.init_state(params, optimizer)
+        given = np.array([[[row] for row in rows]], np.int32)
+        state, metrics = step(graphdef, state, frozen, given, 1, key)
+        found.append((state["params"], metrics))
+    for one, other in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_streams_of_several_sizes_add_up():
+    """A stream of photographs beside one of squares: each has its own batch, and its weight."""
+    model = load(str(tiny.stable_diffusion()))
+    what = _trains("lora")
+    model = trainable.attach(model, what, rngs=nnx.Rngs(0))
+    photographs = _photographs(model, [(12, 20), (16, 16)])
+    squares = dataclasses.replace(_photographs(model, [(16, 16)] * 2), weight=0.5)
+    data, choices = objective.prepare(model, what, [photographs, squares], TRAINING)
+    assert [len(choice.losses) for choice in choices] == [2, 1]
+    rows = jnp.array([[0, 2], [0, 3]])
+    assert int(choices[0].which(data, rows)) == 0 and int(choices[0].which(data, rows + 1)) == 1
+    keys = jax.random.split(jax.random.key(1), 2)
+    first, one = choices[0].losses[0](data, rows, keys)
+    second, other = choices[1].losses[0](data, rows, keys)
+    np.testing.assert_allclose(first, one["loss_0"], rtol=1e-6)
+    np.testing.assert_allclose(second, 0.5 * other["loss_1"], rtol=1e-6)
+    assert one["loss_1"] == other["loss_0"] == 0, "metrics are summed"
+    batches = [photographs, squares]
+    for step in objective.rows(batches, batch_size=3, seeds=[0, 1])(0, 6):
+        assert len(set(step[:, 0])) == 1 and set(step[:, 1]) <= {2, 3}

@@ -14,6 +14,7 @@ from styledrop_jax.adapters.base import Trainable
 from styledrop_jax.pipelines.base import Pipeline, SampleSettings, TrainSettings
 from styledrop_jax.stages import objective
 from styledrop_jax.training import loop, mesh, optim
+from styledrop_jax.training.step import make_train_step
 
 
 def training(
@@ -34,7 +35,7 @@ def training(
     devices = model.devices
     state, shardings = loop.placed(params, optimizer, devices)
     frozen = mesh.place(frozen, devices)
-    step = loop.make_train_step(loss, optimizer, shardings=shardings)
+    step = make_train_step(loss, optimizer, shardings=shardings)
     rows = objective.rows(batches, batch_size=settings.batch_size, seeds=range(len(batches)))
     key = jax.random.key(0)
     done = 0

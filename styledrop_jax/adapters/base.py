@@ -17,6 +17,7 @@ from safetensors.numpy import save
 
 from styledrop_jax import tree
 from styledrop_jax.errors import UserError, few, shown
+from styledrop_jax.io import fp8
 from styledrop_jax.io.files import write_bytes
 from styledrop_jax.io.paths import check_file, shown_path
 from styledrop_jax.io.pretrained import check_count, check_finite
@@ -236,7 +237,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
             names = file.keys()
             check_count(path, len(names))
             for name in names:
-                tensors[name] = file.get_tensor(name)
+                tensors[name] = fp8.tensor(file, path, name)
     except (SafetensorError, OSError, TypeError, AttributeError, KeyError) as error:
         raise UserError(
             f"{path}: not a readable safetensors file, or cut short ({shown(str(error))}); "

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from styledrop_jax.adapters.base import AdapterConfig, AdapterKind, AdapterParam, Trainable
+from styledrop_jax.adapters.decomposed import decomposed
 from styledrop_jax.adapters.slots import (
     TARGETS,
     LayerAdapter,
@@ -64,7 +65,7 @@ class Adapter(LayerAdapter):
     def __init__(self, layer: Linear | Conv):
         *inner, c_out = layer.kernel.shape
         matrix = layer.kernel[...].astype(jnp.float32).reshape(-1, c_out)
-        v, sigma, ut = jnp.linalg.svd(matrix, full_matrices=False)
+        v, sigma, ut = decomposed(matrix)
         self.v = nnx.Variable(v.reshape(*inner, -1))  # [c, r] or [k, k, c, r]
         self.sigma = nnx.Variable(sigma)  # [r], r the smaller side of the matrix
         self.ut = nnx.Variable(ut)  # [r, c_out]
@@ -88,8 +89,8 @@ class Adapter(LayerAdapter):
 def attach(module: nnx.Module, config: Config, *, rngs: nnx.Rngs) -> None:
     """Sets adapters into the layers of `config.targets`, in place of any in any layer.
 
-    Touches no weight. It decomposes every such weight once, so the module must hold the base's
-    weights by now.
+    Touches no weight. It decomposes every such weight, unless the user's cache has that already, so
+    the module must hold the base's weights by now.
 
     Args:
         module: a U-ViT, a U-Net, a CLIP tower, or anything made of `models.layers`.

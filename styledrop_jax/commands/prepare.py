@@ -46,6 +46,7 @@ def describe_parser() -> Parser:
         help="the CLIP that finds the words: a name or a local folder (default emoji64/clip)",
     )
     parser.add_argument("--num", type=int, default=5, help="how many proposals (default 5)")
+    parser.add_argument("--hard", action="store_true", help="search for a hard prompt too (PEZ)")
     return parser
 
 
@@ -57,15 +58,22 @@ def describe(argv: Sequence[str]) -> None:
     Names its colours, puts them into phrases for a style, and prints those that CLIP finds likest,
     with their cosines. The words are half of what one picture can teach: take those that you find
     true, in your own order. Without --content it is guessed among 30 everyday things.
+    --hard searches CLIP's vocabulary for words that fit better still (PEZ, 2302.03668): they
+    often make no sentence, and draw all the same.
     """
     flags = describe_parser().read(argv)
     from styledrop_jax.library import describe as find
 
-    found = find(flags.image, content=flags.content, clip=flags.clip, number=flags.num)
+    found = find(
+        flags.image, content=flags.content, clip=flags.clip, number=flags.num, hard=flags.hard
+    )
     guessed = ", guessed: --content says it better" if found.guessed else ""
     print(f"{flags.image}: {found.content}{guessed}")
     for descriptor, likeness in found.descriptors:
         print(f"    {likeness:.2f}  {descriptor}")
+    if found.hard_prompt is not None:
+        descriptor, likeness = found.hard_prompt
+        print(f"    {likeness:.2f}  {descriptor}  (hard prompt)")
     line = (
         f"styledrop personalize --config styledrop --config.reference.image {quote(flags.image)} "
         f"--config.reference.content {quote(found.content)} "

@@ -152,8 +152,8 @@ def plan(argv: Sequence[str]) -> None:
     from styledrop_jax.planning import devices, run, words
     from styledrop_jax.stages.read import read
 
-    device = devices.find(flags.device)
     value = spec.from_config(spec.absolute(config))
+    device = devices.find(flags.device, value.mesh)
     for line in words.lines(run.planned(value, read(value)), device):
         print(line, flush=True)
 

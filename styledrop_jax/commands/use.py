@@ -326,7 +326,12 @@ def loaded(flags: argparse.Namespace) -> Any:
     from styledrop_jax.style import Style
 
     return Style.load(
-        flags.run, round=flags.round, step=flags.step, base=flags.base, **_reading(flags)
+        flags.run,
+        round=flags.round,
+        step=flags.step,
+        base=flags.base,
+        keep=True,
+        **_reading(flags),
     )
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from styledrop_jax.metrics.clip_scores import ClipScorer
 
 COLOURS = {
-    "black": (0, 0, 0),
+    "black": (16, 16, 16),
     "dark gray": (64, 64, 64),
     "gray": (139, 144, 151),
     "light gray": (208, 208, 208),
@@ -35,7 +35,7 @@ COLOURS = {
     "cyan": (48, 200, 224),
     "light blue": (144, 192, 240),
     "blue": (36, 85, 196),
-    "dark blue": (22, 33, 62),
+    "dark blue": (18, 28, 86),
     "purple": (106, 53, 168),
     "lavender": (192, 168, 232),
     "pink": (240, 107, 168),
@@ -65,11 +65,23 @@ _WAYS = (
 )
 _SIDE = 96  # pixels at which colours are counted
 _INKS = 3
-_NAMES = 2  # of a colour: the nearest ones
-_TO_XYZ = np.array(
-    [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+_APART = 10.0  # of two colours that are not the same, in the units of `_lab`
+_NEUTRAL = 6.0  # chroma below which a colour is white, gray or black
+_AS_NEAR = 4.0  # how much farther than the nearest another name may be
+_CONES = np.array(
+    [
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ]
 )  # of linear sRGB
-_APART = 12.0  # from the ground in CIELAB, that a pixel is no part of it
+_OPPONENTS = np.array(
+    [
+        [0.2104542553, 0.7936177850, -0.0040720468],
+        [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ]
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,11 +93,13 @@ class Description:
         guessed: whether it was.
         descriptors: phrases for how it is drawn, each of another kind, with the cosine of the
             picture and of the content under it, the likeliest first.
+        hard_prompt: words that were searched for in the same way, with theirs; None if none were.
     """
 
     content: str
     guessed: bool
     descriptors: Sequence[tuple[str, float]]
+    hard_prompt: tuple[str, float] | None = None
 
 
 def describe(
@@ -145,27 +159,51 @@ def _palette(image: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
     reduced = Image.fromarray(drawn[:, None]).quantize(_INKS + 1, kmeans=2)
     colours = np.asarray(reduced.getpalette()).reshape(-1, 3)
     counts = np.bincount(np.asarray(reduced).ravel(), minlength=len(colours))
-    return ground, [colours[i] for i in np.argsort(-counts)[:_INKS] if counts[i]]
+    inks = [colours[i] for i in np.argsort(-counts) if counts[i]]
+    return ground, [ink for ink in inks if not _blends(ink, ground, inks)][:_INKS]
+
+
+def _blends(colour: np.ndarray, ground: np.ndarray, inks: Iterable[np.ndarray]) -> bool:
+    """Whether a colour is what the edges of a stronger ink have on the ground: between the two."""
+    own = _lab(colour) - _lab(ground)
+    for ink in inks:
+        way = _lab(ink) - _lab(ground)
+        if way @ way > own @ own:
+            share = own @ way / (way @ way)
+            if share > 0 and np.linalg.norm(share * way - own) < _APART:
+                return True
+    return False
 
 
 def _named(colours: Iterable[np.ndarray]) -> list[str]:
-    """The nearest names of each colour, each name once."""
-    table = _lab(np.array(list(COLOURS.values())))
+    """The names of each colour, each name once: see `names_of`."""
     found: list[str] = []
     for colour in colours:
-        distances = np.linalg.norm(table - _lab(colour), axis=1)
-        found += [list(COLOURS)[i] for i in np.argsort(distances)[:_NAMES]]
+        found += names_of(colour)
     return list(dict.fromkeys(found))
 
 
+def names_of(colour: np.ndarray) -> list[str]:
+    """What people may call a colour, sRGB [3] of 0 to 255: the nearest name first, then those
+    that are as near. What has next to no chroma is called by no hue.
+    """
+    words = list(COLOURS)
+    table = _lab(np.array(list(COLOURS.values())))
+    own = _lab(colour)
+    distances = np.linalg.norm(table - own, axis=1)
+    if np.hypot(*own[1:]) < _NEUTRAL:
+        distances[np.hypot(*table.T[1:]) > _NEUTRAL] = np.inf
+    order = np.argsort(distances)
+    return [words[i] for i in order if distances[i] <= distances[order[0]] + _AS_NEAR]
+
+
 def _lab(rgb: np.ndarray) -> np.ndarray:
-    """sRGB [..., 3] of 0 to 255 → CIELAB, under D65."""
+    """sRGB [..., 3] of 0 to 255 → lightness of 0 to 100 and twice the two of colour, in OKLab.
+
+    Source: B. Ottosson, "A perceptual color space for image processing", 2020. Weighed so, its
+    distances are those of colours that people tell apart (deltaEOK2 of CSS tools); CIELAB takes
+    blues for purples.
+    """
     x = np.asarray(rgb, np.float64) / 255
     linear = np.where(x > 0.04045, ((x + 0.055) / 1.055) ** 2.4, x / 12.92)
-    to_xyz = np.array(
-        [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
-    )
-    xyz = linear @ to_xyz.T / to_xyz.sum(axis=1)
-    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
-    x, y, z = np.moveaxis(f, -1, 0)
-    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
+    return np.cbrt(linear @ _CONES.T) @ _OPPONENTS.T * (100, 200, 200)

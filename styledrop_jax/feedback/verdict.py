@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 Scores = Mapping[str, float]
+WELL = "learnt well"
 
 _FEW = 0.05  # a difference of scores that an eye does not see
 _CONTENT = 3.0  # content spans about a third of what style does
@@ -95,7 +96,7 @@ def judge(base: Scores, rounds: Sequence[Scores]) -> Verdict:
         learnt = "the words alone do it" if base["clip_style"] >= _NEAR else "not learnt"
         advice += ["words", "more"]
     elif way >= _WELL:
-        learnt = "learnt well"
+        learnt = WELL
     else:
         learnt = "learnt in part"
         advice += ["words", "pictures"]
@@ -103,7 +104,7 @@ def judge(base: Scores, rounds: Sequence[Scores]) -> Verdict:
         remarks.append("it leaks: other things take on what the reference shows")
         advice += ["less", "pictures"]
     if _lost(scores, base):
-        learnt = "learnt in part" if learnt == "learnt well" else learnt
+        learnt = "learnt in part" if learnt == WELL else learnt
         remarks.append("things are harder to tell than the base model's")
         advice += ["text", "less"]
     return Verdict(

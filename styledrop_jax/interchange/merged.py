@@ -26,6 +26,8 @@ from styledrop_jax.pipelines.stable_diffusion import StableDiffusion
 
 _BROKEN_EOS = 2  # old configs hold it in error; it then means the highest id, which a new word has
 
+_WRITTEN_FOR = "0.42.1"  # which the reference's inpainting pipelines compare with old releases
+
 
 class Layout(NamedTuple):
     """How a kind of pipeline lies in a diffusers folder.
@@ -88,7 +90,10 @@ def layout(pipeline: Pipeline) -> Layout:
     """The layout of a Stable Diffusion or a Muse."""
     if not isinstance(pipeline, StableDiffusion):
         return _MUSE
-    return _STABLE_DIFFUSION_XL if pipeline.is_xl else _STABLE_DIFFUSION
+    found = _STABLE_DIFFUSION_XL if pipeline.is_xl else _STABLE_DIFFUSION
+    if not pipeline.inpaints:
+        return found
+    return found._replace(pipeline=found.pipeline.replace("Pipeline", "InpaintPipeline"))
 
 
 def merged(model: Pipeline, what: Trainable, *, words: bool = True) -> Pipeline:
@@ -171,7 +176,9 @@ def save(folder: Path, pipeline: Pipeline, *, dtype: str) -> list[Path]:
     tokenizer = copy.deepcopy(pipeline.tokenizer)
     tokenizer.model_max_length = pipeline.prompt_length
     save_tokenizer(tokenizer, folder / "tokenizer")
-    settings = {}
+    settings: dict[str, Any] = {}
+    if pipeline.inpaints:
+        settings["_diffusers_version"] = _WRITTEN_FOR
     if isinstance(pipeline.text, clip.TextPair):
         pair = pipeline.text.config
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pair.second_padding)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from styledrop_jax.errors import UserError, check_words, did_you_mean, shown
-from styledrop_jax.io.fit import read_fitted
+from styledrop_jax.io.fit import Fitted, read_fitted
 from styledrop_jax.io.image_files import EXPECTED, readable_suffixes
 from styledrop_jax.io.paths import expanded, read_text, shown_path, stem_words
 
@@ -44,6 +44,7 @@ class Reference:
         descriptor: its style, "in watercolor painting style".
         sha256: of the file's bytes.
         ground: "#rrggbb", which pads the image to a square; empty if it is cut to one.
+        keeps: whether it keeps its shape in training.
     """
 
     path: str
@@ -52,6 +53,7 @@ class Reference:
     descriptor: str
     sha256: str
     ground: str = ""
+    keeps: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,14 +116,15 @@ def read_references(
             _LOG.warning("%s: the same image as %s: it counts twice", name, other)
         else:
             first[reference.sha256] = name
-    say_fits(
-        f"{field}.fit", {Path(found.path): (found.image, found.ground) for found in references}
-    )
+    fitted = {}
+    for found in references:
+        fitted[Path(found.path)] = Fitted(found.image, found.ground, found.keeps)
+    say_fits(f"{field}.fit", fitted)
     return references
 
 
-def say_fits(field: str, images: Mapping[Path, tuple[np.ndarray, str]]) -> None:
-    """Names the images that are no squares, and says what is done with them, in one line.
+def say_fits(field: str, images: Mapping[Path, Fitted]) -> None:
+    """Names the images that are no squares and are made some, and says how, in one line.
 
     Args:
         field: that decides it.
@@ -129,10 +132,10 @@ def say_fits(field: str, images: Mapping[Path, tuple[np.ndarray, str]]) -> None:
     """
     padded = []
     cut = []
-    for path, (pixels, ground) in images.items():
-        if ground:
+    for path, found in images.items():
+        if found.ground:
             padded.append(path)
-        elif pixels.shape[0] != pixels.shape[1]:
+        elif found.image.shape[0] != found.image.shape[1] and not found.keeps:
             cut.append(path)
     done = []
     if padded:
@@ -398,10 +401,10 @@ def _check_words(entry: _Entry, needs: Sequence[str]) -> None:
 
 def _read(entry: _Entry, fit: str) -> Reference:
     with _naming(entry.where):
-        image, ground = read_fitted(entry.path, fit)
+        image, ground, keeps = read_fitted(entry.path, fit)
     with entry.path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Reference(str(entry.path), image, entry.content, entry.descriptor, digest, ground)
+    return Reference(str(entry.path), image, entry.content, entry.descriptor, digest, ground, keeps)
 
 
 @contextlib.contextmanager

@@ -190,13 +190,26 @@ def to_square(
     """
     if ground:
         return _padded(image, size, ground, crop or (0.5, 0.5, 1.0))
+    return cut(image, (size, size), crop)
+
+
+def cut(
+    image: np.ndarray, size: tuple[int, int], crop: tuple[float, float, float] | None = None
+) -> np.ndarray:
+    """Cuts a window of the shape of `size` out of an image uint8 [h, w, 3], and resizes it to that
+    height and width by Lanczos; `crop` is as in `to_square`, of the largest such window.
+    """
     h, w = image.shape[:2]
+    height, width = size
     x, y, share = crop or (0.5, 0.5, 1.0)
-    side = share * min(h, w)
-    left = x * (w - side)
-    top = y * (h - side)
-    box = (left, top, left + side, top + side)
-    return np.asarray(Image.fromarray(image).resize((size, size), _LANCZOS, box=box))
+    if w * height >= h * width:
+        tall, wide = share * h, share * h * (width / height)
+    else:
+        tall, wide = share * w * (height / width), share * w
+    left = x * (w - wide)
+    top = y * (h - tall)
+    box = (left, top, left + wide, top + tall)
+    return np.asarray(Image.fromarray(image).resize((width, height), _LANCZOS, box=box))
 
 
 def _padded(

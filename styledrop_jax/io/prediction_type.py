@@ -6,6 +6,7 @@ are an error, since one of them is wrong.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,9 +25,16 @@ _METADATA = {  # key in a safetensors file's metadata → what its values say, i
     "ss_v_parameterization": {"true": _V, "false": _EPSILON},
     "ss_base_model_version": {"sd_v1_v": _V, "sd_v2_v": _V},
 }
+_ARCHITECTURE = "modelspec.architecture"
+_ARCHITECTURES = (
+    (r"stable-diffusion-v2-768-v\b", _V),
+    (r"stable-diffusion-v2-(?:512|inpainting)\b", _EPSILON),
+)
+_EDM = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 _BOOLEANS = {"true": True, "false": False}
 _VERSIONS = {"true": 2, "false": 1}
 _PARAMETERIZATIONS = {"eps": _EPSILON, "v": _V}
+_SCALINGS = {"EpsScaling": _EPSILON, "VScaling": _V}  # of the code of XL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +82,12 @@ def read(file: Path, *, version: int | str) -> Marks:
     with open_safetensors(file) as handle:
         metadata = handle.metadata() or {}
         names = set(handle.keys())
+    for name in _EDM:
+        if name in names:
+            raise UserError(
+                f"{file}: its tensor {name} says that it trained with EDM's noise, as Playground "
+                "2.5 and CosXL did; expected a model with betas, such as Stable Diffusion XL"
+            )
     marks = Marks(file)
     for key, values in _METADATA.items():
         value = metadata.get(key)
@@ -83,6 +97,9 @@ def read(file: Path, *, version: int | str) -> Marks:
             marks.prediction[f"{key} of its metadata"] = values[value.lower()]
         elif key == _MODELSPEC:
             raise UserError(f"{file}: {key} is {shown(value)}, expected epsilon or v")
+    for pattern, prediction in _ARCHITECTURES:
+        if re.match(pattern, metadata.get(_ARCHITECTURE, "")):
+            marks.prediction[f"{_ARCHITECTURE} of its metadata"] = prediction
     said = metadata.get("ss_zero_terminal_snr", "").lower()
     if said in _BOOLEANS:
         marks.zero_snr["ss_zero_terminal_snr of its metadata"] = _BOOLEANS[said]
@@ -115,8 +132,8 @@ def _agreed(file: Path, what: str, said: Mapping[str, _Value]) -> _Value | None:
 
 
 def _of_yaml(path: Path) -> str | None:
-    """The prediction type of a config of the latent-diffusion code; None for a file of another
-    kind.
+    """The prediction type of a config of the latent-diffusion code, or of XL's; None for a file of
+    another kind.
 
     Raises:
         UserError: it is no YAML, or has a prediction type that is neither the noise nor v.
@@ -125,12 +142,31 @@ def _of_yaml(path: Path) -> str | None:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path}: not readable YAML ({type(error).__name__})") from None
-    params: Any = config
-    for key in ("model", "params"):
-        params = params.get(key) if isinstance(params, dict) else None
+    params = _inside(config, "model", "params")
     if not isinstance(params, dict):
         return None
+    if "parameterization" not in params and "denoiser_config" in params:
+        return _of_scaling(path, params)
     value = params.get("parameterization", "eps")  # that code's own default
     if not isinstance(value, str) or value not in _PARAMETERIZATIONS:
         raise UserError(f"{path}: parameterization is {shown(value)}, expected 'eps' or 'v'")
     return _PARAMETERIZATIONS[value]
+
+
+def _of_scaling(path: Path, params: dict[str, Any]) -> str:
+    """What a config of XL's code says by the class that scales the output."""
+    target = _inside(params, "denoiser_config", "params", "scaling_config", "target")
+    scaling = str(target).rpartition(".")[2]
+    if scaling not in _SCALINGS:
+        expected = " or ".join(_SCALINGS)
+        raise UserError(
+            f"{path}: the target of its scaling_config is {shown(target)}, expected {expected}"
+        )
+    return _SCALINGS[scaling]
+
+
+def _inside(value: Any, *keys: str) -> Any:
+    """What lies under `keys` in nested mappings; None if there is nothing."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from styledrop_jax import tree
 from styledrop_jax.errors import UserError, few, shown
-from styledrop_jax.io import single_file
+from styledrop_jax.io import fp8, single_file
 from styledrop_jax.io.files import read_object, write_by
 from styledrop_jax.io.paths import check_file, shown_path
 from styledrop_jax.models.rules import Layout, Rules
@@ -32,7 +32,8 @@ _PERMUTATIONS: dict[Layout, tuple[int, ...]] = {
     "conv": (3, 2, 0, 1),
     "conv_transpose": (2, 3, 0, 1),
 }
-_FLOATS = ("F16", "BF16", "F32", "F64")  # quantised weights mean nothing without their scales
+# Quantised weights mean nothing without their scales.
+_FLOATS = ("F16", "BF16", "F32", "F64", *fp8.DTYPES)
 _VARIANTS = ("", ".fp16", ".bf16")  # of a weight file's name, the preferred first
 MOST_TENSORS = 50_000  # of a file: the largest models have a few thousand
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
@@ -119,6 +120,7 @@ class Tensors(Mapping[str, np.ndarray]):
         with open_safetensors(file) as handle:
             stored_names = handle.keys()
             check_count(file, len(stored_names))
+            fp8.check_unscaled(file, stored_names)
             for stored in stored_names:
                 name = stored
                 for pattern, replacement in rules.renames:
@@ -160,10 +162,10 @@ class Tensors(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         file, stored, shape, third, transposed = self.places[name]
         with open_safetensors(file) as handle:
-            if third is None:
-                tensor = handle.get_tensor(stored)
-                return tensor.T if transposed else tensor
-            return handle.get_slice(stored)[third * shape[0] : (third + 1) * shape[0]]
+            tensor = fp8.tensor(handle, file, stored)
+        if third is not None:
+            tensor = tensor[third * shape[0] : (third + 1) * shape[0]]
+        return tensor.T if transposed else tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.places)
@@ -316,10 +318,11 @@ def load(
         tensor = tensors[name]
         check_finite(source, name, tensor)
         array = _from_file(tensor.reshape(shape), layout)
+        array = array.astype(dtype)  # here, as JAX would compile it for each shape
         if place is None:
-            filled[path] = jnp.asarray(array, dtype)
+            filled[path] = jax.device_put(array)
         else:
-            filled[path] = place(tree.path_name(path), array.astype(dtype))
+            filled[path] = place(tree.path_name(path), array)
     flat = [(path, param.replace(filled[path])) for path, param in nnx.to_flat_state(params)]
     return nnx.merge(graphdef, nnx.from_flat_state(flat), rest)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from styledrop_jax import hosts
-from styledrop_jax.errors import UserError, did_you_mean, shown
+from styledrop_jax.errors import UserError, check_words, did_you_mean, shown
 from styledrop_jax.io.files import appending, guard, locked, plain, read_object, write_json
 from styledrop_jax.io.paths import expanded
 from styledrop_jax.io.records import check_own
@@ -136,6 +136,17 @@ class Run:
                 "40 digits of a commit"
             )
         return found
+
+    def found_words(self, number: int) -> str:
+        """The words of the style that round `number` found; empty if it did not look for any."""
+        rounds = self.manifest.get("rounds")
+        own = rounds.get(f"round_{number}") if isinstance(rounds, dict) else None
+        words = own.get("words", "") if isinstance(own, dict) else ""
+        if not isinstance(words, str):
+            path = self.path("manifest.json")
+            raise UserError(f"{path}: words are {shown(words)}, expected text as a run leaves it")
+        check_words(words, f"{self.path('manifest.json')}: words")
+        return words
 
     def _recorded(self, name: str, kind: type) -> list[Any]:
         found = self.manifest.get(name, [])

@@ -19,24 +19,28 @@ _PREFIXES = {
 _XL = "conditioner.embedders."
 _PREFIXES_XL = _PREFIXES | {"text_encoder": f"{_XL}0.", "text_encoder_2": f"{_XL}1."}
 IGNORED = (
-    r"[^.]+|denoiser\..+|model_ema\..+|first_stage_model\.loss\..+"
+    r"[^.]+|(?:denoiser|edm_vpred|model_ema|embedding_manager)\..+"
+    r"|first_stage_model\.(?:loss|model_ema)\..+"
     r"|(?:cond_stage_model|conditioner)\..*(?:position_ids|logit_scale|attn_mask)"
     r"|(?:cond_stage_model|conditioner\.embedders\.0)\.(?:model\.|transformer\.)?"
     r"text_projection(?:\.weight)?"
-    r"|cond_stage_model\.model\.transformer\.resblocks\.23\..+"
+    r"|(?:cond_stage_model|conditioner\.embedders\.0)\.model\.transformer\.resblocks\.23\..+"
 )
 """Regex of tensors that are no parameters of the components.
 
-They are the noise schedule and marks (the names without a dot), the moving average of the weights,
-buffers, the projection of a first text tower, which serves contrastive training, and OpenCLIP's
-last layer: Stable Diffusion 2.x conditions on the one before it.
+They are the noise schedule and marks (the names without a dot, and CosXL's), the moving average of
+the weights, what trained embeddings beside them, buffers, the projection of a first text tower,
+which serves contrastive training, and OpenCLIP's last layer: Stable Diffusion 2.x conditions on the
+one before it.
 """
-_REFINER = f"{_XL}0.model."  # OpenCLIP's tower is the only one
+_OPEN_CLIP_ALONE = f"{_XL}0.model."  # of the refiner, and of a 2.x by the names of XL's code
+_POOLED = "model.diffusion_model.label_emb."  # which no 1.x or 2.x has
 _OTHERS = {
     r"conditioner\.": "Stable Diffusion XL",
     r"(?:model\.diffusion_model\.)?(?:joint|double)_blocks\.": "Stable Diffusion 3 or Flux",
     r"lora_|.+[._]lora[._]|.+\.lora_": "a LoRA",
     r"control_model\.": "a ControlNet",
+    r"depth_model\.": "Stable Diffusion 2's depth model",
     r"(?:down_blocks|mid_block|up_blocks)\.": "the U-Net of a diffusers folder",
     r"(?:encoder|decoder|quant_conv)\.": "an autoencoder alone",
 }
@@ -78,10 +82,7 @@ def split(names: Sequence[str], *, source: str) -> dict[str, dict[str, Source]]:
         UserError: a component is missing or there is more than those: not such a checkpoint. Says
             what was found.
     """
-    if any(name.startswith(_REFINER) for name in names):
-        raise UserError(f"{source}: found SDXL's refiner, expected SDXL's base model")
-    is_xl = any(name.startswith(_PREFIXES_XL["text_encoder_2"]) for name in names)
-    known = _PREFIXES_XL if is_xl else _PREFIXES
+    known = _prefixes(names, source)
     inner: dict[str, list[str]] = {part: [] for part in known}
     strangers = []
     for name in names:
@@ -97,7 +98,7 @@ def split(names: Sequence[str], *, source: str) -> dict[str, dict[str, Source]]:
         example = min(strangers or names, default="")
         found = f"{len(names)} tensors" + (f", such as {example}" if example else "")
         prefixes = "*, ".join(known.values())
-        version = "XL" if is_xl else "1.x or 2.x"
+        version = "XL" if known is _PREFIXES_XL else "1.x or 2.x"
         raise UserError(
             f"{source}: found {found}{_known(names)}; expected a whole Stable Diffusion {version} "
             f"checkpoint: {prefixes}*"
@@ -109,6 +110,17 @@ def split(names: Sequence[str], *, source: str) -> dict[str, dict[str, Source]]:
         for name, place in renames.get(part, _text)(inner[part]).items():
             components[part][name] = place._replace(name=prefix + place.name)
     return components
+
+
+def _prefixes(names: Sequence[str], source: str) -> dict[str, str]:
+    """{component: what its names begin with} in a file of these names."""
+    if any(name.startswith(_PREFIXES_XL["text_encoder_2"]) for name in names):
+        return _PREFIXES_XL
+    if not any(name.startswith(_OPEN_CLIP_ALONE) for name in names):
+        return _PREFIXES
+    if any(name.startswith(_POOLED) for name in names):
+        raise UserError(f"{source}: found SDXL's refiner, expected SDXL's base model")
+    return _PREFIXES | {"text_encoder": _PREFIXES_XL["text_encoder"]}
 
 
 def _known(names: Sequence[str]) -> str:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from styledrop_jax.errors import UserError
+from styledrop_jax.io import image_files
 from styledrop_jax.io.captions import Reference
-from styledrop_jax.io.fit import FITS
+from styledrop_jax.io.fit import FITS, Size
 from styledrop_jax.io.image_files import to_square
 from styledrop_jax.methods.halves import halves
 from styledrop_jax.methods.prompts import POOL
@@ -36,7 +37,8 @@ class Images:
     fit: str = setting(
         "auto",
         "how an image that is no square becomes one: cut to its middle, padded with the colour of "
-        "its ground, or (auto) padded where that is plain or transparent, else cut",
+        "its ground, or (auto) padded where that is plain or transparent, else cut; keep: as auto, "
+        "but what would be cut keeps about its shape in training (Stable Diffusion)",
         choices=FITS,
     )
 
@@ -128,6 +130,7 @@ class Example:
         content: what it shows.
         ground: "#rrggbb", which pads the image to a square; empty if it is cut to one.
         right: an image of another content; then the halves of both train side by side.
+        keeps: whether it keeps its shape.
     """
 
     image: np.ndarray
@@ -135,6 +138,18 @@ class Example:
     content: str = ""
     ground: str = ""
     right: "Example | None" = None
+    keeps: bool = False
+
+    @property
+    def shape(self) -> Size | None:
+        """Its own height and width, if it keeps them; None of a square."""
+        h, w = self.image.shape[:2]
+        return (h, w) if self.keeps and self.right is None else None
+
+    def cut(self, size: Size, crop: tuple[float, float, float] | None = None) -> np.ndarray:
+        """uint8 [h, w, 3] of a height and width; see `at`."""
+        height, width = size
+        return self.at(height, crop) if height == width else image_files.cut(self.image, size, crop)
 
     def at(self, resolution: int, crop: tuple[float, float, float] | None = None) -> np.ndarray:
         """uint8 [resolution, resolution, 3]; see `to_square` for `crop`, which is for whole
@@ -282,7 +297,13 @@ def teaching(
 
 
 def _example(image: Reference, prompt: str) -> Example:
-    return Example(image=image.image, prompt=prompt, content=image.content, ground=image.ground)
+    return Example(
+        image=image.image,
+        prompt=prompt,
+        content=image.content,
+        ground=image.ground,
+        keeps=image.keeps,
+    )
 
 
 def keeping(section: str, prior: Prior, images: Given, prompt: str, generated: str = "") -> Stream:

@@ -75,6 +75,15 @@ _rounded_product.defvjp(
 )
 
 
+def _drawn(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a layer, whose kernel is drawn only from real keys: where something stands
+    in for them its shape is all that matters, and zeros are traced in less time.
+    """
+    if isinstance(arguments["rngs"], nnx.Rngs):
+        return arguments
+    return {**arguments, "kernel_init": nnx.initializers.zeros}
+
+
 class Linear(nnx.Linear):
     """`nnx.Linear` with a slot for an adapter.
 
@@ -82,7 +91,7 @@ class Linear(nnx.Linear):
     """
 
     def __init__(self, in_features: int, out_features: int, **kwargs):
-        super().__init__(in_features, out_features, dot_general=_flat_dot_general, **kwargs)
+        super().__init__(in_features, out_features, dot_general=_flat_dot_general, **_drawn(kwargs))
         self.adapter = nnx.data(None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -178,7 +187,7 @@ class Conv(nnx.Conv):
             strides=stride,
             padding=padding,
             conv_general_dilated=_conv_general_dilated,
-            **kwargs,
+            **_drawn(kwargs),
         )
         self.adapter = nnx.data(None)
 

@@ -108,11 +108,13 @@ class Edit(NamedTuple):
         own: what `Pipeline.encode_images` makes of them, one for each sample.
         region: bool [h, w] of their size, what is generated anew of each; None is all.
         strength: in (0, 1], how much of the region is generated anew.
+        around: for a pipeline that `inpaints`, `own` of the images with the region in grey.
     """
 
     own: Any
     region: np.ndarray | None
     strength: float
+    around: Any = None
 
 
 class Group(NamedTuple):
@@ -201,6 +203,11 @@ class Pipeline:
         raise NotImplementedError
 
     @property
+    def inpaints(self) -> bool:
+        """Whether its denoiser is also told what to generate, and sees what is around it."""
+        return False
+
+    @property
     def prompt_length(self) -> int:
         """Tokens of a prompt, with those that begin, end and pad it."""
         first = next(iter(clip.towers(self.text).values()))
@@ -213,6 +220,13 @@ class Pipeline:
     def canvas(self, height: int, width: int) -> tuple[int, int]:
         """The height and width, pixels, at which an image of that shape is generated anew."""
         raise NotImplementedError
+
+    @property
+    def canvases(self) -> list[tuple[int, int]]:
+        """Height and width, pixels, of the images that it can learn from: a square of `resolution`
+        first.
+        """
+        return [(self.resolution, self.resolution)]
 
     def text_ids(self, prompts: Sequence[str]) -> np.ndarray:
         """Prompts, read as plain words → token ids [b, t] int32."""
@@ -253,8 +267,8 @@ class Pipeline:
         )
 
     def encode_images(self, images: np.ndarray) -> Any:
-        """Images [b, h, w, 3], uint8 or float in [0, 1], squares or of a size that `canvas` gives →
-        what `loss` learns to generate, a tree of arrays [b, …]."""
+        """Images [b, h, w, 3], uint8 or float in [0, 1], squares or of a size that `canvas` or
+        `canvases` gives → what `loss` learns to generate, a tree of arrays [b, …]."""
         raise NotImplementedError
 
     def loss(

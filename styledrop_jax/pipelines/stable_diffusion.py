@@ -8,6 +8,7 @@ the image's own, and the corner to be (0, 0), in training and in sampling.
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -21,6 +22,7 @@ from jax.tree_util import Partial
 from styledrop_jax.errors import UserError
 from styledrop_jax.models import clip, unet, vae
 from styledrop_jax.models.reading import Tokens, in_a_row, weighted
+from styledrop_jax.pipelines import inpainting
 from styledrop_jax.pipelines.base import (
     Compilable,
     Edit,
@@ -39,6 +41,7 @@ from styledrop_jax.training import losses, mesh
 
 _TEXT_BATCH = 16
 _IMAGE_BATCH = 4  # of 768 pixels the autoencoder's activations are gigabytes,
+_AREA = 0.1  # share by which the area of an image that trains may differ from a square's
 _LARGE = 768  # and of more those of one image
 
 StepControl = Callable[[jax.Array, str, jax.Array, jax.Array], jax.Array]
@@ -87,6 +90,12 @@ class StableDiffusion(Pipeline):
         return isinstance(self.text, clip.TextPair)
 
     @property
+    def inpaints(self) -> bool:
+        """Whether its U-Net is an inpainting model's; see `inpainting`."""
+        latents = self.autoencoder.config.latent_channels
+        return self.denoiser.config.in_channels == inpainting.channels(latents)
+
+    @property
     def resolution(self) -> int:
         """Pixels along one side of the images it was trained on, and generates unless told
         otherwise."""
@@ -102,6 +111,21 @@ class StableDiffusion(Pipeline):
             return max(round(scale * side / factor), 1) * factor
 
         return fitting(height), fitting(width)
+
+    @property
+    def canvases(self) -> list[tuple[int, int]]:
+        """The square, and sizes of about its area whose latents every level of the U-Net halves
+        evenly, up to twice as long as they are wide.
+        """
+        levels = len(self.denoiser.config.block_out_channels)
+        stride = self.autoencoder.config.downsampling * 2 ** (levels - 1)
+        sides = range(stride, 2 * self.resolution, stride)
+        found = []
+        for height, width in itertools.product(sides, sides):
+            area = height * width / self.resolution**2
+            if height != width and abs(area - 1) <= _AREA and 0.5 <= height / width <= 2:
+                found.append((height, width))
+        return [(self.resolution, self.resolution), *found]
 
     def text_features(self, tower: clip.ClipText | clip.TextPair, tokens: Tokens) -> TextStates:
         """Tokens → features; pure."""
@@ -157,8 +181,9 @@ class StableDiffusion(Pipeline):
         unmix = None if text.apart is None else losses.Unmix(text.apart)
         latents = jax.vmap(vae.Posterior.sample)(targets, latent_keys)
         added = _added(text, latents.shape, self.autoencoder.config.downsampling)
+        predict = inpainting.told(denoiser, self._seen_of(latents.shape[1:]))
         each, metrics = losses.denoising_loss(
-            functools.partial(denoiser, added=added, remat=settings.remat, control=unmix),
+            functools.partial(predict, added=added, remat=settings.remat, control=unmix),
             self.schedule,
             latents,
             text.states,
@@ -180,7 +205,8 @@ class StableDiffusion(Pipeline):
         """One batch of images [b, r, r, 3], or of the edit's size, float32 in [0, 1].
 
         Each depends on its own seed, prompts and image alone. An edit starts from the noised
-        latents of the images (SDEdit 2108.01073), and keeps those outside its region.
+        latents of the images (SDEdit 2108.01073), and keeps those outside its region; an
+        inpainting model sees these instead.
         """
         latents = self.sample(
             groups,
@@ -203,7 +229,26 @@ class StableDiffusion(Pipeline):
         factor = self.autoencoder.config.downsampling
         region = edit.region.reshape(h, factor, w, factor).any(axis=(1, 3))  # [h, w]
         mask = np.broadcast_to(np.asarray(region)[None, ..., None], (n, h, w, 1))
+        if self.inpaints:
+            return given | {"seen": inpainting.part(mask, edit.around.mode())}
         return given | {"known": latents, "mask": mask}
+
+    def _seen_of(self, shape: tuple[int, ...]) -> np.ndarray | None:
+        """What an inpainting model sees of an image that is all to be generated, with latents of
+        `shape` [h, w, c]; None if it is none."""
+        if not self.inpaints:
+            return None
+        factor = self.autoencoder.config.downsampling
+        height, width, _ = shape
+        key = height * factor, width * factor
+        if key not in self._seen:
+            self._seen[key] = inpainting.whole(self.encode_images, self.autoencoder, *key)
+        return self._seen[key]
+
+    @functools.cached_property
+    def _seen(self) -> dict[tuple[int, int], np.ndarray]:
+        """What `_seen_of` gave, by height and width."""
+        return {}
 
     def sample(
         self,
@@ -218,6 +263,7 @@ class StableDiffusion(Pipeline):
         strength: float | None = None,
         known: np.ndarray | None = None,
         mask: np.ndarray | None = None,
+        seen: np.ndarray | None = None,
         control: StepControl | None = None,
     ) -> np.ndarray:
         """Samples one batch of latents; every image depends on its own seed, prompt and inputs
@@ -239,6 +285,8 @@ class StableDiffusion(Pipeline):
             strength: in [0, 1], how much of `latents` is generated anew (SDEdit 2108.01073).
             known, mask: latents [b, h, w, c] to keep where the mask [b, h, w, 1], bool or float, is
                 0; 1 is to generate.
+            seen: [b, h, w, 1 + c], what an inpainting model sees beside the latents; see
+                `inpainting`. None is a mask of all.
             control: edits the attention; see `StepControl`.
 
         Returns:
@@ -257,7 +305,9 @@ class StableDiffusion(Pipeline):
             self._shape(size) if latents is None else latents.shape[1:],
             self.autoencoder.config.downsampling,
         )
-        inputs = _inputs(steps, latents, strength, known, mask, control)
+        if seen is None:
+            seen = self._seen_of(plan.shape)
+        inputs = _inputs(steps, latents, strength, known, mask, seen, control)
         keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
         arrays = tuple(group.arrays for group in groups)
         with mesh.used(self.devices):
@@ -272,7 +322,7 @@ class StableDiffusion(Pipeline):
         statics = tuple(group.static for group in groups)
         factor = self.autoencoder.config.downsampling
         plan = _Program(statics, self.schedule, settings.sampler, settings.steps, shape, factor)
-        inputs = _inputs(settings.steps, None, None, None, None, None)
+        inputs = _inputs(settings.steps, None, None, None, None, self._seen_of(shape), None)
         rescale = jax.ShapeDtypeStruct((), jnp.float32)
         arrays = tuple(group.arrays for group in groups)
         latents = jax.ShapeDtypeStruct((min(count, self._at_once), *shape), jnp.float32)
@@ -354,6 +404,7 @@ class _Inputs(NamedTuple):
     start: int | None
     known: jax.Array | None
     mask: jax.Array | None
+    seen: jax.Array | None
     control: StepControl | None
 
 
@@ -369,6 +420,7 @@ def _inputs(
     strength: float | None,
     known: np.ndarray | None,
     mask: np.ndarray | None,
+    seen: np.ndarray | None,
     control: StepControl | None,
 ) -> _Inputs:
     if strength is not None and latents is None:
@@ -381,6 +433,7 @@ def _inputs(
         start=None if strength is None else schedulers.sdedit_start(steps, strength),
         known=None if known is None else jnp.asarray(known),
         mask=None if mask is None else jnp.asarray(mask, jnp.float32),
+        seen=None if seen is None else jnp.asarray(seen),
         control=control,
     )
 
@@ -395,7 +448,7 @@ def _sample(plan, groups, keys, rescale, inputs):
     branches = jnp.split(jnp.arange(weights.shape[1]), ends[:-1])
 
     def forward(graphdef, frozen, x, t, step, state, text, branch):
-        denoiser = nnx.merge(graphdef, state, frozen)
+        denoiser = inpainting.told(nnx.merge(graphdef, state, frozen), inputs.seen)
         edit = None
         if inputs.control is not None:
             edit = lambda maps, place: inputs.control(maps, place, step, branch)  # noqa: E731

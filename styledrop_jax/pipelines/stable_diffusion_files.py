@@ -15,6 +15,7 @@ from styledrop_jax.io.pretrained import Tensors
 from styledrop_jax.models import clip, unet, vae
 from styledrop_jax.models.clip_config import PairConfig
 from styledrop_jax.models.tokenizer import check_tokenizer, load_tokenizer
+from styledrop_jax.pipelines import inpainting
 from styledrop_jax.pipelines.components import DIFFUSERS, TRANSFORMERS, Component, Source
 from styledrop_jax.pipelines.stable_diffusion import StableDiffusion
 from styledrop_jax.sampling.noise_schedule import NoiseSchedule
@@ -92,6 +93,7 @@ _SCHEDULE = NoiseSchedule(
     set_alpha_to_one=False,
 )
 _TOKENIZER = "openai/clip-vit-large-patch14"
+_FIRST = "conv_in.weight"  # of the U-Net, which tells how many channels that takes
 _PADDING_2 = "!"  # 2.x, and XL's second tower, were trained on texts padded with the token 0
 
 
@@ -179,9 +181,9 @@ def load_file(source: Source) -> StableDiffusion:
 
     With such a file `tuned.safetensors` comes no tokenizer: it is taken from `tuned/tokenizer`
     beside it if that is there, else CLIP's from the Hugging Face cache or hub. What it predicts is
-    that of `tuned/scheduler` and of the marks that `prediction_type.read` knows. Without any, a 1.x
-    and an XL predict the noise, and a 2.x is refused. An XL's second tower is padded, and its empty
-    prompts are zeros, as in the public model.
+    that of `tuned/scheduler` and of the marks that `prediction_type.read` knows. Without any, a
+    1.x, an XL and an inpainting model predict the noise, and another 2.x is refused. An XL's second
+    tower is padded, and its empty prompts are zeros, as in the public model.
 
     Raises:
         UserError: the file or the tokenizer is missing or damaged, or it is no such model.
@@ -207,11 +209,18 @@ def _of_file(file: Path) -> tuple[int | str, dict[str, Part], NoiseSchedule]:
     tensors = Tensors.of_single_file(file)
     is_2 = "text_model.encoder.layers.12.layer_norm1.weight" in tensors["text_encoder"]
     version = XL if TEXT_2.folder in tensors else 2 if is_2 else 1
-    schedule = schedule_of_file(file, version)
+    first = tensors["unet"].places.get(_FIRST)
+    channels = PRESETS[version]["unet"].in_channels
+    if first is not None and len(first.shape) == 4:
+        channels = first.shape[1]
+    inpaints = channels == inpainting.channels(PRESETS[version]["vae"].latent_channels)
+    schedule = schedule_of_file(file, version, inpaints=inpaints)
     parts = {}
     for folder, config in PRESETS[version].items():
-        if folder == "unet" and version == 2 and schedule.prediction_type == "epsilon":
-            config = dataclasses.replace(config, sample_size=_BASE_2_SAMPLE_SIZE)
+        if folder == "unet":
+            config = dataclasses.replace(config, in_channels=channels)
+            if version == 2 and schedule.prediction_type == "epsilon":
+                config = dataclasses.replace(config, sample_size=_BASE_2_SAMPLE_SIZE)
         parts[folder] = Part(config, tensors[folder])
     return version, parts, schedule
 
@@ -230,9 +239,9 @@ def _tokenizer_of_file(file: Path, version: int | str) -> PreTrainedTokenizerBas
     return tokenizer
 
 
-def schedule_of_file(file: Path, version: int | str) -> NoiseSchedule:
-    """The noise schedule of a single file of Stable Diffusion `version`, 1, 2 or `XL`; see
-    `load_file`.
+def schedule_of_file(file: Path, version: int | str, *, inpaints: bool = False) -> NoiseSchedule:
+    """The noise schedule of a single file of Stable Diffusion `version`, 1, 2 or `XL`, an
+    inpainting model's or not; see `load_file`.
 
     Raises:
         UserError: its marks contradict each other, or it is a 2.x that has none.
@@ -247,7 +256,7 @@ def schedule_of_file(file: Path, version: int | str) -> NoiseSchedule:
     prediction, zero_snr = marks.agreed()
     if schedule is not None:
         return schedule
-    if prediction is None and version == 2:
+    if prediction is None and version == 2 and not inpaints:
         raise UserError(
             f"{file}: a 2.x model that does not say whether it predicts the noise or v; expected "
             f"modelspec.prediction_type in its metadata, or {beside} beside it"
@@ -316,8 +325,14 @@ def _check_sizes(name: str, configs: Mapping[str, Any]) -> None:
             f"hidden_size {width} of {towers}"
         )
     channels = configs["autoencoder"].latent_channels
-    for field in ("in_channels", "out_channels"):
-        if (found := getattr(denoiser, field)) != channels:
-            raise UserError(
-                f"{name}: unet has {field} {found}, expected the latent_channels {channels} of vae"
-            )
+    inpaints = inpainting.channels(channels)
+    if denoiser.in_channels not in (channels, inpaints):
+        raise UserError(
+            f"{name}: unet has in_channels {denoiser.in_channels}, expected the latent_channels "
+            f"{channels} of vae, or {inpaints} of an inpainting model"
+        )
+    if denoiser.out_channels != channels:
+        raise UserError(
+            f"{name}: unet has out_channels {denoiser.out_channels}, expected the latent_channels "
+            f"{channels} of vae"
+        )

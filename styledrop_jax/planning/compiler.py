@@ -2,7 +2,10 @@
 
 import contextlib
 import math
+import re
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -10,24 +13,31 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from styledrop_jax.pipelines.base import Compilable
-from styledrop_jax.planning.devices import Device, mesh
-from styledrop_jax.planning.programs import Cut
+from styledrop_jax.planning.devices import Device, chips
+from styledrop_jax.training import mesh
 
 # Nothing can be timed to choose a kernel, and some that would not be chosen do not compile.
 _OF_PLATFORM: dict[str, dict[str, Any]] = {
     "cuda": {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0}
 }
 
+_COLLECTIVE = re.compile(
+    r" = (.+?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)"
+    r"(-start)?\(.*channel_id=(\d+)"
+)
+_ARRAY = re.compile(r"\b(pred|[a-z]+\d+)\[([\d,]*)\]")
+
 
 class Cost(NamedTuple):
     """What one program takes of a chip.
 
     Attributes:
-        arguments: bytes of weights, optimiser and batch.
+        arguments: bytes of weights, optimiser and batch, of a chip its own share.
         flops: XLA's count of the program as written, with the plain attention; the body of a loop
             once.
         temporaries: bytes beside the arguments; None if nothing compiled it.
         traffic: bytes that the compiled program reads and writes; None is not reported.
+        sent: bytes of the arrays that go between the chips, by what is done with them.
         seconds: that compiling took.
     """
 
@@ -35,6 +45,7 @@ class Cost(NamedTuple):
     flops: float
     temporaries: int | None = None
     traffic: float | None = None
+    sent: Mapping[str, int] = MappingProxyType({})
     seconds: float = 0.0
 
     @property
@@ -54,14 +65,9 @@ class Cost(NamedTuple):
 
 def estimated(program: Compilable, device: Device) -> Cost:
     """What is known without a compiler."""
-    placed = _placed(program.arguments, None)
-    lowered = program.function.trace(*placed).lower(lowering_platforms=("cpu",))
+    lowered = program.function.trace(*program.arguments).lower(lowering_platforms=("cpu",))
     cost: Any = lowered.cost_analysis()
-    arguments = 0
-    for leaf in jax.tree.leaves(program.arguments):
-        parts = device.chips if _is_cut(leaf, device.chips) else 1
-        arguments += getattr(leaf, "size", 0) * _width(leaf) // parts
-    return Cost(arguments, cost["flops"] / device.chips)
+    return Cost(bytes_of(program.arguments), cost["flops"] / device.chips)
 
 
 def compiled(program: Compilable, device: Device) -> Cost:
@@ -70,11 +76,11 @@ def compiled(program: Compilable, device: Device) -> Cost:
     Raises:
         UserError: there is no such compiler here.
     """
-    chips = mesh(device)
+    there = chips(device)
     known = estimated(program, device)
     start = time.monotonic()
-    with contextlib.nullcontext() if device.chips == 1 else jax.set_mesh(chips):
-        lowered = program.function.lower(*_placed(program.arguments, chips))
+    with contextlib.nullcontext() if there is None else mesh.used(there):
+        lowered = program.function.lower(*_placed(program.arguments, there))
     platform = (device.described or {}).get("platform", "cpu")
     built = lowered.compile(compiler_options=_OF_PLATFORM.get(platform))
     memory = built.memory_analysis()
@@ -83,32 +89,69 @@ def compiled(program: Compilable, device: Device) -> Cost:
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         traffic=own.get("bytes accessed") or None,
+        sent={} if device.chips == 1 else sent(built.as_text()),
         seconds=time.monotonic() - start,
     )
 
 
-def _placed(arguments: tuple, chips: Mesh | None) -> tuple:
-    """The arguments with every shape whole on each chip, or cut over them."""
+def sent(program: str) -> dict[str, int]:
+    """Bytes of the arrays that a compiled program's chips exchange, {"all-gather": …}: of each the
+    whole array, of the body of a loop once.
+
+    Args:
+        program: XLA's text of it.
+    """
+    found: dict[tuple[Any, ...], int] = {}
+    reduces = False
+    for line in program.splitlines():
+        if not line.startswith(" "):
+            reduces = "reduce-scatter" in line  # the TPU's is a program of its own
+        match = _COLLECTIVE.search(line)
+        if match is None:
+            continue
+        shapes, kind, start, channel = match.groups()
+        name = "reduce-scatter" if reduces else kind
+        arrays = tuple(_ARRAY.findall(shapes))
+        total = sum(_bytes(*array) for array in arrays)
+        # One that runs beside other work is written once for each of its parts.
+        found[name, arrays, channel] = total // 2 if start else total  # what comes, what goes
+    totals: dict[str, int] = {}
+    for (name, _, _), count in sorted(found.items()):
+        totals[name] = totals.get(name, 0) + count
+    return totals
+
+
+def _bytes(kind: str, sides: str) -> int:
+    """Of an array as XLA writes it: ("bf16", "2,3")."""
+    bits = 8 if kind == "pred" else int(re.sub(r"\D", "", kind))
+    return math.prod(int(side) for side in sides.split(",") if side) * bits // 8
+
+
+def _placed(arguments: tuple, there: Mesh | None) -> tuple:
+    """The arguments on the chips that the compiler knows."""
 
     def place(leaf: Any) -> Any:
-        if not isinstance(leaf, jax.ShapeDtypeStruct):
+        if there is None or not isinstance(leaf, jax.ShapeDtypeStruct):
             return leaf
-        if chips is None:
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-        spec = PartitionSpec(None, "data") if _is_cut(leaf, chips.size) else PartitionSpec()
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(chips, spec))
+        spec = getattr(leaf.sharding, "spec", PartitionSpec())
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(there, spec))
 
     return jax.tree.map(place, arguments)
 
 
-def _is_cut(leaf: Any, chips: int) -> bool:
-    return isinstance(leaf, Cut) and chips > 1 and leaf.shape[1] % chips == 0
+def bytes_of(arguments: Any) -> int:
+    """Bytes of a tree of shapes, of a chip its own share."""
+    total = 0
+    for leaf in jax.tree.leaves(arguments):
+        if hasattr(leaf, "dtype"):
+            sharding = getattr(leaf, "sharding", None)
+            own = leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)
+            total += math.prod(own) * _width(leaf)
+    return total
 
 
 def _width(leaf: Any) -> int:
     """Bytes of one number; of a random key."""
-    if not hasattr(leaf, "dtype"):
-        return 0
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return math.prod(jax.eval_shape(jax.random.key_data, leaf).shape[leaf.ndim :]) * 4
     return leaf.dtype.itemsize

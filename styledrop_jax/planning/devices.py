@@ -10,9 +10,11 @@ import re
 from typing import Any, NamedTuple
 
 from jax.experimental import topologies
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from styledrop_jax.errors import UserError, did_you_mean, shown
+from styledrop_jax.training import mesh
+from styledrop_jax.training.mesh import MeshSettings
 
 GB = 1e9
 _H100 = """
@@ -41,6 +43,7 @@ gpu_device_info {
   block_dim_limit_z: 65535
 }
 """
+_ALONE = mesh.imagined(MeshSettings(), 1)
 
 
 class Device(NamedTuple):
@@ -50,7 +53,7 @@ class Device(NamedTuple):
         name: as the user gave it.
         memory: of a chip, GB, that a program can take.
         peak: of a chip, Tflop/s in bfloat16. bandwidth: of its memory, TB/s. None of a CPU.
-        chips: that share a batch.
+        mesh: of the chips, which share the work.
         described: what JAX needs to compile for it; None for this machine's CPU.
     """
 
@@ -58,8 +61,12 @@ class Device(NamedTuple):
     memory: float
     peak: float | None
     bandwidth: float | None
-    chips: int = 1
+    mesh: AbstractMesh = _ALONE
     described: dict[str, Any] | None = None
+
+    @property
+    def chips(self) -> int:
+        return self.mesh.size
 
 
 class _Tpu(NamedTuple):
@@ -91,25 +98,31 @@ _GPUS = {
 NAMES = (*_TPUS, *_GPUS, "cpu")
 
 
-def find(name: str) -> Device:
+def find(name: str, share: MeshSettings | None = None) -> Device:
     """The device "h100", "v6e", "v5e:2x4" or "cpu"; a TPU without a topology is one chip.
 
+    Args:
+        share: how its chips share the work; None is a batch alone.
+
     Raises:
-        UserError: it is not known, or a TPU does not come in that shape.
+        UserError: it is not known, a TPU does not come in that shape, or they are not as many.
     """
     kind, colon, shape = name.partition(":")
     if kind in _TPUS:
-        return _tpu(name, _TPUS[kind], kind, shape if colon else "")
-    if name in _GPUS:
-        return _GPUS[name]
-    if name == "cpu":
+        found, count = _tpu(name, _TPUS[kind], kind, shape if colon else "")
+    elif name in _GPUS:
+        found, count = _GPUS[name], 1
+    elif name == "cpu":
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return Device(name, memory / GB, None, None)
-    hint = did_you_mean(kind, NAMES)
-    raise UserError(f"--device: found {shown(name)}{hint}; expected one of {', '.join(NAMES)}")
+        found, count = Device(name, memory / GB, None, None), 1
+    else:
+        hint = did_you_mean(kind, NAMES)
+        raise UserError(f"--device: found {shown(name)}{hint}; expected one of {', '.join(NAMES)}")
+    return found._replace(mesh=mesh.imagined(share or MeshSettings(), count))
 
 
-def _tpu(name: str, chip: _Tpu, kind: str, shape: str) -> Device:
+def _tpu(name: str, chip: _Tpu, kind: str, shape: str) -> tuple[Device, int]:
+    """With how many chips there are."""
     one = "x".join("1" * chip.axes)
     asked = shape or one
     if not re.fullmatch(r"[1-9]\d?" + r"x[1-9]\d?" * (chip.axes - 1), asked):
@@ -117,12 +130,12 @@ def _tpu(name: str, chip: _Tpu, kind: str, shape: str) -> Device:
     described: dict[str, Any] = {"platform": "tpu", "topology_name": f"{kind}:{asked}"}
     if asked == one:
         described["chips_per_host_bounds"] = [1, 1, 1]
-    chips = math.prod(int(side) for side in asked.split("x"))
-    return Device(name, chip.memory, chip.peak, chip.bandwidth, chips, described)
+    count = math.prod(int(side) for side in asked.split("x"))
+    return Device(name, chip.memory, chip.peak, chip.bandwidth, described=described), count
 
 
-def mesh(device: Device) -> Mesh | None:
-    """The chips to compile for, along the axis `data`; None is this machine's CPU.
+def chips(device: Device) -> Mesh | None:
+    """The chips to compile for; None is this machine's CPU.
 
     Raises:
         UserError: the compiler is not installed, or knows no such topology.
@@ -134,7 +147,7 @@ def mesh(device: Device) -> Mesh | None:
     _find_assembler()
     try:
         topology = topologies.get_topology_desc(**device.described)
-        return topologies.make_mesh(topology, (device.chips,), ("data",))
+        return topologies.make_mesh(topology, device.mesh.axis_sizes, mesh.AXES)
     except Exception as error:  # of JAX's plugins, of any type
         raise UserError(
             f"--device {device.name}: no compiler ({shown(str(error), 100)}); expected the extra "

@@ -2,11 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from styledrop_jax import tree
 from styledrop_jax.adapters import full
@@ -14,14 +15,16 @@ from styledrop_jax.adapters.base import Trainable
 from styledrop_jax.pipelines.base import Compilable, Pipeline, TrainSettings
 from styledrop_jax.pipelines.load import shapes
 from styledrop_jax.planning import programs
-from styledrop_jax.planning.compiler import Cost
-from styledrop_jax.planning.devices import GB
+from styledrop_jax.planning.compiler import Cost, bytes_of
+from styledrop_jax.planning.devices import GB, Device
 from styledrop_jax.planning.programs import Images
 from styledrop_jax.spec import RoundSettings, RunSpec
+from styledrop_jax.stages import objective
 from styledrop_jax.stages.begin import trainables
 from styledrop_jax.stages.read import Read
 from styledrop_jax.stages.steps import PROMPTS
 from styledrop_jax.stages.train import STEPS_PER_CALL
+from styledrop_jax.training import mesh
 
 _CHECKPOINTS = 2  # that are on the disk at once, each with the optimiser's state
 _PNG = 2.0  # bytes of a pixel; flat drawings take less
@@ -102,7 +105,7 @@ def brief(plan: Planned) -> str:
     """One line of what the run takes, in a moment."""
     found = counts(plan)
     modules = (plan.pipeline.denoiser, plan.pipeline.autoencoder, plan.pipeline.text)
-    memory = sum(_bytes(module) for module in modules) + found.state
+    memory = sum(bytes_of(module) for module in modules) + found.state
     return (
         f"this run: {sum(found.steps):,} training steps of {max(found.trained):,} parameters, "
         f"{sum(found.images):,} images; {memory / GB:.2f} GB of memory for weights and optimiser "
@@ -149,7 +152,7 @@ def counts(plan: Planned) -> Counts:
         steps.append(stage.train.steps)
         trained.append(tree.count(state))
         frozen.append(tree.count(rest))
-        size = _bytes(state)
+        size = bytes_of(state)
         kept = stage.keep if stage.keep > 1 else 0
         disk += size * (1 + kept)
         averages = 1 if stage.train.ema_decay else 0
@@ -158,7 +161,7 @@ def counts(plan: Planned) -> Counts:
     return Counts(steps, made, trained, frozen, largest, disk)
 
 
-def parts(plan: Planned, counted: Counts, measure: Measure) -> Iterator[Part]:
+def parts(plan: Planned, counted: Counts, device: Device, measure: Measure) -> Iterator[Part]:
     """The programs of a run: the training step and the sampler of the round that takes most, and
     the decoder.
 
@@ -169,26 +172,28 @@ def parts(plan: Planned, counted: Counts, measure: Measure) -> Iterator[Part]:
     stage = plan.spec.round(number)
     what = plan.what[number - 1]
     name = f"training, round {number}, batch {stage.train.batch_size}"
-    cost = measure(name, _training(plan, number, stage))
-    yield Part(name, cost, _beside(plan.pipeline, what), sum(counted.steps))
-    batch = stage.sample.batch_size
+    cost = measure(name, _training(plan, number, stage, device))
+    sizes = _sizes(plan.pipeline, device)
+    yield Part(name, cost, _beside(sizes, what), sum(counted.steps))
+    batch = mesh.rounded(stage.sample.batch_size, device.mesh)
     chunks = sum(math.ceil(count / batch) for count in counted.images)
-    for name, program in programs.sampling(plan.pipeline, what, stage.sample).items():
+    found = programs.sampling(plan.pipeline, what, stage.sample, device.mesh)
+    for name, program in found.items():
         label = f"{name}, batch {_batch(program, batch)}"
         cost = measure(label, program)
-        beside = _bytes(plan.pipeline.text) + _bytes(plan.pipeline.autoencoder)
+        beside = sizes["text"] + sizes["autoencoder"]
         times = chunks * stage.sample.steps
         if name == "decoding":
-            beside = _bytes(plan.pipeline.text) + _bytes(plan.pipeline.denoiser)
+            beside = sizes["text"] + sizes["denoiser"]
             times = chunks * math.ceil(batch / _batch(program, batch))
         yield Part(label, cost, beside, times)
 
 
 def advice(
-    plan: Planned, counted: Counts, part: Part, memory: float, measure: Measure
+    plan: Planned, counted: Counts, part: Part, device: Device, measure: Measure
 ) -> Iterator[str]:
-    """What would make the training step fit into `memory` GB, a line for each try: settings that
-    give the same result in less memory.
+    """What would make the training step fit into a chip, a line for each try: settings that give
+    the same result in less memory.
     """
     number = _largest(plan, counted)
     stage = plan.spec.round(number)
@@ -196,14 +201,14 @@ def advice(
     tries = []
     for remat in (False, True):
         for pieces in range(stage.train.accumulate, batch + 1):
-            if batch % pieces == 0 and remat >= stage.train.remat:
+            if batch % (pieces * device.chips) == 0 and remat >= stage.train.remat:
                 tries.append(dataclasses.replace(stage.train, accumulate=pieces, remat=remat))
     tries.sort(key=lambda train: (train.remat + math.log2(train.accumulate), train.accumulate))
     for train in tries[1 : 1 + _TRIES]:
         words = _changed(number, stage.train, train)
-        program = _training(plan, number, dataclasses.replace(stage, train=train))
+        program = _training(plan, number, dataclasses.replace(stage, train=train), device)
         found = part._replace(cost=measure(words, program))
-        if found.memory <= memory:
+        if found.memory <= device.memory:
             yield f"{words} would fit: {found.memory:.1f} GB, for the same result"
             return
         yield f"{words} would not fit either: {found.memory:.1f} GB"
@@ -222,15 +227,19 @@ def _changed(number: int, old: TrainSettings, new: TrainSettings) -> str:
     return " ".join(words)
 
 
-def _training(plan: Planned, number: int, stage: RoundSettings) -> Compilable:
+def _training(plan: Planned, number: int, stage: RoundSettings, device: Device) -> Compilable:
     streams = []
-    for stream in plan.read.program.streams:
+    side = plan.pipeline.resolution
+    own = objective.sizes(plan.read.program.streams, plan.pipeline)
+    for stream, sizes in zip(plan.read.program.streams, own, strict=True):
         made = stream.generated[1] if stream.generated else 0
         prompts = len({example.prompt for example in stream.examples}) + bool(made)
-        count = len(stream.examples) + made
-        streams.append(Images(count, stream.weight, bool(stream.unmix), prompts))
+        sizes = [*sizes, *[(side, side)] * made]
+        streams.append(Images(sizes, stream.weight, bool(stream.unmix), prompts))
     what = plan.what[number - 1]
-    return programs.training(plan.pipeline, what, streams, stage.train, steps=STEPS_PER_CALL)
+    return programs.training(
+        plan.pipeline, what, streams, stage.train, steps=STEPS_PER_CALL, devices=device.mesh
+    )
 
 
 def _largest(plan: Planned, counted: Counts) -> int:
@@ -249,18 +258,22 @@ def _batch(program: Compilable, batch: int) -> int:
     return last.shape[0] if isinstance(last, jax.ShapeDtypeStruct) and last.shape else batch
 
 
-def _beside(pipeline: Pipeline, what: Trainable) -> int:
-    """Bytes of the base model on the device that a training step does not take as arguments: what
-    is not in it, and the originals of weights that train.
+def _sizes(pipeline: Pipeline, device: Device) -> dict[str, int]:
+    """Bytes of the base model's modules on a chip."""
+    found = {}
+    for name in ("denoiser", "autoencoder", "text"):
+        weights = nnx.as_pure(nnx.state(getattr(pipeline, name)))
+        found[name] = bytes_of(programs.placed(weights, device.mesh))
+    return found
+
+
+def _beside(sizes: Mapping[str, int], what: Trainable) -> int:
+    """Bytes of the base model on a chip that a training step does not take as arguments: what is
+    not in it, and the originals of weights that train.
     """
-    total = _bytes(pipeline.autoencoder)
+    total = sizes["autoencoder"]
     if isinstance(what.denoiser, full.Config):
-        total += _bytes(pipeline.denoiser)
+        total += sizes["denoiser"]
     if isinstance(what.text, full.Config) or not what.trains_text:
-        total += _bytes(pipeline.text)
+        total += sizes["text"]
     return total
-
-
-def _bytes(arrays: Any) -> int:
-    """Of a module or a tree of arrays."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arrays))

@@ -7,19 +7,26 @@ from styledrop_jax.errors import UserError
 from styledrop_jax.pipelines.base import Compilable
 from styledrop_jax.planning import compiler, run
 from styledrop_jax.planning.compiler import Cost
-from styledrop_jax.planning.devices import GB, Device, mesh
+from styledrop_jax.planning.devices import GB, Device, chips
 from styledrop_jax.planning.run import Counts, Part, Planned
+from styledrop_jax.spec import check_batches
+from styledrop_jax.stages import objective
 
 _HEAD = ("", "arguments", "temporaries", "beside", "in all GB", "Tflop", "traffic GB", "at least")
 
 
 def lines(plan: Planned, device: Device) -> Iterator[str]:
-    """What the run takes on a device, a line at a time as it is found."""
+    """What the run takes on a device, a line at a time as it is found.
+
+    Raises:
+        UserError: the device's chips cannot share its batches evenly.
+    """
+    check_batches(plan.spec, device.chips)
     counted = run.counts(plan)
     yield from _of_run(plan, counted)
     lacking = ""
     try:
-        mesh(device)
+        chips(device)
     except UserError as error:
         lacking = str(error)
 
@@ -29,9 +36,10 @@ def lines(plan: Planned, device: Device) -> Iterator[str]:
         log.say(f"compiling for {device.name}, which may take minutes: {name}")
         return compiler.compiled(program, device)
 
-    parts = list(run.parts(plan, counted, measure))
+    parts = list(run.parts(plan, counted, device, measure))
     yield ""
     yield from _table([_row(part, device) for part in parts])
+    yield from _sent(parts)
     yield ""
     yield from _in_all(parts, device)
     if lacking:
@@ -54,6 +62,8 @@ def _of_run(plan: Planned, counted: Counts) -> Iterator[str]:
             f"{counted.trained[number - 1]:,} parameters train, "
             f"{counted.frozen[number - 1]:,} are frozen; {images:,} images"
         )
+    if said := objective.said(objective.sizes(plan.read.program.streams, pipeline)):
+        yield said
     if counted.images[0]:
         yield f"images of a class, once: {counted.images[0]:,}"
     yield f"images of the base model: {base:,}"
@@ -84,6 +94,13 @@ def _table(rows: list[list[str]]) -> Iterator[str]:
         yield "  ".join([first, *others])
 
 
+def _sent(parts: list[Part]) -> Iterator[str]:
+    for part in parts:
+        each = [f"{name} {count / GB:.3g}" for name, count in part.cost.sent.items()]
+        if each:
+            yield f"{part.name}: between chips, GB in one step: {', '.join(each)}"
+
+
 def _in_all(parts: list[Part], device: Device) -> Iterator[str]:
     """The whole run at the device's peak."""
     flops = sum(part.times * part.cost.flops for part in parts) * device.chips
@@ -108,7 +125,7 @@ def _fitting(
             continue
         yield f"{part.name} does not fit: {part.memory:.1f} of {device.memory:.0f} GB"
         if part is parts[0]:
-            yield from run.advice(plan, counted, part, device.memory, measure)
+            yield from run.advice(plan, counted, part, device, measure)
         else:
             yield "a smaller sample.batch_size of every round takes less, for the same images"
     if all(part.memory <= device.memory for part in parts):

@@ -155,6 +155,7 @@ def _check_on_pipeline(job: Job) -> None:
     for sample in round_pool(job, 0):
         if sample.source:
             follow(job, sample.source, sample.text)
+    objective.sizes(job.program.streams, job.pipeline)
     for stream in job.program.streams:
         for number in range(1, job.spec.rounds + 1):
             if stream.unmix:
@@ -278,7 +279,7 @@ def _reference(job: Job, item: Taught) -> Mapping[str, str]:
         "content": reference.content,
         "descriptor": reference.descriptor,
         "sha256": reference.sha256,
-        "fit": "pad" if reference.ground else "crop",
+        "fit": "keep" if reference.keeps else "pad" if reference.ground else "crop",
         "ground": reference.ground,
         "caption": item.caption,
     }

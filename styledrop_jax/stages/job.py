@@ -16,6 +16,7 @@ from styledrop_jax.io.run_folder import Run
 from styledrop_jax.methods.base import Example, Program, Prompt
 from styledrop_jax.metrics.clip_scores import ClipScorer
 from styledrop_jax.pipelines.base import Pipeline
+from styledrop_jax.registry import METHODS
 from styledrop_jax.spec import RunSpec
 
 
@@ -60,8 +61,13 @@ class Job:
     beside: "Job | None" = None
 
     def prompts_of(self, number: int) -> Sequence[Prompt]:
-        """What round `number` samples; 0 is the base model."""
-        return self.by_round.get(number, self.prompts)
+        """What round `number` samples, under the words that it found; 0 is the base model."""
+        given = self.by_round.get(number, self.prompts)
+        words = self.run.found_words(number)
+        if not words:
+            return given
+        say = METHODS[self.spec.method].say
+        return [say(self.spec, prompt.content, words) for prompt in given]
 
     @functools.cached_property
     def clip(self) -> ClipScorer:

@@ -9,11 +9,12 @@ import numpy as np
 
 from styledrop_jax import log
 from styledrop_jax.errors import UserError, shown
-from styledrop_jax.feedback.verdict import Scores, Verdict, judge
+from styledrop_jax.feedback.verdict import WELL, Scores, Verdict, judge
 from styledrop_jax.io.files import read_json, write_json
 from styledrop_jax.io.records import are_numbers
 from styledrop_jax.io.run_folder import Run
 from styledrop_jax.spec import RunSpec
+from styledrop_jax.stages.best import read_best
 from styledrop_jax.stages.job import Job
 from styledrop_jax.stages.samples import Sample, read_samples
 
@@ -94,6 +95,7 @@ def read_verdict(run: Run) -> Recorded | None:
 def commands(run: Run, spec: RunSpec, verdict: Verdict) -> list[Command]:
     """What a verdict advises, as commands to paste."""
     how = spec.round(verdict.round).sample
+    steps = spec.round(1).train.steps
     own = shlex.quote(str(run.workdir))
     again = shlex.quote(f"{run.workdir}-again")
     anew = f"styledrop personalize --config {own} --workdir {again}"
@@ -117,10 +119,20 @@ def commands(run: Run, spec: RunSpec, verdict: Verdict) -> list[Command]:
         ),
         "less": Command(
             "fewer steps, which copy less of the reference",
-            f"{anew} --config.round_1.train.steps {max(1, spec.round(1).train.steps // 2)}",
+            f"{anew} --config.round_1.train.steps {max(1, steps // 2)}",
+        ),
+        "steps": Command(
+            "more steps: round 1 was at its best when it ended",
+            f"{anew} --config.round_1.train.steps {2 * steps}",
         ),
     }
-    return [every[kind] for kind in verdict.advice if kind in every]
+    kinds = list(verdict.advice)
+    is_short = read_best(run, 1) in (steps, None)
+    if is_short and verdict.learnt != WELL and "less" not in kinds:
+        kinds.append("steps")
+    if run.found_words(verdict.round):  # nothing trained, so there is no more or less of it
+        del every["more"], every["less"], every["steps"]
+    return [every[kind] for kind in kinds if kind in every]
 
 
 def _first_image(run: Run) -> str:

@@ -2,7 +2,10 @@
 and the loss.
 """
 
+import collections
 import dataclasses
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,11 +17,13 @@ from flax import nnx
 from styledrop_jax import trainable
 from styledrop_jax.adapters.base import Trainable
 from styledrop_jax.errors import UserError
+from styledrop_jax.io import fit
+from styledrop_jax.io.fit import Size
 from styledrop_jax.methods.base import Example, Stream
 from styledrop_jax.models.reading import PLAIN
 from styledrop_jax.pipelines.base import Pipeline, TrainSettings
 from styledrop_jax.training import order
-from styledrop_jax.training.loop import Loss
+from styledrop_jax.training.step import Choice, Losses
 
 _CROPS = 8  # cached variants of each image when crops are random
 _SHOWN = ("accuracy", "error", "unmix")
@@ -29,18 +34,64 @@ class Batch:
     """The images of a stream as they train.
 
     Attributes:
-        images: uint8 [n, r, r, 3]. prompts: n, one an image. weight: of its loss.
+        images: n, uint8 [h, w, 3] of a few sizes. prompts: n, one an image. weight: of its loss.
         apart: [n, t, 2], see `losses.unmix_loss`; None is all zeros.
     """
 
-    images: np.ndarray
+    images: Sequence[np.ndarray]
     prompts: Sequence[str]
     weight: float = 1.0
     apart: np.ndarray | None = None
 
+    @property
+    def sizes(self) -> list[Size]:
+        """The height and width of each image."""
+        return [image.shape[:2] for image in self.images]
 
-def batch(stream: Stream, pipeline: Pipeline, settings: TrainSettings, *, seed: int) -> Batch:
-    """The images of a stream at the pipeline's resolution, each once, or in several crops.
+
+def sizes(streams: Sequence[Stream], pipeline: Pipeline) -> list[list[Size]]:
+    """The height and width, pixels, at which each image of each stream trains: see `fit.sizes`.
+
+    Raises:
+        UserError: an image is to keep its shape, and the pipeline has one size alone.
+    """
+    offered = pipeline.canvases
+    shapes = []
+    for stream in streams:
+        own = [example.shape for example in stream.examples]
+        if len(offered) == 1 and any(own):
+            raise UserError(
+                f"config.{stream.section}.fit: found 'keep', expected auto, crop or pad: "
+                f"{pipeline.name!r} learns from squares of {pipeline.resolution} pixels alone"
+            )
+        shapes += own
+    generated = [None] * any(stream.generated for stream in streams)
+    found = iter(fit.sizes([*shapes, *generated], offered))
+    return [[next(found) for _ in stream.examples] for stream in streams]
+
+
+def said(found: Sequence[Sequence[Size]]) -> str:
+    """The `sizes` of images that do not all have one, in words; empty if they have."""
+    counts = collections.Counter(itertools.chain.from_iterable(found))
+    if len(counts) < 2 and all(height == width for height, width in counts):
+        return ""
+    each = [f"{count} at {width}x{height}" for (height, width), count in counts.most_common()]
+    return f"images train in {len(counts)} sizes, width x height: {', '.join(each)}"
+
+
+def batch(
+    stream: Stream,
+    pipeline: Pipeline,
+    settings: TrainSettings,
+    *,
+    seed: int,
+    sizes: Sequence[Size] | None = None,
+) -> Batch:
+    """The images of a stream, each once, or in several crops.
+
+    Args:
+        seed: of the crops.
+        sizes: of each image; None is the pipeline's resolution.
 
     Raises:
         UserError: `unmix` on a pipeline whose attention cannot be seen.
@@ -51,16 +102,17 @@ def batch(stream: Stream, pipeline: Pipeline, settings: TrainSettings, *, seed: 
         crops = [(rng.random(), rng.random(), rng.uniform(0.8, 1.0)) for _ in range(_CROPS)]
     images = []
     prompts = []
-    for example in stream.examples:
+    square = (pipeline.resolution, pipeline.resolution)
+    for example, size in zip(stream.examples, sizes or itertools.repeat(square), strict=False):
         for crop in crops:
-            images.append(example.at(pipeline.resolution, crop))
+            images.append(example.cut(size, crop))
             prompts.append(example.prompt)
     apart = None
     if stream.unmix:
         check_attention(stream, pipeline, settings)
         shares = [_apart(pipeline, example) for example in stream.examples for _ in crops]
         apart = stream.unmix * np.stack(shares)
-    return Batch(images=np.stack(images), prompts=prompts, weight=stream.weight, apart=apart)
+    return Batch(images=images, prompts=prompts, weight=stream.weight, apart=apart)
 
 
 def check_attention(stream: Stream, pipeline: Pipeline, settings: TrainSettings) -> None:
@@ -118,24 +170,44 @@ class Words(NamedTuple):
     apart: Any = None
 
 
+class Targets(NamedTuple):
+    """What the images of all streams, n, are to the loss.
+
+    Attributes:
+        arrays: of the images of each size, a tree of arrays [m, …].
+        size, row: int32 [n], which of these an image is in, and where.
+        present: the sizes that each stream has.
+    """
+
+    arrays: Sequence[Any]
+    size: Any
+    row: Any
+    present: Sequence[np.ndarray]
+
+
 class Tuning(nnx.Module):
     """The modules that train, and everything frozen that a step reads, on the device.
 
     Attributes:
         parts: see `trainable.parts`.
-        targets: what the images of all streams are to the loss.
+        targets, places: see `Targets`; places are size and row.
         words: see `Words`.
     """
 
-    def __init__(self, parts: nnx.Dict, targets: Any, words: Any):
+    def __init__(self, parts: nnx.Dict, targets: Targets, words: Words):
         self.parts = parts
-        self.targets = nnx.List([nnx.Variable(jnp.asarray(x)) for x in jax.tree.leaves(targets)])
-        self.words = nnx.List([nnx.Variable(jnp.asarray(x)) for x in jax.tree.leaves(words)])
+        self.targets = _variables(targets.arrays)
+        self.places = _variables((targets.size, targets.row))
+        self.words = _variables(words)
+
+
+def _variables(arrays: Any) -> nnx.List:
+    return nnx.List([nnx.Variable(jnp.asarray(x)) for x in jax.tree.leaves(arrays)])
 
 
 def prepare(
     model: Pipeline, what: Trainable, batches: Sequence[Batch], settings: TrainSettings
-) -> tuple[Tuning, Loss]:
+) -> tuple[Tuning, Losses]:
     """What `loop.fit` takes.
 
     Args:
@@ -149,7 +221,13 @@ def prepare(
         prompts += part.prompts
     prompts.append("")
     distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
-    targets = model.encode_images(np.concatenate([part.images for part in batches]))
+    images = list(itertools.chain.from_iterable(part.images for part in batches))
+
+    def encoded(size: Size, own: np.ndarray) -> Any:
+        del size
+        return model.encode_images(np.stack([images[i] for i in own]))
+
+    targets = laid_out([part.sizes for part in batches], encoded)
     encode = model.text_tokens if what.trains_text else model.encode_text
     of = np.array([distinct[prompt] for prompt in prompts], np.int32)
     words = Words(encode(list(distinct)), of, _stacked(batches))
@@ -157,34 +235,63 @@ def prepare(
     return assembled(model, what, targets, words, weights, settings)
 
 
+def laid_out(of: Sequence[Sequence[Size]], encode: Callable[[Size, np.ndarray], Any]) -> Targets:
+    """The targets of images of these sizes, in streams.
+
+    Args:
+        encode: (a size, the numbers of all images that have it) → their tree of arrays.
+    """
+    kinds = _kinds(of)
+    kind = np.concatenate(kinds)
+    every = list(itertools.chain.from_iterable(of))
+    row = np.empty(len(every), np.int32)
+    arrays = []
+    for one in range(kind.max() + 1):
+        own = np.flatnonzero(kind == one)
+        row[own] = np.arange(len(own))
+        arrays.append(encode(every[own[0]], own))
+    return Targets(arrays, kind.astype(np.int32), row, [np.unique(each) for each in kinds])
+
+
+def _kinds(of: Sequence[Sequence[Size]]) -> list[np.ndarray]:
+    """The sizes by number, in the order in which they first appear."""
+    known = list(dict.fromkeys(itertools.chain.from_iterable(of)))
+    return [np.array([known.index(size) for size in own]) for own in of]
+
+
 def assembled(
     model: Pipeline,
     what: Trainable,
-    targets: Any,
+    targets: Targets,
     words: Words,
     weights: Sequence[float],
     settings: TrainSettings,
-) -> tuple[Tuning, Loss]:
-    """What `prepare` gives, of the images as `Pipeline.encode_images` makes them; `weights` are of
-    the streams' losses.
+) -> tuple[Tuning, Losses]:
+    """What `prepare` gives; `weights` are of the streams' losses.
+
+    Images of one size train as one batch; of several, each stream's are a batch of their own.
     """
-    shape_of_targets = jax.tree.structure(targets)
+    shape_of_target = jax.tree.structure(targets.arrays[0])
     shape_of_words = jax.tree.structure(words)
-    streams = np.array(weights, np.float32)
+    leaves = shape_of_target.num_leaves
+    every = np.array(weights, np.float32)
     empty = len(words.of) - 1
 
     def loss(
-        tuning: Any, rows: jax.Array, keys: jax.Array
+        tuning: Any, rows: jax.Array, keys: jax.Array, *, streams: slice, size: int
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Of examples `rows` [b, s] of s streams, the prompt of each dropped with probability
-        `text_dropout`.
+        """Of those of the examples `rows` [b, s] of s streams that are in `streams` and have one
+        size, the prompt of each dropped with probability `text_dropout`.
         """
-        flat = rows.reshape(-1)
-        split = jax.vmap(lambda key: jax.random.split(key, (len(streams), 2)))(keys)  # [b, s, 2]
-        drop_keys, loss_keys = split.reshape(-1, 2).T
+        own = rows[:, streams]
+        flat = own.reshape(-1)
+        split = jax.vmap(lambda key: jax.random.split(key, (len(every), 2)))(keys)  # [b, s, 2]
+        drop_keys, loss_keys = split[:, streams].reshape(-1, 2).T
         dropped = jax.vmap(lambda key: jax.random.bernoulli(key, settings.text_dropout))(drop_keys)
         chosen = jnp.where(dropped, empty, flat)
-        target = jax.tree.unflatten(shape_of_targets, [x[...][flat] for x in tuning.targets])
+        _, row = tuning.places
+        held = tuning.targets[size * leaves : (size + 1) * leaves]
+        target = jax.tree.unflatten(shape_of_target, [x[...][row[...][flat]] for x in held])
         known = jax.tree.unflatten(shape_of_words, [x[...] for x in tuning.words])
         text = jax.tree.map(lambda x: x[known.of[chosen]], known.text)
         if what.trains_text:
@@ -192,13 +299,29 @@ def assembled(
         if known.apart is not None:
             text = text._replace(apart=known.apart[chosen])
         each, metrics = model.loss(tuning.parts.denoiser, target, text, loss_keys, settings)
-        per_stream = each.reshape(rows.shape).mean(0)
-        shown = {name: metrics[name].mean() for name in _SHOWN if name in metrics}
-        if len(streams) > 1:
-            shown |= {f"loss_{s}": value for s, value in enumerate(per_stream)}
-        return per_stream @ streams, shown
+        per_stream = each.reshape(own.shape).mean(0)
+        share = own.shape[1] / rows.shape[1]
+        shown = {name: share * metrics[name].mean() for name in _SHOWN if name in metrics}
+        if len(every) > 1:
+            values = jnp.zeros(len(every)).at[streams].set(per_stream)
+            shown |= {f"loss_{s}": value for s, value in enumerate(values)}
+        return per_stream @ every[streams], shown
 
-    return Tuning(trainable.parts(model, what), targets, words), loss
+    tuning = Tuning(trainable.parts(model, what), targets, words)
+    if len(targets.arrays) == 1:
+        return tuning, functools.partial(loss, streams=slice(None), size=0)
+    choices = []
+    for stream, present in enumerate(targets.present):
+        of_stream = functools.partial(loss, streams=slice(stream, stream + 1))
+        losses = [functools.partial(of_stream, size=int(size)) for size in present]
+        choices.append(Choice(losses, functools.partial(_which, stream=stream, present=present)))
+    return tuning, choices
+
+
+def _which(tuning: Any, rows: jax.Array, *, stream: int, present: np.ndarray) -> jax.Array:
+    """Which of the sizes that a stream has its images of a step have."""
+    size, _ = tuning.places
+    return jnp.argmax(present == size[...][rows[0, stream]])
 
 
 def _stacked(batches: Sequence[Batch]) -> np.ndarray | None:
@@ -217,16 +340,16 @@ def rows(
     batches: Sequence[Batch], *, batch_size: int, seeds: Sequence[int]
 ) -> Callable[[int, int], np.ndarray]:
     """`rows(start, count)` → the rows [count, b, s] of steps [start, start + count); each stream
-    has its own order.
+    has its own order, and in a step images of one size.
     """
-    counts = [len(part.prompts) for part in batches]
-    first = np.cumsum([0, *counts[:-1]])
+    kinds = _kinds([part.sizes for part in batches])
+    first = np.cumsum([0, *[len(own) for own in kinds[:-1]]])
 
     def of_step(step: int) -> np.ndarray:
         each = []
-        for offset, count, seed in zip(first, counts, seeds, strict=True):
-            own = order.indices(step, batch_size=batch_size, count=count, seed=seed)
-            each.append(offset + own)
+        for offset, own, seed in zip(first, kinds, seeds, strict=True):
+            chosen = order.of_one_kind(step, batch_size=batch_size, kinds=own, seed=seed)
+            each.append(offset + chosen)
         return np.stack(each, axis=1)
 
     return lambda start, count: np.stack([of_step(step) for step in range(start, start + count)])

@@ -158,7 +158,9 @@ def write_report(run: Run, spec: RunSpec, *, command: str) -> Path:
     chosen = []
     settings_by_round = []
     for number in range(1, spec.rounds + 1):
-        stages.append(_stage(run, f"round_{number}", f"Round {number}"))
+        words = run.found_words(number)
+        title = f"Round {number}, {words}" if words else f"Round {number}"
+        stages.append(_stage(run, f"round_{number}", title))
         strips += _strips(run, number)
         chosen += _chosen(run, number)
         settings_by_round.append(_flat(to_dict(spec.round(number))))

@@ -57,11 +57,13 @@ def score_truth(job: Job) -> None:
     for sample in round_pool(job, 0):
         name = f"{noun(sample.content)}.png"
         if (folder / name).is_file():
-            image, ground = read_fitted(folder / name, fit)
-            square = image_files.to_square(image, job.pipeline.resolution, ground=ground)
+            fitted = read_fitted(folder / name, fit)._replace(keeps=False)
+            square = image_files.to_square(
+                fitted.image, job.pipeline.resolution, ground=fitted.ground
+            )
             image_files.write_png(job.run.path("truth", name), square)
             samples.append(dataclasses.replace(sample, file=name))
-            found[folder / name] = (image, ground)
+            found[folder / name] = fitted
     captions.say_fits(f"config.{section}.fit", found)
     if samples:
         score_stage(job, "truth", samples, _BY_TEXT)

@@ -24,7 +24,9 @@ from styledrop_jax.stages import objective, preview
 from styledrop_jax.stages.best import step_file
 from styledrop_jax.stages.job import Job
 from styledrop_jax.stages.steps import best_step
+from styledrop_jax.stages.words import find_words, finds
 from styledrop_jax.training import checkpoint, loop, many, mesh, optim
+from styledrop_jax.training.step import Losses
 
 STEPS_PER_CALL = 10
 """The most steps of one dispatch."""
@@ -32,7 +34,11 @@ STEPS_PER_CALL = 10
 
 def train_round(job: Job, number: int, streams: Sequence[Stream]) -> None:
     """Trains round `number` on `streams`, from its last checkpoint, and leaves its adapter file."""
-    if not _is_done(job, number):
+    if _is_done(job, number):
+        return
+    if finds(job, number):
+        find_words(job, number, streams)
+    else:
         training = _prepared(job, number, streams)
         training.finish(training.fitted())
 
@@ -42,8 +48,8 @@ def train_together(
 ) -> list[UserError | None]:
     """Trains round `number` of several runs of the same settings; returns what went wrong in each.
 
-    On one device those train at once whose programs are the same: images and prompts are as many,
-    and they stand at the same step. The others follow alone.
+    On one device those train at once whose programs are the same: images, of one size, and prompts
+    are as many, and they stand at the same step. The others follow alone.
     """
     groups: dict[Hashable, list[int]] = {}
     trainings: dict[int, _Training] = {}
@@ -53,9 +59,12 @@ def train_together(
         with _kept_apart(errors, i):
             if _is_done(job, number):
                 continue
+            if finds(job, number):
+                find_words(job, number, streams)
+                continue
             trainings[i] = _prepared(job, number, streams)
             members[i] = trainings[i].member()
-            alone = i if job.pipeline.devices.size > 1 else None
+            alone = i if job.pipeline.devices.size > 1 or trainings[i].several_sizes else None
             groups.setdefault((many.program(members[i]), alone), []).append(i)
     for group in groups.values():
         found = _fitted([trainings[i] for i in group], [members[i] for i in group])
@@ -121,7 +130,7 @@ class _Training:
     streams: Sequence[Stream]
     what: Trainable
     data: objective.Tuning
-    loss: loop.Loss
+    loss: Losses
     rows: Callable[[int, int], np.ndarray]
     key: jax.Array
     start: Any
@@ -142,6 +151,11 @@ class _Training:
     def optimizer(self) -> optax.GradientTransformation:
         settings = self.job.spec.round(self.number).train
         return optim.make(settings.learning_rate, ema_decay=settings.ema_decay)
+
+    @property
+    def several_sizes(self) -> bool:
+        """Whether images have several: at once with others, each step would train on all."""
+        return not callable(self.loss)
 
     @property
     def schedule(self) -> dict[str, Any]:
@@ -232,9 +246,12 @@ def _prepared(job: Job, number: int, streams: Sequence[Stream]) -> _Training:
     attach_key, step_key = jax.random.split(key)
     model = trainable.attach(job.pipeline, what, rngs=nnx.Rngs(params=attach_key))
     seeds = _seeds(job.spec.seed, number, len(streams))
+    sizes = objective.sizes(streams, job.pipeline)
+    if words := objective.said(sizes):
+        log.say(words)
     batches = []
-    for stream, seed in zip(streams, seeds, strict=True):
-        batches.append(objective.batch(stream, job.pipeline, settings, seed=seed))
+    for stream, seed, own in zip(streams, seeds, sizes, strict=True):
+        batches.append(objective.batch(stream, job.pipeline, settings, seed=seed, sizes=own))
     data, loss = objective.prepare(model, what, batches, settings)
     return _Training(
         job=job,

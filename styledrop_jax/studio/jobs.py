@@ -2,7 +2,8 @@
 studio.
 
 A job is a file of the studio's state beside its log. The process holds the log's lock, inherited
-with its output, until it ends: so a studio that is opened again knows what still runs.
+with its output, until it ends: so a studio that is opened again knows what still runs. Drawings
+share one process, which keeps the model; it gives way to every other command.
 """
 
 import contextlib
@@ -17,11 +18,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from styledrop_jax.errors import UserError, one_line, shown
 from styledrop_jax.io.files import guard, locked, read_object, write_json
 from styledrop_jax.studio.folders import Missing
+from styledrop_jax.studio.worker import COMMANDS as DRAWING
+from styledrop_jax.studio.worker import Turn, Worker
 
 QUEUED, RUNNING, DONE, FAILED, STOPPED = "queued", "running", "done", "failed", "stopped"
 _MOST = 200  # jobs that are remembered
@@ -66,15 +69,20 @@ class Jobs:
     Args:
         folder: where they are kept.
         program: that a job's words are given to.
+        warm: the program that draws one job after the other; empty for a process each.
     """
 
     def __init__(
-        self, folder: Path, program: Sequence[str] = (sys.executable, "-m", "styledrop_jax")
+        self,
+        folder: Path,
+        program: Sequence[str] = (sys.executable, "-m", "styledrop_jax"),
+        warm: Sequence[str] = (),
     ):
         self._folder = folder
         self._program = program
         self._change = threading.Condition()
-        self._own: dict[str, subprocess.Popen[bytes]] = {}
+        self._own: dict[str, subprocess.Popen[bytes] | Turn] = {}
+        self._worker = Worker(warm) if warm else None
         self._over = False
         with guard(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -88,6 +96,8 @@ class Jobs:
             self._over = True
             self._change.notify_all()
         self._thread.join()
+        if self._worker:
+            self._worker.end()
 
     def add(self, run: str, words: Sequence[str]) -> Job:
         """Puts a command at the end of the queue.
@@ -192,13 +202,7 @@ class Jobs:
         try:
             with self._log(job).open("ab") as file:
                 locked(file)
-                process = subprocess.Popen(
-                    [*self._program, *job.words],
-                    stdin=subprocess.DEVNULL,
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,  # ctrl-c in the studio's terminal is not meant for it
-                )
+                process = self._started(job.words, file)
         except OSError as error:
             job.said = one_line(str(error), 200)
             self._end(job, FAILED)
@@ -209,6 +213,22 @@ class Jobs:
         job.began = time.time()
         self._keep(job)
         self._change.notify_all()
+
+    def _started(self, words: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes] | Turn:
+        """A process on a command, in a session of its own: ctrl-c in the studio's terminal is not
+        meant for it.
+        """
+        if self._worker:
+            if words[0] in DRAWING:
+                return self._worker.begin(words, log)
+            self._worker.end()
+        return subprocess.Popen(
+            [*self._program, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
     def _look(self, job: Job) -> None:
         """Ends a job whose process has ended."""

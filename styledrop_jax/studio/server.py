@@ -11,6 +11,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from styledrop_jax.errors import UserError
+from styledrop_jax.studio import worker
 from styledrop_jax.studio.api import Api
 from styledrop_jax.studio.door import Door, is_loopback
 from styledrop_jax.studio.folders import Studio
@@ -46,7 +47,7 @@ def serve(root: Path, *, host: str, port: int, browser: bool) -> None:
     listening = _listening(host, port)
     number = listening.getsockname()[1]
     studio = Studio(root)
-    jobs = Jobs(studio.state / "jobs")
+    jobs = Jobs(studio.state / "jobs", warm=worker.PROGRAM)
     door = make(studio, jobs, host=host, port=number)
     shown = f"[{host}]" if ":" in host else host
     link = f"http://{shown}:{number}/?token={door.token}"

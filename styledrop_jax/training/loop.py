@@ -21,13 +21,7 @@ from styledrop_jax import hosts, log, tree
 from styledrop_jax.errors import UserError, shown
 from styledrop_jax.training import mesh, optim
 from styledrop_jax.training.checkpoint import Checkpoints
-
-Loss = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
-"""`loss(model, batch, keys) → (scalar, metrics)`, all of them means over the batch.
-
-The arrays of the batch have a leading axis b, and `keys` [b] are of the examples, one each. Metrics
-are averaged over the steps of a dispatch.
-"""
+from styledrop_jax.training.step import Losses, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,95 +71,10 @@ def placed(
     return jax.jit(begin, out_shardings=shardings)(params), shardings
 
 
-def make_train_step(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
-    *,
-    accumulate: int = 1,
-    shardings: Any = None,
-    over: Any = None,
-) -> Callable:
-    """Builds `step(graphdef, state, frozen, batches, count, key) → (state, metrics)`.
-
-    `batches` has a leading axis of steps, of which the first `count` are run, in one dispatch: one
-    program for any number of steps. The step's randomness is `fold_in(key, step)`, so a run depends
-    neither on how its steps are grouped nor on where it was interrupted. Only `state` is donated.
-    It is written for one model; see `over`.
-
-    The batch of a step is computed in `accumulate` parts, one after the other: the same step in
-    less memory. To `optax.MultiSteps` every part would be a step of the run, with its own number,
-    randomness and place in the log, and a checkpoint could fall between the parts.
-
-    `shardings` are those of the state, a tree like it, which it keeps; None leaves them to XLA.
-
-    With `over`, a tree like `frozen` of 0 where every model has its own and None where they share,
-    it trains many at once: all leaves of `state` have a leading axis of models, those of `batches`
-    one after that of steps, and metrics are [models].
-    """
-
-    @functools.partial(jax.jit, static_argnums=0)  # so that it is traced once for both its uses
-    def one(graphdef, frozen, key, state, batch):
-        def objective(params, part, keys):
-            value, metrics = loss(nnx.merge(graphdef, params, frozen), part, keys)
-            return value, metrics | {"loss": value}
-
-        gradient = functools.partial(jax.grad(objective, has_aux=True), state["params"])
-        step_key = jax.random.fold_in(key, state["step"])
-        keys = jax.random.split(step_key, len(jax.tree.leaves(batch)[0]))
-        grads, metrics = _mean_of_parts(gradient, (batch, keys), accumulate)
-        if shardings is not None:  # so that a device sums up its own part of them alone
-            grads = jax.lax.with_sharding_constraint(grads, shardings["params"])
-        updates, opt = optimizer.update(grads, state["opt"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
-        return {"params": params, "opt": opt, "step": state["step"] + 1}, metrics
-
-    def step(graphdef, state, frozen, batches, count, key):
-        run = functools.partial(one, graphdef, frozen, key)
-
-        def batch_of(i):
-            return jax.tree.map(lambda x: x[i], batches)
-
-        def body(i, carried):
-            state, total = carried
-            state, metrics = run(state, batch_of(i))
-            return state, jax.tree.map(jnp.add, total, metrics)
-
-        _, shapes = jax.eval_shape(run, state, batch_of(0))
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        state, total = jax.lax.fori_loop(0, count, body, (state, zeros))
-        return state, jax.tree.map(lambda m: m / count, total)
-
-    def many(graphdef, state, frozen, batches, count, key):
-        run = functools.partial(step, graphdef)
-        return jax.vmap(run, (0, over, 1, None, None))(state, frozen, batches, count, key)
-
-    kept = None if shardings is None else (shardings, None)
-    program = step if over is None else many
-    return jax.jit(program, static_argnums=0, donate_argnums=1, out_shardings=kept)
-
-
-def _mean_of_parts(function: Callable, examples: tuple, parts: int) -> Any:
-    """The mean of a function's results over equal parts of the examples, computed in turn.
-
-    A part takes every `parts`-th example, so that each device has its share of all of them.
-    """
-    if parts == 1:
-        return function(*examples)
-    cut = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1), examples)
-    shapes = jax.eval_shape(function, *jax.tree.map(lambda x: x[0], cut))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-    def add(total, part):
-        return jax.tree.map(jnp.add, total, function(*part)), None
-
-    total, _ = jax.lax.scan(add, zeros, cut)
-    return jax.tree.map(lambda x: x / parts, total)
-
-
 def fit(
     model: nnx.Module,
     trainable: nnx.filterlib.Filter,
-    loss: Loss,
+    loss: Losses,
     optimizer: optax.GradientTransformation,
     batches: Callable[[int, int], Any],
     *,
@@ -190,7 +99,7 @@ def fit(
 
     Args:
         model, trainable: a module that already carries what is trained, and the filter of that.
-        loss, optimizer: see `Loss`; an optax transformation.
+        loss, optimizer: see `Losses`; an optax transformation.
         batches: `batches(start, count)` → those of steps [start, start + count), stacked.
         steps, key: how many in all; the root key of their randomness.
         folder, meta: where the checkpoints go; what each keeps, and is compared on resume.

@@ -49,7 +49,7 @@ def program(member: Member) -> Hashable:
 
 def fit(
     members: Sequence[Member],
-    loss: loop.Loss,
+    loss: loop.Losses,
     optimizer: optax.GradientTransformation,
     *,
     steps: int,

@@ -9,6 +9,7 @@ on every device.
 import contextlib
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from styledrop_jax.errors import UserError
 from styledrop_jax.settings import setting
@@ -24,13 +25,14 @@ from styledrop_jax.settings import setting
 AXES = ("data", "fsdp")
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     # A step looks rows of these up: a table that is cut by rows would be sent around for it.
-    (r"(targets|words)\.\d+", PartitionSpec()),
+    (r"(targets|places|words)\.\d+", PartitionSpec()),
     (r"(.+\.)?embedding", PartitionSpec(None, "fsdp")),
 )
 """Which arrays are cut how: the first whose pattern a dotted path matches in full, if that divides.
 
 For all others the size decides: see `spec`.
 """
+_KINDS = (AxisType.Auto,) * len(AXES)
 _SMALL = 2**16  # numbers: what is smaller is not worth sending
 
 
@@ -52,8 +54,22 @@ def make(settings: MeshSettings | None = None) -> Mesh:
     Raises:
         UserError: there are not enough devices, or some of a process would have no part.
     """
-    asked = settings or MeshSettings()
-    count = jax.device_count()
+    all_of_them = jax.process_count() > 1
+    sides = _sides(settings or MeshSettings(), jax.device_count(), all_of_them=all_of_them)
+    return jax.make_mesh(sides, AXES, _KINDS, devices=jax.devices()[: math.prod(sides)])
+
+
+def imagined(settings: MeshSettings, count: int) -> AbstractMesh:
+    """The mesh of `count` devices that need not be there: arrays on it are shapes.
+
+    Raises:
+        UserError: the settings ask for another number of devices.
+    """
+    return AbstractMesh(_sides(settings, count, all_of_them=True), AXES, _KINDS)
+
+
+def _sides(asked: MeshSettings, count: int, *, all_of_them: bool) -> tuple[int, int]:
+    """How many of `count` devices are along each axis, if need be all of them."""
     if asked.fsdp > count or (not asked.data and count % asked.fsdp):
         raise UserError(
             f"config.mesh.fsdp: found {asked.fsdp}, expected a divisor of {count}, "
@@ -61,13 +77,12 @@ def make(settings: MeshSettings | None = None) -> Mesh:
         )
     data = asked.data or count // asked.fsdp
     used = data * asked.fsdp
-    if used > count or (used < count and jax.process_count() > 1):
+    if used > count or (used < count and all_of_them):
         raise UserError(
             f"config.mesh.data: found {data}, which with fsdp {asked.fsdp} is {used} devices; "
             f"expected {count}, the devices that there are"
         )
-    kinds = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh((data, asked.fsdp), AXES, kinds, devices=jax.devices()[:used])
+    return data, asked.fsdp
 
 
 def fitting(settings: MeshSettings) -> MeshSettings:
@@ -117,7 +132,7 @@ def _divides(shape: tuple[int, ...], rule: PartitionSpec, fsdp: int) -> bool:
     return fits and all(size % fsdp == 0 for size, axis in zip(shape, rule, strict=False) if axis)
 
 
-def shardings(tree: Any, mesh: Mesh) -> Any:
+def shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """A `NamedSharding` for each array, or shape, of a tree of weights."""
 
     def of_leaf(path: tuple, leaf: Any) -> NamedSharding:
@@ -180,7 +195,7 @@ def fetch(tree: Any) -> Any:
     return jax.tree.map(get, tree)
 
 
-def rounded(count: int, mesh: Mesh) -> int:
+def rounded(count: int, mesh: Mesh | AbstractMesh) -> int:
     """`count` examples, or a few more that the devices share evenly."""
     return -(-count // mesh.size) * mesh.size
 

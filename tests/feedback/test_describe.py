@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 import styledrop_jax
 from styledrop_jax.errors import UserError
-from styledrop_jax.feedback.describe import COLOURS, describe, phrases
+from styledrop_jax.feedback.describe import COLOURS, describe, names_of, phrases
 
 
 def _picture(ink, ground):
@@ -37,6 +37,35 @@ def test_colours_of_ink_and_ground_are_named(ink, ground):
     assert lines[0] == f"in {ink} lines on {ground} paper style"
     assert f"in {ground} lines on {ground} paper style" not in lines
     assert found["linocut"] == ["in linocut style"]
+
+
+@pytest.mark.parametrize(
+    "colour, name",
+    [
+        *(("white", "white"), ("snow", "white"), ("ghostwhite", "white"), ("ivory", "white")),
+        *(("#e8e8f4", "white"), ("#17171c", "black"), ("black", "black"), ("dimgray", "gray")),
+        *(("gainsboro", "light gray"), ("beige", "cream"), ("tan", "beige")),
+        *(("blue", "blue"), ("navy", "dark blue"), ("skyblue", "light blue"), ("teal", "teal")),
+        *(("purple", "purple"), ("indigo", "purple"), ("plum", "lavender"), ("hotpink", "pink")),
+        *(("red", "red"), ("maroon", "dark red"), ("orange", "orange"), ("saddlebrown", "brown")),
+        *(("lime", "green"), ("yellow", "yellow"), ("goldenrod", "gold"), ("aqua", "cyan")),
+    ],
+)
+def test_colours_have_the_names_that_people_give_them(colour, name):
+    assert names_of(np.array(ImageColor.getrgb(colour)))[0] == name
+
+
+@pytest.mark.parametrize("colour", ["white", "#e6e6f2", "#f0eef8", "#8a8a92", "#101018"])
+def test_what_is_next_to_gray_has_the_name_of_no_hue(colour):
+    grays = {"white", "light gray", "gray", "dark gray", "black"}
+    assert set(names_of(np.array(ImageColor.getrgb(colour)))) <= grays
+
+
+def test_the_edges_of_an_ink_are_no_ink():
+    large = Image.fromarray(_picture("white", "blue")).rotate(30, Image.Resampling.BICUBIC)
+    image = np.array(large.crop((12, 12, 52, 52)).resize((300, 300), Image.Resampling.BICUBIC))
+    lines = phrases(image)["{ink} lines on {ground} paper"]
+    assert lines == ["in white lines on blue paper style"]
 
 
 def test_a_picture_of_one_colour_has_words_too():

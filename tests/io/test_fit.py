@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from styledrop_jax.io.fit import read_fitted
-from styledrop_jax.io.image_files import read_image, to_square
+from styledrop_jax.io.fit import read_fitted, sizes
+from styledrop_jax.io.image_files import cut, read_image, to_square
 
 PAPER = (244, 236, 208)
 PADDED = "#f4ecd0"
@@ -28,7 +28,7 @@ def _photograph(size=(120, 40), seed=0):
 
 def _read(path, image, fit="auto", **save):
     image.save(path, **save)
-    pixels, ground = read_fitted(path, fit)
+    pixels, ground, _ = read_fitted(path, fit)
     np.testing.assert_array_equal(pixels, read_image(path))
     return pixels, ground
 
@@ -143,3 +143,45 @@ def test_crops_of_a_padded_image_lie_in_its_square():
         top = round(y * 30)
         window = to_square(image, 120, ground=PADDED, crop=(x, y, 0.8))
         np.testing.assert_array_equal(window, whole[top : top + 120, left : left + 120])
+
+
+# -------------------------------------------------------------- shapes that are kept
+
+OFFERED = [(512, 512), (384, 640), (640, 384), (448, 576), (576, 448), (384, 704), (704, 384)]
+
+
+def test_what_would_be_cut_through_keeps_its_shape(tmp_path):
+    kept = {}
+    for name, image in (("photo", _photograph()), ("drawing", _drawing())):
+        image.save(tmp_path / "a.png")
+        kept[name] = read_fitted(tmp_path / "a.png", "keep")
+    assert kept["photo"].keeps and not kept["photo"].ground
+    assert not kept["drawing"].keeps and kept["drawing"].ground == PADDED
+    _photograph((40, 40)).save(tmp_path / "a.png")
+    assert not read_fitted(tmp_path / "a.png", "keep").keeps, "it is a square"
+
+
+def test_a_few_sizes_are_taken_that_cut_least():
+    shapes = [(3000, 4000), (3024, 4032), (4000, 3000), (2000, 3000), (1080, 1920), (900, 1600)]
+    found = sizes([*shapes, (4000, 2250), (3000, 4000)], OFFERED)
+    assert len(set(found)) <= 3
+    assert found[0] == found[1] == found[7] == (448, 576)
+    for (h, w), (height, width) in zip([*shapes, (4000, 2250)], found, strict=False):
+        assert (h > w) == (height > width)
+    assert sizes([(3000, 4000)], OFFERED) == [(448, 576)]
+    assert sizes([(500, 501)] * 3, OFFERED) == [(512, 512)] * 3
+    assert sizes([(100, 102), (100, 98)], OFFERED) == [(512, 512)] * 2, "one more saves little"
+
+
+def test_squares_stay_squares_beside_other_shapes():
+    found = sizes([None, (400, 640), (640, 400), (300, 400), None], OFFERED)
+    assert found[0] == found[4] == (512, 512) and len(set(found)) <= 3
+    assert sizes([None, None], OFFERED) == [(512, 512)] * 2
+
+
+def test_a_window_of_any_shape_is_the_largest_from_the_middle():
+    image = np.random.default_rng(0).integers(0, 256, (40, 120, 3)).astype(np.uint8)
+    np.testing.assert_array_equal(cut(image, (40, 60)), image[:, 30:90])
+    np.testing.assert_array_equal(cut(image, (10, 120)), image[15:25])
+    np.testing.assert_array_equal(cut(image, (40, 60), (1, 0, 1)), image[:, 60:])
+    np.testing.assert_array_equal(cut(image, (20, 20)), to_square(image, 20))

@@ -11,6 +11,10 @@ EPSILON = "epsilon"
 V = "v_prediction"
 LDM = "model:\n  target: ldm.models.diffusion.ddpm.LatentDiffusion\n  params:\n"
 YAML_V = LDM + '    parameterization: "v"\n'
+XL = (
+    "model:\n  target: sgm.models.diffusion.DiffusionEngine\n  params:\n    denoiser_config:\n"
+    "      params:\n        scaling_config:\n          target: sgm.modules.denoiser_scaling."
+)
 YAML_EPSILON = LDM + "    linear_start: 0.00085\n"  # as the released files of 1.x and 2.x base
 EVERY_VERSION = pytest.mark.parametrize("version", [1, 2])
 
@@ -43,6 +47,11 @@ def _read(folder, version, metadata=None, tensors=(), yaml=None) -> prediction_t
         ({"tensors": ("v_pred",), "metadata": {"ss_zero_terminal_snr": "True"}}, (V, True)),
         ({"yaml": YAML_V}, (V, None)),
         ({"yaml": YAML_EPSILON}, (EPSILON, None)),
+        ({"yaml": XL + "VScaling\n"}, (V, None)),
+        ({"yaml": XL + "EpsScaling\n"}, (EPSILON, None)),
+        ({"metadata": {"modelspec.architecture": "stable-diffusion-v2-768-v"}}, (V, None)),
+        ({"metadata": {"modelspec.architecture": "stable-diffusion-v2-512"}}, (EPSILON, None)),
+        ({"metadata": {"modelspec.architecture": "stable-diffusion-v1"}}, (None, None)),
         ({"yaml": "another: tool\n"}, (None, None)),
         ({"yaml": ""}, (None, None)),
         ({"yaml": YAML_V, "tensors": ("ztsnr",)}, (V, True)),
@@ -107,6 +116,9 @@ def test_contradictions_name_both(version, marks, words, tmp_path):
         ),
         ({"yaml": LDM + "    parameterization: x0\n"}, "tuned.yaml: parameterization is 'x0'"),
         ({"yaml": LDM + "    parameterization: [v]\n"}, r"parameterization is \['v'\]"),
+        ({"yaml": XL + "EDMScaling\n"}, "tuned.yaml: the target of its scaling_config is 'sgm"),
+        ({"tensors": ("edm_mean",)}, r"edm_mean says that it trained with EDM's noise"),
+        ({"tensors": ("edm_vpred.sigma_max",)}, r"edm_vpred\.sigma_max says that it trained"),
         ({"yaml": "model: ["}, "tuned.yaml: not readable YAML"),
         ({"yaml": "a: !!python/object/apply:os.getcwd []"}, "tuned.yaml: not readable YAML"),
     ],

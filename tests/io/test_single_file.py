@@ -170,6 +170,34 @@ def test_a_tower_saved_without_its_prefix_is_read():
     assert set(found["text_encoder"]) == set(usual["text_encoder"])
 
 
+def test_a_2_x_by_the_names_of_xl_is_read():
+    usual = ldm_tensors("tiny 2.x", _modules("tiny 2.x"))
+    expected = split(list(usual), source="file")
+    other = {}
+    for name in usual:
+        other[name] = name.replace("cond_stage_model.", "conditioner.embedders.0.")
+    found = split(list(other.values()), source="file")
+    for part, sources in expected.items():
+        assert set(found[part]) == set(sources)
+        for name, source in sources.items():
+            assert found[part][name] == source._replace(name=other[source.name])
+
+
+def test_what_tools_leave_beside_the_weights_is_no_part_of_the_model():
+    usual = list(ldm_tensors("tiny 1.x", _modules("tiny 1.x")))
+    strays = [
+        "global_step",
+        "v_pred",
+        "model_ema.num_updates",
+        "first_stage_model.loss.logvar",
+        "first_stage_model.model_ema.decay",
+        "cond_stage_model.logit_scale",
+        "cond_stage_model.transformer.text_projection.weight",
+        "embedding_manager.embedder.transformer.text_model.final_layer_norm.weight",
+    ]
+    assert split([*usual, *strays], source="file") == split(usual, source="file")
+
+
 def test_an_unknown_name_is_kept_for_the_loader_to_report():
     names = [
         *ldm_tensors("tiny 1.x", _modules("tiny 1.x")),
@@ -191,6 +219,7 @@ def test_an_unknown_name_is_kept_for_the_loader_to_report():
             ["encoder.conv_in.weight", "decoder.up.0.block.0.conv1.weight"],
             r"\(an autoencoder alone\)",
         ),
+        (["depth_model.model.pretrained.cls_token"], r"\(Stable Diffusion 2's depth model\)"),
         (["down_blocks.0.resnets.0.conv1.weight"], r"\(the U-Net of a diffusers folder\)"),
         (
             ["model.diffusion_model.joint_blocks.0.x", "first_stage_model.x.y"],

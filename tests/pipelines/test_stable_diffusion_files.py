@@ -262,6 +262,30 @@ def test_a_single_file_has_the_hash_of_its_tensors_not_of_its_header(single_file
     assert load(single_file.file).base_hash != expected
 
 
+def test_an_inpainting_model_in_a_single_file_is_known_by_its_first_layer(single_file):
+    single_file.write(2)
+    tensors = load_file(single_file.file)
+    first = "model.diffusion_model.input_blocks.0.0.weight"
+    tensors[first] = tensors[first].repeat(1, 3, 1, 1)[:, :9].contiguous()
+    save_file(tensors, single_file.file)
+    model = load(single_file.file)
+    assert model.inpaints and model.denoiser.config.in_channels == 9
+    assert model.schedule == schedule("epsilon")  # those of 2.x predict the noise too
+
+
+def test_eight_bit_weights_in_a_single_file_are_cast(single_file):
+    single_file.write(1)
+    tensors = load_file(single_file.file)
+    for name, tensor in tensors.items():
+        if name.startswith(("model.", "cond_stage_model.")) and tensor.is_floating_point():
+            tensors[name] = tensor.to(torch.float8_e4m3fn)
+    save_file(tensors, single_file.file)
+    model = load(single_file.file)
+    first = tensors["model.diffusion_model.input_blocks.0.0.weight"].float().numpy()
+    np.testing.assert_array_equal(model.denoiser.conv_in.kernel[...], first.transpose(2, 3, 1, 0))
+    assert model.denoiser.conv_in.kernel.dtype == jnp.float32
+
+
 def test_what_stands_beside_a_single_file_wins(single_file, parts):
     single_file.write(1)
     beside = single_file.file.with_suffix("")
@@ -342,8 +366,8 @@ def test_a_scheduler_beside_that_contradicts_a_mark_is_refused(version, tmp_path
         ),
         (
             "unet/config.json",
-            {"in_channels": 9},
-            "unet has in_channels 9, expected the latent_channels 4 of vae",
+            {"in_channels": 8},
+            "unet has in_channels 8, expected the latent_channels 4 of vae, or 9 of an inpainting",
         ),
         (
             "unet/config.json",

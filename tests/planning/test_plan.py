@@ -10,6 +10,8 @@ import tiny
 from flax import nnx
 
 from styledrop_jax import config_files, tree
+from styledrop_jax.adapters import full
+from styledrop_jax.adapters.base import Trainable
 from styledrop_jax.errors import UserError
 from styledrop_jax.io.files import read_json
 from styledrop_jax.pipelines.load import load, shapes
@@ -17,8 +19,11 @@ from styledrop_jax.planning import compiler, devices, programs, run
 from styledrop_jax.planning.compiler import Cost
 from styledrop_jax.stages.begin import trainables
 from styledrop_jax.stages.read import read
+from styledrop_jax.training import mesh
+from styledrop_jax.training.mesh import MeshSettings
 
 CPU = devices.find("cpu")
+SQUARE = (tiny.RESOLUTION, tiny.RESOLUTION)
 
 
 def _spec(**changes):
@@ -72,33 +77,60 @@ def test_arguments_are_counted_exactly_and_compile(base):
     pipeline = shapes(spec.base, jnp.dtype("float32"), weights=jnp.dtype("float32"))
     (what, *_) = trainables(spec, read(spec).program)
     train = dataclasses.replace(spec.round(1).train, batch_size=2)
-    step = programs.training(pipeline, what, [programs.Images(3)], train, steps=2)
+    images = [programs.Images([SQUARE] * 3)]
+    step = programs.training(pipeline, what, images, train, steps=2, devices=CPU.mesh)
     known = compiler.estimated(step, CPU)
     whole = compiler.compiled(step, CPU)
     assert whole.arguments <= known.arguments <= 1.1 * whole.arguments  # some are not read
     assert whole.temporaries and whole.flops == known.flops > 1e6
-    sampler = programs.sampling(pipeline, what, spec.round(1).sample)
+    sampler = programs.sampling(pipeline, what, spec.round(1).sample, CPU.mesh)
     assert set(sampler) == {"sampling", "decoding"}
     assert all(compiler.estimated(program, CPU).flops > 1e5 for program in sampler.values())
 
 
-def test_chips_share_a_batch():
+def _on(name, what, **share):
+    """What a step of 8 images takes on a device whose chips share the work."""
     spec = _spec()
     pipeline = shapes(spec.base, jnp.dtype("float32"), weights=jnp.dtype("float32"))
-    (what, *_) = trainables(spec, read(spec).program)
     train = dataclasses.replace(spec.round(1).train, batch_size=8)
-    step = programs.training(pipeline, what, [programs.Images(1)], train, steps=1)
-    one = compiler.estimated(step, devices.find("v5e"))
-    eight = compiler.estimated(step, devices.find("v5e:2x4"))
-    assert eight.flops == one.flops / 8
+    device = devices.find(name, MeshSettings(**share))
+    images = [programs.Images([SQUARE])]
+    step = programs.training(pipeline, what, images, train, steps=1, devices=device.mesh)
+    return compiler.estimated(step, device)
+
+
+def test_chips_share_a_batch():
+    (what, *_) = trainables(_spec(), read(_spec()).program)
+    one = _on("v5e", what)
+    eight = _on("v5e:2x4", what)
+    assert eight.flops == pytest.approx(one.flops / 8, rel=1e-3)
     assert one.arguments - eight.arguments == 4 * (8 - 1), "each has its own row alone"
+
+
+def test_chips_share_the_weights(monkeypatch):
+    monkeypatch.setattr(mesh, "_SMALL", 64)  # so that the tiny weights are cut
+    what = Trainable(denoiser=full.Config())
+    one = _on("v5e", what)
+    four = _on("v5e:2x2", what, fsdp=4)
+    assert one.arguments < 4 * four.arguments < 1.3 * one.arguments
+    two = _on("v5e:2x2", what, data=2, fsdp=2)
+    assert four.arguments < two.arguments < one.arguments
+
+
+def test_chips_that_do_not_share_evenly(capfd, tmp_path):
+    slice_of_four = ("--device", "v5e:2x2")
+    error = runs.refused(capfd, *_words(tmp_path / "run", "--config.mesh.fsdp", 3), *slice_of_four)
+    assert "config.mesh.fsdp: found 3, expected a divisor of 4" in error
+    more = runs.flags(round_1__train__batch_size=6)
+    error = runs.refused(capfd, *_words(tmp_path / "run", *more), *slice_of_four)
+    assert "train.batch_size: found 6, expected a multiple of 4" in error
 
 
 def test_the_command_counts_where_there_is_no_compiler(tmp_path, capfd, monkeypatch):
     def lacking(device):
         raise UserError(f'--device {device.name}: no compiler; pip install ".[compilers]"')
 
-    monkeypatch.setattr("styledrop_jax.planning.words.mesh", lacking)
+    monkeypatch.setattr("styledrop_jax.planning.words.chips", lacking)
     assert tiny.styledrop(*_words(tmp_path / "run"), "--device", "v5e") == 0
     out = capfd.readouterr().out
     assert not (tmp_path / "run").exists()
@@ -137,6 +169,31 @@ def test_presets_are_known_without_their_weights(preset, parameters):
     assert counted.frozen == [parameters] and counted.steps == [1000]
 
 
+def test_what_chips_send_is_counted_once():
+    """Written as the TPU's compiler does: a gather in two parts, a reduction that scatters."""
+    program = """
+%fused.1 (p: bf16[2,8]) -> bf16[8,8] {
+  %all-gather.1 = bf16[8,8]{1,0:T(8,128)S(1)} all-gather(%p), channel_id=4, dimensions={0}
+}
+%fused.2 (p: bf16[2,8]) -> bf16[8,8] {
+  %all-gather.2 = bf16[8,8]{1,0:T(8,128)} all-gather(%p), channel_id=4, dimensions={0}
+}
+%all-reduce-scatter.1 (p: f32[8,8]) -> f32[2,8] {
+  %all-reduce.9 = f32[8,8]{1,0} all-reduce(%p), channel_id=9, to_apply=%add
+}
+ENTRY %main (p: f32[8,8]) -> f32[8] {
+  %all-reduce = (f32[3]{0}, pred[5]{0}) all-reduce(%a, %b), channel_id=2, to_apply=%add
+  %permute = (u8[6]{0}, u8[6]{0}) collective-permute-start(%c), channel_id=1
+}
+"""
+    assert compiler.sent(program) == {
+        "all-gather": 128,
+        "all-reduce": 17,
+        "collective-permute": 6,
+        "reduce-scatter": 256,
+    }
+
+
 # -------------------------------------------------------------- what does not fit
 
 
@@ -144,20 +201,24 @@ def _part(temporaries):
     return run.Part("training", Cost(10**9, 1e12, temporaries), 0, 1)
 
 
+def _advice(plan, memory, measure):
+    device = CPU._replace(memory=memory)
+    return run.advice(plan, run.counts(plan), _part(9 * 10**9), device, measure)
+
+
 def test_advice_is_compiled_and_bounded():
     plan = _plan()
-    counted = run.counts(plan)
     asked = []
 
     def measure(words, program):
         asked.append(words)
         return Cost(10**9, 1e12, 3 * 10**9 if "remat" in words else 9 * 10**9)
 
-    (*failed, last) = run.advice(plan, counted, _part(9 * 10**9), 5.0, measure)
+    (*failed, last) = _advice(plan, 5.0, measure)
     assert "train.remat true would fit: 4.0 GB" in last
     assert all("would not fit either: 10.0 GB" in line for line in failed)
     asked.clear()
-    assert len(list(run.advice(plan, counted, _part(9 * 10**9), 0.5, measure))) == len(asked) <= 4
+    assert len(list(_advice(plan, 0.5, measure))) == len(asked) <= 4
     assert len(set(asked)) == len(asked)
 
 

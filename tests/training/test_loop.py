@@ -18,6 +18,7 @@ from flax import nnx
 from styledrop_jax import hosts, log
 from styledrop_jax.errors import UserError
 from styledrop_jax.training import checkpoint, loop, optim
+from styledrop_jax.training.step import make_train_step
 
 # when one read of a damaged checkpoint fails, Orbax drops its others
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -188,7 +189,7 @@ def test_steps_may_be_grouped_in_any_way(steps_per_call, tmp_path):
 def test_one_program_serves_any_number_of_steps(tmp_path, monkeypatch):
     """Dispatches of 3, 2, 3 and 1 steps, whose metrics are their own steps' means."""
     made = []
-    make = loop.make_train_step
+    make = make_train_step
 
     def in_numpy(start, count):
         return np.asarray(_batches(start, count))
@@ -488,9 +489,9 @@ def test_a_checkpoint_of_another_setting_is_refused(tmp_path):
 def test_many_styles_train_at_once_as_they_do_alone():
     optimizer = optim.make(1e-2)
     graphdef, params, frozen = loop.split(Tiny(), HEAD)
-    step = loop.make_train_step(_loss, optimizer)
+    step = make_train_step(_loss, optimizer)
     shared = jax.tree.structure(frozen).unflatten([None] * len(jax.tree.leaves(frozen)))
-    many = loop.make_train_step(_loss, optimizer, over=shared)
+    many = make_train_step(_loss, optimizer, over=shared)
     states = []
     data = []
     alone = []

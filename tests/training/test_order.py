@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from styledrop_jax.training.order import indices
+from styledrop_jax.training.order import indices, of_one_kind
 
 
 def _run(steps: range, **settings) -> np.ndarray:
@@ -45,3 +45,28 @@ def test_the_batch_is_the_callers_to_change():
     before = indices(0, **settings).copy()
     indices(0, **settings)[:] = -1
     np.testing.assert_array_equal(indices(0, **settings), before)
+
+
+def _of_kinds(kinds, steps, batch_size=4):
+    settings = {"batch_size": batch_size, "kinds": np.array(kinds), "seed": 5}
+    return [of_one_kind(step, **settings) for step in range(steps)]
+
+
+def test_a_step_has_one_kind_and_a_kind_its_share_of_steps():
+    kinds = np.array([0, 1, 0, 2, 0])
+    found = _of_kinds(kinds, 4 * len(kinds))
+    turns = []
+    for seen in found:
+        assert len(set(kinds[seen])) == 1 and seen.dtype == np.int32
+        turns.append(kinds[seen[0]])
+    for epoch in range(4):
+        assert sorted(turns[5 * epoch : 5 * epoch + 5]) == [0, 0, 0, 1, 2]
+    of_first = np.concatenate([seen for seen in found if kinds[seen[0]] == 0])
+    for epoch in range(len(of_first) // 3):
+        assert sorted(of_first[3 * epoch : 3 * epoch + 3]) == [0, 2, 4], "whole epochs"
+
+
+def test_one_kind_is_no_other_order():
+    found = _of_kinds([0] * 7, 9)
+    for step, seen in enumerate(found):
+        np.testing.assert_array_equal(seen, indices(step, batch_size=4, count=7, seed=5))

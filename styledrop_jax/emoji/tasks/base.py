@@ -30,7 +30,7 @@ class Task(Generic[M]):
     Attributes:
         model: freshly initialised, or with frozen parts filled in.
         trainable: what the optimiser changes.
-        loss: see `loop.Loss`.
+        loss: see `step.Loss`.
         batches: see `loop.fit`.
         after: see `loop.fit`.
         sheet: an image [h, w, 3] uint8 that shows what the trained model does.

@@ -1,0 +1,170 @@
+"""Whole runs on models of public size with random weights: the seconds of each stage, and memory.
+
+    python benchmarks/real_size.py --workdir runs/real_size [--only amused-256,sd15]
+
+Nothing is fetched: each model is written in its public layout, in float16, with weights of random
+numbers and the shipped tokenizer. A `styledrop personalize` of its preset then runs on it in a
+process of its own, from a cold cache of programs: one round of two training steps on one image,
+and one sample of two steps before it and after it. What it draws is noise; the shipped CLIP scores
+it. A model that is there is not written again, and a finished run is run again.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from flax import nnx
+
+from styledrop_jax import cli, log, rounds
+from styledrop_jax.io import hub, pretrained
+from styledrop_jax.models import clip
+from styledrop_jax.models.tokenizer import load_tokenizer, save_tokenizer
+from styledrop_jax.pipelines.components import Component
+from styledrop_jax.pipelines.load import LOADERS
+
+MODELS = {
+    "amused-256": ("muse", "amused/amused-256"),
+    "amused-512": ("muse", "amused/amused-512"),
+    "sd15": ("stable_diffusion", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+}
+SCHEDULERS = {
+    "muse": {"_class_name": "AmusedScheduler", "mask_token_id": 8255},
+    "stable_diffusion": {
+        "_class_name": "PNDMScheduler",
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "clip_sample": False,
+    },
+}
+STAGES = {
+    "loading": ("begin",),
+    "training": ("train_round",),
+    "sampling": ("sample_base", "sample_round"),
+    "scoring": ("score_base", "score_round"),
+    "report": ("told",),
+}
+_TOKENIZER = hub.SHIPPED / "emoji64" / "sd" / "tokenizer"
+
+
+def write(name: str, folder: Path) -> None:
+    """A model of random weights, in its public layout."""
+    kind, public = MODELS[name]
+    loader = LOADERS[kind]
+    tokenizer = load_tokenizer(_TOKENIZER)
+    save_tokenizer(tokenizer, folder / "tokenizer")
+    for component in loader.components:
+        config = loader.named[public][component.folder]
+        if isinstance(config, clip.TextConfig):
+            config = dataclasses.replace(
+                config,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        log.say(f"{name}: random weights of {component.folder}")
+        hub.save_component(folder / component.folder, config.to_dict(), _random(component, config))
+    text = json.dumps(SCHEDULERS[kind])
+    (folder / "scheduler").mkdir(exist_ok=True)
+    (folder / "scheduler" / "scheduler_config.json").write_text(text)
+
+
+def _random(component: Component, config: Any) -> dict[str, np.ndarray]:
+    module = nnx.eval_shape(lambda: component.module(config, rngs=pretrained.ONE_KEY))
+    rng = np.random.default_rng(0)
+    found = {}
+    for name, shape in pretrained.shapes(module, component.rules).items():
+        scale = float("norm" in name and name.endswith("weight"))
+        noise = rng.standard_normal(shape, np.float32)
+        found[name] = (scale + 0.02 * noise).astype(np.float16)
+    return found
+
+
+def measured(words: list[str]) -> None:
+    """Carries out a run, and prints the seconds of its stages."""
+    seconds = dict.fromkeys(STAGES, 0.0)
+    began = time.monotonic()
+
+    def timed(stage: str, function: Callable) -> Callable:
+        def run(*arguments: Any, **named: Any) -> Any:
+            start = time.monotonic()
+            try:
+                return function(*arguments, **named)
+            finally:
+                seconds[stage] += time.monotonic() - start
+
+        return run
+
+    for stage, names in STAGES.items():
+        for function in names:
+            patched = timed(stage, getattr(rounds, function))
+            mock.patch.object(rounds, function, patched).start()
+    sys.argv = ["styledrop", *words]
+    cli.run()
+    print(json.dumps({"all": time.monotonic() - began, **seconds}), flush=True)
+
+
+def row(name: str, folder: Path) -> str:
+    """The line of a model in the table."""
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    shutil.rmtree(folder / "cache", ignore_errors=True)
+    (folder / "prompts.txt").write_text("a cat\n")
+    config = {
+        "base": folder / "model",
+        "clip": "emoji64/clip",
+        "prompts": folder / "prompts.txt",
+        "rounds": 1,
+        "round_1.train.steps": 2,
+        "round_1.train.batch_size": 1,
+        "round_1.sample.steps": 2,
+        "round_1.sample.batch_size": 1,
+        "round_1.sample.images_per_prompt": 1,
+    }
+    words = ["personalize", "--config", f"styledrop:{name}", "--workdir", str(folder / "run")]
+    for field, value in config.items():
+        words += [f"--config.{field}", str(value)]
+    line = [sys.executable, __file__, "--measured", *words]
+    environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache")}
+    with (folder / "out.txt").open("w") as out:
+        actions = [(os.POSIX_SPAWN_DUP2, out.fileno(), 1)]
+        child = os.posix_spawn(sys.executable, line, environment, file_actions=actions)
+        _, status, used = os.wait4(child, 0)
+    if status:
+        raise SystemExit(f"{name}: the run failed; see {folder / 'out.txt'}")
+    seconds = json.loads((folder / "out.txt").read_text().splitlines()[-1])
+    cells = [name, *(f"{seconds[stage]:.0f}" for stage in (*STAGES, "all"))]
+    cells += [f"{used.ru_utime + used.ru_stime:.0f}", f"{used.ru_maxrss / 2**20:.2f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    if "--measured" in sys.argv:
+        measured(sys.argv[sys.argv.index("--measured") + 1 :])
+        return
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workdir", type=Path, required=True, help="where models and runs go")
+    parser.add_argument("--only", default=",".join(MODELS), help="models, with commas; all else")
+    flags = parser.parse_args()
+    rows = []
+    for name in flags.only.split(","):
+        folder = flags.workdir / name
+        if not (folder / "model" / "scheduler").is_dir():
+            write(name, folder / "model")
+        rows.append(row(name, folder))
+    print(f"| model | {' | '.join(STAGES)} | all s | CPU s | peak GiB |\n{'|---' * 9}|")
+    print("\n".join(rows))
+
+
+if __name__ == "__main__":
+    main()
