@@ -110,7 +110,7 @@ class RunSpec:
 
     base: str = setting(
         "emoji64/sd",
-        "base model: a name or a local diffusers folder",
+        "base model: a name, OWNER/NAME of the Hugging Face hub, or a local diffusers folder",
         empty=False,
         path="model",
         basic=True,
