@@ -306,8 +306,15 @@ def absolute(data: dict[str, Any]) -> dict[str, Any]:
 def portable(data: dict[str, Any]) -> dict[str, Any]:
     """`data`, complete, without the folders of this machine: of the user's files their names."""
     for field in settings.describe(_kind(data), data):
-        if field.path and isinstance(field.value, str) and os.path.isabs(field.value):
-            _put(data, field.name.split("."), Path(field.value).name)
+        if not (field.path and isinstance(field.value, str)):
+            continue
+        name = field.value
+        if field.path == "loras":
+            merged = merged_loras(field.value)
+            name = ",".join(f"{Path(path).name}:{weight}" for path, weight in merged)
+        elif os.path.isabs(field.value):
+            name = Path(field.value).name
+        _put(data, field.name.split("."), name)
     return data
 
 

@@ -241,3 +241,17 @@ def test_rounds_that_can_be(changes):
 def test_weights_are_kept_as_what_trains_needs_them(kind, dtype, expected):
     data = {"dtype": dtype, "round_1": {"adapter": {"kind": kind}}}
     assert spec.from_config(data).weights_dtype == expected
+
+
+def test_what_is_portable_names_no_folder_of_this_machine():
+    paths = {
+        "base": "/models/sd",
+        "clip": "emoji64/clip",
+        "base_loras": "/loras/a.safetensors:0.8,b.safetensors",
+        "reference": {"image": "/home/me/my pictures/house.png"},
+    }
+    found = spec.portable(spec.complete(paths))
+    assert (found["base"], found["clip"]) == ("sd", "emoji64/clip")
+    assert found["base_loras"] == "a.safetensors:0.8,b.safetensors:1.0"
+    assert found["reference"]["image"] == "house.png"
+    assert spec.from_config(found).loras == (("a.safetensors", 0.8), ("b.safetensors", 1.0))
