@@ -1,15 +1,18 @@
 """StyleDrop under three kinds of words for a style: its bare name, a person's, and found ones.
 
     python benchmarks/found_words.py --corpus corpus --workdir runs/words [--style blueprint]
+    python benchmarks/found_words.py --corpus corpus --workdir runs/words --alone
 
 Every held-out style, one reference each, the defaults of `configs/styledrop.py`, one seed: what the
 words alone draw (the base model), round 1, and the round that the run takes. A table follows each
-style. A person's words were
-written from a look at the references, before anything was scored; found ones are the first that
-`styledrop describe` prints when it is told what the picture shows. Text is CLIP's cosine with the
-prompt without words of style, Style with the reference, leakage with the words for what that shows;
-colour and texture are distances to it by a judge without CLIP. Means over styles and prompts, with
-95% bootstrap intervals. Resumable.
+style. With `--alone` nothing trains: the base model draws every third prompt, as words.py has it.
+
+A person's words were written from a look at the references, before anything was scored; found ones
+are the first that `styledrop describe` prints when it is told what the picture shows. Text is
+CLIP's cosine with the prompt without words of style, Style with the reference, leakage with the
+words for what that shows, content how much likelier its own is than all prompts' contents; colour
+and texture are distances to the reference by a judge without CLIP. Means over styles and prompts,
+with 95% bootstrap intervals. Resumable.
 """
 
 import argparse
@@ -20,7 +23,7 @@ import numpy as np
 from every_style import every_style
 from held_out_styles import Style, by_prompt, write_style
 from methods import scores_of
-from words import print_table
+from words import SCORES, print_table, scores_under
 
 from styledrop_jax import config_files, library, log
 from styledrop_jax.emoji import corpus
@@ -63,6 +66,7 @@ def main() -> None:
     )
     parser.add_argument("--workdir", type=Path, required=True, help="where the runs go")
     parser.add_argument("--style", action="append", choices=tuple(PERSONS), help="default: all")
+    parser.add_argument("--alone", action="store_true", help="only what the words alone draw")
     flags = parser.parse_args()
     data = corpus.load(flags.corpus)
     clip = ClipScorer.load(hub.resolve("emoji64/clip"))
@@ -71,6 +75,9 @@ def main() -> None:
         if not flags.style or name_of(style) in flags.style:
             folder = write_style(data, flags.workdir, style)
             given.append((style, folder, words_of(folder / "reference.png", style)))
+    if flags.alone:
+        _draw_with_words_alone(clip, given)
+        return
     table: dict[str, list[np.ndarray]] = {}
     for count, (style, folder, descriptors) in enumerate(given, 1):
         for arm, descriptor in zip(WORDS, descriptors, strict=True):
@@ -81,6 +88,19 @@ def main() -> None:
         print(f"\nStyleDrop, {count} of {len(given)} styles")
         print_table(table, _SCORES)
     _print_styles(given, table)
+
+
+def _draw_with_words_alone(clip: ClipScorer, given: Sequence[Given]) -> None:
+    base = library.load()
+    table: dict[str, list[np.ndarray]] = {}
+    for style, folder, descriptors in given:
+        reference = image_files.read_image(folder / "reference.png")
+        shown = noun_phrase(style.concept)
+        for arm, descriptor in zip(WORDS, descriptors, strict=True):
+            rows = scores_under(base, clip, reference, shown, descriptor)
+            log.say(f"{name_of(style)}, {descriptor}: {rows.mean(axis=0).round(3)}")
+            table.setdefault(arm, []).append(rows)
+    print_table(table, SCORES)
 
 
 def name_of(style: Style) -> str:

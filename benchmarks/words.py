@@ -50,7 +50,7 @@ def main() -> None:
         }
         for arm, descriptor in descriptors.items():
             log.say(f"{style.name}, {arm}: {descriptor}")
-            rows = _scores(base, clip, reference, style.content, descriptor)
+            rows = scores_under(base, clip, reference, style.content, descriptor)
             table.setdefault(arm, []).append(rows)
     print_table(table, SCORES)
 
@@ -62,7 +62,7 @@ def print_table(table: Mapping[str, Sequence[np.ndarray]], scores: Sequence[str]
         print(f"| {arm} | {' | '.join(intervals(parts))} |", flush=True)
 
 
-def _scores(
+def scores_under(
     base: Pipeline, clip: ClipScorer, reference: np.ndarray, shown: str, descriptor: str
 ) -> np.ndarray:
     """The scores of the base model's samples, [prompts, 4]; not of what the reference shows."""

@@ -125,7 +125,9 @@ def _write_run(style: Style, trained: Trained, folder: Path) -> None:
 
 
 def _pictures(style: Style, folder: Path) -> list[_Picture]:
-    """The best sample of each of the run's first prompts, copied beside the card."""
+    """The best sample of each of the run's first prompts, copied beside the card; of prompts with
+    weights the words, which every tool reads.
+    """
     stage = style.run / f"round_{style.number}"
     if not (stage / "scores.jsonl").is_file():
         return []
@@ -143,7 +145,7 @@ def _pictures(style: Style, folder: Path) -> list[_Picture]:
         with guard(folder / file):
             (folder / "images").mkdir(parents=True, exist_ok=True)
             shutil.copyfile(picture, folder / file)
-        found.append(_Picture(file, best[number].text))
+        found.append(_Picture(file, style.spec.reading.plain(best[number].text)))
     return found
 
 
@@ -194,6 +196,7 @@ def _with_diffusers(trained: Trained, name: str, loads: str, prompt: str) -> lis
     lines.append(f"folder = snapshot_download({name!r})")
     if "from_pretrained" not in loads:
         lines.append(f"pipeline = DiffusionPipeline.from_pretrained({trained.base_title!r})")
+        lines[-1] += "" if hub.is_of_hub(trained.base_name) else "  # the base model's folder"
     lines += [line for line in loads.splitlines() if line and not line.startswith("from diffusers")]
     return [*lines, f"image = pipeline({prompt!r}).images[0]", "```"]
 

@@ -113,7 +113,8 @@ class RunSpec:
 
     base: str = setting(
         "emoji64/sd",
-        "base model: a name, a local diffusers folder or a single .safetensors file",
+        "base model: a name, OWNER/NAME of the Hugging Face hub, a local diffusers folder or a "
+        "single .safetensors file",
         empty=False,
         path="model",
         basic=True,

@@ -28,6 +28,8 @@ HELP = {
     "edit": ("--mask", "--strength", "styledrop stylize"),
     "stylize": ("photos/", "--strength", "--prompt", "--num", "grid.png", "SDEdit"),
     "export": ("--format", "kohya", "a1111", "--dtype"),
+    "push": ("--to", "--private", "--dry-run", "HF_TOKEN"),
+    "fetch": ("--revision", "HF_HOME", "@REVISION"),
     "describe": ("--image", "--content", "--clip", "--num"),
     "configs": ("my_configs/",),
     "rare-tokens": ("--base", "--tokens"),

@@ -4,6 +4,8 @@ import json
 import shutil
 
 import numpy as np
+import pytest
+import runs
 import tiny
 from safetensors.numpy import load_file, save_file
 
@@ -27,29 +29,22 @@ def _lora(file, *, size: float = 1.0):
     return file
 
 
-def test_a_run_keeps_to_the_base_that_it_began_on(tmp_path, capfd):
+def test_a_run_keeps_to_the_base_that_it_began_on(tmp_path, capfd, monkeypatch):
     run, vae = tmp_path / "run", _vae(tmp_path / "vae")
     lora = _lora(tmp_path / "lines.safetensors")
     base = str(tiny.stable_diffusion())
-    settings = {"base": base, "vae": vae, "base_loras": f"{lora}:0.5", "rounds": 1}
-    more = []
-    for name, value in settings.items():
-        more += [f"--config.{name}", value]
-    assert tiny.styledrop(*tiny.arguments(run, *more)) == 0
+    line = tiny.arguments(run, "--config.base", base, "--config.vae", vae)
+    line += ["--config.base_loras", f"{lora}:0.5"]
+    monkeypatch.setattr("styledrop_jax.rounds.sample_base", runs.stop)
+    with pytest.raises(runs.Death):
+        tiny.styledrop(*line)
     record = json.loads((run / "manifest.json").read_text())["base"]
     assert (record["vae"], record["base_loras"]) == (str(vae), f"{lora}:0.5")
     same = styledrop_jax.load(base, vae=str(vae), loras={str(lora): 0.5})
     assert record["hash"] == same.base_hash != styledrop_jax.load(base).base_hash
 
-    words = ("--run", run, "--prompt", "a cat", "--num", 1, "--steps", 3, "--sampler", "heun")
-    assert tiny.styledrop("sample", *words, "--out", tmp_path / "out") == 0
-    (line,) = (tmp_path / "out" / "images.jsonl").read_text().splitlines()
-    assert json.loads(line)["sampler"] == "heun"
-
     _lora(lora, size=2.0)
-    capfd.readouterr()
-    assert tiny.styledrop("sample", *words, "--out", tmp_path / "other") == 2
-    assert "trained on base model" in capfd.readouterr().err
+    assert "is not the base model that this run began on" in runs.refused(capfd, *line)
 
 
 def test_a_weight_that_is_none_is_one_line(tmp_path, capfd):

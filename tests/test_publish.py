@@ -13,7 +13,6 @@ from loopback_hub import LoopbackHub
 from PIL import Image
 
 from styledrop_jax import publish
-from styledrop_jax.io import hub
 from styledrop_jax.io.files import read_json, write_json
 from styledrop_jax.style import Style
 
@@ -103,7 +102,10 @@ def test_a_run_keeps_the_commit_of_its_base(of_hub, server, monkeypatch, tmp_pat
     server.models["owner/base"] = files | {"model_index.json": b"{}"}
     server.others[commit] = {"owner/base": files}
     server.commit = "d" * 40
-    assert hub.commit(hub.fetch("owner/base", [hub.PIPELINE_TOKENIZER])) == "d" * 40
+    assert tiny.styledrop("fetch", "owner/base") == 0
+    said = capfd.readouterr().out
+    assert re.search(r"owner/base at d{12}: \d+ files, 0\.\d MB, of which", said), said
+    assert said.rstrip().endswith("snapshots/" + "d" * 40)
     run = shutil.copytree(workdir, tmp_path / "run")
     server.served.clear()
     assert Style.load(run).pipeline.revision == commit and server.served == []

@@ -203,6 +203,7 @@ def test_without_out_the_images_go_into_the_run(tmp_path):
         (["--prompt", "a cat", "--seed", -1], "--seed: found -1"),
         (["--prompt", "a cat", "--seed", 2**32], "--seed: found"),
         (["--prompt", "a cat", "--steps", 0], "--steps: found 0"),
+        (["--prompt", "a cat", "--sampler", "hein"], "--sampler: found 'hein', expected one of"),
         (["--prompt", "a cat", "--steps", 10**9], "--steps: found 1000000000"),
         (["--prompt", "a cat", "--batch-size", 0], "--batch-size: found 0"),
         (["--prompt", "a cat", "--temperature", "nan"], "--temperature: found nan"),

@@ -14,6 +14,7 @@ from styledrop_jax.errors import UserError, few
 from styledrop_jax.interchange import deltas, lora_read, read
 from styledrop_jax.interchange.lora_read import Place
 from styledrop_jax.io import identity
+from styledrop_jax.io.pretrained import check_finite
 from styledrop_jax.models.layers import Conv
 from styledrop_jax.pipelines.base import Pipeline
 from styledrop_jax.training import mesh
@@ -24,6 +25,7 @@ _NAME = re.compile(
     r"|\.(?P<key>alpha|(?:hada|lokr)_\w+|dora_scale"
     r"|lora_magnitude_vector)(?:\.default)?(?:\.weight)?)"
 )
+_UNFIT = (KeyError, ValueError, IndexError, TypeError, ZeroDivisionError, StopIteration)
 _HALVES = {"A": "down", "B": "up"}
 _KEYS = {"dora_scale": "magnitude", "lora_magnitude_vector": "magnitude"}
 
@@ -61,6 +63,7 @@ def _merge(
     for place, names in _layers(base, tensors).items():
         old = place.layer.kernel[...]
         after = np.asarray(_changed(tensors, names, peft, place, weight), old.dtype)
+        check_finite("its sum with the base", place.name, after)
         place.layer.kernel = nnx.Param(jax.device_put(after, old.sharding))
 
 
@@ -107,11 +110,11 @@ def _changed(
         if "lora_magnitude_vector" in name:  # peft's is of the outputs, whatever its shape
             found[key] = found[key].reshape(-1)
     alpha = None
-    if "alpha" in names or "down" in names:
-        alpha = lora_read.alpha_of(tensors, names, peft, place.name)
     try:
+        if "alpha" in names or "down" in names:
+            alpha = lora_read.alpha_of(tensors, names, peft, place.name)
         after = deltas.kernel(found, before, alpha)
-    except (KeyError, ValueError, StopIteration):
+    except _UNFIT:
         shapes = [f"{key} {array.shape}" for key, array in found.items()]
         raise UserError(
             f"does not fit the model: {next(iter(names.values()))} is of a layer of shape "

@@ -5,6 +5,7 @@ A kernel is here as files have it, [out, in] or [out, in, k, k], float32.
 Source: LoRA 2106.09685, DoRA 2402.09353, and the others LyCORIS 2309.14859.
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -21,6 +22,9 @@ KEYS = {
 """{kind: the tensors that it may have of a layer}, beside "alpha" and "magnitude", DoRA's."""
 
 
+_RANKS = 64  # times as many numbers as the kernel has may stand between the products
+
+
 def kernel(tensors: Tensors, before: np.ndarray, alpha: float | None) -> np.ndarray:
     """The kernel that a layer has with the adapter at full strength.
 
@@ -33,7 +37,7 @@ def kernel(tensors: Tensors, before: np.ndarray, alpha: float | None) -> np.ndar
         KeyError, ValueError: a tensor is missing, or they do not fit each other or the layer.
     """
     kind = next(kind for kind, keys in KEYS.items() if set(keys) & set(tensors))
-    change, rank = _KINDS[kind](tensors)
+    change, rank = _KINDS[kind](tensors, before.size)
     if change.shape[0] != before.shape[0]:
         raise ValueError
     scale = 1.0 if alpha is None or rank is None else alpha / rank
@@ -41,25 +45,24 @@ def kernel(tensors: Tensors, before: np.ndarray, alpha: float | None) -> np.ndar
     return _decomposed(after, tensors["magnitude"]) if "magnitude" in tensors else after
 
 
-def _lora(tensors: Tensors) -> tuple[np.ndarray, int]:
+def _lora(tensors: Tensors, most: int) -> tuple[np.ndarray, int]:
     """B A; a LoCon's may have a small convolution between the two."""
     up = _flat(tensors["up"])
     if "mid" in tensors:
-        return _tucker(tensors["mid"], up.T, _flat(tensors["down"])), up.shape[1]
-    return up @ _flat(tensors["down"]), up.shape[1]
+        return _tucker(tensors["mid"], up.T, _flat(tensors["down"]), most), up.shape[1]
+    return _product(up, _flat(tensors["down"]), most), up.shape[1]
 
 
-def _loha(tensors: Tensors) -> tuple[np.ndarray, int]:
+def _loha(tensors: Tensors, most: int) -> tuple[np.ndarray, int]:
     """The product, number by number, of two of low rank."""
     factors = []
     for i in (1, 2):
         first, second = tensors[f"hada_w{i}_a"], tensors[f"hada_w{i}_b"]
-        core = tensors.get(f"hada_t{i}")
-        factors.append(first @ second if core is None else _tucker(core, first, second))
+        factors.append(_joined(tensors.get(f"hada_t{i}"), first, second, most))
     return factors[0] * factors[1], len(tensors["hada_w1_b"])
 
 
-def _lokr(tensors: Tensors) -> tuple[np.ndarray, int | None]:
+def _lokr(tensors: Tensors, most: int) -> tuple[np.ndarray, int | None]:
     """The Kronecker product of two, each whole or of low rank; of two whole ones there is no
     rank."""
     rank = None
@@ -70,23 +73,42 @@ def _lokr(tensors: Tensors) -> tuple[np.ndarray, int | None]:
             first, second = tensors[f"lokr_w{i}_a"], tensors[f"lokr_w{i}_b"]
             rank = len(second)
             core = tensors.get("lokr_t2") if i == 2 else None
-            whole = first @ second if core is None else _tucker(core, first, second)
+            whole = _joined(core, first, second, most)
         factors.append(whole)
     one, two = factors
+    if one.size * two.size > most:
+        raise ValueError
     while one.ndim < two.ndim:
         one = one[..., None]
     return np.kron(one, two), rank
 
 
-_KINDS: dict[str, Callable[[Tensors], tuple[np.ndarray, int | None]]] = {
+_KINDS: dict[str, Callable[[Tensors, int], tuple[np.ndarray, int | None]]] = {
     "lora": _lora,
     "loha": _loha,
     "lokr": _lokr,
 }
 
 
-def _tucker(core: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """[out, in, k, k] of a core [r, s, k, k] between [r, out] and [s, in]."""
+def _joined(
+    core: np.ndarray | None, first: np.ndarray, second: np.ndarray, most: int
+) -> np.ndarray:
+    return _product(first, second, most) if core is None else _tucker(core, first, second, most)
+
+
+def _product(first: np.ndarray, second: np.ndarray, most: int) -> np.ndarray:
+    """ValueError if it has more numbers than the kernel: nothing of that size is made."""
+    if len(first) * second.shape[1] > most:
+        raise ValueError
+    return first @ second
+
+
+def _tucker(core: np.ndarray, first: np.ndarray, second: np.ndarray, most: int) -> np.ndarray:
+    """[out, in, k, k] of a core [r, s, k, k] between [r, out] and [s, in]; see `_product`."""
+    r, s, *window = core.shape
+    size = math.prod(window) * second.shape[1]
+    if max(first.shape[1], r / _RANKS) * size > most or s != len(second):
+        raise ValueError
     return np.einsum("rs...,ro,si->oi...", core, first, second, optimize=True)
 
 
@@ -101,4 +123,5 @@ def _decomposed(kernel: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
     kept = 1 if of_inputs else 0
     axes = tuple(axis for axis in range(kernel.ndim) if axis != kept)
     length = np.sqrt(np.square(kernel).sum(axis=axes, keepdims=True))
+    length = np.maximum(length, np.finfo(np.float32).tiny)  # of what is all zeros
     return kernel * magnitude.reshape(length.shape) / length

@@ -98,17 +98,20 @@ def score_stage(
     if job.run.done(f"{stage}/scores.jsonl"):
         return hosts.shared(lambda: read_samples(path))
     files = [job.run.path(stage, sample.file) for sample in samples]
+    words = job.pipeline.reading.plain  # which are all that a scorer reads
     prompts = []
+    contents = []
     places = []
     for sample in samples:
-        prompts.append(job.pipeline.reading.plain(sample.judged))
+        prompts.append(words(sample.judged))
+        contents.append(words(sample.content))
         places.append(sample.place)
     seen = scorers.Scored(
         features=_features(job, files),
         prompts=prompts,
         ids=places,
         references=job.judged_by,
-        contents=[sample.content for sample in samples],
+        contents=contents,
         shown=job.shown,
         clip=job.clip,
         seed=job.spec.seed,

@@ -185,6 +185,7 @@ def _file(tmp_path, tensors) -> None:
 
 
 ONE = np.ones((2, 2), np.float32)
+LONG = np.ones((1, 9**6), np.float32)
 TO_Q = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 
 

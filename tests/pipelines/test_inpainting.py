@@ -12,10 +12,13 @@ from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DCondi
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from flax import nnx
 
+from styledrop_jax import guidance
 from styledrop_jax.interchange import merged
 from styledrop_jax.pipelines import inpainting, load
 from styledrop_jax.pipelines.base import Edit, Group, SampleSettings, TrainSettings
 from styledrop_jax.pipelines.stable_diffusion import StableDiffusion
+from styledrop_jax.spec import from_config
+from styledrop_jax.style import Style
 
 SIZE = (16, 24)  # height and width
 STEPS = 6
@@ -151,3 +154,22 @@ def test_shapes_are_enough_to_plan_it(folder):
     planned = load.shapes(str(folder), jnp.dtype("float32"), weights=jnp.dtype("float32"))
     group = _group(load.load(str(folder)))
     assert "sampling" in planned.programs([group], 1, SampleSettings(steps=STEPS))
+
+
+def test_the_library_edits_with_it(model, tmp_path):
+    style = Style(
+        run=tmp_path,
+        number=0,
+        spec=from_config({}),
+        tuned=guidance.bare(model),
+        descriptor="",
+        content="",
+        prompts=(),
+        sampling=SampleSettings(steps=2, batch_size=1),
+        adapter=None,
+    )
+    mask = MASK.astype(np.uint8) * 255
+    (edited,) = style.edit(_picture(), "a cat", mask=mask, num=1)
+    found = np.asarray(edited)
+    np.testing.assert_array_equal(found[~MASK], _picture()[~MASK])
+    assert (found[MASK] != _picture()[MASK]).any()

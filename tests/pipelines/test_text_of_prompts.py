@@ -22,8 +22,9 @@ from styledrop_jax.adapters.textual_inversion import Config, Token
 from styledrop_jax.errors import UserError
 from styledrop_jax.interchange import merged
 from styledrop_jax.models.reading import Reading
-from styledrop_jax.pipelines.base import SampleSettings
+from styledrop_jax.pipelines.base import SampleSettings, TrainSettings
 from styledrop_jax.pipelines.load import load
+from styledrop_jax.stages import objective
 
 BOTH = Reading(weights=True, long=True)
 ROOM = LENGTH - 2
@@ -135,6 +136,24 @@ def test_a_learnt_word_has_weights_and_trains_under_them(models):
     gradient = jax.grad(loss)(nnx.as_pure(state))
     rows = gradient["text_model"]["embeddings"]["adapter"]["delta"]
     assert np.abs(rows).min(axis=-1).shape == (2,) and np.abs(rows).sum(axis=-1).all()
+
+
+def test_training_reads_prompts_so_whether_or_not_the_text_tower_trains(models):
+    small = lora.Config(rank=2, alpha=2.0)
+    settings = TrainSettings(text_dropout=0.0)
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
+    batch = objective.Batch(images=list(images), prompts=[PROMPT, "a cat"])
+    keys = jax.random.split(jax.random.key(0), 2)
+
+    def loss(reading: Reading, what: Trainable) -> float:
+        base = models["epsilon"].reads(reading)
+        model = trainable.attach(base, what, rngs=nnx.Rngs(0))
+        data, loss_of = objective.prepare(model, what, [batch], settings)
+        return float(jax.jit(loss_of)(data, jnp.array([[0], [1]]), keys)[0])
+
+    cached = loss(BOTH, Trainable(denoiser=small))
+    np.testing.assert_allclose(cached, loss(BOTH, Trainable(denoiser=small, text=small)), rtol=1e-5)
+    assert abs(cached - loss(Reading(), Trainable(denoiser=small))) > 1e-4
 
 
 def test_an_image_depends_on_its_own_prompts_whatever_it_is_sampled_with(model):
