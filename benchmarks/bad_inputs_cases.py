@@ -63,7 +63,11 @@ MODELS = {
     "t5": t5.Config(),
     "scheduler": NoiseSchedule(),
 }
-_NEEDED = {"extend": ("--rounds", "1"), "plan": ("--config", "styledrop")}
+_NEEDED = {
+    "extend": ("--rounds", "1"),
+    "plan": ("--config", "styledrop"),
+    "push": ("--to", "a/b", "--dry-run"),
+}
 _SAMPLE = samples.Sample(
     prompt=0, image=0, file="samples/a.png", content="a cat", text="a cat", judged="a cat", seed=1
 )
@@ -364,7 +368,7 @@ def _of_flags(folder: Path) -> Iterator[Case]:
         needed = list(_NEEDED.get(name, ()))
         known = {action.option_strings[-1] for action in actions}
         for action in actions:
-            if action.required:
+            if action.required and action.option_strings[0] not in needed:
                 needed += [action.option_strings[0], str(place)]
         for action in actions:
             flag = action.option_strings[-1]

@@ -197,7 +197,7 @@ def test_a_model_that_is_not_there_says_how_to_get_it(tmp_path, capfd, monkeypat
     def error(base):
         return runs.refused(capfd, *tiny.arguments(run, *runs.flags(base=base)))
 
-    assert "hf download amused/amused-none" in error("amused/amused-none")
+    assert "styledrop fetch amused/amused-none" in error("amused/amused-none")
     said = error(tmp_path / "nowhere")
     assert "nowhere" in said and "no such folder" in said
     shutil.copytree(tiny.models() / "muse", tmp_path / "muse")

@@ -229,9 +229,10 @@ def _write_diffusers(trained: Trained, out: Path, dtype: str) -> list[Path]:
         files.append(out / _CUSTOM)
     rows = _rows(trained)
     for word, name in embeddings.file_names(rows).items():
-        tensors = {word: rows[word][""]}
         if len(rows[word]) > 1:
             tensors, _ = embeddings.nameless(word, rows[word])
+        else:
+            tensors = {word: rows[word][""]}
         _save(out / name, tensors, dtype)
         files.append(out / name)
     tags, usage = in_diffusers(trained)

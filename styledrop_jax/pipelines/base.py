@@ -219,7 +219,7 @@ class Pipeline:
 
     def reads(self, reading: Reading) -> Self:
         """The pipeline that reads prompts so; UserError if it cannot."""
-        return dataclasses.replace(self, reading=reading)
+        return self if reading == self.reading else dataclasses.replace(self, reading=reading)
 
     def canvas(self, height: int, width: int) -> tuple[int, int]:
         """The height and width, pixels, at which an image of that shape is generated anew."""

@@ -1,5 +1,7 @@
 """Decompositions are computed once, and found again by what the weights hold."""
 
+import time
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -78,5 +80,6 @@ def test_what_was_used_longest_ago_goes_first(computed, monkeypatch):
     (first,) = _files()
     monkeypatch.setattr(decomposed, "_SIZE", 2 * first.stat().st_size)
     for seed in (1, 0, 2):
+        time.sleep(0.05)  # a file system's clock ticks in steps of some milliseconds
         decomposed.decomposed(_matrix((6, 4), seed))
     assert first in _files() and len(_files()) == 2

@@ -177,7 +177,10 @@ def test_a_single_file_is_the_same_model(tmp_path, monkeypatch):
 
 
 def test_other_single_files_are_refused_by_name():
-    refiner = ["model.diffusion_model.out.0.bias", "conditioner.embedders.0.model.ln_final.bias"]
+    refiner = [
+        "model.diffusion_model.label_emb.0.0.bias",
+        "conditioner.embedders.0.model.ln_final.bias",
+    ]
     with pytest.raises(UserError, match="found SDXL's refiner, expected SDXL's base model"):
         split(refiner, source="file")
     part = ["model.diffusion_model.out.0.bias", "conditioner.embedders.1.model.ln_final.bias"]

@@ -175,7 +175,7 @@ def test_the_refiner_is_refused_by_name(tmp_path):
             "a pooled text of width 10, expected 8, as text_encoder_2 gives it",
         ),
         ("text_encoder_2", {"architectures": ["CLIPTextModel"]}, "expected CLIPTextModelWith"),
-        ("unet", {"in_channels": 9}, "unet has in_channels 9"),
+        ("unet", {"in_channels": 7}, "unet has in_channels 7"),
     ],
 )
 def test_parts_that_do_not_fit_are_named(part, change, words, tmp_path):
