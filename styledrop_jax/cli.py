@@ -1,6 +1,5 @@
 """`styledrop <command>`: which commands there are, and what becomes of their errors."""
 
-import _thread
 import argparse
 import contextlib
 import functools
@@ -98,7 +97,9 @@ def main() -> None:
     def of_callback(failure: Any) -> None:
         if failure.exc_type is KeyboardInterrupt:  # it comes again, once though another falls in
             with contextlib.suppress(KeyboardInterrupt):
-                threading.Timer(0.05, _thread.interrupt_main).start()
+                main_thread = threading.main_thread().ident
+                again = (main_thread, signal.SIGINT)  # which ends what waits in the kernel, too
+                threading.Timer(0.05, signal.pthread_kill, again).start()
         else:
             held.append(functools.partial(sys.__unraisablehook__, failure))
 
