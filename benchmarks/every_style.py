@@ -8,11 +8,11 @@ called by its own name in the corpus. The scores are those of methods.py, means 
 Resumable.
 """
 
-import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from flags import of_corpus
 from held_out_styles import Style
 from methods import (
     PRESETS,
@@ -51,13 +51,7 @@ def every_style() -> list[Style]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--corpus", type=Path, required=True, help="what launch/fetch_corpus.sh made"
-    )
-    parser.add_argument("--workdir", type=Path, required=True, help="where the runs go")
+    parser = of_corpus(__doc__)
     parser.add_argument(
         "--out",
         type=Path,

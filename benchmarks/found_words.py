@@ -15,12 +15,12 @@ and texture are distances to the reference by a judge without CLIP. Means over s
 with 95% bootstrap intervals. Resumable.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from every_style import every_style
+from flags import of_corpus
 from held_out_styles import Style, by_prompt, write_style
 from methods import scores_of
 from words import SCORES, print_table, scores_under
@@ -58,13 +58,7 @@ _SCORES = ("Text ↑", "Style ↑", "leakage ↓", "colour ↓", "texture ↓")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--corpus", type=Path, required=True, help="what launch/fetch_corpus.sh made"
-    )
-    parser.add_argument("--workdir", type=Path, required=True, help="where the runs go")
+    parser = of_corpus(__doc__)
     parser.add_argument("--style", action="append", choices=tuple(PERSONS), help="default: all")
     parser.add_argument("--alone", action="store_true", help="only what the words alone draw")
     flags = parser.parse_args()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from flags import of_corpus
 
 from styledrop_jax import config_files, log
 from styledrop_jax.emoji import corpus
@@ -80,13 +81,7 @@ the one that CLIP selected by."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--corpus", type=Path, required=True, help="what launch/fetch_corpus.sh made"
-    )
-    parser.add_argument("--workdir", type=Path, required=True, help="where the runs go")
+    parser = of_corpus(__doc__)
     parser.add_argument(
         "--preset", default="emoji64", help="of configs/styledrop.py: emoji64 or emoji64-muse"
     )

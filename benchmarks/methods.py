@@ -13,7 +13,6 @@ interval over (style, seed, prompt) means. KID is of a run's samples and the sty
 in CLIP features, its mean over runs. Seconds are those of the fastest run. Resumable.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from flags import of_corpus
 from held_out_styles import STYLES, Style, by_prompt, features, intervals, write_style
 
 from styledrop_jax import log
@@ -188,13 +188,7 @@ OF_DIFFUSION = (*OF_SOURCES, "Cut-Mix-Unmix (subjects)")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--corpus", type=Path, required=True, help="what launch/fetch_corpus.sh made"
-    )
-    parser.add_argument("--workdir", type=Path, required=True, help="where the runs go")
+    parser = of_corpus(__doc__)
     parser.add_argument(
         "--out", type=Path, required=True, help="where methods_sd.png or methods_muse.png goes"
     )

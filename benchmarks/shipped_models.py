@@ -3,11 +3,11 @@
 python benchmarks/shipped_models.py --corpus corpus --out docs/images
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from flags import of_corpus
 from held_out_styles import interval
 
 from styledrop_jax import guidance
@@ -91,12 +91,7 @@ _EACH = 4  # samples of a prompt
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--corpus", type=Path, required=True, help="what launch/fetch_corpus.sh made"
-    )
+    parser = of_corpus(__doc__, workdir=False)
     parser.add_argument("--out", type=Path, required=True, help="where the images go")
     flags = parser.parse_args()
     data = corpus.load(flags.corpus)

@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flags import of_corpus
 from flax import nnx
 from safetensors.numpy import load_file
 
@@ -77,13 +78,7 @@ _HEAD = "| model | size | parameters | Mflop an example | examples | judged | pi
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--corpus", type=Path, required=True, help="what launch/fetch_corpus.sh made"
-    )
-    parser.add_argument("--workdir", type=Path, required=True, help="where the runs go")
+    parser = of_corpus(__doc__)
     parser.add_argument(
         "--teraflop", type=float, default=8, help="10^12 operations that each size may take"
     )
