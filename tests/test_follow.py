@@ -8,8 +8,9 @@ import pytest
 import tiny
 
 from styledrop_jax import guidance
-from styledrop_jax.pipelines import load, stable_diffusion
+from styledrop_jax.pipelines import load
 from styledrop_jax.pipelines.base import Edit, SampleSettings
+from styledrop_jax.pipelines.stable_diffusion_sampling import sample_latents
 
 SETTINGS = SampleSettings(steps=3, batch_size=2, guidance="classifier_free", lambda_b=2.0)
 OLD = "a cat in red"
@@ -64,10 +65,10 @@ def test_each_sample_follows_the_image_for_its_share_by_one_program(model, own):
     found = [_following(model, own, share=share) for share in (0.0, 1 / 3, 1.0)]
     for i, one in enumerate(found):
         assert all(np.abs(one - other).max() > 1e-3 for other in found[:i])
-    programs = stable_diffusion._sample._cache_size()
+    programs = sample_latents._cache_size()
     some = np.arange(model.text.config.max_position_embeddings) < 3
     partly = _following(model, own, share=0.5, tokens=some, batch_size=3)
-    assert stable_diffusion._sample._cache_size() == programs
+    assert sample_latents._cache_size() == programs
     assert np.abs(partly - found[0]).max() > 1e-3
     other = own._replace(mean=-own.mean)
     assert np.abs(_following(model, other, share=1.0) - found[-1]).max() > 1e-3

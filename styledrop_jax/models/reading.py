@@ -27,7 +27,9 @@ _FACTOR = 1.1  # of a round bracket, and the divisor of a square one
 _MOST = 100  # the highest weight
 _BACK = 20  # tokens that a chunk may end early, after a comma
 _PIECE = re.compile(
-    r"\\(?P<plain>[()\[\]\\]?)|:\s*(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+))\s*\)|[()\[\]:]|[^\\()\[\]:]+"
+    r"\\(?P<plain>[()\[\]\\]?)"
+    r"|:\s*(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+))\s*\)"
+    r"|[()\[\]:]|[^\\()\[\]:]+"
 )
 _BREAK = re.compile(r"\s*\bBREAK\b\s*")
 _Piece = tuple[str, float]

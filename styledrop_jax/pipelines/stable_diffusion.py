@@ -10,18 +10,17 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.tree_util import Partial
 
 from styledrop_jax.errors import UserError
 from styledrop_jax.models import clip, unet, vae
-from styledrop_jax.models.reading import Tokens, in_a_row, weighted
+from styledrop_jax.models.reading import Tokens
 from styledrop_jax.pipelines import inpainting
 from styledrop_jax.pipelines.base import (
     Compilable,
@@ -35,6 +34,20 @@ from styledrop_jax.pipelines.base import (
     shape_of_keys,
     to_floats,
 )
+from styledrop_jax.pipelines.stable_diffusion_sampling import (
+    Program,
+    StepControl,
+    check_steps,
+    inputs_of,
+    sample_latents,
+)
+from styledrop_jax.pipelines.stable_diffusion_text import (
+    TextStates,
+    added_of,
+    encode_chunks,
+    joined,
+    of_chunks,
+)
 from styledrop_jax.sampling import schedulers
 from styledrop_jax.sampling.noise_schedule import NoiseSchedule
 from styledrop_jax.training import losses, mesh
@@ -43,28 +56,6 @@ _TEXT_BATCH = 16
 _IMAGE_BATCH = 4  # of 768 pixels the autoencoder's activations are gigabytes,
 _AREA = 0.1  # share by which the area of an image that trains may differ from a square's
 _LARGE = 768  # and of more those of one image
-
-StepControl = Callable[[jax.Array, str, jax.Array, jax.Array], jax.Array]
-"""Edits the cross-attention while images are sampled: (weights, place, step, branch) → the weights
-to use instead.
-
-`weights` and `place` are those of `unet.UNet.__call__`; `step` counts from 0, `branch` over all
-branches of all groups, both traced int32 scalars. A `jax.tree_util.Partial` may hold arrays, which
-can change without compiling anew.
-"""
-
-
-class TextStates(NamedTuple):
-    """What the denoiser sees of prompts: `states` [b, t, c], the last layer's after the final norm,
-    or XL's of both towers, which also sees `pooled` [b, p].
-
-    In training `apart` [b, t, 2] may say which tokens belong to one half of an image; see
-    `losses.unmix_loss`.
-    """
-
-    states: jax.Array
-    apart: jax.Array | None = None
-    pooled: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,17 +120,17 @@ class StableDiffusion(Pipeline):
 
     def text_features(self, tower: clip.ClipText | clip.TextPair, tokens: Tokens) -> TextStates:
         """Tokens → features; pure."""
-        return _joined(tower, tokens.ids, _of_chunks(tower, tokens.flat))
+        return joined(tower, tokens.ids, of_chunks(tower, tokens.flat))
 
     def encode_text(self, prompts: Sequence[str], chunks: int = 1) -> TextStates:
         """Prompts, in at least that many chunks → features; each distinct prompt is computed once,
         in batches of one size."""
 
         def encode(distinct: list[str]) -> TextStates:
-            compute = functools.partial(_encode_chunks, self.text)
+            compute = functools.partial(encode_chunks, self.text)
             tokens = self.text_tokens(distinct, chunks)
             found = mesh.in_chunks(compute, tokens.flat, _TEXT_BATCH, self.devices)
-            return _joined(self.text, tokens.ids, jax.tree.map(jnp.asarray, found))
+            return joined(self.text, tokens.ids, jax.tree.map(jnp.asarray, found))
 
         return distinct_rows(prompts, encode)
 
@@ -180,7 +171,7 @@ class StableDiffusion(Pipeline):
         latent_keys, noise_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         unmix = None if text.apart is None else losses.Unmix(text.apart)
         latents = jax.vmap(vae.Posterior.sample)(targets, latent_keys)
-        added = _added(text, latents.shape, self.autoencoder.config.downsampling)
+        added = added_of(text, latents.shape, self.autoencoder.config.downsampling)
         predict = inpainting.told(denoiser, self._seen_of(latents.shape[1:]))
         each, metrics = losses.denoising_loss(
             functools.partial(predict, added=added, remat=settings.remat, control=unmix),
@@ -296,8 +287,8 @@ class StableDiffusion(Pipeline):
             UserError: the sampler is unknown, or a size, number of steps or strength does not fit.
             ValueError: what belongs together is not given together.
         """
-        _check_steps(groups, steps)
-        plan = _Program(
+        check_steps(groups, steps)
+        plan = Program(
             tuple(group.static for group in groups),
             self.schedule,
             sampler,
@@ -307,11 +298,11 @@ class StableDiffusion(Pipeline):
         )
         if seen is None:
             seen = self._seen_of(plan.shape)
-        inputs = _inputs(steps, latents, strength, known, mask, seen, control)
+        inputs = inputs_of(steps, latents, strength, known, mask, seen, control)
         keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
         arrays = tuple(group.arrays for group in groups)
         with mesh.used(self.devices):
-            found = _sample(plan, arrays, keys, guidance_rescale, inputs)
+            found = sample_latents(plan, arrays, keys, guidance_rescale, inputs)
         return mesh.fetch(found)
 
     def programs(
@@ -321,13 +312,15 @@ class StableDiffusion(Pipeline):
         shape = self._shape(None)
         statics = tuple(group.static for group in groups)
         factor = self.autoencoder.config.downsampling
-        plan = _Program(statics, self.schedule, settings.sampler, settings.steps, shape, factor)
-        inputs = _inputs(settings.steps, None, None, None, None, self._seen_of(shape), None)
+        plan = Program(statics, self.schedule, settings.sampler, settings.steps, shape, factor)
+        inputs = inputs_of(settings.steps, None, None, None, None, self._seen_of(shape), None)
         rescale = jax.ShapeDtypeStruct((), jnp.float32)
         arrays = tuple(group.arrays for group in groups)
         latents = jax.ShapeDtypeStruct((min(count, self._at_once), *shape), jnp.float32)
         return {
-            "sampling": Compilable(_sample, (plan, arrays, shape_of_keys(count), rescale, inputs)),
+            "sampling": Compilable(
+                sample_latents, (plan, arrays, shape_of_keys(count), rescale, inputs)
+            ),
             "decoding": decoding(self.autoencoder, latents),
         }
 
@@ -341,38 +334,6 @@ class StableDiffusion(Pipeline):
         return height // factor, width // factor, self.autoencoder.config.latent_channels
 
 
-def _of_chunks(text: clip.ClipText | clip.TextPair, tokens: Tokens) -> TextStates:
-    """Of tokens [b, t]."""
-    weigh = functools.partial(weighted, weights=tokens.weights)
-    if isinstance(text, clip.ClipText):
-        return TextStates(weigh(text(tokens.ids).last_hidden_state))
-    states, pooled = text(tokens.ids, weigh)
-    return TextStates(states, pooled=pooled)
-
-
-_encode_chunks = nnx.jit(_of_chunks)
-
-
-def _joined(text: clip.ClipText | clip.TextPair, ids: jax.Array, chunks: TextStates) -> TextStates:
-    """Of prompts of ids [b, n, t], the features of whose chunks [b·n, …] are given."""
-    count = ids.shape[1]
-    states = in_a_row(chunks.states, count)
-    if isinstance(text, clip.ClipText):
-        return TextStates(states)
-    assert chunks.pooled is not None
-    states, pooled = text.zeroed(ids, states, chunks.pooled[::count])
-    return TextStates(states, pooled=pooled)
-
-
-def _added(text: TextStates, shape: tuple[int, ...], factor: int) -> unet.Added | None:
-    """What XL adds to the time, of latents of a shape [b, h, w, c]; see the module's docstring."""
-    if text.pooled is None:
-        return None
-    b, h, w, _ = shape
-    size = (h * factor, w * factor)
-    return unet.Added(text.pooled, jnp.tile(jnp.array([*size, 0, 0, *size], jnp.float32), (b, 1)))
-
-
 @nnx.jit
 def _encode(autoencoder: vae.AutoencoderKL, images: jax.Array) -> vae.Posterior:
     return autoencoder.encode(images)
@@ -381,121 +342,3 @@ def _encode(autoencoder: vae.AutoencoderKL, images: jax.Array) -> vae.Posterior:
 @nnx.jit
 def _decode(autoencoder: vae.AutoencoderKL, latents: jax.Array) -> jax.Array:
     return jnp.clip(autoencoder.decode(latents), 0, 1)
-
-
-class _Program(NamedTuple):
-    """What a program is compiled for. `shape` is h, w, c of the latents, `factor` the pixels of one
-    along a side.
-    """
-
-    groups: tuple[tuple[nnx.GraphDef, bool], ...]
-    schedule: NoiseSchedule
-    sampler: str | schedulers.Sampler
-    steps: int
-    shape: tuple[int, ...]
-    factor: int
-
-
-class _Inputs(NamedTuple):
-    """What may be given to a program or not; `start` is the first step that is taken of
-    image-to-image."""
-
-    latents: jax.Array | None
-    start: int | None
-    known: jax.Array | None
-    mask: jax.Array | None
-    seen: jax.Array | None
-    control: StepControl | None
-
-
-def _check_steps(groups: Sequence[Group], steps: int) -> None:
-    for group in groups:
-        if len(group.weights) != steps:
-            raise ValueError(f"weights of {len(group.weights)} steps, expected {steps}")
-
-
-def _inputs(
-    steps: int,
-    latents: np.ndarray | None,
-    strength: float | None,
-    known: np.ndarray | None,
-    mask: np.ndarray | None,
-    seen: np.ndarray | None,
-    control: StepControl | None,
-) -> _Inputs:
-    if strength is not None and latents is None:
-        raise ValueError("strength needs latents")
-    if control is not None and not isinstance(control, Partial):
-        # Traced, for its arrays; a second Partial would hide those of a first.
-        control = Partial(control)
-    return _Inputs(
-        latents=None if latents is None else jnp.asarray(latents),
-        start=None if strength is None else schedulers.sdedit_start(steps, strength),
-        known=None if known is None else jnp.asarray(known),
-        mask=None if mask is None else jnp.asarray(mask, jnp.float32),
-        seen=None if seen is None else jnp.asarray(seen),
-        control=control,
-    )
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _sample(plan, groups, keys, rescale, inputs):
-    """One program: the loop over steps, in it one batched forward for each group, then the weighted
-    sum of outputs."""
-    first_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-    weights = jnp.concatenate([weights for *_, weights in groups], axis=1)  # [steps, k]
-    ends = np.cumsum([group_weights.shape[1] for *_, group_weights in groups])
-    branches = jnp.split(jnp.arange(weights.shape[1]), ends[:-1])
-
-    def forward(graphdef, frozen, x, t, step, state, text, branch):
-        denoiser = inpainting.told(nnx.merge(graphdef, state, frozen), inputs.seen)
-        edit = None
-        if inputs.control is not None:
-            edit = lambda maps, place: inputs.control(maps, place, step, branch)  # noqa: E731
-        added = _added(text, x.shape, plan.factor)
-        times = jnp.broadcast_to(t, len(x))
-        return denoiser(x, times, text.states, added=added, control=edit)
-
-    def predict(x, t, step):
-        outputs = []
-        for (graphdef, shared), (states, frozen, text, _), numbers in zip(
-            plan.groups, groups, branches, strict=True
-        ):
-            each = jax.vmap(
-                functools.partial(forward, graphdef, frozen, x, t, step),
-                in_axes=(None if shared else 0, 0, 0),
-            )
-            outputs.append(each(states, text, numbers))
-        outputs = jnp.concatenate(outputs)  # [k, b, h, w, c]
-        # Fewer bits, which accelerators would take, are seen at a large guidance scale.
-        guided = jnp.einsum(
-            "k,kbhwc->bhwc", weights[step], outputs, precision=jax.lax.Precision.HIGHEST
-        )
-        # At scale 0 it only rescales.
-        return schedulers.guidance(outputs[0], guided, 0.0, rescale=rescale)
-
-    return schedulers.sample(
-        predict,
-        _first(plan, first_keys, inputs),
-        plan.schedule,
-        steps=plan.steps,
-        sampler=plan.sampler,
-        keys=step_keys,
-        start=0 if inputs.start is None else inputs.start,
-        known=inputs.known,
-        mask=inputs.mask,
-    )
-
-
-def _first(plan: _Program, keys: jax.Array, inputs: _Inputs) -> jax.Array:
-    """What the first step is taken from: noise, the given latents, or those noised to the level of
-    `start`."""
-    if inputs.latents is not None and inputs.start is None:
-        return inputs.latents
-    noise = jax.vmap(lambda key: jax.random.normal(key, plan.shape))(keys)
-    if inputs.latents is None or inputs.start is None:
-        return noise
-    times = jnp.asarray(schedulers.timesteps(plan.schedule, plan.steps, plan.sampler))
-    level = times[jnp.minimum(inputs.start, plan.steps - 1)]
-    noised = plan.schedule.add_noise(inputs.latents, noise, level)
-    return jnp.where(inputs.start < plan.steps, noised, inputs.latents)
