@@ -12,6 +12,7 @@ import time
 import pytest
 import studios
 import uvicorn
+from playwright.sync_api import expect, sync_playwright
 
 from styledrop_jax.io.files import read_json
 from styledrop_jax.studio import api
@@ -23,13 +24,12 @@ CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+expect.set_options(timeout=60_000)
 SCRIPT = '<img src=x onerror="window.harmed=1">'
 
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
@@ -113,7 +113,7 @@ def test_a_round_is_chosen_by_keys_alone(tmp_path, serve, visit):
     page.get_by_role("link", name="Choose").click()
     page.wait_for_selector("button.cell")
     assert page.url.endswith("/#/run/mine/choose/1") and "token" not in page.url
-    assert page.get_by_role("button", name="Continue").is_disabled()
+    expect(page.get_by_role("button", name="Continue")).to_be_disabled()
     page.locator("button.cell").first.focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Space")
@@ -127,12 +127,13 @@ def test_a_round_is_chosen_by_keys_alone(tmp_path, serve, visit):
     _until(lambda: _marks(run) == ([2], []))
     page.keyboard.press("Enter")
     closer = page.get_by_role("dialog")
-    assert closer.locator("img").count() == 2  # beside the reference
+    expect(closer.locator("img")).to_have_count(2)  # beside the reference
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("Space")
     page.keyboard.press("Escape")
     _until(lambda: _marks(run) == ([2, 4], []))
-    assert page.locator("button.cell:focus").get_attribute("aria-label") == "a dog, image 4, kept"
+    focused = page.locator("button.cell:focus")
+    expect(focused).to_have_attribute("aria-label", "a dog, image 4, kept")
     page.get_by_role("button", name="Continue with 2").click()
     page.wait_for_url("**/#/run/mine")
     words = served.jobs.all()[0]["words"]
@@ -145,15 +146,15 @@ def test_clips_choice_filters_and_clicks(tmp_path, serve, visit):
     page.get_by_role("button", name="CLIP").click()
     _until(lambda: _marks(run) == ([2, 4, 6], []))
     page.get_by_label("Show").select_option("keep")
-    assert page.locator("button.cell").count() == 3
+    expect(page.locator("button.cell")).to_have_count(3)
     page.get_by_label("Show").select_option("all")
     page.get_by_label("Order").select_option("score")
     first = page.locator("button.cell").first
-    assert first.get_attribute("aria-label") == "a red house, image 6, kept"
+    expect(first).to_have_attribute("aria-label", "a red house, image 6, kept")
     first.click()
     _until(lambda: _marks(run) == ([2, 4], []))
     page.get_by_label("Search").fill("cat")
-    assert page.locator("button.cell").count() == 2
+    expect(page.locator("button.cell")).to_have_count(2)
     page.get_by_role("button", name="Undo").click()
     _until(lambda: _marks(run) == ([2, 4, 6], []))
     page.get_by_role("button", name="Undo").click()  # CLIP's choice too
@@ -205,7 +206,7 @@ def test_a_large_round_is_there_at_once_and_loads_what_is_seen(tmp_path, serve, 
     page.on("request", lambda request: asked.append(request.url) if "/thumb" in request.url else 0)
     page.get_by_role("link", name="Choose").click()
     page.wait_for_selector("button.cell")
-    assert page.locator("button.cell").count() == 1920
+    expect(page.locator("button.cell")).to_have_count(1920)
     page.wait_for_timeout(300)
     assert len(asked) < 400
     page.locator("button.cell").first.focus()
@@ -227,13 +228,13 @@ def test_a_picture_becomes_a_run_in_two_steps(tmp_path, serve, visit, monkeypatc
     page = visit(served, "#/new")
     page.locator("input[type=file]").set_input_files(studios.png(tmp_path / "x.png", side=40))
     page.get_by_text("400 training steps").wait_for()
-    assert page.get_by_label("What it shows").input_value() == "a key"
+    expect(page.get_by_label("What it shows")).to_have_value("a key")
     drawn = page.get_by_label("How it is drawn")
-    assert drawn.input_value() == "in ink style"
+    expect(drawn).to_have_value("in ink style")
     page.get_by_text("How long it takes here is known after the first one").wait_for()
     page.get_by_role("button", name="Search for a hard prompt").click()
     page.get_by_role("button", name="in blot quill style").click()
-    assert drawn.input_value() == "in blot quill style"
+    expect(drawn).to_have_value("in blot quill style")
     page.get_by_role("button", name="in ink style").click()
     page.get_by_role("button", name="Start").click()
     page.wait_for_url("**/#/")
