@@ -6,7 +6,11 @@ cd "$(dirname "$0")/.."
 source launch/environment.sh dev
 ruff check .
 ruff format --check .
-basedpyright
+basedpyright > .venv/types 2>&1 &
+types=$!
 command -v chromium || command -v chromium-browser || command -v google-chrome ||
   echo "no Chromium on this machine: the studio's page is not tested in a browser"
-exec python -m pytest -q -m "not slow" --numprocesses 2 --dist loadfile "$@"
+passed=0
+python -m pytest -q -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@" || passed=$?
+wait "$types" || { cat .venv/types; passed=1; }
+exit "$passed"

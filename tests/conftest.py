@@ -35,6 +35,14 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Files of few tests that take long: begun last, one process would wait for the other's.
+_FIRST = ("test_hosts", "test_kills", "test_pretrain", "test_examples", "test_mesh", "test_export")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in _FIRST)
+
+
 def pytest_collection_finish():
     """Python looks for garbage neither among all that was imported nor at each few new objects."""
     gc.collect()
@@ -113,8 +121,8 @@ def tiny_muse():
     return Muse(
         name="tiny",
         base_hash="0" * 64,
-        denoiser=noisy(lambda: uvit.UVit(denoiser, rngs=nnx.Rngs(0)), uvit.RULES, 1),
-        autoencoder=noisy(lambda: vqgan.VQModel(codec, rngs=nnx.Rngs(0)), vqgan.RULES, 2),
-        text=noisy(lambda: clip.ClipText(text, rngs=nnx.Rngs(0)), clip.RULES, 3),
+        denoiser=noisy(lambda: uvit.UVit(denoiser, rngs=pretrained.ONE_KEY), uvit.RULES, 1),
+        autoencoder=noisy(lambda: vqgan.VQModel(codec, rngs=pretrained.ONE_KEY), vqgan.RULES, 2),
+        text=noisy(lambda: clip.ClipText(text, rngs=pretrained.ONE_KEY), clip.RULES, 3),
         tokenizer=tokenizer,
     )

@@ -4,7 +4,6 @@ nothing half-written.
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -15,7 +14,6 @@ import runs
 import tiny
 
 from styledrop_jax import __version__, cli, config_files
-from styledrop_jax.io.files import read_json
 from styledrop_jax.style import Style
 
 HELP = {
@@ -223,42 +221,6 @@ def test_ctrl_c_says_how_to_go_on(capfd, monkeypatch):
     monkeypatch.setattr(Style, "load", interrupted)
     assert tiny.styledrop("sample", "--run", "x", "--prompt", "a cat") == 130
     assert capfd.readouterr().err == "stopped; the same command continues\n"
-
-
-_KILLED = """
-import os, signal, sys
-from styledrop_jax import cli
-left, replace = int(sys.argv.pop(1)), os.replace
-def kills(source, target):
-    global left
-    left -= str(target).endswith(".png")
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(source, target)
-os.replace = kills
-cli.main()
-"""
-
-
-def test_a_killed_process_is_continued_by_the_same_command(tmp_path):
-    """A true SIGKILL, between a sample's last byte and its name; then the command itself."""
-    workdir = tmp_path / "run"
-    line = tiny.arguments(workdir)
-    exit_code, _, _ = _python(_KILLED, 6, *line)
-    assert exit_code == -signal.SIGKILL
-    made = list((workdir / "round_1" / "samples").glob("*.png"))
-    assert len(made) == 2, "killed at the third of four"
-
-    exit_code, out, error = _python(MAIN, *line)
-    assert exit_code == 0, error
-    assert all(said.startswith("warning: ") for said in error.splitlines()), error
-    assert out.splitlines()[-1] == f"report: {workdir / 'report.html'}"
-    assert "round_1: sampling: 2 of 4" in out
-    expected = runs.results(tiny.finished())
-    for name, content in runs.results(workdir).items():
-        if name.endswith((".png", ".safetensors", ".jsonl")):
-            assert content == expected[name], name
-    assert set(read_json(workdir / "manifest.json")["rounds"]) == {"round_1", "round_2"}
 
 
 _THREAD_FAILS = """

@@ -41,7 +41,6 @@ def other_models() -> Path:
 
 
 def build_models(folder: Path, *, seed: int) -> Path:
-    from styledrop_jax.io import hub, pretrained
     from styledrop_jax.models import clip, uvit, vqgan
     from styledrop_jax.models.tokenizer import save_tokenizer, train_tokenizer
 
@@ -100,9 +99,7 @@ def build_models(folder: Path, *, seed: int) -> Path:
         ("muse/text_encoder", clip.ClipText, text, clip.RULES),
         ("clip", clip.Clip, whole, clip.RULES),
     )
-    for i, (name, model, config, rules) in enumerate(parts):
-        shapes = pretrained.shapes(nnx.eval_shape(lambda: model(config, rngs=nnx.Rngs(0))), rules)  # noqa: B023
-        hub.save_component(folder / name, config.to_dict(), _weights(shapes, 100 * seed + i))
+    _save(folder, parts, 100 * seed)
     save_tokenizer(tokenizer, folder / "muse" / "tokenizer")
     save_tokenizer(tokenizer, folder / "clip")
     return folder
@@ -127,7 +124,7 @@ def unet_config(*, sample_size: int, cross_attention_dim: int):
 @functools.cache
 def stable_diffusion() -> Path:
     """A folder of a Stable Diffusion: 16-pixel images, 8×8 latents, texts of 64 tokens."""
-    from styledrop_jax.io import hub, pretrained
+    from styledrop_jax.io import hub
     from styledrop_jax.io.files import write_json
     from styledrop_jax.models import clip, unet, vae
     from styledrop_jax.models.tokenizer import load_tokenizer, save_tokenizer
@@ -144,9 +141,7 @@ def stable_diffusion() -> Path:
         ("vae", vae.AutoencoderKL, codec, vae.RULES),
         ("text_encoder", clip.ClipText, text, clip.RULES),
     )
-    for i, (name, model, config, rules) in enumerate(parts):
-        shapes = pretrained.shapes(nnx.eval_shape(lambda: model(config, rngs=nnx.Rngs(0))), rules)  # noqa: B023
-        hub.save_component(folder / name, config.to_dict(), _weights(shapes, 300 + i))
+    _save(folder, parts, 300)
     save_tokenizer(tokenizer, folder / "tokenizer")
     scheduler = {"_class_name": "DDIMScheduler", "clip_sample": False}
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
@@ -156,7 +151,7 @@ def stable_diffusion() -> Path:
 @functools.cache
 def stable_diffusion_xl() -> Path:
     """The same as an XL: a second text tower, transformers of two layers, pooled text and sizes."""
-    from styledrop_jax.io import hub, pretrained
+    from styledrop_jax.io import hub
     from styledrop_jax.models import clip, unet
     from styledrop_jax.models.tokenizer import load_tokenizer, save_tokenizer
 
@@ -185,13 +180,21 @@ def stable_diffusion_xl() -> Path:
         ("unet", unet.UNet, denoiser, unet.RULES),
         ("text_encoder_2", clip.ClipText, second, clip.RULES),
     )
-    for i, (name, model, config, rules) in enumerate(parts):
-        shapes = pretrained.shapes(nnx.eval_shape(lambda: model(config, rngs=nnx.Rngs(0))), rules)  # noqa: B023
-        hub.save_component(folder / name, config.to_dict(), _weights(shapes, 400 + i))
+    _save(folder, parts, 400)
     tokenizer = load_tokenizer(folder / "tokenizer")
     tokenizer.pad_token = "!"
     save_tokenizer(tokenizer, folder / "tokenizer_2")
     return folder
+
+
+def _save(folder: Path, parts: tuple, seed: int) -> None:
+    """Writes models of random weights; each part is (its folder, class, config, naming)."""
+    from styledrop_jax.io import hub, pretrained
+
+    for i, (name, model, config, rules) in enumerate(parts):
+        module = nnx.eval_shape(functools.partial(model, config, rngs=pretrained.ONE_KEY))
+        tensors = _weights(pretrained.shapes(module, rules), seed + i)
+        hub.save_component(folder / name, config.to_dict(), tensors)
 
 
 def _weights(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:

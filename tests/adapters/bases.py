@@ -72,7 +72,7 @@ def _normal(*shape: int) -> np.ndarray:
 
 BASES = {
     "uvit": Base(
-        lambda: uvit.UVit(_UVIT, rngs=nnx.Rngs(0)),
+        lambda: uvit.UVit(_UVIT, rngs=pretrained.ONE_KEY),
         uvit.RULES,
         (
             _RNG.integers(0, 8, (2, 3, 3)).astype(np.int32),
@@ -84,14 +84,14 @@ BASES = {
         "transformer",
     ),
     "unet": Base(
-        lambda: unet.UNet(_UNET, rngs=nnx.Rngs(0)),
+        lambda: unet.UNet(_UNET, rngs=pretrained.ONE_KEY),
         unet.RULES,
         (_normal(2, 4, 4, 4), np.array([3, 700], np.float32), _normal(2, 5, 10)),
         lambda: UNet2DConditionModel.from_config(_UNET.to_dict()),
         "unet",
     ),
     "text": Base(
-        lambda: clip.ClipText(_TEXT, rngs=nnx.Rngs(0)),
+        lambda: clip.ClipText(_TEXT, rngs=pretrained.ONE_KEY),
         clip.RULES,
         (np.array([[18, 3, 4, 19, 19], [18, 5, 19, 19, 19]]),),
         lambda: transformers.CLIPTextModelWithProjection(

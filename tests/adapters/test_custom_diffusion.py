@@ -13,6 +13,7 @@ from styledrop_jax import tree
 from styledrop_jax.adapters import custom_diffusion
 from styledrop_jax.adapters.base import AdapterParam, identity
 from styledrop_jax.errors import UserError
+from styledrop_jax.io import pretrained
 from styledrop_jax.models import unet
 
 CONFIG = custom_diffusion.Config()
@@ -68,7 +69,7 @@ def test_the_count_is_the_papers():
     """75 MB in float32 for Stable Diffusion 1.x, of which the text is 768 wide."""
 
     def build():
-        module = unet.UNet(unet.Config.sd15(), rngs=nnx.Rngs(0))
+        module = unet.UNet(unet.Config.sd15(), rngs=pretrained.ONE_KEY)
         _attach(module)
         return module
 

@@ -70,7 +70,7 @@ def _base(eos):
         eos_token_id=tokenizer.eos_token_id if eos == "first" else 2,
     )
     rng = np.random.default_rng(0)
-    build = lambda: ClipText(config, rngs=nnx.Rngs(0))  # noqa: E731
+    build = lambda: ClipText(config, rngs=pretrained.ONE_KEY)  # noqa: E731
     shapes = pretrained.shapes(nnx.eval_shape(build), RULES)
     tensors = {}
     for name, shape in shapes.items():

@@ -197,14 +197,14 @@ def test_a_killed_training_continues_to_the_same_bytes_by_the_command_line(tmp_p
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.Checkpoints, "save", save_and_die)
         with pytest.raises(Killed):
-            pretrain(_settings("muse"), tmp_path)
+            pretrain(_settings("vq"), tmp_path)
     words = []
-    for name, value in _changes("muse").items():
+    for name, value in _changes("vq").items():
         words += [f"--config.{name}", value]
-    command = ("pretrain", "--config", "pretrain_muse", "--workdir", tmp_path, *words)
+    command = ("pretrain", "--config", "pretrain_vq", "--workdir", tmp_path, *words)
     assert tiny.styledrop(*command) == 0
-    name = f"export/muse/transformer/{WEIGHTS}"
-    assert (_trained("muse") / name).read_bytes() == (tmp_path / name).read_bytes()
+    name = f"export/vqvae/{WEIGHTS}"
+    assert (_trained("vq") / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,9 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def _names(config, module, rules):
-    return list(pretrained.shapes(nnx.eval_shape(lambda: module(config, rngs=nnx.Rngs(0))), rules))
+    return list(
+        pretrained.shapes(nnx.eval_shape(lambda: module(config, rngs=pretrained.ONE_KEY)), rules)
+    )
 
 
 def _same_names(back, there):
@@ -98,7 +100,7 @@ def _second_version():
         ("text", clip.ClipText, text_config, clip.RULES),
         ("denoiser", unet.UNet, unet_config, unet.RULES),
     ):
-        build = lambda: module(config, rngs=nnx.Rngs(0))  # noqa: B023, E731
+        build = lambda: module(config, rngs=pretrained.ONE_KEY)  # noqa: B023, E731
         shapes = pretrained.shapes(nnx.eval_shape(build), rules)
         weights = tiny._weights(shapes, 5)
         parts[name] = pretrained.load(build, weights, rules, source="random")

@@ -11,7 +11,6 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_vae_checkpoint,
     convert_open_clip_checkpoint,
 )
-from flax import nnx
 from safetensors.torch import save_file
 from single_files import ldm_tensors
 
@@ -130,10 +129,10 @@ def test_components_are_loaded_from_one_file(version, tmp_path):
     text_config = clip.TextConfig(**CONFIGS[version][2], projection=False)
     vae_config = vae.Config.from_dict(dict(modules["vae"].config))
     for part, build, rules, prefix in (
-        ("vae", lambda: vae.AutoencoderKL(vae_config, rngs=nnx.Rngs(0)), vae.RULES, ""),
+        ("vae", lambda: vae.AutoencoderKL(vae_config, rngs=pretrained.ONE_KEY), vae.RULES, ""),
         (
             "text_encoder",
-            lambda: clip.ClipText(text_config, rngs=nnx.Rngs(0)),
+            lambda: clip.ClipText(text_config, rngs=pretrained.ONE_KEY),
             clip.RULES,
             "text_model.",
         ),

@@ -86,7 +86,7 @@ def _load(reference: torch.nn.Module, build, folder):
 
 
 def _text(values: dict) -> ClipText:
-    return ClipText(TextConfig.from_dict(values), rngs=nnx.Rngs(0))
+    return ClipText(TextConfig.from_dict(values), rngs=pretrained.ONE_KEY)
 
 
 def _vision(values: dict) -> ClipVision:
@@ -94,7 +94,7 @@ def _vision(values: dict) -> ClipVision:
 
 
 def _clip(values: dict) -> Clip:
-    return Clip(ClipConfig.from_dict(values), rngs=nnx.Rngs(0))
+    return Clip(ClipConfig.from_dict(values), rngs=pretrained.ONE_KEY)
 
 
 def _images(size: int, count: int = 3) -> np.ndarray:
@@ -132,16 +132,16 @@ def test_vit_l_14_has_the_public_names_and_shapes(kind):
     text = public.text_config
     if kind == "whole":
         theirs = shapes(lambda: transformers.CLIPModel(public))
-        abstract = nnx.eval_shape(lambda: Clip(ClipConfig.vit_l_14(), rngs=nnx.Rngs(0)))
+        abstract = nnx.eval_shape(lambda: Clip(ClipConfig.vit_l_14(), rngs=pretrained.ONE_KEY))
     elif kind == "text with projection":
         theirs = shapes(lambda: transformers.CLIPTextModelWithProjection(text))
-        abstract = nnx.eval_shape(lambda: ClipText(TextConfig.vit_l_14(), rngs=nnx.Rngs(0)))
+        abstract = nnx.eval_shape(lambda: ClipText(TextConfig.vit_l_14(), rngs=pretrained.ONE_KEY))
     else:
         # transformers 5 leaves the prefix out; released files have it, and both read it.
         bare = shapes(lambda: transformers.CLIPTextModel(text))
         theirs = {f"text_model.{name}": shape for name, shape in bare.items()}
         config = TextConfig.vit_l_14(projection=False)
-        abstract = nnx.eval_shape(lambda: ClipText(config, rngs=nnx.Rngs(0)))
+        abstract = nnx.eval_shape(lambda: ClipText(config, rngs=pretrained.ONE_KEY))
     assert pretrained.shapes(abstract, RULES) == theirs
 
 

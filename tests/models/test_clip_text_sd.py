@@ -77,7 +77,7 @@ def _load(folder) -> ClipText:
     tensors = pretrained.Tensors(pretrained.weight_files(folder, "model"), RULES)
 
     def build() -> ClipText:
-        return ClipText(config, rngs=nnx.Rngs(0))
+        return ClipText(config, rngs=pretrained.ONE_KEY)
 
     return pretrained.load(build, tensors, RULES, source=str(folder))
 
@@ -88,7 +88,7 @@ def test_public_configs_have_the_reference_names_and_shapes(version):
     public = transformers.CLIPTextConfig(**PUBLIC[version])
     bare = shapes(lambda: transformers.CLIPTextModel(public))
     theirs = {f"text_model.{name}": shape for name, shape in bare.items()}
-    abstract = nnx.eval_shape(lambda: ClipText(config, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: ClipText(config, rngs=pretrained.ONE_KEY))
     assert pretrained.shapes(abstract, RULES) == theirs
     assert TextConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert (config == TextConfig.vit_l_14(projection=False)) == (version == "1.5")

@@ -212,7 +212,7 @@ def test_the_public_autoencoder_is_the_older_one_with_its_own_scale():
 def test_the_denoiser_is_the_reference():
     """With transformers of several layers, and the pooled text and sizes of two images."""
     reference = randomize(UNet2DConditionModel.from_config(SMALL.to_dict()))
-    ours = _load(lambda: unet.UNet(SMALL, rngs=nnx.Rngs(0)), reference, unet.RULES)
+    ours = _load(lambda: unet.UNet(SMALL, rngs=pretrained.ONE_KEY), reference, unet.RULES)
     rng = np.random.default_rng(0)
     latents = rng.standard_normal((2, 8, 6, 4), np.float32)
     text = rng.standard_normal((2, 5, 12), np.float32)
@@ -261,7 +261,7 @@ def _pair(towers: dict[str, Any], *, zero_empty: bool) -> clip.TextPair:
         config = TextConfig.from_dict(values)
         modules.append(
             _load(
-                lambda: clip.ClipText(config, rngs=nnx.Rngs(0)),  # noqa: B023
+                lambda: clip.ClipText(config, rngs=pretrained.ONE_KEY),  # noqa: B023
                 reference,
                 clip.RULES,
             )

@@ -108,7 +108,7 @@ def _reference(name: str) -> UNet2DConditionModel:
 @functools.cache
 def _ours(name: str, dtype=jnp.float32) -> UNet:
     def build() -> UNet:
-        return UNet(CONFIGS[name], rngs=nnx.Rngs(0), dtype=dtype)
+        return UNet(CONFIGS[name], rngs=pretrained.ONE_KEY, dtype=dtype)
 
     tensors = {path: tensor.numpy() for path, tensor in _reference(name).state_dict().items()}
     return pretrained.load(build, tensors, RULES, source="random")
@@ -139,7 +139,7 @@ def _run_ours(model: UNet, inputs: tuple[jax.Array, ...], mask=None) -> jax.Arra
 
 
 def _shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    return pretrained.shapes(nnx.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0))), RULES)
+    return pretrained.shapes(nnx.eval_shape(lambda: UNet(config, rngs=pretrained.ONE_KEY)), RULES)
 
 
 def _reference_shapes(config: dict) -> dict[str, tuple[int, ...]]:
@@ -243,7 +243,7 @@ def test_the_shipped_preset_is_one_the_reference_builds():
 
 def test_every_linear_layer_and_convolution_has_an_adapter_slot():
     for name in (SIMPLE, LINEAR):
-        model = nnx.eval_shape(lambda: UNet(CONFIGS[name], rngs=nnx.Rngs(0)))  # noqa: B023
+        model = nnx.eval_shape(lambda: UNet(CONFIGS[name], rngs=pretrained.ONE_KEY))  # noqa: B023
         kernels = set()
         for path in tree.flatten(nnx.state(model, nnx.Param)):
             if path.endswith(".kernel"):

@@ -87,7 +87,7 @@ def _reference(name: str) -> UVit2DModel:
 
 def _ours(reference: UVit2DModel, config: Config, dtype=jnp.float32) -> UVit:
     def build() -> UVit:
-        return UVit(config, rngs=nnx.Rngs(0), dtype=dtype)
+        return UVit(config, rngs=pretrained.ONE_KEY, dtype=dtype)
 
     tensors = {name: tensor.numpy() for name, tensor in reference.state_dict().items()}
     return pretrained.load(build, tensors, RULES, source="reference")
@@ -96,7 +96,7 @@ def _ours(reference: UVit2DModel, config: Config, dtype=jnp.float32) -> UVit:
 def _check_shapes(config: Config, reference: dict) -> None:
     """Asserts that our tensors are those of the reference with the config `reference`."""
     expected = reference_models.shapes(lambda: UVit2DModel.from_config(reference))
-    model = nnx.eval_shape(lambda: UVit(config, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: UVit(config, rngs=pretrained.ONE_KEY))
     assert tree.differences(pretrained.shapes(model, RULES), expected) == []
 
 
@@ -277,7 +277,7 @@ def test_unsupported_configs_name_the_field():
 
 
 def test_an_odd_grid_is_refused_when_it_would_be_halved():
-    model = nnx.eval_shape(lambda: UVit(CONFIGS[RESAMPLED], rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: UVit(CONFIGS[RESAMPLED], rngs=pretrained.ONE_KEY))
     _, text, pooled, micro = _inputs(RESAMPLED)
     with pytest.raises(ValueError, match="even grid"):
         model(jnp.zeros((2, 3, 4), jnp.int32), text, pooled, micro)

@@ -76,7 +76,7 @@ def _images() -> np.ndarray:
 
 
 def _build(config: Config, cls: type = vae.AutoencoderKL) -> vae.AutoencoderKL:
-    return cls(config, rngs=nnx.Rngs(0))
+    return cls(config, rngs=pretrained.ONE_KEY)
 
 
 def _noisy(config: Config) -> vae.AutoencoderKL:
@@ -273,7 +273,9 @@ def test_unsupported_configs_are_refused(change, words):
 
 
 def test_bfloat16_keeps_float32_parameters_latents_and_images():
-    model = nnx.eval_shape(lambda: vae.AutoencoderKL(TINY, rngs=nnx.Rngs(0), dtype=jnp.bfloat16))
+    model = nnx.eval_shape(
+        lambda: vae.AutoencoderKL(TINY, rngs=pretrained.ONE_KEY, dtype=jnp.bfloat16)
+    )
     images = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
 
     def dtype_of(function):
