@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from styledrop_jax.errors import UserError, few
+from styledrop_jax.errors import UserError, few, naming
 from styledrop_jax.interchange import deltas, lora_read, read
 from styledrop_jax.interchange.lora_read import Place
 from styledrop_jax.io import identity
@@ -49,7 +49,7 @@ def merged(base: Pipeline, loras: Sequence[tuple[str, float]]) -> Pipeline:
     facts = []
     for path, weight in loras:
         file = Path(path).expanduser()
-        with read.naming(file):
+        with naming("config.base_loras"), naming(file):
             tensors, peft = read.lora_tensors(file)
             _merge(base, tensors, peft, weight)
         facts.append([identity.of_arrays(tensors), dict(peft), weight])

@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from styledrop_jax.errors import UserError, shown
-from styledrop_jax.io import hub, identity, prediction_type
+from styledrop_jax.errors import UserError, naming, shown
+from styledrop_jax.io import hub, identity, prediction_type, pretrained
 from styledrop_jax.io.files import read_object
 from styledrop_jax.io.identity import Part
 from styledrop_jax.io.paths import shown_path
@@ -297,14 +297,10 @@ def _assemble(
 ) -> StableDiffusion:
     """Loads the components, once it is known that they fit each other; `pair` is of an XL."""
     denoiser = parts["unet"]
-    autoencoder = parts["vae"]
-    whose = source
-    if source.vae:
-        autoencoder = _vae(source.vae, autoencoder.config)
-        whose = dataclasses.replace(source, name=source.vae)
+    codec, autoencoder = _autoencoder(source, parts["vae"])
     has_projection = "text_projection.weight" in parts["text_encoder"].tensors
     config = dataclasses.replace(parts["text_encoder"].config, projection=has_projection)
-    roles = {"denoiser": denoiser, "autoencoder": autoencoder}
+    roles = {"denoiser": denoiser, "autoencoder": codec}
     roles["text"] = Part(config, parts["text_encoder"].tensors)
     if pair is not None:
         roles["text_2"] = parts["text_encoder_2"]
@@ -319,22 +315,52 @@ def _assemble(
         name=source.name,
         base_hash=identity.of_base(roles, tokenizer, schedule, pair),
         denoiser=source.build(UNET, denoiser),
-        autoencoder=whose.build(VAE, autoencoder),
+        autoencoder=autoencoder,
         text=text,
         tokenizer=tokenizer,
         schedule=schedule,
     )
 
 
-def _vae(name: str, own: vae.Config) -> Part:
-    """The autoencoder that `config.vae` names; that of a single file has the config of the base
-    model's `own`."""
+def _autoencoder(source: Source, own: Part) -> tuple[Part, vae.AutoencoderKL]:
+    """The model's own, or what `config.vae` names in its place; that of a single file has the
+    config of the model's own."""
+    if not source.vae:
+        return own, source.build(VAE, own)
+    with naming("config.vae"):
+        part = _vae(source.vae, own.config)
+        return part, dataclasses.replace(source, name=source.vae).build(VAE, part)
+
+
+def vae_files(name: str) -> list[Path]:
+    """The weights of the autoencoder that `config.vae` names; UserError if they are nowhere."""
+    place = _vae_place(name)
+    return pretrained.weight_files(place, VAE.stem) if place.is_dir() else [place]
+
+
+def _vae_place(name: str) -> Path:
+    """The single file, or the folder of the autoencoder alone."""
     file = Path(os.path.expanduser(name))
     if os.path.isfile(file) or file.suffix == ".safetensors":
-        return Part(own, Tensors.of_autoencoder(file, vae.RULES))
+        return file
     folder = hub.resolve(name, _LAYOUTS_VAE, field="config.vae")
     inside = folder / VAE.folder
-    return VAE.open(inside if inside.is_dir() else folder)
+    return inside if inside.is_dir() else folder
+
+
+def _vae(name: str, own: vae.Config) -> Part:
+    place = _vae_place(name)
+    if not place.is_dir():
+        return Part(own, Tensors.of_autoencoder(place, vae.RULES))
+    part = VAE.open(place)
+    for fact in ("latent_channels", "downsampling"):
+        found, expected = getattr(part.config, fact), getattr(own, fact)
+        if found != expected:
+            raise UserError(
+                f"{shown(name, 120)} has {fact} {found}, expected {expected}, as the base model's "
+                "own autoencoder"
+            )
+    return part
 
 
 def _check_sizes(name: str, configs: Mapping[str, Any]) -> None:
