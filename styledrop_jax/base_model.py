@@ -12,7 +12,7 @@ from styledrop_jax.interchange import base_loras
 from styledrop_jax.interchange.trained import Beneath
 from styledrop_jax.io.files import digest
 from styledrop_jax.io.paths import expanded
-from styledrop_jax.pipelines import stable_diffusion_files
+from styledrop_jax.pipelines import autoencoders
 from styledrop_jax.pipelines.base import Pipeline
 from styledrop_jax.pipelines.load import load as load_pipeline
 
@@ -52,7 +52,7 @@ def beneath(vae: str, loras: Sequence[tuple[str, float]]) -> list[Beneath]:
     found = []
     if vae:
         whole = expanded(vae)
-        for file in stable_diffusion_files.vae_files(vae):
+        for file in autoencoders.files(vae):
             found.append(Beneath(_within(file, whole), "autoencoder", digest(file)))
     for path, weight in loras:
         whole = expanded(path)

@@ -2,15 +2,14 @@
 
 import dataclasses
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from styledrop_jax.errors import UserError, naming, shown
-from styledrop_jax.io import hub, identity, prediction_type, pretrained
+from styledrop_jax.errors import UserError, shown
+from styledrop_jax.io import hub, identity, prediction_type
 from styledrop_jax.io.files import read_object
 from styledrop_jax.io.identity import Part
 from styledrop_jax.io.paths import shown_path
@@ -18,7 +17,8 @@ from styledrop_jax.io.pretrained import Tensors
 from styledrop_jax.models import clip, unet, vae
 from styledrop_jax.models.clip_config import PairConfig
 from styledrop_jax.models.tokenizer import check_tokenizer, load_tokenizer
-from styledrop_jax.pipelines import inpainting
+from styledrop_jax.pipelines import autoencoders, inpainting
+from styledrop_jax.pipelines.autoencoders import VAE
 from styledrop_jax.pipelines.components import DIFFUSERS, TRANSFORMERS, Component, Source
 from styledrop_jax.pipelines.stable_diffusion import StableDiffusion
 from styledrop_jax.sampling import schedulers
@@ -32,14 +32,6 @@ UNET = Component(
     module=unet.UNet,
     rules=unet.RULES,
     stem=DIFFUSERS,
-)
-VAE = Component(
-    folder="vae",
-    config=vae.Config.from_dict,
-    module=vae.AutoencoderKL,
-    rules=vae.RULES,
-    stem=DIFFUSERS,
-    upcasts=True,
 )
 TEXT = Component(
     folder="text_encoder",
@@ -61,10 +53,6 @@ LAYOUT_XL = hub.Layout(
     weights={part.folder: part.stem for part in (UNET, VAE, TEXT, TEXT_2)},
     tokenizers=("tokenizer", "tokenizer_2"),
     others=(_SCHEDULER, _INDEX),
-)
-_LAYOUTS_VAE = (
-    hub.Layout(weights={"": VAE.stem}),  # an autoencoder alone, or a whole model
-    hub.Layout(weights={VAE.folder: VAE.stem}, kind="sd"),
 )
 
 _TEXT_1 = clip.TextConfig.vit_l_14(projection=False)
@@ -117,6 +105,7 @@ def shapes(
         configs: of its components, by their folders.
         tokenizer: its own, or a stand-in.
     """
+    codec = autoencoders.config(source, configs[VAE.folder])
     text: clip.ClipText | clip.TextPair = source.shapes(TEXT, configs[TEXT.folder])
     if TEXT_2.folder in configs:
         second = source.shapes(TEXT_2, configs[TEXT_2.folder])
@@ -125,7 +114,7 @@ def shapes(
         name=source.name,
         base_hash="",
         denoiser=source.shapes(UNET, configs[UNET.folder]),
-        autoencoder=source.shapes(VAE, configs[VAE.folder]),
+        autoencoder=source.shapes(VAE, codec),
         text=text,
         tokenizer=tokenizer,
         schedule=_SCHEDULE,
@@ -297,7 +286,7 @@ def _assemble(
 ) -> StableDiffusion:
     """Loads the components, once it is known that they fit each other; `pair` is of an XL."""
     denoiser = parts["unet"]
-    codec, autoencoder = _autoencoder(source, parts["vae"])
+    codec, autoencoder = autoencoders.build(source, parts["vae"])
     has_projection = "text_projection.weight" in parts["text_encoder"].tensors
     config = dataclasses.replace(parts["text_encoder"].config, projection=has_projection)
     roles = {"denoiser": denoiser, "autoencoder": codec}
@@ -320,47 +309,6 @@ def _assemble(
         tokenizer=tokenizer,
         schedule=schedule,
     )
-
-
-def _autoencoder(source: Source, own: Part) -> tuple[Part, vae.AutoencoderKL]:
-    """The model's own, or what `config.vae` names in its place; that of a single file has the
-    config of the model's own."""
-    if not source.vae:
-        return own, source.build(VAE, own)
-    with naming("config.vae"):
-        part = _vae(source.vae, own.config)
-        return part, dataclasses.replace(source, name=source.vae).build(VAE, part)
-
-
-def vae_files(name: str) -> list[Path]:
-    """The weights of the autoencoder that `config.vae` names; UserError if they are nowhere."""
-    place = _vae_place(name)
-    return pretrained.weight_files(place, VAE.stem) if place.is_dir() else [place]
-
-
-def _vae_place(name: str) -> Path:
-    """The single file, or the folder of the autoencoder alone."""
-    file = Path(os.path.expanduser(name))
-    if os.path.isfile(file) or file.suffix == ".safetensors":
-        return file
-    folder = hub.resolve(name, _LAYOUTS_VAE, field="config.vae")
-    inside = folder / VAE.folder
-    return inside if inside.is_dir() else folder
-
-
-def _vae(name: str, own: vae.Config) -> Part:
-    place = _vae_place(name)
-    if not place.is_dir():
-        return Part(own, Tensors.of_autoencoder(place, vae.RULES))
-    part = VAE.open(place)
-    for fact in ("latent_channels", "downsampling"):
-        found, expected = getattr(part.config, fact), getattr(own, fact)
-        if found != expected:
-            raise UserError(
-                f"{shown(name, 120)} has {fact} {found}, expected {expected}, as the base model's "
-                "own autoencoder"
-            )
-    return part
 
 
 def _check_sizes(name: str, configs: Mapping[str, Any]) -> None:
