@@ -22,7 +22,7 @@ def of_bases(folder: Path) -> Iterator[Case]:
     """An autoencoder's file and a LoRA's, damaged, or in each other's place."""
     place = folder / "bases"
     place.mkdir()
-    good = _of_other_tools()
+    good = of_other_tools()
     damaged = {"vae": "vae", "base_loras": "LoRA"}
     number = 0
     for field, whole in damaged.items():
@@ -40,7 +40,7 @@ def _load_base(settings: dict[str, Any]) -> None:
     base_model.load("emoji64/sd", vae=told.vae, loras=told.loras)
 
 
-def _of_other_tools() -> dict[str, dict[str, np.ndarray]]:
+def of_other_tools() -> dict[str, dict[str, np.ndarray]]:
     """{what it is: its tensors}"""
     original = hub.SHIPPED / "emoji64" / "sd"
     codec = load_file(original / "vae" / "diffusion_pytorch_model.safetensors")

@@ -6,7 +6,8 @@ Nothing is fetched: each model is written in its public layout, in float16, with
 numbers and the shipped tokenizer. A `styledrop personalize` of its preset then runs on it in a
 process of its own, from a cold cache of programs: one round of two training steps on one image,
 and one sample of two steps before it and after it. What it draws is noise; the shipped CLIP scores
-it. A model that is there is not written again, and a finished run is run again.
+it. A model that is there is not written again, and a finished run is run again. `--pixels 256` has
+a Stable Diffusion's U-Net of the same weights draw smaller images.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from flax import nnx
 
 from styledrop_jax import cli, log, rounds
 from styledrop_jax.io import hub, pretrained
-from styledrop_jax.io.files import write_json
+from styledrop_jax.io.files import read_object, write_json
 from styledrop_jax.models import clip
 from styledrop_jax.models.tokenizer import load_tokenizer, save_tokenizer
 from styledrop_jax.pipelines.load import LOADERS
@@ -86,6 +87,11 @@ def write(name: str, folder: Path) -> None:
     write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULERS[kind])
 
 
+def resize(config: Path, pixels: int) -> None:
+    """Has a U-Net draw images of so many pixels on a side."""
+    write_json(config, {**read_object(config), "sample_size": pixels // 8})
+
+
 def save_random(file: Path, shapes: Mapping[str, Sequence[int]]) -> None:
     """A safetensors file of random numbers in float16, of which one tensor is in memory at a
     time."""
@@ -142,6 +148,7 @@ def row(name: str, folder: Path) -> str:
         "rounds": 1,
         "round_1.train.steps": 2,
         "round_1.train.batch_size": 1,
+        "round_1.train.accumulate": 1,
         "round_1.sample.steps": 2,
         "round_1.sample.batch_size": 1,
         "round_1.sample.images_per_prompt": 1,
@@ -172,12 +179,15 @@ def main() -> None:
     )
     parser.add_argument("--workdir", type=Path, required=True, help="where models and runs go")
     parser.add_argument("--only", default=",".join(MODELS), help="models, with commas; all else")
+    parser.add_argument("--pixels", type=int, help="of a Stable Diffusion's images; else its own")
     flags = parser.parse_args()
     rows = []
     for name in flags.only.split(","):
         folder = flags.workdir / name
         if not (folder / "model" / "scheduler").is_dir():
             write(name, folder / "model")
+        if flags.pixels:
+            resize(folder / "model" / "unet" / "config.json", flags.pixels)
         rows.append(row(name, folder))
     print(f"| model | {' | '.join(STAGES)} | all s | CPU s | peak GiB |\n{'|---' * 9}|")
     print("\n".join(rows))
