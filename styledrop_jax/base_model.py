@@ -37,6 +37,7 @@ def load(
     Raises:
         UserError: a model is nowhere, or a file is missing, damaged or does not fit.
     """
+    base_loras.check(loras)
     pipeline = load_pipeline(
         name, dtype, weights=weights, vae=vae, field=field, revision=revision, devices=devices
     )
