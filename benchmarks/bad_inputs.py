@@ -40,12 +40,14 @@ class Case(NamedTuple):
         group: what is bad. name: what it is, for the report.
         names: of the fields or files of which the message has to have one.
         run: gives it to the function that a command gives it to.
+        also: a field that the message has to have too.
     """
 
     group: str
     name: str
     names: tuple[str, ...]
     run: Callable[[], Any]
+    also: str = ""
 
 
 class Outcome(NamedTuple):
@@ -74,7 +76,8 @@ def _answer(case: Case) -> tuple[str, str]:
         said = str(error)
         if len(said) >= 300 or not said.isprintable():
             return "long", said
-        return ("answered" if any(name in said for name in case.names) else "nameless"), said
+        named = case.also in said and any(name in said for name in case.names)
+        return ("answered" if named else "nameless"), said
     except BaseException:
         return "traceback", traceback.format_exc()[-1500:]
     return "accepted", ""

@@ -2,17 +2,19 @@
 
 import argparse
 import dataclasses
-import functools
 import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import bad_inputs_bases
 import numpy as np
 from bad_inputs import Case
+from bad_inputs_values import VALUES, paths, put
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -31,27 +33,6 @@ from styledrop_jax.registry import METHODS
 from styledrop_jax.sampling.noise_schedule import NoiseSchedule
 from styledrop_jax.stages import best, judge, report, samples
 
-VALUES: dict[str, Any] = {
-    "null": None,
-    "minus one": -1,
-    "a billion": 10**9,
-    "400 digits": 10**400,
-    "a half": -0.5,
-    "NaN": float("nan"),
-    "infinity": float("inf"),
-    "1e300": 1e300,
-    "true": True,
-    "text": "x",
-    "a million letters": "x" * 10**6,
-    "a zero byte": "a\0b",
-    "half a letter": "\ud800",
-    "two lines": "a\nb",
-    "an empty list": [],
-    "a list of null": [None],
-    "a hundred thousand numbers": [0] * 10**5,
-    "an object": {"a": 1},
-    "levels": functools.reduce(lambda inner, _: [inner], range(300), []),
-}
 WORDS = ("-1", "1000000000", "9" * 5000, "nan", "1e999", "x", "", "a\nb", "\udcff", "/dev/zero")
 MODELS = {
     "transformer": uvit_config.Config.emoji64(),
@@ -81,6 +62,7 @@ def every(folder: Path) -> list[Case]:
         _of_builds,
         _of_tokenizers,
         _of_adapters,
+        bad_inputs_bases.of_bases,
         _of_runs,
         _of_files,
         _of_flags,
@@ -106,7 +88,7 @@ def _of_settings(_: Path) -> Iterator[Case]:
                 changed = json.loads(json.dumps(data))
                 spec._put(changed, field.name.split("."), value)
                 name = f"{field.name}: {what}"
-                yield Case("settings", name, (field.name,), _call(spec.from_config, changed))
+                yield Case("settings", name, (field.name,), partial(spec.from_config, changed))
 
 
 def _of_models(_: Path) -> Iterator[Case]:
@@ -117,7 +99,7 @@ def _of_models(_: Path) -> Iterator[Case]:
             for what, value in VALUES.items():
                 changed = {**values, field: value}
                 names = (field, *(other for other in values if other != field))
-                yield Case("models", f"{model} {field}: {what}", names, _call(read, changed))
+                yield Case("models", f"{model} {field}: {what}", names, partial(read, changed))
 
 
 def _written(config: Any) -> dict[str, Any]:
@@ -144,7 +126,7 @@ def _of_builds(folder: Path) -> Iterator[Case]:
                     place = folder / "builds" / kind / component.folder / f"{field}_{size}"
                     changed = {**values, field: size}
                     label = f"{kind} {component.folder} {field}: {size}"
-                    call = _call(_build, component, original, place, changed)
+                    call = partial(_build, component, original, place, changed)
                     yield Case("builds", label, (str(place), field), call)
 
 
@@ -173,7 +155,7 @@ def _of_tokenizers(folder: Path) -> Iterator[Case]:
         for field in whole:
             for what, value in VALUES.items():
                 place = folder / "tokenizers" / file.stem / field / what.replace(" ", "_")
-                call = _call(load, place, file.name, {**whole, field: value})
+                call = partial(load, place, file.name, {**whole, field: value})
                 yield Case("tokenizers", f"{file.name} {field}: {what}", ("tokenizer",), call)
 
 
@@ -189,17 +171,17 @@ def _of_adapters(folder: Path) -> Iterator[Case]:
     place = folder / "adapters"
     place.mkdir()
     number = 0
-    for keys in _paths({**metadata, "config": json.loads(json.dumps(whole))}):
+    for keys in paths({**metadata, "config": json.loads(json.dumps(whole))}):
         for what, value in VALUES.items():
             if value == "\ud800":
                 continue  # safetensors writes no such text
             changed = json.loads(json.dumps({**metadata, "config": whole}))
-            _put(changed, keys, value)
+            put(changed, keys, value)
             path = place / f"{number}.safetensors"
             number += 1
             name = f"{'.'.join(map(str, keys))}: {what}"
             names = (path.name, str(keys[-1]), "adapter", "token")
-            yield Case("adapters", name, names, _call(_load_adapter, path, tensors, changed))
+            yield Case("adapters", name, names, partial(_load_adapter, path, tensors, changed))
 
 
 def _load_adapter(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
@@ -207,21 +189,6 @@ def _load_adapter(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str
     metadata["digest"] = adapters._digest(metadata, tensors)
     save_file(tensors, path, metadata={adapters.METADATA: json.dumps(metadata)})
     trainable.from_dict(adapters.load_adapter(path, base_hash="0" * 64).config)
-
-
-def _paths(tree: Any, start: tuple = ()) -> Iterator[tuple]:
-    """The keys that lead to every value of nested data, those of branches too."""
-    inner = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
-    for key, value in inner:
-        yield (*start, key)
-        if isinstance(value, Mapping | list):
-            yield from _paths(value, (*start, key))
-
-
-def _put(tree: Any, keys: Sequence[Any], value: Any) -> None:
-    for key in keys[:-1]:
-        tree = tree[key]
-    tree[keys[-1]] = value
 
 
 # -------------------------------------------------------------- run folders
@@ -257,7 +224,7 @@ def _of_runs(folder: Path) -> Iterator[Case]:
     }
     number = 0
     for name, record in records.items():
-        for keys in [(), *_paths(record)]:
+        for keys in [(), *paths(record)]:
             if len(keys) > 3 or name == "config.json" and len(keys) > 1:
                 continue
             for what, value in VALUES.items():
@@ -265,11 +232,11 @@ def _of_runs(folder: Path) -> Iterator[Case]:
                 place = folder / "runs" / str(number)
                 changed = json.loads(json.dumps(record))
                 if keys:
-                    _put(changed, keys, value)
+                    put(changed, keys, value)
                 content = {**records, name: changed if keys else value}
                 label = f"{name} {'.'.join(map(str, keys))}: {what}"
                 names = (name, Path(name).name, f"{Path(name).stem}.", *map(str, keys[-1:]))
-                yield Case("runs", label, names, _call(_read_run, place, content))
+                yield Case("runs", label, names, partial(_read_run, place, content))
 
 
 def _read_run(place: Path, records: Mapping[str, Any]) -> None:
@@ -318,7 +285,7 @@ def _of_files(folder: Path) -> Iterator[Case]:
     for reader, read in readers.items():
         for what, path in bad.items():
             names = (Path(path).name[-20:] or "x", "config", repr(str(path))[1:-1][-20:])
-            yield Case("files", f"{reader}: {what}", names, _call(read, Path(path)))
+            yield Case("files", f"{reader}: {what}", names, partial(read, Path(path)))
 
 
 def _bad_files(place: Path) -> dict[str, str]:
@@ -378,19 +345,15 @@ def _of_flags(folder: Path) -> Iterator[Case]:
                 argv = [*needed, "--prompt", "a cat"] if "--prompt" in known else needed
                 names = (flag, flag.removeprefix("--"), "run", "word", "image", "file")
                 label = f"{name} {flag} {word[:20]!r}"
-                yield Case("flags", label, names, _call(command.run, [*argv, f"{flag}={word}"]))
+                yield Case("flags", label, names, partial(command.run, [*argv, f"{flag}={word}"]))
     for override in ("config.seed", "config.round_1.train.steps", "config.nothing", "config"):
         for word in WORDS:
             argv = ["--config", "styledrop", f"--{override}={word}"]
             label = f"personalize --{override} {word[:20]!r}"
-            call = _call(_settings_of, argv)
+            call = partial(_settings_of, argv)
             yield Case("flags", label, (override, "--config"), call)
 
 
 def _settings_of(argv: list[str]) -> None:
     data, _ = config_files.from_arguments(argv)
     spec.from_config(data)
-
-
-def _call(function: Callable, *arguments: Any) -> Callable[[], Any]:
-    return functools.partial(function, *arguments)

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 _FOUND = re.compile(r"^(crash|timeout|leak)-")
 _INSTRUMENTED = [
     "PIL",
-    *(f"styledrop_jax.{part}" for part in ("adapters", "io", "models", "stages")),
+    *(f"styledrop_jax.{part}" for part in ("adapters", "interchange", "io", "models", "stages")),
 ]
 
 
@@ -42,6 +42,8 @@ def _targets() -> dict[str, Callable[[], Target]]:
         "captions": _captions,
         "prompts": _prompts,
         "weights": _weights,
+        "autoencoders": _autoencoders,
+        "LoRAs": _loras,
         "model configs": _configs,
         "records": _records,
     }
@@ -91,6 +93,44 @@ def _weights() -> Target:
     tensors = {"a.weight": np.ones((2, 3), np.float32), "b": np.ones(2, np.float16)}
     metadata = {base.METADATA: json.dumps({"format": 1, "config": {}, "digest": "0"})}
     return Target(read, ".safetensors", [save(tensors), save(tensors, metadata)])
+
+
+def _autoencoders() -> Target:
+    import numpy as np
+    from safetensors.numpy import save
+
+    from styledrop_jax.io.pretrained import Tensors
+    from styledrop_jax.models import vae
+
+    row = np.ones(2, np.float16)
+    seeds = []
+    for names in (
+        ("encoder.down.0.block.0.norm1.weight", "decoder.mid.attn_1.q.weight"),
+        ("first_stage_model.decoder.up.3.block.0.nin_shortcut.bias", "model_ema.decay"),
+        ("decoder.up_blocks.0.resnets.0.conv1.bias", "quant_conv.weight"),
+    ):
+        seeds.append(save(dict.fromkeys(names, row)))
+    return Target(lambda path: Tensors.of_autoencoder(path, vae.RULES), ".safetensors", seeds)
+
+
+def _loras() -> Target:
+    import bad_inputs_bases
+    from safetensors.numpy import save
+
+    from styledrop_jax import base_model, trainable
+    from styledrop_jax.interchange import base_loras
+
+    base = base_model.load("emoji64/sd")
+
+    def read(path: Path) -> None:
+        fresh = dataclasses.replace(base, denoiser=trainable.copy(base.denoiser))
+        base_loras.merged(fresh, [(str(path), 1.0)])
+
+    seeds = []
+    for what, tensors in bad_inputs_bases.of_other_tools().items():
+        if "Lo" in what:
+            seeds.append(save(tensors))
+    return Target(read, ".safetensors", seeds)
 
 
 def _configs() -> Target:

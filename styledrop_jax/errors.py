@@ -1,8 +1,9 @@
 """The one exception a user's mistake raises, and the words that help to mend it."""
 
+import contextlib
 import difflib
 import reprlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 
 _LONGEST = 290  # letters of a message
 _LONGEST_TEXT = 10_000  # letters of a prompt, a caption or any other setting
@@ -33,6 +34,17 @@ class Explanation(UserError):
 
     def __init__(self, lines: str):
         Exception.__init__(self, lines)
+
+
+@contextlib.contextmanager
+def naming(what: object) -> Generator[None]:
+    """Puts a field or a file before a UserError that does not name it."""
+    try:
+        yield
+    except UserError as error:
+        if str(what) in str(error):
+            raise
+        raise UserError(f"{what}: {error}") from None
 
 
 def one_line(text: str, longest: int, first: int | None = None) -> str:

@@ -3,7 +3,6 @@ pictures and a model card, which goes to the Hugging Face hub.
 """
 
 import dataclasses
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from styledrop_jax.errors import UserError, shown
 from styledrop_jax.interchange.export import EXPORTS, in_diffusers, possible
-from styledrop_jax.interchange.trained import Trained, sentence
+from styledrop_jax.interchange.trained import Trained, plain, sentence, table_beneath
 from styledrop_jax.io import hub
 from styledrop_jax.io.files import guard, write_bytes, write_json
 from styledrop_jax.spec import portable, to_config
@@ -169,9 +168,9 @@ def _card(
     if pictures:
         facts["widget"] = [{"text": each.prompt, "output": {"url": each.file}} for each in pictures]
     lines = ["---", ModelCardData(**facts).to_yaml(), "---", "", f"# {trained.name}", ""]
-    lines += [_plain(sentence(trained)), ""]
+    lines += [plain(sentence(trained)), "", *table_beneath(trained)]
     for picture in pictures:
-        lines += [f"![{_plain(picture.prompt)}]({picture.file})"]
+        lines += [f"![{plain(picture.prompt)}]({picture.file})"]
     prompt = pictures[0].prompt if pictures else trained.trigger
     if loads:
         lines += _with_diffusers(trained, name, loads, prompt)
@@ -218,11 +217,8 @@ def _with_us(trained: Trained, name: str, style: Style) -> list[str]:
     lines = ["", "## With styledrop_jax", "", "```bash", f"hf download {name} --local-dir {folder}"]
     lines.append(f'styledrop sample --run {folder}/{_RUN} --prompt "a cat"{base}')
     lines += ["```", ""]
+    if trained.info.get("beneath"):
+        lines.append("It looks for the files of the table in the folder in which it is run.")
     if trained.info.get("descriptor"):
         lines.append("It adds the words of the style to every prompt by itself.")
     return lines
-
-
-def _plain(text: str) -> str:
-    """Text that means nothing to Markdown, in one line."""
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))

@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from styledrop_jax import __version__, guidance, pictures, results, settings, trainable
+from styledrop_jax import __version__, base_model, guidance, pictures, results, settings, trainable
 from styledrop_jax.adapters.base import Trainable
-from styledrop_jax.base_model import load as load_pipeline
 from styledrop_jax.errors import UserError, check_words, did_you_mean, shown
 from styledrop_jax.interchange.export import EXPORTS
 from styledrop_jax.interchange.trained import Trained
@@ -37,7 +36,7 @@ STRENGTHS = (0.5, 0.7)
 """Of whole images by default: 0.5 keeps more of the image, 0.7 is clearly in the style."""
 
 _LOG = logging.getLogger(__name__)
-_kept = functools.lru_cache(maxsize=1)(load_pipeline)
+_kept = functools.lru_cache(maxsize=1)(base_model.load)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,7 +105,7 @@ class Style:
         asked = {"prompt_weights": prompt_weights, "long_prompts": long_prompts}
         spec = settings.changed(spec, asked)
         number = chosen_round(opened, spec.rounds, round)
-        load = _kept if keep else load_pipeline
+        load = _kept if keep else base_model.load
         model = pipeline or load(
             base or spec.base,
             jnp.dtype(spec.dtype),
@@ -387,6 +386,7 @@ class Style:
                 "content": self.content,
                 "round": self.number,
                 "version": __version__,
+                "beneath": base_model.beneath(self.spec.vae, self.spec.loras),
             },
         )
 
@@ -396,7 +396,7 @@ class Style:
         """The base and the model, loaded anew if their weights are kept in fewer bits."""
         if self.pipeline.weights_dtype == jnp.float32:
             return self.pipeline, self.tuned.model
-        base = load_pipeline(
+        base = base_model.load(
             self.pipeline.name,
             vae=self.spec.vae,
             loras=self.spec.loras,

@@ -14,7 +14,7 @@ sys.path.append(str(tiny.ROOT / "benchmarks"))
 import bad_inputs
 import bad_inputs_cases
 
-_QUICK = "settings,models,tokenizers,adapters,runs,files,flags"
+_QUICK = "settings,models,tokenizers,adapters,bases,runs,files,flags"
 _EVERY = 23  # one of so many inputs, and no divisor of how many values a field is given
 
 
@@ -26,7 +26,7 @@ def cases(tmp_path_factory):
 def test_every_kind_of_input_and_every_field_is_among_them(cases):
     groups = {case.group for case in cases}
     assert groups == {
-        "settings", "models", "builds", "tokenizers", "adapters", "runs", "files", "flags"
+        "settings", "models", "builds", "tokenizers", "adapters", "bases", "runs", "files", "flags"
     }  # fmt: skip
     assert len(cases) > 1500
     names = {case.name.partition(":")[0] for case in cases}

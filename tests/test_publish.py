@@ -13,6 +13,7 @@ from loopback_hub import LoopbackHub
 from PIL import Image
 
 from styledrop_jax import publish
+from styledrop_jax.interchange import trained
 from styledrop_jax.io.files import read_json, write_json
 from styledrop_jax.style import Style
 
@@ -175,4 +176,4 @@ def test_pictures_are_the_best_of_each_prompt_and_prompts_stay_plain(tmp_path):
     style = Style.load(run)
     files = publish.write(style, tmp_path / "out", NAME)
     assert len([path for path in files if path.startswith("images/")]) == len(tiny.PROMPTS)
-    assert publish._plain("a [cat](x)\n<b> `y`") == r"a \[cat\](x) \<b\> \`y\`"
+    assert trained.plain("a [cat](x)\n<b> `y`") == r"a \[cat\](x) \<b\> \`y\`"

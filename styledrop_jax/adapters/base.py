@@ -222,7 +222,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
     """The tensors of a small safetensors file, by name, and its metadata.
 
     Raises:
-        UserError: no such file, a pickle, a damaged or truncated file, or NaN or infinity in it.
+        UserError: no such file, a pickle, a damaged or truncated file, or whole numbers, NaN or
+            infinity in it.
     """
     check_file(path)
     if path.suffix in _PICKLES:
@@ -244,6 +245,11 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
             "pickles are never opened"
         ) from None
     for name, tensor in tensors.items():
+        if tensor.size > 1 and tensor.dtype.kind in "biu":  # a strength may be a whole number
+            raise UserError(
+                f"{shown_path(path)}: tensor {shown(name, 120)} is of {tensor.dtype}, expected "
+                "floating-point numbers"
+            )
         check_finite(shown_path(path), name, tensor)
     return tensors, metadata
 

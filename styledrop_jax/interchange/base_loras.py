@@ -10,11 +10,11 @@ import jax
 import numpy as np
 from flax import nnx
 
-from styledrop_jax.errors import UserError, few
+from styledrop_jax.errors import UserError, few, naming
 from styledrop_jax.interchange import deltas, lora_read, read
 from styledrop_jax.interchange.lora_read import Place
 from styledrop_jax.io import identity
-from styledrop_jax.io.pretrained import check_finite
+from styledrop_jax.io.pretrained import check_finite, open_safetensors
 from styledrop_jax.models.layers import Conv
 from styledrop_jax.pipelines.base import Pipeline
 from styledrop_jax.training import mesh
@@ -28,6 +28,15 @@ _NAME = re.compile(
 _UNFIT = (KeyError, ValueError, IndexError, TypeError, ZeroDivisionError, StopIteration)
 _HALVES = {"A": "down", "B": "up"}
 _KEYS = {"dora_scale": "magnitude", "lora_magnitude_vector": "magnitude"}
+
+
+def check(loras: Sequence[tuple[str, float]]) -> None:
+    """UserError, before a model is loaded, if a file of `merged` is nowhere or damaged."""
+    for path, _ in loras:
+        file = Path(path).expanduser()
+        if not file.is_dir():
+            with naming("config.base_loras"), open_safetensors(file):
+                pass
 
 
 def merged(base: Pipeline, loras: Sequence[tuple[str, float]]) -> Pipeline:
@@ -49,7 +58,7 @@ def merged(base: Pipeline, loras: Sequence[tuple[str, float]]) -> Pipeline:
     facts = []
     for path, weight in loras:
         file = Path(path).expanduser()
-        with read.naming(file):
+        with naming("config.base_loras"), naming(file):
             tensors, peft = read.lora_tensors(file)
             _merge(base, tensors, peft, weight)
         facts.append([identity.of_arrays(tensors), dict(peft), weight])

@@ -1,9 +1,8 @@
 """What training may start from: our adapters, LoRA files and embeddings of other tools."""
 
-import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from styledrop_jax.adapters.base import (
     read_safetensors,
     restore,
 )
-from styledrop_jax.errors import UserError, shown
+from styledrop_jax.errors import UserError, naming, shown
 from styledrop_jax.interchange import embeddings, lora_read, lora_write, merged
 from styledrop_jax.io.files import read_json
 from styledrop_jax.models import clip
@@ -75,17 +74,6 @@ def read_init(path: Path, base: Pipeline) -> Initial:
         for name, tower in clip.towers(base.text).items():
             widths[name] = tower.config.hidden_size
         return _words(base, embeddings.read(path, tensors, metadata, widths=widths))
-
-
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Puts the path before a UserError that does not name it."""
-    try:
-        yield
-    except UserError as error:
-        if str(path) in str(error):
-            raise
-        raise UserError(f"{path}: {error}") from None
 
 
 def _split(base: Pipeline, what: Trainable) -> tuple[Pipeline, Any]:

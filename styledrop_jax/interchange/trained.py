@@ -2,9 +2,10 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from styledrop_jax.adapters.base import Trainable
 from styledrop_jax.interchange import single_file
@@ -13,6 +14,20 @@ from styledrop_jax.pipelines.base import Pipeline
 from styledrop_jax.pipelines.stable_diffusion import StableDiffusion
 
 _TAG = "styledrop_jax"
+
+
+class Beneath(NamedTuple):
+    """A file that was put into a base model.
+
+    Attributes:
+        name: without its folder; one of a folder has its path in that.
+        what: "autoencoder", or "LoRA" with its weight.
+        sha256: of its bytes.
+    """
+
+    name: str
+    what: str
+    sha256: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +41,8 @@ class Trained:
         base_name: the base model's name, as the user gave it.
         info: what metadata and the model card say, all of it optional: "descriptor" and "content"
             (of the reference), "prompts" (a list of examples), "method", "version" (of this
-            package), "name" (of files that are known by it), and "round".
+            package), "name" (of files that are known by it), "round", and "beneath" (a list of
+            `Beneath`: files that were put into the base).
     """
 
     base: Pipeline
@@ -114,6 +130,7 @@ def write_card(folder: Path, trained: Trained, *, tags: Sequence[str], usage: st
     if trained.trigger:
         lines.append(f"instance_prompt: {_quoted(trained.trigger)}")
     lines.extend(["---", "", f"# {trained.name}", "", sentence(trained), ""])
+    lines.extend(table_beneath(trained))
     lines.extend(["```python", usage.strip(), "```"])
     prompts = trained.info.get("prompts") or ()
     if prompts:
@@ -124,11 +141,35 @@ def write_card(folder: Path, trained: Trained, *, tags: Sequence[str], usage: st
     return [path]
 
 
+def table_beneath(trained: Trained) -> list[str]:
+    """Markdown that names the files that were put into the base model, if there were any."""
+    files = trained.info.get("beneath") or ()
+    if not files:
+        return []
+    lines = [
+        "These files were in the base model. A whole model has them in its weights; what trained "
+        "alone needs them:",
+        "",
+        "| file | what it is | SHA-256 |",
+        "|---|---|---|",
+    ]
+    for file in files:
+        lines.append(f"| {plain(file.name)} | {file.what} | `{file.sha256}` |")
+    return [*lines, ""]
+
+
+def plain(text: str) -> str:
+    """Text that means nothing to Markdown, in one line."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))
+
+
 def sentence(trained: Trained) -> str:
     """What it is, on what it was trained, and what prompts say."""
     method = trained.info.get("method")
     version = trained.info.get("version")
     text = f"Trained on {trained.base_title}"
+    if files := trained.info.get("beneath"):
+        text += f" with {', '.join(file.name for file in files)} in it,"
     if method:
         text += f" by the method {method}"
     text += f" with styledrop_jax{f' {version}' if version else ''}."

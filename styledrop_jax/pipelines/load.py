@@ -115,29 +115,33 @@ def load(
     else:
         folder = hub.resolve(name, layouts(), field=field, revision=revision)
         loader = _loader(folder)
-        if vae and not loader.takes_vae:
-            raise UserError(
-                f"config.vae: found {shown(vae, 120)}, expected it empty: {shown(name, 120)} is no "
-                "Stable Diffusion"
-            )
+        _check_vae(loader, source)
         load_it = loader.load
         source = dataclasses.replace(source, path=folder)
     with mesh.used(devices or mesh.make()):
         return dataclasses.replace(load_it(source), revision=hub.commit(source.path))
 
 
-def shapes(name: str, dtype: jnp.dtype, *, weights: jnp.dtype) -> Pipeline:
+def _check_vae(loader: Loader, source: Source) -> None:
+    if source.vae and not loader.takes_vae:
+        raise UserError(
+            f"config.vae: found {shown(source.vae, 120)}, expected it empty: "
+            f"{shown(source.name, 120)} is no Stable Diffusion"
+        )
+
+
+def shapes(name: str, dtype: jnp.dtype, *, weights: jnp.dtype, vae: str = "") -> Pipeline:
     """A pipeline without its weights, every array a shape.
 
     Args:
-        name, dtype, weights: see `load`. Of a folder the components' config.json are enough; of the
-            hub's models those in the cache are known, and some by their names.
+        name, dtype, weights, vae: see `load`. Of a folder the components' config.json are enough;
+            of the hub's models those in the cache are known, and some by their names.
 
     Raises:
         UserError: the model is not known, or its configs do not fit.
     """
     file = Path(os.path.expanduser(name))
-    source = Source(name=name, path=file, dtype=dtype, weights=weights)
+    source = Source(name=name, path=file, dtype=dtype, weights=weights, vae=vae)
     if _is_file(file):
         configs = stable_diffusion_files.configs_of_file(file)
         return stable_diffusion_files.shapes(source, configs, _tokenizer(None))
@@ -168,6 +172,7 @@ def _of_shapes(
 ) -> Pipeline:
     if loader.shapes is None:
         raise UserError(f"config.base: {source.name} is of a kind whose shapes are not known")
+    _check_vae(loader, source)
     return loader.shapes(source, configs, tokenizer)
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from styledrop_jax.io.pretrained import Tensors
 from styledrop_jax.models import clip, unet, vae
 from styledrop_jax.models.clip_config import PairConfig
 from styledrop_jax.models.tokenizer import check_tokenizer, load_tokenizer
-from styledrop_jax.pipelines import inpainting
+from styledrop_jax.pipelines import autoencoders, inpainting
+from styledrop_jax.pipelines.autoencoders import VAE
 from styledrop_jax.pipelines.components import DIFFUSERS, TRANSFORMERS, Component, Source
 from styledrop_jax.pipelines.stable_diffusion import StableDiffusion
 from styledrop_jax.sampling import schedulers
@@ -32,14 +32,6 @@ UNET = Component(
     module=unet.UNet,
     rules=unet.RULES,
     stem=DIFFUSERS,
-)
-VAE = Component(
-    folder="vae",
-    config=vae.Config.from_dict,
-    module=vae.AutoencoderKL,
-    rules=vae.RULES,
-    stem=DIFFUSERS,
-    upcasts=True,
 )
 TEXT = Component(
     folder="text_encoder",
@@ -61,10 +53,6 @@ LAYOUT_XL = hub.Layout(
     weights={part.folder: part.stem for part in (UNET, VAE, TEXT, TEXT_2)},
     tokenizers=("tokenizer", "tokenizer_2"),
     others=(_SCHEDULER, _INDEX),
-)
-_LAYOUTS_VAE = (
-    hub.Layout(weights={"": VAE.stem}),  # an autoencoder alone, or a whole model
-    hub.Layout(weights={VAE.folder: VAE.stem}, kind="sd"),
 )
 
 _TEXT_1 = clip.TextConfig.vit_l_14(projection=False)
@@ -117,6 +105,7 @@ def shapes(
         configs: of its components, by their folders.
         tokenizer: its own, or a stand-in.
     """
+    codec = autoencoders.config(source, configs[VAE.folder])
     text: clip.ClipText | clip.TextPair = source.shapes(TEXT, configs[TEXT.folder])
     if TEXT_2.folder in configs:
         second = source.shapes(TEXT_2, configs[TEXT_2.folder])
@@ -125,7 +114,7 @@ def shapes(
         name=source.name,
         base_hash="",
         denoiser=source.shapes(UNET, configs[UNET.folder]),
-        autoencoder=source.shapes(VAE, configs[VAE.folder]),
+        autoencoder=source.shapes(VAE, codec),
         text=text,
         tokenizer=tokenizer,
         schedule=_SCHEDULE,
@@ -297,14 +286,10 @@ def _assemble(
 ) -> StableDiffusion:
     """Loads the components, once it is known that they fit each other; `pair` is of an XL."""
     denoiser = parts["unet"]
-    autoencoder = parts["vae"]
-    whose = source
-    if source.vae:
-        autoencoder = _vae(source.vae, autoencoder.config)
-        whose = dataclasses.replace(source, name=source.vae)
+    codec, autoencoder = autoencoders.build(source, parts["vae"])
     has_projection = "text_projection.weight" in parts["text_encoder"].tensors
     config = dataclasses.replace(parts["text_encoder"].config, projection=has_projection)
-    roles = {"denoiser": denoiser, "autoencoder": autoencoder}
+    roles = {"denoiser": denoiser, "autoencoder": codec}
     roles["text"] = Part(config, parts["text_encoder"].tensors)
     if pair is not None:
         roles["text_2"] = parts["text_encoder_2"]
@@ -319,22 +304,11 @@ def _assemble(
         name=source.name,
         base_hash=identity.of_base(roles, tokenizer, schedule, pair),
         denoiser=source.build(UNET, denoiser),
-        autoencoder=whose.build(VAE, autoencoder),
+        autoencoder=autoencoder,
         text=text,
         tokenizer=tokenizer,
         schedule=schedule,
     )
-
-
-def _vae(name: str, own: vae.Config) -> Part:
-    """The autoencoder that `config.vae` names; that of a single file has the config of the base
-    model's `own`."""
-    file = Path(os.path.expanduser(name))
-    if os.path.isfile(file) or file.suffix == ".safetensors":
-        return Part(own, Tensors.of_autoencoder(file, vae.RULES))
-    folder = hub.resolve(name, _LAYOUTS_VAE, field="config.vae")
-    inside = folder / VAE.folder
-    return VAE.open(inside if inside.is_dir() else folder)
 
 
 def _check_sizes(name: str, configs: Mapping[str, Any]) -> None:

@@ -52,9 +52,10 @@ def training(
     *,
     steps: int,
     devices: AbstractMesh,
+    chunks: int = 1,
 ) -> Compilable:
-    """A dispatch of at most `steps` training steps of a pipeline of shapes; its arguments say how
-    they lie on the devices.
+    """A dispatch of at most `steps` training steps of a pipeline of shapes, whose prompts are read
+    in `chunks`; its arguments say how they lie on the devices.
     """
     graphdef: Any = None
     loss: Any = None
@@ -69,7 +70,7 @@ def training(
 
         targets = objective.laid_out([stream.sizes for stream in streams], encoded)
         prompts = sum(stream.prompts for stream in streams)
-        tokens = Tokens(jnp.zeros((prompts + 1, 1, base.prompt_length), jnp.int32))
+        tokens = Tokens(jnp.zeros((prompts + 1, chunks, base.prompt_length), jnp.int32))
         text = tokens if what.trains_text else base.text_features(base.text, tokens)
         apart = None
         if any(stream.unmix for stream in streams):
@@ -93,7 +94,11 @@ def training(
 
 
 def sampling(
-    pipeline: Pipeline, what: Trainable, settings: SampleSettings, devices: AbstractMesh
+    pipeline: Pipeline,
+    what: Trainable,
+    settings: SampleSettings,
+    devices: AbstractMesh,
+    chunks: int = 1,
 ) -> dict[str, Compilable]:
     """The sampler and the decoder of a batch, of a pipeline of shapes with what trains in it; see
     `training`.
@@ -105,7 +110,7 @@ def sampling(
         model = trainable.attach(base, what, rngs=ONE_KEY)
         tuned = guidance.tuned(base, model, what)
         branches = guidance.style_branches(tuned, [""] * count, settings)
-        tokens = Tokens(jnp.zeros((count, 1, base.prompt_length), jnp.int32))
+        tokens = Tokens(jnp.zeros((count, chunks, base.prompt_length), jnp.int32))
         texts = []
         for branch in branches:
             encoder = branch.tuned.model if branch.on else branch.tuned.base

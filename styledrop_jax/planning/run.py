@@ -97,7 +97,8 @@ def planned(spec: RunSpec, read: Read) -> Planned:
         UserError: the base model is not known.
     """
     kept = jnp.dtype(spec.weights_dtype)
-    pipeline = shapes(spec.base, jnp.dtype(spec.dtype), weights=kept)
+    pipeline = shapes(spec.base, jnp.dtype(spec.dtype), weights=kept, vae=spec.vae)
+    pipeline = pipeline.reads(spec.reading)
     return Planned(spec=spec, read=read, pipeline=pipeline, what=trainables(spec, read.program))
 
 
@@ -177,7 +178,9 @@ def parts(plan: Planned, counted: Counts, device: Device, measure: Measure) -> I
     yield Part(name, cost, _beside(sizes, what), sum(counted.steps))
     batch = mesh.rounded(stage.sample.batch_size, device.mesh)
     chunks = sum(math.ceil(count / batch) for count in counted.images)
-    found = programs.sampling(plan.pipeline, what, stage.sample, device.mesh)
+    said = [prompt.text for prompt in plan.read.by_round.get(number, plan.read.said)]
+    read_in = _chunks(plan, [*said, stage.sample.negative_prompt])
+    found = programs.sampling(plan.pipeline, what, stage.sample, device.mesh, read_in)
     for name, program in found.items():
         label = f"{name}, batch {_batch(program, batch)}"
         cost = measure(label, program)
@@ -229,6 +232,7 @@ def _changed(number: int, old: TrainSettings, new: TrainSettings) -> str:
 
 def _training(plan: Planned, number: int, stage: RoundSettings, device: Device) -> Compilable:
     streams = []
+    said = []
     side = plan.pipeline.resolution
     own = objective.sizes(plan.read.program.streams, plan.pipeline)
     for stream, sizes in zip(plan.read.program.streams, own, strict=True):
@@ -236,10 +240,22 @@ def _training(plan: Planned, number: int, stage: RoundSettings, device: Device) 
         prompts = len({example.prompt for example in stream.examples}) + bool(made)
         sizes = [*sizes, *[(side, side)] * made]
         streams.append(Images(sizes, stream.weight, bool(stream.unmix), prompts))
+        said += [example.prompt for example in stream.examples]
     what = plan.what[number - 1]
     return programs.training(
-        plan.pipeline, what, streams, stage.train, steps=STEPS_PER_CALL, devices=device.mesh
+        plan.pipeline,
+        what,
+        streams,
+        stage.train,
+        steps=STEPS_PER_CALL,
+        devices=device.mesh,
+        chunks=_chunks(plan, said),
     )
+
+
+def _chunks(plan: Planned, prompts: Sequence[str]) -> int:
+    """How many chunks prompts are read in beside each other."""
+    return int(max(plan.pipeline.text_chunks(prompts), default=1))
 
 
 def _largest(plan: Planned, counted: Counts) -> int:

@@ -205,6 +205,10 @@ TO_Q = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
             {f"{TO_Q}.lora_down.weight": ONE},
             r"is of a layer of shape \(12, 12\), found down \(2, 2\)$",
         ),
+        (
+            {f"{TO_Q}.lora_down.weight": ONE.astype(np.int8)},
+            rf"tensor '{TO_Q}\.lora_down\.weight' is of int8, expected floating-point numbers$",
+        ),
         ({f"{TO_Q}.alpha": ONE[0]}, rf"{TO_Q}\.alpha is of a layer of shape"),
         ({f"{TO_Q}.diff": ONE}, rf"unexpected {TO_Q}\.diff"),
         ({f"{TO_Q}.hada_w1_a": ONE}, rf"{TO_Q}\.hada_w1_a is of a layer of shape"),
@@ -220,7 +224,7 @@ def test_what_does_not_fit_is_named_with_its_file(tensors, words, tmp_path):
     _file(tmp_path, tensors)
     with pytest.raises(UserError, match=words) as error:
         _merged((tmp_path / "a.safetensors", 1.0))
-    assert re.fullmatch(r"[^\n]{1,300}", str(error.value))
+    assert re.fullmatch(r"config\.base_loras: [^\n]{1,280}", str(error.value))
 
 
 def test_a_file_that_is_none_is_named(tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from single_files import ldm_tensors
 
 from styledrop_jax.errors import UserError
 from styledrop_jax.io import pretrained
+from styledrop_jax.io.files import read_json, write_json
 from styledrop_jax.models import vae
 from styledrop_jax.pipelines import load as loading
 
@@ -91,7 +93,27 @@ def test_what_is_no_such_autoencoder_is_one_line(name, words, folders, files, tm
         (tmp_path / "cut.safetensors").write_bytes(whole.read()[:-50])
     with pytest.raises(UserError, match=words) as error:
         loading.load(str(folders["epsilon"]), vae=str(tmp_path / name))
-    assert re.fullmatch(r"[^\n]{1,300}", str(error.value))
+    assert re.fullmatch(r"[^\n]{1,300}", str(error.value)) and "config.vae" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"latent_channels": 16}, "has latent_channels 16, expected 4, as the base model's own"),
+        ({"block_out_channels": [4, 4, 8]}, "has downsampling 4, expected 2, as the base"),
+    ],
+)
+def test_an_autoencoder_of_another_kind_of_model_is_one_line(
+    change, words, folders, files, tmp_path
+):
+    folder = shutil.copytree(files["folder of diffusers"], tmp_path / "other")
+    config = read_json(folder / "config.json")
+    for name in ("down_block_types", "up_block_types"):
+        kinds = config[name]
+        change[name] = kinds[:1] * len(change.get("block_out_channels", kinds))
+    write_json(folder / "config.json", config | change)
+    with pytest.raises(UserError, match=rf"^config\.vae: .*other' {words}"):
+        loading.load(str(folders["epsilon"]), vae=str(folder))
 
 
 def test_a_muse_has_no_place_for_it():

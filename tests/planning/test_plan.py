@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from typing import Any
 
 import jax.numpy as jnp
 import pytest
@@ -13,7 +14,7 @@ from styledrop_jax import config_files, tree
 from styledrop_jax.adapters import full
 from styledrop_jax.adapters.base import Trainable
 from styledrop_jax.errors import UserError
-from styledrop_jax.io.files import read_json
+from styledrop_jax.io.files import read_json, write_json
 from styledrop_jax.pipelines.load import load, shapes
 from styledrop_jax.planning import compiler, devices, programs, run
 from styledrop_jax.planning.compiler import Cost
@@ -86,6 +87,34 @@ def test_arguments_are_counted_exactly_and_compile(base):
     sampler = programs.sampling(pipeline, what, spec.round(1).sample, CPU.mesh)
     assert set(sampler) == {"sampling", "decoding"}
     assert all(compiler.estimated(program, CPU).flops > 1e5 for program in sampler.values())
+
+
+def test_another_autoencoder_is_counted_in_place_of_its_own(tmp_path):
+    base = str(tiny.stable_diffusion())
+    folder = shutil.copytree(f"{base}/vae", tmp_path / "vae")
+    wider = read_json(folder / "config.json") | {"block_out_channels": [8, 16]}
+    write_json(folder / "config.json", wider)
+    names = ("", str(folder), "nobody/knows", "a.safetensors")
+    plans = [_plan(base=base, vae=vae) for vae in names]
+    own, other, *as_own = (run._sizes(plan.pipeline, CPU)["autoencoder"] for plan in plans)
+    assert own < other and as_own == [own, own]
+    with pytest.raises(UserError, match=r"^config\.vae: found 'a.safetensors', expected it empty"):
+        _plan(vae="a.safetensors")
+
+
+def test_long_prompts_are_counted_in_chunks():
+    spec: Any = _spec(base=str(tiny.stable_diffusion()))
+    long = dataclasses.replace(spec.reference, descriptor="in watercolor painting style " * 20)
+
+    def sizes(**changes):
+        """Of what a step of training and of the sampler take."""
+        plan = _plan(base=spec.base, reference=long, **changes)
+        counted = run.counts(plan)
+        parts = run.parts(plan, counted, CPU, lambda _, x: Cost(compiler.bytes_of(x.arguments), 0))
+        return [part.cost.arguments for part in parts]
+
+    (trained, sampled, decoded), (longer, longest, same) = sizes(), sizes(long_prompts=True)
+    assert trained < longer and sampled < longest and decoded == same
 
 
 def test_images_of_several_sizes_are_one_program():
