@@ -203,10 +203,20 @@ def check_count(file: Path, count: int) -> None:
 
 def check_finite(source: str, name: str, tensor: np.ndarray) -> None:
     """UserError if a tensor holds NaN or infinity: all that is computed with it would be lost."""
-    if not np.isfinite(np.asarray(tensor, np.float32)).all():
+    if not _is_finite(tensor):
         raise UserError(
             f"{source}: tensor {shown(name, 120)} holds NaN or infinity, expected finite numbers"
         )
+
+
+def _is_finite(tensor: np.ndarray) -> bool:
+    if tensor.dtype not in (np.float16, jnp.bfloat16):
+        return bool(np.isfinite(np.asarray(tensor, np.float32)).all())
+    # By their bits, since NumPy widens such numbers one by one. The sign is the highest.
+    infinity = np.asarray(np.inf, tensor.dtype).view(np.uint16)
+    highest = tensor.view(np.int16).max(initial=0)
+    lowest = tensor.view(np.uint16).max(initial=0)
+    return bool(highest < infinity and lowest < infinity + 0x8000)
 
 
 def open_safetensors(file: Path):

@@ -92,7 +92,7 @@ def test_deeply_nested_metadata_is_refused(tmp_path):
     assert "its metadata is corrupted" in _refused(tmp_path / "a.safetensors")
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_what_is_no_number_is_found_by_the_tensor(tmp_path, value, dtype):
     import ml_dtypes
@@ -100,7 +100,11 @@ def test_what_is_no_number_is_found_by_the_tensor(tmp_path, value, dtype):
     kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
     bad = np.ones((4, 8)).astype(kind)
     bad[2, 3] = value
-    save_file({"fine": np.ones(2, np.float32), "bad.kernel": bad}, tmp_path / "a.safetensors")
+    largest = ml_dtypes.finfo(kind).max
+    fine = np.array([largest, -largest], kind)
+    save_file({"fine": fine}, tmp_path / "a.safetensors")
+    assert set(base.read_safetensors(tmp_path / "a.safetensors")[0]) == {"fine"}
+    save_file({"fine": fine, "bad.kernel": bad}, tmp_path / "a.safetensors")
     with pytest.raises(UserError, match="a.safetensors: tensor 'bad.kernel' holds NaN or infinity"):
         base.read_safetensors(tmp_path / "a.safetensors")
     save_file({"layer.weight": bad}, tmp_path / "m.safetensors")
