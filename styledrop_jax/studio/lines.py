@@ -30,6 +30,7 @@ BASES = {
     "amused-512": "aMUSEd, 512 pixels: for a GPU or TPU; needs its weights",
     "sd15": "Stable Diffusion 1.5, 512 pixels: for a GPU or TPU; needs its weights",
     "sd21": "Stable Diffusion 2.1, 768 pixels: for a GPU or TPU; needs its weights",
+    "sdxl": "Stable Diffusion XL 1.0, 1024 pixels: for a GPU or TPU; needs its weights",
 }
 FORMATS = ("styledrop", "diffusers", "peft", "kohya", "a1111", "pipeline", "single_file")
 _MOST_PICTURES = 20
@@ -142,6 +143,9 @@ def use(studio: Studio, name: str, body: Mapping[str, Any]) -> list[list[str]]:
     words.append(f"--seed={fields.whole(body, 'seed', 0, 0, 2**31)}")
     if "descriptor" in body:
         words.append(f"--descriptor={fields.text(body, 'descriptor')}")
+    for name in ("prompt_weights", "long_prompts"):
+        if fields.truth(body, name):
+            words.append(f"--{name.replace('_', '-')}")
     return [words + strengths for strengths in _lambdas(body)]
 
 

@@ -224,6 +224,9 @@ def line(workdir: Path, command: str, row: Mapping[str, Any]) -> str:
         value = row.get(name)
         if type(value) in (int, float):
             words += [f"--{name.replace('_', '-')}", str(value)]
+    for name in ("prompt_weights", "long_prompts"):
+        if row.get(name) is True:
+            words.append(f"--{name.replace('_', '-')}")
     descriptor = _descriptor(workdir, row)
     if descriptor is not None:
         words += ["--descriptor", descriptor]

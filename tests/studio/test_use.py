@@ -47,6 +47,16 @@ def test_each_pair_of_strengths_is_a_command_on_the_same_seeds(tmp_path, opened)
     assert shlex.split(found.json()["line"])[1:] == _words(opened)[0]
 
 
+def test_prompts_are_read_as_the_page_asks_and_so_again_by_the_line(tmp_path, opened):
+    body = {"prompts": ["a (red:1.3) cat"], "prompt_weights": True, "long_prompts": False}
+    assert opened.post("/api/use", run="mine", command="sample", **body).status_code == 200
+    (words,) = _words(opened)
+    assert words[-1] == "--prompt-weights"
+    run = tmp_path / "runs" / "mine"
+    row = {"file": "a.png", "prompt": "a (red:1.3) cat", "seed": 0, "prompt_weights": True}
+    assert "--prompt-weights" in shlex.split(views.line(run, "sample", row))
+
+
 def test_an_edit_keeps_its_picture_and_mask_in_the_run(tmp_path, opened):
     image, mask = (_upload(opened, tmp_path, seed) for seed in (1, 2))
     body = {"command": "edit", "prompts": ["a tree"], "image": image, "mask": mask}
@@ -80,6 +90,7 @@ def test_a_subject_is_mixed_and_a_format_exported(tmp_path, opened):
         ({"command": "sample", "prompts": ["a"], "lambda_a": [float("1e9")]}, "lambda_a"),
         ({"command": "sample", "prompts": ["a"], "lambda_a": [1] * 4, "lambda_b": [1] * 4}, "lam"),
         ({"command": "sample", "prompts": ["a\0b"]}, "prompt"),
+        ({"command": "sample", "prompts": ["a"], "long_prompts": 1}, "long_prompts"),
         ({"command": "mix", "prompts": ["a"], "subject": "../mine"}, "no run"),
         ({"command": "edit", "prompts": ["a"], "image": "../../x"}, "no such upload"),
         ({"command": "export", "format": "pickle"}, "format"),

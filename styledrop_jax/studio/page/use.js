@@ -94,7 +94,7 @@ class Use {
       if (command !== "mix" && (command === "stylize" || command === "edit")) {
         parts.push(this.slider("Drawn anew", "strength", 0.05, 1, 0.05));
       }
-      parts.push(this.strengths());
+      parts.push(this.strengths(), this.reading());
       parts.push(
         h(
           "div",
@@ -143,6 +143,21 @@ class Use {
         "Move a slider and press Go: the same seeds are drawn again and stand side by side.",
       ),
     );
+  }
+
+  reading() {
+    return h(
+      "div",
+      { class: "pairs" },
+      this.check("Read (word:1.3) and BREAK in prompts", "prompt_weights"),
+      this.check("Read all of a prompt beyond 77 tokens", "long_prompts"),
+    );
+  }
+
+  check(words, name) {
+    const input = h("input", { type: "checkbox", checked: this.values[name] ?? false });
+    input.addEventListener("change", () => (this.values[name] = input.checked));
+    return h("label", { class: "check" }, input, words);
   }
 
   rounds() {
@@ -210,6 +225,9 @@ class Use {
     if (command === "stylize") body.prompt = prompts[0] ?? "";
     else body.prompts = prompts;
     if (command === "mix") Object.assign(body, { subject: values.subject, gamma: values.gamma });
+    for (const name of ["prompt_weights", "long_prompts"]) {
+      if (values[name]) body[name] = true;
+    }
     if (this.own) Object.assign(body, { lambda_a: [values.lambda_a], lambda_b: [values.lambda_b] });
     if (command !== "stylize" && command !== "edit") return body;
     if (!this.image) throw new Error("picture: none yet; choose one");
