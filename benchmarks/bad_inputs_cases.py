@@ -331,12 +331,13 @@ def _of_flags(folder: Path) -> Iterator[Case]:
     for name, command in COMMANDS.items():
         if name in ("completion", "configs", "pretrain"):
             continue  # they write
-        actions = [action for action in command.parser()._actions if action.option_strings]
+        parsed = command.parser()._actions
+        actions = [action for action in parsed if action.option_strings]
         needed = list(_NEEDED.get(name, ()))
         known = {action.option_strings[-1] for action in actions}
-        for action in actions:
-            if action.required and action.option_strings[0] not in needed:
-                needed += [action.option_strings[0], str(place)]
+        for action in parsed:
+            if action.required and not set(action.option_strings[:1]) & set(needed):
+                needed += [*action.option_strings[:1], str(place)]
         for action in actions:
             flag = action.option_strings[-1]
             if isinstance(action, argparse._HelpAction) or action.nargs == 0:

@@ -10,7 +10,7 @@ from pathlib import Path
 import uvicorn
 from starlette.applications import Starlette
 
-from styledrop_jax.errors import UserError
+from styledrop_jax.errors import UserError, shown
 from styledrop_jax.studio import worker
 from styledrop_jax.studio.api import Api
 from styledrop_jax.studio.door import Door, is_loopback, shown_host
@@ -68,16 +68,19 @@ def serve(root: Path, *, host: str, port: int, browser: bool) -> None:
 
 
 def _listening(host: str, port: int) -> socket.socket:
+    if not host.strip():  # which a socket takes for every address of this machine
+        raise UserError("--host: empty, expected an address such as 127.0.0.1")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
         listening.listen(128)  # a browser may be there before the server
-    except OSError as error:
+    except (OSError, UnicodeError, TypeError) as error:  # the last two of what is no name
         listening.close()
         raise UserError(
-            f"--host {host} --port {port}: cannot be listened on: {error.strerror or error}; "
+            f"--host {shown(host)} --port {port}: cannot be listened on: "
+            f"{getattr(error, 'strerror', None) or 'no address'}; "
             "expected a free port, or 0 for any"
         ) from None
     return listening

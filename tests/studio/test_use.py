@@ -238,6 +238,10 @@ def test_what_keeps_a_studio_from_opening_is_one_line(tmp_path, capfd, monkeypat
     taken.close()
     assert tiny.styledrop("studio", tmp_path, "--port", 70_000) == 2
     assert "--port: found 70000" in capfd.readouterr().err
+    assert tiny.styledrop("studio", tmp_path, "--host", "", "--no-browser") == 2
+    assert "--host: empty" in capfd.readouterr().err
+    assert tiny.styledrop("studio", tmp_path, "--host", "\udcff", "--no-browser") == 2
+    assert "cannot be listened on: no address" in capfd.readouterr().err
     monkeypatch.setitem(sys.modules, "styledrop_jax.studio.server", None)
     assert tiny.styledrop("studio", tmp_path) == 2
     assert "styledrop_jax[studio]" in capfd.readouterr().err
