@@ -39,7 +39,7 @@ TRAINS = {
     "cut_mix": {"denoiser"},
     "styo": {"denoiser"},
 }
-QUICK = ("hard_prompt", "textual_inversion")
+QUICK = ("hard_prompt",)
 UNREAD = r"text\.first\.(text_model\.(encoder\.layers\.1|final_layer_norm)\.|text_projection).*"
 """XL reads the first tower's states before its last layer."""
 

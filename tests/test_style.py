@@ -467,11 +467,10 @@ def test_images_that_cannot_be_stylized_are_one_line(tmp_path, capfd, photo):
 # -------------------------------------------------------------- bfloat16
 
 
-@pytest.mark.parametrize("kind", ["lora", "full"])
-def test_a_run_in_bfloat16_trains_and_exports_in_float32(kind, tmp_path):
+def test_a_run_in_bfloat16_trains_and_exports_in_float32(tmp_path):
     """What did not train is the base's own to the last bit; what trained is not rounded."""
     more = {"dtype": "bfloat16", "rounds": 1, "round_1.adapter.targets": "attention"}
-    more["round_1.adapter.kind"] = kind
+    more["round_1.adapter.kind"] = "lora"
     words = [word for name, value in more.items() for word in (f"--config.{name}", value)]
     assert tiny.styledrop(*tiny.arguments(tmp_path / "run", *words)) == 0
     trained = load_file(tmp_path / "run" / "round_1" / "adapter.safetensors")
@@ -482,6 +481,6 @@ def test_a_run_in_bfloat16_trains_and_exports_in_float32(kind, tmp_path):
         given = load_file(tiny.models() / "muse" / f"{name}.safetensors")
         found = load_file(tmp_path / "out" / f"{name}.safetensors")
         for key, tensor in given.items():
-            trains = name == denoiser and (kind == "full" or ".to_" in key)
+            trains = name == denoiser and ".to_" in key
             assert trains or np.array_equal(found[key], tensor), key
             np.testing.assert_allclose(found[key], tensor, atol=0.02)
