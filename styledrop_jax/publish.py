@@ -35,15 +35,19 @@ class _Picture(NamedTuple):
     prompt: str
 
 
-def check_name(name: str, *, upload: bool) -> None:
-    """UserError if a model cannot be pushed by that name, or nobody is logged in."""
+def check_name(name: str) -> None:
+    """UserError if a model cannot be pushed by that name."""
     try:
         validate_repo_id(name)
     except HFValidationError:
         name = ""
     if name.count("/") != 1:
         raise UserError("--to: expected OWNER/NAME, of letters, digits, '-', '_' and '.'")
-    if upload and get_token() is None:
+
+
+def check_token() -> None:
+    """UserError if nobody is logged in to the hub."""
+    if get_token() is None:
         raise UserError(
             "--to: no token of the hub; set HF_TOKEN to one that may write, or run `hf auth login`"
         )

@@ -74,12 +74,15 @@ def describe(argv: Sequence[str]) -> None:
     if found.hard_prompt is not None:
         descriptor, likeness = found.hard_prompt
         print(f"    {likeness:.2f}  {descriptor}  (hard prompt)")
+    begin = "to begin"
+    if found.guessed:
+        begin += f", with what it shows in place of {found.content!r}"
     line = (
         f"styledrop personalize --config styledrop --config.reference.image {quote(flags.image)} "
         f"--config.reference.content {quote(found.content)} "
         f"--config.reference.descriptor {quote(found.descriptors[0][0])} --workdir runs/mine"
     )
-    print(f"to begin:\n    {line}")
+    print(f"{begin}:\n    {line}")
 
 
 def rare_tokens_parser() -> Parser:

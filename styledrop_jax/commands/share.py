@@ -68,8 +68,10 @@ def push(argv: Sequence[str]) -> None:
     from styledrop_jax.io.files import guard
     from styledrop_jax.io.paths import expanded
 
-    publish.check_name(flags.to, upload=not flags.dry_run)
+    publish.check_name(flags.to)
     style = use.loaded(flags)
+    if not flags.dry_run:
+        publish.check_token()
     folder = expanded(flags.out or flags.run / "export" / "hub")
     if flags.out is None and folder.exists():
         with guard(folder):

@@ -188,7 +188,7 @@ def export_parser() -> Parser:
     parser.add_argument(
         "--format",
         default="diffusers",
-        help="diffusers, peft, kohya, a1111, pipeline, single_file or styledrop",
+        help="diffusers (default), peft, kohya, a1111, pipeline, single_file or styledrop",
     )
     parser.add_argument(
         "--out", type=Path, help="a folder (default: export/FORMAT in the run folder)"
@@ -278,7 +278,8 @@ def _add_sampling(parser: Parser) -> None:
     group.add_argument(
         "--long-prompts",
         action=argparse.BooleanOptionalAction,
-        help="read all of a prompt longer than the text tower's 77 tokens, in chunks of 75",
+        help="read all of a prompt longer than what the text tower reads at once (77 tokens; 32 of "
+        "the shipped models), in chunks",
     )
 
 

@@ -172,6 +172,9 @@ def sentence(trained: Trained) -> str:
         text += f" with {', '.join(file.name for file in files)} in it,"
     if method:
         text += f" by the method {method}"
+        kinds = {part.kind for part in (trained.what.denoiser, trained.what.text) if part}
+        if kinds - {method}:
+            text += f" (adapter {', '.join(sorted(kinds))})"
     text += f" with styledrop_jax{f' {version}' if version else ''}."
     if trained.trigger:
         text += f" Prompts say: {trained.trigger}."

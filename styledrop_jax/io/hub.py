@@ -212,7 +212,10 @@ def _on_hub(name: str, revision: str, model: str) -> "_OnHub":
     """UserError, which begins with `model`, if this is no name of a model on the hub."""
     repo, _, own = name.partition("@")
     if name.startswith(_OF_PATHS) or repo.count("/") != 1:
-        raise UserError(f"{model}: no such folder and not a shipped model{_meant(name)}")
+        raise UserError(
+            f"{model}: no such folder, not a shipped model, and no OWNER/NAME of "
+            f"the hub's{_meant(name)}"
+        )
     return _OnHub(repo, revision or own or None, model)
 
 

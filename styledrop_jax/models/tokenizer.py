@@ -15,7 +15,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase, T5Tokenizer
 
-from styledrop_jax.errors import UserError, shown
+from styledrop_jax.errors import UserError, one_line, shown
 from styledrop_jax.models.clip import TextConfig
 
 _LOG = logging.getLogger(__name__)
@@ -147,16 +147,17 @@ def warn_of_cut(prompt: str, count: int, length: int, lost: str) -> None:
     """Warns that of the `count` tokens of a prompt the words `lost` are not read."""
     _warn_once(
         f"prompt {prompt[:40]!r}… is {count} tokens, the text encoder reads {length}; "
-        f"cut: {lost!r}; the option long_prompts has the base model read them too"
+        f"cut: {one_line(lost, 100)!r}; the option long_prompts has the base model read them too"
     )
 
 
 def _warn_of_commands(prompt: str) -> None:
     found = dict.fromkeys(_COMMANDS.findall(prompt))
     if found:
+        adapters = "; nothing reads adapters" if re.search(_ADAPTERS, prompt) else ""
         _warn_once(
             f"prompt {shown(prompt, 40)}: read as plain words: {shown(', '.join(found), 100)}; "
-            f"the option prompt_weights reads weights and BREAK, nothing reads adapters"
+            f"the option prompt_weights reads weights and BREAK{adapters}"
         )
 
 

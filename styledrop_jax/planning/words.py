@@ -30,6 +30,9 @@ def lines(plan: Planned, device: Device) -> Iterator[str]:
     except UserError as error:
         lacking = str(error)
 
+    if lacking:
+        log.say("counting operations, which takes a minute or two of a large model")
+
     def measure(name: str, program: Compilable) -> Cost:
         if lacking:
             return compiler.estimated(program, device)
@@ -43,9 +46,11 @@ def lines(plan: Planned, device: Device) -> Iterator[str]:
     yield ""
     yield from _in_all(parts, device)
     if lacking:
+        known = max(part.memory for part in parts)
         yield (
-            "temporaries and traffic are not known, and so not whether it fits: "
-            f"{lacking.removeprefix(f'--device {device.name}: ')}"
+            "temporaries and traffic are not known, and so not whether it fits: it takes more than "
+            f"{known:.1f} of the {device.memory:.0f} GB that JAX has on {device.name}; the "
+            'device\'s compiler says more: pip install ".[compilers]"'
         )
         return
     yield from _fitting(plan, counted, parts, device, measure)

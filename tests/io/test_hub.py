@@ -132,7 +132,7 @@ def test_a_misspelt_shipped_model_gets_a_hint(shipped, cache, name, meant):
     "name", ["", "./nothing", "/no/such/folder", "~/nothing", "a/b/c", "~nobody/x", "nul\\x00"]
 )
 def test_a_missing_folder_is_one_line(shipped, cache, name):
-    start = f"model {name!r} (--config.clip): no such folder and not a shipped model"
+    start = f"model {name!r} (--config.clip): no such folder, not a shipped model"
     with pytest.raises(UserError, match=f"^{re.escape(start)}"):
         hub.resolve(name, field="config.clip")
 

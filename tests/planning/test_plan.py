@@ -180,7 +180,7 @@ def test_the_command_counts_where_there_is_no_compiler(tmp_path, capfd, monkeypa
     assert not (tmp_path / "run").exists()
     assert "training, round 2, batch" in out and "parameters train" in out
     assert "temporaries and traffic are not known" in out
-    assert 'no compiler; pip install ".[compilers]"' in out
+    assert "GB that JAX has on v5e" in out and 'pip install ".[compilers]"' in out
     assert "disk: about" in out and "at least 0 s on v5e" in out
 
 
