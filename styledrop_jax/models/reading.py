@@ -19,7 +19,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from styledrop_jax.errors import UserError, shown
-from styledrop_jax.models.tokenizer import tokenize, warn_of_adapters, warn_of_cut
+from styledrop_jax.models.tokenizer import tokenize, warn_of_adapters, warn_of_cut, warn_of_open
 
 SYNTAX = "()[]\\"
 """What means something in a prompt with weights; a backslash before a bracket makes it plain."""
@@ -115,6 +115,7 @@ def parsed(prompt: str) -> list[list[_Piece]]:
             groups += [[[other, 1.0]] for other in others]
     for kind, factor in (("(", _FACTOR), ("[", 1 / _FACTOR)):
         for start in opened[kind]:
+            warn_of_open(prompt, kind)
             weigh(start, factor)
     return [_merged(group, prompt) for group in groups]
 

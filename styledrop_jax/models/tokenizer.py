@@ -171,6 +171,14 @@ def warn_of_adapters(prompt: str) -> None:
         )
 
 
+def warn_of_open(prompt: str, bracket: str) -> None:
+    """Warns of a bracket in a prompt whose weights are read that nothing closes."""
+    _warn_once(
+        f"prompt {shown(prompt, 40)}: nothing closes a {bracket!r}; it holds to the end, and "
+        f"\\{bracket} is the bracket itself"
+    )
+
+
 @functools.cache
 def _warn_once(text: str) -> None:
     """A run tokenizes a prompt many times."""

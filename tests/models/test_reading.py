@@ -134,6 +134,12 @@ def test_what_has_no_room_is_cut_and_named(tokenizer, caplog):
     assert "long_prompts" in message
 
 
+def test_a_bracket_that_nothing_closes_is_warned_of(tokenizer, caplog):
+    _reader(tokenizer, Reading(weights=True)).chunks("a (red:1.5 cat")
+    (message,) = caplog.messages
+    assert "nothing closes a '('" in message and r"\( is the bracket itself" in message
+
+
 def test_adapters_in_a_prompt_are_warned_of(tokenizer, caplog):
     _reader(tokenizer).chunks("a (cat:1.3) <lora:pencil:0.7>")
     (message,) = caplog.messages
