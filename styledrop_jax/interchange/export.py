@@ -72,23 +72,14 @@ def possible(trained: Trained) -> dict[str, str]:
     return {name: each.refusal(trained) for name, each in EXPORTS.items()}
 
 
-def _kinds(trained: Trained) -> list[str]:
-    """The different kinds of adapter of the denoiser and the text tower."""
-    kinds = []
-    for part in (trained.what.denoiser, trained.what.text):
-        if part is not None and part.kind not in kinds:
-            kinds.append(part.kind)
-    return kinds
-
-
 def _names(trained: Trained) -> str:
     """Everything that trained, in words."""
     words = [] if trained.what.words is None else [textual_inversion.Config.kind]
-    return " and ".join(_kinds(trained) + words)
+    return " and ".join(trained.kinds + words)
 
 
 def _only_lora(trained: Trained) -> bool:
-    return set(_kinds(trained)) <= {lora.Config.kind}
+    return set(trained.kinds) <= {lora.Config.kind}
 
 
 def _stable_diffusion(trained: Trained) -> StableDiffusion | None:
@@ -96,7 +87,7 @@ def _stable_diffusion(trained: Trained) -> StableDiffusion | None:
 
 
 def _refuses_pipeline(trained: Trained) -> str:
-    if styledrop.Config.kind in _kinds(trained):
+    if styledrop.Config.kind in trained.kinds:
         return (
             "a StyleDrop adapter has no such format, and its bottlenecks are not linear, "
             "so it cannot be merged into the weights"
@@ -114,7 +105,7 @@ def _write_pipeline(trained: Trained, out: Path, dtype: str) -> list[Path]:
 def _refuses_single_file(trained: Trained) -> str:
     if _stable_diffusion(trained) is None:
         return "a Muse has no such file"
-    if not _kinds(trained):
+    if not trained.kinds:
         return "new words alone leave the base's weights as they are"
     return _refuses_pipeline(trained)
 
@@ -201,7 +192,7 @@ def _write_peft(trained: Trained, out: Path, dtype: str) -> list[Path]:
 
 
 def _refuses_diffusers(trained: Trained) -> str:
-    kinds = _kinds(trained)
+    kinds = trained.kinds
     if full.Config.kind in kinds:
         return _refuses_pipeline(trained)
     if _stable_diffusion(trained) is None:
@@ -215,7 +206,7 @@ def _refuses_diffusers(trained: Trained) -> str:
 
 def _write_diffusers(trained: Trained, out: Path, dtype: str) -> list[Path]:
     """The files that diffusers' own trainers leave; after full training a whole folder."""
-    if full.Config.kind in _kinds(trained):
+    if full.Config.kind in trained.kinds:
         return _write_pipeline(trained, out, dtype)
     files = []
     parts = _lora_parts(trained)
@@ -243,7 +234,7 @@ def in_diffusers(trained: Trained) -> tuple[list[str], str]:
     """The tags of the format "diffusers", and the Python that loads its files from `folder` into a
     `pipeline` of the base; of a whole folder, that makes the pipeline.
     """
-    if full.Config.kind in _kinds(trained):
+    if full.Config.kind in trained.kinds:
         return ["diffusers"], _WHOLE
     tags = ["diffusers"]
     usage = []

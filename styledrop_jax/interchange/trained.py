@@ -52,6 +52,15 @@ class Trained:
     info: Mapping[str, Any]
 
     @property
+    def kinds(self) -> list[str]:
+        """The different kinds of adapter of the denoiser and the text tower."""
+        found = []
+        for part in (self.what.denoiser, self.what.text):
+            if part is not None and part.kind not in found:
+                found.append(part.kind)
+        return found
+
+    @property
     def name(self) -> str:
         """What files are called that other tools know by their name."""
         return str(self.info.get("name") or "styledrop")
@@ -172,9 +181,8 @@ def sentence(trained: Trained) -> str:
         text += f" with {', '.join(file.name for file in files)} in it,"
     if method:
         text += f" by the method {method}"
-        kinds = {part.kind for part in (trained.what.denoiser, trained.what.text) if part}
-        if kinds - {method}:
-            text += f" (adapter {', '.join(sorted(kinds))})"
+        if trained.kinds and trained.kinds != [method]:
+            text += f" (adapter {', '.join(trained.kinds)})"
     text += f" with styledrop_jax{f' {version}' if version else ''}."
     if trained.trigger:
         text += f" Prompts say: {trained.trigger}."
