@@ -116,6 +116,27 @@ def test_features_of_a_prompt_are_held_once_however_many_images_have_it(base):
     np.testing.assert_allclose(loss(data, rows, keys)[0], its_loss(other, rows, keys)[0], rtol=1e-5)
 
 
+@pytest.mark.parametrize("base", [tiny.models, tiny.stable_diffusion])
+@pytest.mark.parametrize("kind", ["styledrop", "textual_inversion"])
+def test_trainings_of_the_same_shapes_are_one_program(base, kind):
+    """Of a base model that is loaded anew, other words and images, and as many steps as one
+    likes."""
+    what = _trains(kind)
+    folder = base() / "muse" if base is tiny.models else base()
+
+    def program(prompts, **changes):
+        model = trainable.attach(load(str(folder)), what, rngs=nnx.Rngs(0))
+        settings = dataclasses.replace(TRAINING, **changes)
+        data, loss = objective.prepare(model, what, [_batch(model, prompts)], settings)
+        graphdef, *_ = loop.split(data, trainable.trained(what))
+        return graphdef, loss
+
+    first = program(["a <cat>", "a red house"])
+    again = program(["a dog", "a blue <cat>"], steps=7)
+    assert again == first and hash(again) == hash(first)
+    assert program(["a <cat>", "a red house"], text_dropout=0.5) != first
+
+
 @ON_BOTH
 def test_gradients_reach_what_trains_and_the_base_stays(kind, text_encoder, base):
     what = _trains(kind, text_encoder)

@@ -105,6 +105,14 @@ class TrainSettings:
     )
 
 
+Loss = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+"""`loss(denoiser, targets, text, keys) → (of each example [b], metrics [b])`.
+
+`targets` and `text` are what `encode_images` and `text_features` give. `keys` [b] are of the
+examples: the randomness of one is the same in any batch.
+"""
+
+
 class Edit(NamedTuple):
     """Images to start from.
 
@@ -248,7 +256,8 @@ class Pipeline:
         counts = {prompt: len(reader.chunks(prompt)) for prompt in dict.fromkeys(prompts)}
         return np.array([counts[prompt] for prompt in prompts], int)
 
-    def text_features(self, tower: nnx.Module, tokens: Tokens) -> Any:
+    @staticmethod
+    def text_features(tower: Any, tokens: Tokens) -> Any:
         """Tokens → what the denoiser sees of them, a tree of arrays [b, …] of which `states` is [b,
         n·t, c]; pure, to be differentiated.
         """
@@ -275,18 +284,8 @@ class Pipeline:
         `canvases` gives → what `loss` learns to generate, a tree of arrays [b, …]."""
         raise NotImplementedError
 
-    def loss(
-        self,
-        denoiser: nnx.Module,
-        targets: Any,
-        text: Any,
-        keys: jax.Array,
-        settings: TrainSettings,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The training loss of each example [b], and metrics [b].
-
-        `keys` [b] are of the examples: the randomness of one is the same in any batch.
-        """
+    def loss(self, settings: TrainSettings) -> Loss:
+        """The training loss; of pipelines and settings that compute the same it is equal."""
         raise NotImplementedError
 
     def generate(

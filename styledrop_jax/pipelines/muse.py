@@ -18,6 +18,7 @@ from styledrop_jax.pipelines.base import (
     Compilable,
     Edit,
     Group,
+    Loss,
     Pipeline,
     SampleSettings,
     TrainSettings,
@@ -90,9 +91,10 @@ class Muse(Pipeline):
     @property
     def micro(self) -> jax.Array:
         """aMUSEd's micro-conditions [5]: width, height, crop top, crop left, aesthetic score."""
-        return jnp.array([self.resolution, self.resolution, 0.0, 0.0, _AESTHETIC])
+        return _micro(self.resolution)
 
-    def text_features(self, tower: clip.ClipText, tokens: Tokens) -> PooledText:
+    @staticmethod
+    def text_features(tower: clip.ClipText, tokens: Tokens) -> PooledText:
         """Tokens → features; pure."""
         return _joined(_of_chunks(tower, tokens.flat), tokens.ids.shape[1])
 
@@ -119,16 +121,9 @@ class Muse(Pipeline):
         compute = functools.partial(_decode, self.autoencoder)
         return mesh.in_chunks(compute, tokens, batch_size, self.devices)
 
-    def loss(
-        self,
-        denoiser: uvit.UVit,
-        targets: jax.Array,
-        text: PooledText,
-        keys: jax.Array,
-        settings: TrainSettings,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """`token_loss` of tokens `targets` [b, h, w]; of `settings` only `remat` concerns it."""
-        return token_loss(denoiser, targets, text, self.micro, keys, remat=settings.remat)
+    def loss(self, settings: TrainSettings) -> Loss:
+        """`token_loss` of tokens [b, h, w]; of `settings` only `remat` concerns it."""
+        return _Loss(self.resolution, settings.remat)
 
     def generate(
         self,
@@ -209,6 +204,22 @@ class Muse(Pipeline):
             "sampling": Compilable(_sample, arguments),
             "decoding": decoding(self.autoencoder, tokens),
         }
+
+
+def _micro(resolution: int) -> jax.Array:
+    return jnp.array([resolution, resolution, 0.0, 0.0, _AESTHETIC])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loss:
+    resolution: int
+    remat: bool
+
+    def __call__(
+        self, denoiser: uvit.UVit, tokens: jax.Array, text: PooledText, keys: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        micro = _micro(self.resolution)
+        return token_loss(denoiser, tokens, text, micro, keys, remat=self.remat)
 
 
 def token_loss(

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -26,6 +26,7 @@ from styledrop_jax.pipelines.base import (
     Compilable,
     Edit,
     Group,
+    Loss,
     Pipeline,
     SampleSettings,
     TrainSettings,
@@ -118,7 +119,8 @@ class StableDiffusion(Pipeline):
                 found.append((height, width))
         return [(self.resolution, self.resolution), *found]
 
-    def text_features(self, tower: clip.ClipText | clip.TextPair, tokens: Tokens) -> TextStates:
+    @staticmethod
+    def text_features(tower: clip.ClipText | clip.TextPair, tokens: Tokens) -> TextStates:
         """Tokens → features; pure."""
         return joined(tower, tokens.ids, of_chunks(tower, tokens.flat))
 
@@ -155,34 +157,20 @@ class StableDiffusion(Pipeline):
         compute = functools.partial(_decode, self.autoencoder)
         return mesh.in_chunks(compute, latents, batch_size or self._at_once, self.devices)
 
-    def loss(
-        self,
-        denoiser: unet.UNet,
-        targets: vae.Posterior,
-        text: TextStates,
-        keys: jax.Array,
-        settings: TrainSettings,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The denoising loss of latents sampled from `targets`, plus the `losses.Unmix` of
-        `text.apart` if it is given.
+    def loss(self, settings: TrainSettings) -> Loss:
+        """The denoising loss of latents sampled from a posterior, plus the `losses.Unmix` of the
+        text's `apart` if it is given.
 
         `settings.remat` goes without `apart`.
         """
-        latent_keys, noise_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-        unmix = None if text.apart is None else losses.Unmix(text.apart)
-        latents = jax.vmap(vae.Posterior.sample)(targets, latent_keys)
-        added = added_of(text, latents.shape, self.autoencoder.config.downsampling)
-        predict = inpainting.told(denoiser, self._seen_of(latents.shape[1:]))
-        each, metrics = losses.denoising_loss(
-            functools.partial(predict, added=added, remat=settings.remat, control=unmix),
-            self.schedule,
-            latents,
-            text.states,
-            noise_keys,
-            min_snr_gamma=settings.min_snr_gamma or None,
+        return _Loss(
+            schedule=self.schedule,
+            factor=self.autoencoder.config.downsampling,
+            min_snr_gamma=settings.min_snr_gamma,
             noise_offset=settings.noise_offset,
+            remat=settings.remat,
+            seen=self._seen_of if self.inpaints else None,
         )
-        return (each, metrics) if unmix is None else unmix.added(each, metrics)
 
     def generate(
         self,
@@ -332,6 +320,43 @@ class StableDiffusion(Pipeline):
                 f"size: found {height} high and {width} wide, expected pixels divisible by {factor}"
             )
         return height // factor, width // factor, self.autoencoder.config.latent_channels
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Loss:
+    """See `StableDiffusion.loss`.
+
+    Attributes:
+        factor: pixels along a side of a latent.
+        seen: of an inpainting model: the shape of latents [h, w, c] → what it sees beside them.
+    """
+
+    schedule: NoiseSchedule
+    factor: int
+    min_snr_gamma: float
+    noise_offset: float
+    remat: bool
+    seen: Callable[[tuple[int, ...]], np.ndarray | None] | None
+
+    def __call__(
+        self, denoiser: unet.UNet, targets: vae.Posterior, text: TextStates, keys: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        latent_keys, noise_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        unmix = None if text.apart is None else losses.Unmix(text.apart)
+        latents = jax.vmap(vae.Posterior.sample)(targets, latent_keys)
+        added = added_of(text, latents.shape, self.factor)
+        seen = None if self.seen is None else self.seen(latents.shape[1:])
+        predict = inpainting.told(denoiser, seen)
+        each, metrics = losses.denoising_loss(
+            functools.partial(predict, added=added, remat=self.remat, control=unmix),
+            self.schedule,
+            latents,
+            text.states,
+            noise_keys,
+            min_snr_gamma=self.min_snr_gamma or None,
+            noise_offset=self.noise_offset,
+        )
+        return (each, metrics) if unmix is None else unmix.added(each, metrics)
 
 
 @nnx.jit

@@ -4,7 +4,6 @@ and the loss.
 
 import collections
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from styledrop_jax.io import fit
 from styledrop_jax.io.fit import Size
 from styledrop_jax.methods.base import Example, Stream
 from styledrop_jax.models.reading import PLAIN
-from styledrop_jax.pipelines.base import Pipeline, TrainSettings
+from styledrop_jax.pipelines.base import Loss, Pipeline, TrainSettings
 from styledrop_jax.training import order
 from styledrop_jax.training.step import Choice, Losses
 
@@ -271,34 +270,72 @@ def assembled(
 
     Images of one size train as one batch; of several, each stream's are a batch of their own.
     """
-    shape_of_target = jax.tree.structure(targets.arrays[0])
-    shape_of_words = jax.tree.structure(words)
-    leaves = shape_of_target.num_leaves
-    every = np.array(weights, np.float32)
-    empty = len(words.of) - 1
+    tuning = Tuning(trainable.parts(model, what), targets, words)
+    loss = _Loss(
+        of_images=model.loss(settings),
+        text_features=model.text_features if what.trains_text else None,
+        text_dropout=settings.text_dropout,
+        weights=tuple(weights),
+        target=jax.tree.structure(targets.arrays[0]),
+        words=jax.tree.structure(words),
+        streams=(0, len(weights)),
+        size=0,
+    )
+    if len(targets.arrays) == 1:
+        return tuning, loss
+    choices = []
+    for stream, present in enumerate(targets.present):
+        of_stream = dataclasses.replace(loss, streams=(stream, stream + 1))
+        losses = tuple(dataclasses.replace(of_stream, size=int(size)) for size in present)
+        choices.append(Choice(losses, _Which(stream, tuple(present.tolist()))))
+    return tuning, tuple(choices)
 
-    def loss(
-        tuning: Any, rows: jax.Array, keys: jax.Array, *, streams: slice, size: int
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Loss:
+    """The loss of those examples that are in some of the streams and have one size, the prompt of
+    each dropped at random. It is equal to that of another run that computes the same.
+
+    Attributes:
+        of_images: see `Pipeline.loss`.
+        text_features: see `Pipeline`, of the text tower that trains; None if none does.
+        text_dropout: probability that a prompt is dropped.
+        weights: of the losses of all streams, s.
+        target, words: the structures of `Targets.arrays` of a size, and of `Words`.
+        streams: from the first to before the second.
+        size: by its number.
+    """
+
+    of_images: Loss
+    text_features: Callable[[Any, Any], Any] | None
+    text_dropout: float
+    weights: tuple[float, ...]
+    target: Any
+    words: Any
+    streams: tuple[int, int]
+    size: int
+
+    def __call__(
+        self, tuning: Any, rows: jax.Array, keys: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Of those of the examples `rows` [b, s] of s streams that are in `streams` and have one
-        size, the prompt of each dropped with probability `text_dropout`.
-        """
+        """Of the examples `rows` [b, s]; see `step.Loss`."""
+        every = np.array(self.weights, np.float32)
+        streams = slice(*self.streams)
         own = rows[:, streams]
         flat = own.reshape(-1)
         split = jax.vmap(lambda key: jax.random.split(key, (len(every), 2)))(keys)  # [b, s, 2]
         drop_keys, loss_keys = split[:, streams].reshape(-1, 2).T
-        dropped = jax.vmap(lambda key: jax.random.bernoulli(key, settings.text_dropout))(drop_keys)
+        dropped = jax.vmap(lambda key: jax.random.bernoulli(key, self.text_dropout))(drop_keys)
+        known = jax.tree.unflatten(self.words, [x[...] for x in tuning.words])
+        empty = len(known.of) - 1
         chosen = jnp.where(dropped, empty, flat)
-        _, row = tuning.places
-        held = tuning.targets[size * leaves : (size + 1) * leaves]
-        target = jax.tree.unflatten(shape_of_target, [x[...][row[...][flat]] for x in held])
-        known = jax.tree.unflatten(shape_of_words, [x[...] for x in tuning.words])
         text = jax.tree.map(lambda x: x[known.of[chosen]], known.text)
-        if what.trains_text:
-            text = model.text_features(tuning.parts.text, text)
+        if self.text_features is not None:
+            text = self.text_features(tuning.parts.text, text)
         if known.apart is not None:
             text = text._replace(apart=known.apart[chosen])
-        each, metrics = model.loss(tuning.parts.denoiser, target, text, loss_keys, settings)
+        target = self._target(tuning, flat)
+        each, metrics = self.of_images(tuning.parts.denoiser, target, text, loss_keys)
         per_stream = each.reshape(own.shape).mean(0)
         share = own.shape[1] / rows.shape[1]
         shown = {name: share * metrics[name].mean() for name in _SHOWN if name in metrics}
@@ -307,21 +344,23 @@ def assembled(
             shown |= {f"loss_{s}": value for s, value in enumerate(values)}
         return per_stream @ every[streams], shown
 
-    tuning = Tuning(trainable.parts(model, what), targets, words)
-    if len(targets.arrays) == 1:
-        return tuning, functools.partial(loss, streams=slice(None), size=0)
-    choices = []
-    for stream, present in enumerate(targets.present):
-        of_stream = functools.partial(loss, streams=slice(stream, stream + 1))
-        losses = [functools.partial(of_stream, size=int(size)) for size in present]
-        choices.append(Choice(losses, functools.partial(_which, stream=stream, present=present)))
-    return tuning, choices
+    def _target(self, tuning: Any, examples: jax.Array) -> Any:
+        leaves = self.target.num_leaves
+        _, row = tuning.places
+        held = tuning.targets[self.size * leaves : (self.size + 1) * leaves]
+        return jax.tree.unflatten(self.target, [x[...][row[...][examples]] for x in held])
 
 
-def _which(tuning: Any, rows: jax.Array, *, stream: int, present: np.ndarray) -> jax.Array:
-    """Which of the sizes that a stream has its images of a step have."""
-    size, _ = tuning.places
-    return jnp.argmax(present == size[...][rows[0, stream]])
+@dataclasses.dataclass(frozen=True)
+class _Which:
+    """Which of the sizes that a stream has, `present`, its images of a step have."""
+
+    stream: int
+    present: tuple[int, ...]
+
+    def __call__(self, tuning: Any, rows: jax.Array) -> jax.Array:
+        size, _ = tuning.places
+        return jnp.argmax(np.array(self.present) == size[...][rows[0, self.stream]])
 
 
 def _stacked(batches: Sequence[Batch]) -> np.ndarray | None:

@@ -196,6 +196,7 @@ class _Training:
             after=self.keep,
             start_from=self.start,
             devices=self.job.pipeline.devices,
+            shared=not self.job.pipeline.inpaints,  # whose loss holds the pipeline
             **self.schedule,
         )
 

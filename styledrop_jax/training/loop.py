@@ -21,7 +21,7 @@ from styledrop_jax import hosts, log, tree
 from styledrop_jax.errors import UserError, shown
 from styledrop_jax.training import mesh, optim
 from styledrop_jax.training.checkpoint import Checkpoints
-from styledrop_jax.training.step import Losses, make_train_step
+from styledrop_jax.training.step import Losses, make_train_step, shared_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +91,7 @@ def fit(
     after_at: Container[int] | None = None,
     start_from: Mapping[Any, Any] | None = None,
     devices: Mesh | None = None,
+    shared: bool = False,
 ) -> Any:
     """Trains until `steps` are done, from the last checkpoint in `folder` if there is one.
 
@@ -112,6 +113,7 @@ def fit(
         after_at: ends of dispatches after which it is run; None is all.
         start_from: parameters to begin from in place of the module's, if there is no checkpoint.
         devices: that share the work; None is all.
+        shared: see `shared_train_step`; of one device.
 
     Returns:
         the trained parameters, a pure tree: the average of the steps if the optimiser keeps one.
@@ -125,7 +127,10 @@ def fit(
     devices = devices or mesh.make()
     state, shardings = placed(params, optimizer, devices)
     frozen = mesh.place(frozen, devices)
-    step = make_train_step(loss, optimizer, accumulate=accumulate, shardings=shardings)
+    if shared and shardings is None:
+        step = shared_train_step(loss, optimizer, accumulate)
+    else:
+        step = make_train_step(loss, optimizer, accumulate=accumulate, shardings=shardings)
 
     def send(part: Dispatch) -> dict[str, jax.Array]:
         nonlocal state

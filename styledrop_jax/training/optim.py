@@ -1,5 +1,6 @@
 """Optimisers: optax chains from the numbers of a config."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 
+@functools.lru_cache(maxsize=8)
 def make(
     learning_rate: float,
     *,
@@ -22,7 +24,8 @@ def make(
 ) -> optax.GradientTransformation:
     """Adam with warm-up and an optional cosine decay of its rate.
 
-    It is AdamW if `weight_decay` is above 0, which is then for matrices and tables only.
+    It is AdamW if `weight_decay` is above 0, which is then for matrices and tables only. Of the
+    same arguments it is the same object.
 
     Args:
         learning_rate: the peak.

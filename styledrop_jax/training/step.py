@@ -96,6 +96,18 @@ def make_train_step(
     return jax.jit(program, static_argnums=0, donate_argnums=1, out_shardings=kept)
 
 
+@functools.lru_cache(maxsize=8)
+def shared_train_step(
+    loss: Losses, optimizer: optax.GradientTransformation, accumulate: int
+) -> Callable:
+    """`make_train_step`, once for all trainings whose loss and optimiser are equal: what was traced
+    and compiled for the first serves the others of the same shapes.
+
+    They are kept, and so is what they hold.
+    """
+    return make_train_step(loss, optimizer, accumulate=accumulate)
+
+
 def _gradient(loss: Losses, graphdef: Any, params: Any, frozen: Any, batch: Any, keys: Any) -> Any:
     """The gradients, a tree like `params`, and the metrics with the loss."""
 

@@ -145,7 +145,7 @@ def test_it_learns_from_pictures_with_all_masked(model):
     @jax.jit
     def loss(state):
         denoiser = nnx.merge(graphdef, state)
-        return model.loss(denoiser, targets, text, keys, settings)[0]
+        return model.loss(settings)(denoiser, targets, text, keys)[0]
 
     assert np.isfinite(loss(state)).all()
 

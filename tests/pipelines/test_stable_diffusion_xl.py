@@ -127,7 +127,7 @@ def _gradient(what: Trainable) -> dict[str, jax.Array]:
     def loss(state: Any, rest: Any, tokens: Any) -> jax.Array:
         parts = nnx.merge(graphdef, state, rest)
         text = model.text_features(parts.text if what.trains_text else model.text, tokens)
-        each, _ = model.loss(parts.denoiser, targets, text, keys, TrainSettings())
+        each, _ = model.loss(TrainSettings())(parts.denoiser, targets, text, keys)
         return each.sum()
 
     options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

@@ -83,11 +83,13 @@ def denoiser_task(
         data: the corpus.
         workdir: keeps the packed examples.
         encode: images [n, 64, 64, 3] uint8 → named arrays [n, …], which are packed.
-        targets: a batch of these → what `model.loss` takes.
-        train: what `model.loss` reads.
+        targets: a batch of these → what the loss takes.
+        train: what the loss reads.
         sample: how the images of the sheet are sampled.
         export: see `Task`.
     """
+
+    of_images = model.loss(train)
 
     def to_arrays(images: np.ndarray, captions: list[str]) -> dict[str, np.ndarray]:
         return encode(images) | {"ids": model.text_ids(captions).astype(np.uint16)}
@@ -98,7 +100,7 @@ def denoiser_task(
         drop_keys, loss_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         ids = trained.dropped(batch["ids"], drop_keys, settings.text_dropout)
         text = jax.lax.stop_gradient(model.text_features(trained.text, Tokens(ids[:, None])))
-        value, metrics = model.loss(trained.denoiser, targets(batch), text, loss_keys, train)
+        value, metrics = of_images(trained.denoiser, targets(batch), text, loss_keys)
         return value.mean(), jax.tree.map(jnp.mean, metrics)
 
     def is_trained(path: tuple, value: Any) -> bool:
