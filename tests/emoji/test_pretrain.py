@@ -1,5 +1,6 @@
 """Pretraining: the models of both bases, trained from a tiny corpus, each on top of the last."""
 
+import dataclasses
 import functools
 import os
 from pathlib import Path
@@ -16,7 +17,7 @@ from styledrop_jax import config_files, guidance
 from styledrop_jax.emoji import corpus, settings
 from styledrop_jax.emoji.pretrain import pretrain
 from styledrop_jax.emoji.settings import CommonSettings
-from styledrop_jax.emoji.tasks import clip
+from styledrop_jax.emoji.tasks import clip, muse, unet
 from styledrop_jax.errors import UserError
 from styledrop_jax.io import hub
 from styledrop_jax.io.files import read_json
@@ -57,6 +58,14 @@ def _settings(task: str, /, **changed: Any) -> CommonSettings:
     return settings.from_config(config | _changes(task, **changed))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _samples_of_few_steps():
+    with pytest.MonkeyPatch.context() as patch:
+        for task in (muse, unet):
+            patch.setattr(task, "SAMPLE", dataclasses.replace(task.SAMPLE, steps=2, batch_size=4))
+        yield
+
+
 @functools.cache
 def _trained(task: str) -> Path:
     """The folder of a model that was trained for three steps; never changed."""
@@ -91,13 +100,12 @@ def test_the_exported_models_sample_and_score():
 
 def test_training_goes_on_from_exported_weights(tmp_path):
     init = _trained("muse") / "export/muse"
-    going_on = _settings("muse", init=str(init), optimizer="adam", learning_rate=1e-9)
-    pretrain(going_on, tmp_path)
+    pretrain(_settings("muse", init=str(init), seed=7), tmp_path)
     again = tmp_path / "export/muse"
     assert hub.read_config(init / "transformer") == hub.read_config(again / "transformer")
     before = TRANSFORMER.load(init / "transformer").transformer_layers[0].attn1.to_q.kernel[...]
     after = TRANSFORMER.load(again / "transformer").transformer_layers[0].attn1.to_q.kernel[...]
-    np.testing.assert_allclose(after, before, atol=1e-3)
+    assert 0 < np.abs(after - before).max() < 0.01 < np.abs(before).max()
 
 
 def test_a_unet_goes_on_by_named_parameters_under_the_pipelines_own_text_tower(tmp_path):
