@@ -210,8 +210,11 @@ def test_a_loss_that_is_no_number_names_the_step_and_the_last_good_checkpoint(
     tmp_path, capfd, monkeypatch
 ):
     workdir = _in_the_middle(tmp_path)
-    nan = jnp.full(2, jnp.nan)
-    monkeypatch.setattr(muse.Muse, "loss", lambda *args: (nan, {"accuracy": jnp.zeros(2)}))
+
+    def no_number(*_):
+        return jnp.full(2, jnp.nan), {"accuracy": jnp.zeros(2)}
+
+    monkeypatch.setattr(muse.Muse, "loss", lambda *_: no_number)
     error = runs.refused(capfd, *tiny.arguments(workdir))
     assert "round_2: not a number" in error and "step 4" in error
     assert str(workdir / "round_2/checkpoints/2") in error
