@@ -57,7 +57,8 @@ def main() -> None:
     parts = list(run.parts(plan, run.counts(plan), device, measure))
     if flags.compile is not None:
         return
-    print("| program | arguments | temporaries | beside | in all GB | CPU s |\n|---|---|---|---|---|---|")
+    columns = ("program", "arguments", "temporaries", "beside", "in all GB", "CPU s")
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for i in flags.part or range(_PARTS):
         temporaries, seconds = _stopped([*sys.argv, "--compile", str(i)])
         sizes = (parts[i].cost.arguments, temporaries, parts[i].beside)

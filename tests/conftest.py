@@ -29,6 +29,8 @@ _CACHE = tempfile.TemporaryDirectory(prefix="styledrop-cache-")  # the user's ow
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+# The reference's models are as small: a second thread of torch would wait for work by spinning.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 # A shell has what it starts in the background ignore Ctrl-C, which some tests send.

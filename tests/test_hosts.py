@@ -19,7 +19,8 @@ from styledrop_jax.io.files import read_json, read_jsonl
 
 FSDP = ("--config.mesh.fsdp", 2)
 COLD = ("--config.rounds", 1, "--config.round_1.sample.temperature", 0)
-STEPS = ("--config.round_1.train.steps", 40)  # enough to be told to end among them
+# Enough to be told to end among them.
+STEPS = ("--config.round_1.train.steps", 40, "--config.round_1.train.checkpoint_every", 20)
 
 
 def _start(*words):
