@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import re
 import time
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from styledrop_jax.pipelines.base import Compilable
+from styledrop_jax.planning import hlo
 from styledrop_jax.planning.devices import Device, chips
 from styledrop_jax.training import mesh
 
@@ -20,12 +20,6 @@ from styledrop_jax.training import mesh
 _OF_PLATFORM: dict[str, dict[str, Any]] = {
     "cuda": {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0}
 }
-
-_COLLECTIVE = re.compile(
-    r" = (.+?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)"
-    r"(-start)?\(.*channel_id=(\d+)"
-)
-_ARRAY = re.compile(r"\b(pred|[a-z]+\d+)\[([\d,]*)\]")
 
 
 class Cost(NamedTuple):
@@ -36,7 +30,7 @@ class Cost(NamedTuple):
         flops: XLA's count of the program as written, with the plain attention; the body of a loop
             once.
         temporaries: bytes beside the arguments; None if nothing compiled it.
-        traffic: bytes that the compiled program reads and writes; None is not reported.
+        traffic: bytes that the main memory is read or written; None is not known.
         sent: bytes of the arrays that go between the chips, by what is done with them.
         seconds: that compiling took.
     """
@@ -84,47 +78,14 @@ def compiled(program: Compilable, device: Device) -> Cost:
     platform = (device.described or {}).get("platform", "cpu")
     built = lowered.compile(compiler_options=_OF_PLATFORM.get(platform))
     memory = built.memory_analysis()
-    own: Any = built.cost_analysis() or {}
+    text = built.as_text()
     return known._replace(
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
-        traffic=own.get("bytes accessed") or None,
-        sent={} if device.chips == 1 else sent(built.as_text()),
+        traffic=float(hlo.moved(text)) if platform == "tpu" else None,
+        sent={} if device.chips == 1 else hlo.sent(text),
         seconds=time.monotonic() - start,
     )
-
-
-def sent(program: str) -> dict[str, int]:
-    """Bytes of the arrays that a compiled program's chips exchange, {"all-gather": …}: of each the
-    whole array, of the body of a loop once.
-
-    Args:
-        program: XLA's text of it.
-    """
-    found: dict[tuple[Any, ...], int] = {}
-    reduces = False
-    for line in program.splitlines():
-        if not line.startswith(" "):
-            reduces = "reduce-scatter" in line  # the TPU's is a program of its own
-        match = _COLLECTIVE.search(line)
-        if match is None:
-            continue
-        shapes, kind, start, channel = match.groups()
-        name = "reduce-scatter" if reduces else kind
-        arrays = tuple(_ARRAY.findall(shapes))
-        total = sum(_bytes(*array) for array in arrays)
-        # One that runs beside other work is written once for each of its parts.
-        found[name, arrays, channel] = total // 2 if start else total  # what comes, what goes
-    totals: dict[str, int] = {}
-    for (name, _, _), count in sorted(found.items()):
-        totals[name] = totals.get(name, 0) + count
-    return totals
-
-
-def _bytes(kind: str, sides: str) -> int:
-    """Of an array as XLA writes it: ("bf16", "2,3")."""
-    bits = 8 if kind == "pred" else int(re.sub(r"\D", "", kind))
-    return math.prod(int(side) for side in sides.split(",") if side) * bits // 8
 
 
 def _placed(arguments: tuple, there: Mesh | None) -> tuple:

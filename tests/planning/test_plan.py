@@ -213,31 +213,6 @@ def test_presets_are_known_without_their_weights(preset, parameters):
     assert counted.frozen == [parameters] and counted.steps == [1000]
 
 
-def test_what_chips_send_is_counted_once():
-    """Written as the TPU's compiler does: a gather in two parts, a reduction that scatters."""
-    program = """
-%fused.1 (p: bf16[2,8]) -> bf16[8,8] {
-  %all-gather.1 = bf16[8,8]{1,0:T(8,128)S(1)} all-gather(%p), channel_id=4, dimensions={0}
-}
-%fused.2 (p: bf16[2,8]) -> bf16[8,8] {
-  %all-gather.2 = bf16[8,8]{1,0:T(8,128)} all-gather(%p), channel_id=4, dimensions={0}
-}
-%all-reduce-scatter.1 (p: f32[8,8]) -> f32[2,8] {
-  %all-reduce.9 = f32[8,8]{1,0} all-reduce(%p), channel_id=9, to_apply=%add
-}
-ENTRY %main (p: f32[8,8]) -> f32[8] {
-  %all-reduce = (f32[3]{0}, pred[5]{0}) all-reduce(%a, %b), channel_id=2, to_apply=%add
-  %permute = (u8[6]{0}, u8[6]{0}) collective-permute-start(%c), channel_id=1
-}
-"""
-    assert compiler.sent(program) == {
-        "all-gather": 128,
-        "all-reduce": 17,
-        "collective-permute": 6,
-        "reduce-scatter": 256,
-    }
-
-
 # -------------------------------------------------------------- what does not fit
 
 
