@@ -30,7 +30,8 @@ class RunSummary:
 
     Attributes:
         name: its path below the directory that was listed.
-        method, base: as its config names them; empty if it is damaged.
+        method, base: as its config names them, the method with what trains if that has another
+            name; empty if it is damaged.
         state: in words, one line.
         clip_text, clip_style: the mean scores of the round that is taken, or of the last scored
             one before there is a verdict; None if there are none.
@@ -105,6 +106,15 @@ def table(summaries: Sequence[RunSummary]) -> str:
 # -------------------------------------------------------------- one run
 
 
+def _method(config: Any) -> str:
+    """Such as "styledrop", or "styledrop, lora" where the first round trains another kind."""
+    method = _field(config, "method", str)
+    found = config
+    for name in ("round_1", "adapter", "kind"):
+        found = found.get(name) if isinstance(found, dict) else None
+    return f"{method}, {found}" if isinstance(found, str) and found != method else method
+
+
 def summary(workdir: Path, folder: Path) -> RunSummary | None:
     """One run folder of `folder`; None if the config is of something else, such as a model."""
     method = ""
@@ -115,7 +125,7 @@ def summary(workdir: Path, folder: Path) -> RunSummary | None:
         config = read_json(workdir / "config.json")
         if isinstance(config, dict) and "method" not in config:
             return None
-        method = _field(config, "method", str)
+        method = _method(config)
         base = _field(config, "base", str)
         scores = _scores(workdir)
         state = _state(workdir, config)

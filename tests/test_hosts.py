@@ -19,8 +19,7 @@ from styledrop_jax.io.files import read_json, read_jsonl
 
 FSDP = ("--config.mesh.fsdp", 2)
 COLD = ("--config.rounds", 1, "--config.round_1.sample.temperature", 0)
-# Enough to be told to end among them.
-STEPS = ("--config.round_1.train.steps", 40, "--config.round_1.train.checkpoint_every", 20)
+STEPS = ("--config.round_1.train.steps", 40)  # enough to be told to end among them
 
 
 def _start(*words):

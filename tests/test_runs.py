@@ -275,3 +275,11 @@ def test_listing_runs_does_not_load_jax():
     code = "import sys, styledrop_jax.runs; print('jax' in sys.modules, 'flax' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert found.stdout.split() == [b"False", b"False"]
+
+
+def test_what_trains_is_said_beside_the_method_where_it_has_another_name(tmp_path):
+    for kind in ("styledrop", "lora"):
+        round_1 = {"adapter": {"kind": kind}, "train": {"steps": 100}}
+        _run(tmp_path / kind, *DONE, round_1=round_1)
+    found = {summary.name: summary.method for summary in runs.list_runs(tmp_path)}
+    assert found == {"styledrop": "styledrop", "lora": "styledrop, lora"}
