@@ -15,8 +15,8 @@ be in a cell's name.
 
 Memory is the compiler's: arguments (weights, optimiser, batch) and temporaries, GB. Tflop is XLA's
 count of the program as written, with the plain attention, the body of a loop once. Traffic is the
-bytes that the compiled program reads and writes, and roofline the time that the device takes for
-the slower of the two at its peak; the compiler for GPUs does not report traffic. Of a slice all
+bytes that the main memory is read or written, and roofline the time that the device takes for the
+slower of the two at its peak; traffic is not known of a GPU. Of a slice all
 numbers are a chip's, and what the chips send to each other is of whole arrays, once a step.
 """
 

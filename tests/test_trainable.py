@@ -117,8 +117,9 @@ def test_features_of_a_prompt_are_held_once_however_many_images_have_it(base):
     np.testing.assert_allclose(first, second, rtol=1e-5)
 
 
-@pytest.mark.parametrize("base", [tiny.models, tiny.stable_diffusion])
-@pytest.mark.parametrize("kind", ["styledrop", "textual_inversion"])
+@pytest.mark.parametrize(
+    ("base", "kind"), [(tiny.models, "styledrop"), (tiny.stable_diffusion, "textual_inversion")]
+)
 def test_trainings_of_the_same_shapes_are_one_program(base, kind):
     """Of a base model that is loaded anew, other words and images, and as many steps as one
     likes."""

@@ -98,6 +98,7 @@ def test_the_exported_models_sample_and_score():
     assert "cat" in known and "thing 3" not in known, "the starter vocabulary alone was taught"
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_exported_weights(tmp_path):
     init = _trained("muse") / "export/muse"
     pretrain(_settings("muse", init=str(init), seed=7), tmp_path)
