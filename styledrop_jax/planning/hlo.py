@@ -31,6 +31,7 @@ _FREE = {
     "replica-id",
     "tuple",
 }  # nothing is read or written; nor by the end of what began earlier
+_COPIES = {"async-start", "copy-start", "dynamic-slice-start", "slice-start"}
 _PARTS = {"dynamic-slice", "gather", "slice"}  # which read as much of the first as they give
 
 
@@ -119,7 +120,7 @@ def _moved(computations: _Computations, name: str) -> int:
             total += _moved(computations, called[0])
         elif instruction.operation == "conditional":
             total += max(_moved(computations, part) for part in called)
-        elif instruction.operation in ("copy-start", "async-start"):
+        elif instruction.operation in _COPIES:
             total += _copied(instruction)
         elif instruction.operation == "fusion":
             total += _of_fusion(instruction, inside, computations[called[0]])

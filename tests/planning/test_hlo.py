@@ -56,6 +56,7 @@ def test_a_tpus_main_memory_moves_what_is_not_on_the_chip():
   %step = s32[]{:S(2)} get-tuple-element(%state), index=1
   %rows = ((f32[8,1024]{1,0:T(8,128)}), f32[2,1024]{1,0:T(8,128)S(1)}, s32[]) async-start(%all)
   %there = f32[2,1024]{1,0:T(8,128)S(1)} async-done(%rows)
+  %same = ((f32[8,1024]{1,0:T(8,128)}), f32[2,1024]{1,0:T(8,128)S(1)}, s32[]) slice-start(%all)
   %near = f32[2,1024]{1,0:T(8,128)S(1)} fusion(%there), kind=kLoop, calls=%unseen
   %row = f32[1024]{0:T(1024)S(1)} fusion(%all, %step), kind=kLoop, calls=%part
   %kept = f32[8,1024]{1,0:T(8,128)} fusion(%all, %row, %step), kind=kLoop, calls=%put
@@ -77,7 +78,7 @@ ENTRY %main (p: f32[8,1024], x: f32[4]) -> f32[8,1024] {
   ROOT %out = f32[8,1024]{1,0:T(8,128)} copy(%p)
 }
 """
-    fetched, row, put = 2 * 1024 * 4, 1024 * 4, 1024 * 4
+    fetched, row, put = 2 * 2 * 1024 * 4, 1024 * 4, 1024 * 4
     branch = 4 * 4 + 4 * 4 + 100 * 4
     copied = 2 * 8 * 1024 * 4
     assert hlo.moved(program) == fetched + row + put + branch + copied
