@@ -5,11 +5,10 @@
     python benchmarks/assigned.py --config styledrop:sdxl --device v5e:2x2 --config.mesh.fsdp 4
 
 The compiler of a TPU gives every array its place before it writes instructions, which of a large
-model takes most of its time: here it is stopped between the two. Programs and columns are those
-of `styledrop plan`. Temporaries are a little less than there, as instructions may need more; what
+model takes most of its time: here it is stopped between the two. Programs and columns are those of
+`styledrop plan`. Temporaries are a little less than there, as instructions may need more; what
 chips send each other is not said, and arguments are counted from shapes, a decoder's with the
-encoder's weights. `--part` is for one of the
-programs alone: 0 training, 1 sampling, 2 decoding.
+encoder's weights. `--part` is for one of the programs alone: 0 training, 1 sampling, 2 decoding.
 """
 
 import argparse

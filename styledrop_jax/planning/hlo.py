@@ -113,17 +113,16 @@ def _moved(computations: _Computations, name: str) -> int:
     total = 0
     inside = computations[name]
     for instruction in inside.values():
-        called = _called(instruction)
         if instruction.operation == "while":
-            total += sum(_moved(computations, part) for part in called)
+            total += sum(_moved(computations, part) for part in _called(instruction))
         elif instruction.operation == "call":
-            total += _moved(computations, called[0])
+            total += _moved(computations, _called(instruction)[0])
         elif instruction.operation == "conditional":
-            total += max(_moved(computations, part) for part in called)
+            total += max(_moved(computations, part) for part in _called(instruction))
         elif instruction.operation in _COPIES:
             total += _copied(instruction)
         elif instruction.operation == "fusion":
-            total += _of_fusion(instruction, inside, computations[called[0]])
+            total += _of_fusion(instruction, inside, computations[_called(instruction)[0]])
         elif instruction.operation not in _FREE and not instruction.operation.endswith("-done"):
             given = [inside[operand] for operand in instruction.operands if operand in inside]
             total += _of_operation(instruction, given)
@@ -193,5 +192,5 @@ def _array(kind: str, sides: str, layout: str) -> tuple[int, bool]:
 
 def _bytes(kind: str, sides: str) -> int:
     """Of an array as XLA writes it: ("bf16", "2,3")."""
-    bits = 8 if kind == "pred" else int(re.sub(r"\D", "", kind[1:].split("e")[0]) or 8)
+    bits = 8 if kind == "pred" else int(re.sub(r"\D", "", kind))
     return math.prod(int(side) for side in sides.split(",") if side) * bits // 8
