@@ -173,9 +173,14 @@ def parts(plan: Planned, counted: Counts, device: Device, measure: Measure) -> I
     stage = plan.spec.round(number)
     what = plan.what[number - 1]
     name = f"training, round {number}, batch {stage.train.batch_size}"
+    if stage.train.accumulate > 1:  # the body of whose loop is counted once
+        name += f" in {stage.train.accumulate} parts"
     cost = measure(name, _training(plan, number, stage, device))
     sizes = _sizes(plan.pipeline, device)
-    yield Part(name, cost, _beside(sizes, what), sum(counted.steps))
+    times = 0
+    for i, steps in enumerate(counted.steps, 1):
+        times += steps * plan.spec.round(i).train.accumulate
+    yield Part(name, cost, _beside(sizes, what), times)
     batch = mesh.rounded(stage.sample.batch_size, device.mesh)
     chunks = sum(math.ceil(count / batch) for count in counted.images)
     said = [prompt.text for prompt in plan.read.by_round.get(number, plan.read.said)]

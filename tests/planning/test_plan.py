@@ -117,6 +117,22 @@ def test_long_prompts_are_counted_in_chunks():
     assert trained < longer and sampled < longest and decoded == same
 
 
+def test_a_batch_in_parts_is_as_much_work():
+    work = []
+    for accumulate in (1, 2):
+        stages = []
+        for number in (1, 2):
+            stage = _spec().round(number)
+            train = dataclasses.replace(stage.train, accumulate=accumulate)
+            stages.append(dataclasses.replace(stage, train=train))
+        plan = _plan(round_settings=tuple(stages))
+        parts = run.parts(plan, run.counts(plan), CPU, lambda _, x: compiler.estimated(x, CPU))
+        part = next(iter(parts))
+        assert ("in 2 parts" in part.name) == (accumulate == 2)
+        work.append(part.times * part.cost.flops)
+    assert work[1] == pytest.approx(work[0], rel=0.1)
+
+
 def test_images_of_several_sizes_are_one_program():
     spec = _spec(base=str(tiny.stable_diffusion()))
     pipeline = shapes(spec.base, jnp.dtype("float32"), weights=jnp.dtype("float32"))
