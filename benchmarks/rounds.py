@@ -3,12 +3,13 @@
     python benchmarks/rounds.py --icons icons/node_modules --workdir runs/rounds \\
         [--preset emoji64-muse] [--seeds 3] [--arm defaults] [--style crayon]
 
-Scores are means over the images of a prompt. By the CLIP that selects: content and leakage, how
-much likelier its own content, and what the reference shows, than all prompts' contents; recognised,
-whether its own is the likeliest of them; Style, cosine with the reference. By a judge that had no
-part in it: colour and texture, distances to the reference. The prompt that asks for what the
-reference shows is left out. An arm's differences from round 1 are paired by style, seed and prompt,
-with 95% bootstrap intervals.
+Scores are means over the images of a prompt. By the CLIP that selects: Text, cosine with the prompt
+and its words of style; content and leakage, how much likelier its own content, and what the
+reference shows, than all prompts' contents; recognised, whether its own is the likeliest of them;
+Style, cosine with the reference; truth, with what the style's set drew of the same thing, where it
+did. By a judge that had no part in it: colour and texture, distances to the reference. The prompt
+that asks for what the reference shows is left out. An arm's differences from round 1 are paired by
+style, seed and prompt, with 95% bootstrap intervals.
 
 Arms that choose otherwise begin from round 1 of the defaults. Where a person has to choose, the
 first time says where. Resumable.
@@ -56,7 +57,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "as published": _PUBLISHED,
 }
 _OTHER_CHOICE = ("chosen at random", "chosen by a person")
-_SCORES = ("content ↑", "recognised ↑", "leakage ↓", "Style ↑", "colour ↓", "texture ↓")
+_SCORES = (
+    *("Text ↑", "content ↑", "recognised ↑", "leakage ↓"),
+    *("Style ↑", "truth ↑", "colour ↓", "texture ↓"),
+)
 
 
 def main() -> None:
@@ -93,7 +97,7 @@ def main() -> None:
     head = f"| {' | '.join(_SCORES)} |\n{'|---' * (len(_SCORES) + 1)}|"
     print(f"\n| arm {head}")
     for name, parts in table.items():
-        means = np.concatenate(list(parts.values())).mean(axis=0)
+        means = np.nanmean(np.concatenate(list(parts.values())), axis=0)
         print(f"| {name} | {' | '.join(f'{mean:.3f}' for mean in means)} |")
     print(f"\n| difference {head}")
     for arm in arms:
@@ -108,7 +112,8 @@ def _print_difference(table: dict[str, dict[Path, np.ndarray]], one: str, other:
     both = table.get(one, {}).keys() & table.get(other, {}).keys()
     if both:
         apart = np.concatenate([table[one][run] - table[other][run] for run in sorted(both)])
-        print(f"| {one}, less {other} | {' | '.join(interval(x, '+.3f') for x in apart.T)} |")
+        cells = [interval(x[np.isfinite(x)], "+.3f") for x in apart.T]
+        print(f"| {one}, less {other} | {' | '.join(cells)} |")
 
 
 def _run(folder: Path, preset: str, style: Style, given: Path, seed: int, arm: str) -> Path:
@@ -129,7 +134,9 @@ def _run(folder: Path, preset: str, style: Style, given: Path, seed: int, arm: s
 
 
 def _scores(scorer: ClipScorer, run: Path, stage: str, style: Style, given: Path) -> np.ndarray:
-    """The scores of a stage, [prompts, 6]; of the true drawings there may be fewer prompts."""
+    """The scores of a stage, [prompts, 8]; of the true drawings there may be fewer prompts, and
+    truth is NaN where there is none.
+    """
     reference = image_files.read_image(given / "reference.png")
     samples = read_samples(run / stage / "scores.jsonl")
     samples = [sample for sample in samples if sample.content != style.content]
@@ -143,11 +150,16 @@ def _scores(scorer: ClipScorer, run: Path, stage: str, style: Style, given: Path
     own = np.sum(seen * scorer.text_features(contents), axis=1)
     recognised = own >= likeness.max(axis=1)
     leakage = seen @ scorer.text_features([style.content])[0] - mean
+    drawn = read_samples(run / "truth" / "scores.jsonl")
+    of_drawn = features(scorer, run / "truth", drawn)
+    true = {each.content: own for each, own in zip(drawn, of_drawn, strict=True)}
     rows = []
     for i, (sample, image) in enumerate(zip(samples, images, strict=True)):
-        clip = (own[i] - mean[i], recognised[i], leakage[i], sample.scores["clip_style"])
+        alike = seen[i] @ true[sample.content] if sample.content in true else np.nan
+        words = (sample.scores["clip_text"], own[i] - mean[i], recognised[i], leakage[i])
+        pictures = (sample.scores["clip_style"], alike)
         apart = (colour_distance(image, reference), texture_distance(image, reference))
-        rows.append((*clip, *apart))
+        rows.append((*words, *pictures, *apart))
     return by_prompt(samples, np.array(rows, float))
 
 

@@ -24,7 +24,7 @@ from styledrop_jax.stages.job import Job
 from styledrop_jax.stages.read import read
 from styledrop_jax.stages.train import train_together
 
-_AT_ONCE = 8  # on an accelerator; a CPU is as busy with one
+_AT_ONCE = 8  # on each accelerator; a CPU's core is as busy with one
 _FIELDS = ("name", "image", "content", "descriptor")
 
 
@@ -180,6 +180,6 @@ def _command(job: Job) -> str:
 
 
 def _suited() -> int:
-    found = 1 if jax.default_backend() == "cpu" else _AT_ONCE
+    found = jax.local_device_count() * (1 if jax.default_backend() == "cpu" else _AT_ONCE)
     log.say(f"styles that train at a time: {found}; --at-once says another number")
     return found

@@ -1,6 +1,9 @@
 """Many styles by one command: each run is the one that the same settings make of it alone."""
 
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -88,6 +91,21 @@ def test_one_of_those_that_trained_at_once_is_gone_on_with_alone(many, tmp_path,
     assert "round_1: 2 of 4" in capfd.readouterr().out
     _close(folder, many / "runs" / "second")
     assert not (tmp_path / "first" / "report.html").exists()
+
+
+def test_three_of_them_train_on_two_devices(many, tmp_path):
+    """Each on its own, in a process that has two; the last one on both."""
+    lines = [{"name": "first", "image": str(tiny.reference()), **WORDS}]
+    for name in ("second", "third"):
+        lines.append({"name": name, "image": str(many / "own" / "one.png"), **WORDS})
+    words = tiny.arguments(tmp_path, "--styles", _listed(tmp_path, *lines), "--at-once", 3)
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
+    line = [sys.executable, "-m", "styledrop_jax", *map(str, words)]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "round_1, 3 at once" in done.stdout
+    _close(tmp_path / "first", many / "runs" / "first")
+    _close(tmp_path / "third", many / "runs" / "second")
 
 
 def test_more_than_fit_into_memory_train_one_after_the_other(many, tmp_path, capfd):

@@ -160,6 +160,10 @@ class Group(NamedTuple):
         return self.states, self.frozen, self.text, self.weights
 
 
+IN_ARRAYS = (None, None, 1, None)
+"""Where the images are in `Group.arrays`."""
+
+
 class Compilable(NamedTuple):
     """A jitted function, and what it is called with: shapes in place of arrays."""
 
@@ -327,10 +331,23 @@ def decoding(autoencoder: nnx.Module, x: jax.ShapeDtypeStruct) -> Compilable:
     graphdef, state = nnx.split(autoencoder)
 
     def decode(state: Any, x: jax.Array) -> jax.Array:
-        module: Any = nnx.merge(graphdef, state)
-        return module.decode(x)
+        return decoded(nnx.merge(graphdef, state), x)
 
     return Compilable(jax.jit(decode), (nnx.as_pure(state), x))
+
+
+def encoded(autoencoder: Any, images: jax.Array) -> Any:
+    """What a program makes of images, each device of its own."""
+    graphdef, state = nnx.split(autoencoder)
+    encode = lambda state, images: nnx.merge(graphdef, state).encode(images)  # noqa: E731
+    return mesh.apart(encode, (None, 0))(state, images)
+
+
+def decoded(autoencoder: Any, x: jax.Array) -> jax.Array:
+    """What a program makes of tokens or latents, each device of its own."""
+    graphdef, state = nnx.split(autoencoder)
+    decode = lambda state, x: nnx.merge(graphdef, state).decode(x)  # noqa: E731
+    return mesh.apart(decode, (None, 0))(state, x)
 
 
 def shape_of_keys(count: int) -> jax.ShapeDtypeStruct:

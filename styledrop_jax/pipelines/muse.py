@@ -15,6 +15,7 @@ from styledrop_jax.errors import UserError
 from styledrop_jax.models import clip, uvit, vqgan
 from styledrop_jax.models.reading import Reading, Tokens, in_a_row
 from styledrop_jax.pipelines.base import (
+    IN_ARRAYS,
     Compilable,
     Edit,
     Group,
@@ -22,8 +23,10 @@ from styledrop_jax.pipelines.base import (
     Pipeline,
     SampleSettings,
     TrainSettings,
+    decoded,
     decoding,
     distinct_rows,
+    encoded,
     shape_of_keys,
     to_floats,
 )
@@ -268,18 +271,27 @@ def _joined(chunks: PooledText, count: int) -> PooledText:
 
 @nnx.jit
 def _encode(autoencoder: vqgan.VQModel, images: jax.Array) -> jax.Array:
-    return autoencoder.encode(images)
+    return encoded(autoencoder, images)
 
 
 @nnx.jit
 def _decode(autoencoder: vqgan.VQModel, tokens: jax.Array) -> jax.Array:
-    return autoencoder.decode(tokens)
+    return decoded(autoencoder, tokens)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6))
 def _sample(plans, groups, tokens, keys, temperature, micro, mask_id):
-    """One program: the loop over steps, in it one batched forward for each group, then the weighted
-    sum of logits."""
+    """One program, of which each device takes its own images."""
+    of_own = functools.partial(_sample_own, plans, mask_id)
+    axes = [IN_ARRAYS] * len(groups)
+    return mesh.apart(of_own, (tuple(axes), 0, 0, None, None))(
+        groups, tokens, keys, temperature, micro
+    )
+
+
+def _sample_own(plans, mask_id, groups, tokens, keys, temperature, micro):
+    """The loop over steps, in it one batched forward for each group, then the weighted sum of
+    logits."""
     b, h, w = tokens.shape
 
     def forward(graphdef, frozen, grid, state, text):

@@ -30,8 +30,10 @@ from styledrop_jax.pipelines.base import (
     Pipeline,
     SampleSettings,
     TrainSettings,
+    decoded,
     decoding,
     distinct_rows,
+    encoded,
     shape_of_keys,
     to_floats,
 )
@@ -361,9 +363,9 @@ class _Loss:
 
 @nnx.jit
 def _encode(autoencoder: vae.AutoencoderKL, images: jax.Array) -> vae.Posterior:
-    return autoencoder.encode(images)
+    return encoded(autoencoder, images)
 
 
 @nnx.jit
 def _decode(autoencoder: vae.AutoencoderKL, latents: jax.Array) -> jax.Array:
-    return jnp.clip(autoencoder.decode(latents), 0, 1)
+    return jnp.clip(decoded(autoencoder, latents), 0, 1)

@@ -11,10 +11,11 @@ from flax import nnx
 from jax.tree_util import Partial
 
 from styledrop_jax.pipelines import inpainting
-from styledrop_jax.pipelines.base import Group
+from styledrop_jax.pipelines.base import IN_ARRAYS, Group
 from styledrop_jax.pipelines.stable_diffusion_text import added_of
 from styledrop_jax.sampling import schedulers
 from styledrop_jax.sampling.noise_schedule import NoiseSchedule
+from styledrop_jax.training import mesh
 
 StepControl = Callable[[jax.Array, str, jax.Array, jax.Array], jax.Array]
 """Edits the cross-attention while images are sampled: (weights, place, step, branch) → the weights
@@ -83,8 +84,21 @@ def inputs_of(
 
 @functools.partial(jax.jit, static_argnums=0)
 def sample_latents(plan, groups, keys, rescale, inputs):
-    """One program: the loop over steps, in it one batched forward for each group, then the weighted
-    sum of outputs."""
+    """One program, of which each device takes its own images."""
+    of_own = functools.partial(_sample, plan)
+    axes = tuple([IN_ARRAYS] * len(groups)), 0, None, _axes_of(inputs)
+    return mesh.apart(of_own, axes)(groups, keys, rescale, inputs)
+
+
+def _axes_of(inputs: Inputs) -> Inputs:
+    """Where the images of each are; what is seen may be of one for all."""
+    own = inputs.seen is not None and len(inputs.seen) > 1
+    return Inputs(latents=0, start=None, known=0, mask=0, seen=0 if own else None, control=None)
+
+
+def _sample(plan, groups, keys, rescale, inputs):
+    """The loop over steps, in it one batched forward for each group, then the weighted sum of
+    outputs."""
     first_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
     weights = jnp.concatenate([weights for *_, weights in groups], axis=1)  # [steps, k]
     ends = np.cumsum([group_weights.shape[1] for *_, group_weights in groups])

@@ -48,8 +48,9 @@ def train_together(
 ) -> list[UserError | None]:
     """Trains round `number` of several runs of the same settings; returns what went wrong in each.
 
-    On one device those train at once whose programs are the same: images, of one size, and prompts
-    are as many, and they stand at the same step. The others follow alone.
+    Those train at once whose programs are the same: images, of one size, and prompts are as many,
+    and they stand at the same step. The others follow alone, and so do all where weights are cut
+    over several devices, or the devices are those of several processes.
     """
     groups: dict[Hashable, list[int]] = {}
     trainings: dict[int, _Training] = {}
@@ -64,7 +65,8 @@ def train_together(
                 continue
             trainings[i] = _prepared(job, number, streams)
             members[i] = trainings[i].member()
-            alone = i if job.pipeline.devices.size > 1 or trainings[i].several_sizes else None
+            together = job.spec.mesh.fsdp == 1 and jax.process_count() == 1
+            alone = i if trainings[i].several_sizes or not together else None
             groups.setdefault((many.program(members[i]), alone), []).append(i)
     for group in groups.values():
         found = _fitted([trainings[i] for i in group], [members[i] for i in group])
@@ -95,7 +97,8 @@ def _fitted(trainings: Sequence["_Training"], members: Sequence[many.Member]) ->
         except UserError as error:
             return [error]
     try:
-        return many.fit(members, first.loss, first.optimizer, **first.schedule)
+        devices = first.job.pipeline.devices
+        return many.fit(members, first.loss, first.optimizer, devices=devices, **first.schedule)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

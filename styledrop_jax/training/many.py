@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
 from styledrop_jax import hosts, log
 from styledrop_jax.errors import UserError
-from styledrop_jax.training import loop, optim
+from styledrop_jax.training import loop, mesh, optim
 from styledrop_jax.training.checkpoint import Checkpoints
 
 
@@ -60,8 +61,11 @@ def fit(
     checkpoint_every: int,
     meta: dict[str, Any],
     after_at: Container[int],
+    devices: Mesh,
 ) -> list[Any]:
-    """Trains all of them on one device; the arguments are those of `loop.fit`.
+    """Trains all of them, each device its own; the arguments are those of `loop.fit`.
+
+    Where their number does not divide, the last of them is trained more than once.
 
     Returns:
         of each what `loop.fit` returns, or the `UserError` of one that went wrong, which does not
@@ -72,16 +76,19 @@ def fit(
         Stopped: see `loop.fit`.
     """
     errors: dict[int, UserError] = {}
-    axes, frozen = _shared([member.frozen for member in members])
+    filled = [*members, *[members[-1]] * (-len(members) % devices.size)]
+    axes, frozen = _shared([member.frozen for member in filled], devices)
     step = loop.make_train_step(loss, optimizer, accumulate=accumulate, over=axes)
     graphdef = members[0].graphdef
 
     def send(part: loop.Dispatch) -> dict[str, jax.Array]:
         nonlocal state
-        each = [member.batches(part.start, part.count) for member in members]
+        each = [member.batches(part.start, part.count) for member in filled]
         batch = jax.tree.map(lambda *arrays: np.stack(arrays, axis=1), *each)
         batch = loop.padded(batch, steps_per_call - part.count)
-        state, metrics = step(graphdef, state, frozen, batch, part.count, key)
+        batch = mesh.shard(batch, devices)
+        with mesh.used(devices):
+            state, metrics = step(graphdef, state, frozen, batch, part.count, key)
         return metrics
 
     def report(part: loop.Dispatch, traced: dict[str, jax.Array]) -> None:
@@ -109,7 +116,10 @@ def fit(
 
     with hosts.listening(), contextlib.ExitStack() as stack:
         folders = [stack.enter_context(Checkpoints(member.folder)) for member in members]
-        start, state = _resumed(members, folders, optimizer, stage, meta)
+        start, states = _resumed(members, folders, optimizer, stage, meta)
+        states += [states[-1]] * (len(filled) - len(members))
+        state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        state = mesh.shard(state, devices, axis=0)
         parts = loop.dispatches(start, steps, steps_per_call, checkpoint_every)
         looks = after_at.__contains__
         with log.progress(f"{stage}, {len(members)} at once", steps, start=start) as advance:
@@ -126,8 +136,8 @@ def _resumed(
     optimizer: optax.GradientTransformation,
     stage: str,
     meta: dict[str, Any],
-) -> tuple[int, Any]:
-    """The step that all of them go on from, and their states as one."""
+) -> tuple[int, list[Any]]:
+    """The step that all of them go on from, and their states."""
     start = 0
     states = []
     for member, checkpoints in zip(members, folders, strict=True):
@@ -135,12 +145,12 @@ def _resumed(
         start, own = loop.resume(checkpoints, fresh, meta)
         member.logger.start(stage, step=start)
         states.append(own)
-    return start, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    return start, states
 
 
-def _shared(trees: Sequence[Any]) -> tuple[Any, Any]:
+def _shared(trees: Sequence[Any], devices: Mesh) -> tuple[Any, Any]:
     """Trees of frozen arrays as one, and its axes for `vmap`: what is the same array in all is
-    there once, all else is stacked.
+    there once, on every device, all else is stacked, each device's own on it.
     """
     leaves = [jax.tree.leaves(tree) for tree in trees]
     structure = jax.tree.structure(trees[0])
@@ -149,7 +159,8 @@ def _shared(trees: Sequence[Any]) -> tuple[Any, Any]:
     for each in zip(*leaves, strict=True):
         same = all(leaf is each[0] for leaf in each)
         axes.append(None if same else 0)
-        arrays.append(each[0] if same else jnp.stack(each))
+        own = mesh.place(each[0], devices) if same else mesh.shard(jnp.stack(each), devices, axis=0)
+        arrays.append(own)
     return structure.unflatten(axes), structure.unflatten(arrays)
 
 

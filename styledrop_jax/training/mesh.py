@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -172,16 +172,56 @@ def _put(x: Any, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(own.shape, sharding, lambda index: own[index])
 
 
-def shard(batches: Any, mesh: Mesh) -> Any:
-    """Arrays [k, b, …], the same on every process, cut along b; whole where b does not divide."""
+def shard(batches: Any, mesh: Mesh, axis: int = 1) -> Any:
+    """Arrays, the same on every process, cut along an axis, [k, b, …] along b; whole where it does
+    not divide.
+    """
     if mesh.size == 1:
         return batches
 
     def put(x: Any) -> jax.Array:
-        even = x.shape[1] % mesh.size == 0
-        return _put(x, NamedSharding(mesh, PartitionSpec(None, AXES) if even else PartitionSpec()))
+        even = x.shape[axis] % mesh.size == 0
+        return _put(x, NamedSharding(mesh, _along(axis) if even else PartitionSpec()))
 
     return jax.tree.map(put, batches)
+
+
+def apart(compute: Callable[..., Any], axes: Sequence[Any]) -> Callable[..., Any]:
+    """`compute` inside a program, each of the devices in use on its own examples, with all weights:
+    these are all that devices send each other, once.
+
+    Left to itself XLA exchanges activations where weights are cut, or where a `vmap` is joined with
+    the batch. On one device, and where the examples do not divide, it is `compute` itself.
+
+    Args:
+        compute: returns a tree of arrays [b, …].
+        axes: for each of its arguments where the examples of its arrays are; None is nowhere. A
+            tuple of these for a tuple.
+    """
+
+    def run(*arguments: Any) -> Any:
+        size = jax.sharding.get_abstract_mesh().size  # 0 where none is set
+        counts = jax.tree.leaves(jax.tree.map(_count, tuple(axes), arguments, is_leaf=_is_none))
+        if size < 2 or any(count % size for count in counts):
+            return compute(*arguments)
+        specs = jax.tree.map(_along, tuple(axes), is_leaf=_is_none)
+        parts = PartitionSpec(AXES)
+        return jax.shard_map(compute, in_specs=specs, out_specs=parts, check_vma=False)(*arguments)
+
+    return run
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
+
+
+def _along(axis: int | None) -> PartitionSpec:
+    return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, AXES)
+
+
+def _count(axis: int | None, tree: Any) -> list[int]:
+    """The examples of each array of a tree."""
+    return [] if axis is None else [x.shape[axis] for x in jax.tree.leaves(tree)]
 
 
 def fetch(tree: Any) -> Any:

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from styledrop_jax.training import mesh
+
 Loss = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 """`loss(model, batch, keys) → (scalar, metrics)`, all of them means over the batch.
 
@@ -55,8 +57,9 @@ def make_train_step(
     `shardings` are those of the state, a tree like it, which it keeps; None leaves them to XLA.
 
     With `over`, a tree like `frozen` of 0 where every model has its own and None where they share,
-    it trains many at once: all leaves of `state` have a leading axis of models, those of `batches`
-    one after that of steps, and metrics are [models].
+    it trains many at once, each of the devices in use its own if they divide: all leaves of `state`
+    have a leading axis of models, those of `batches` one after that of steps, and metrics are
+    [models].
     """
 
     @functools.partial(jax.jit, static_argnums=0)  # so that it is traced once for both its uses
@@ -88,8 +91,9 @@ def make_train_step(
         return state, jax.tree.map(lambda m: m / count, total)
 
     def many(graphdef, state, frozen, batches, count, key):
-        run = functools.partial(step, graphdef)
-        return jax.vmap(run, (0, over, 1, None, None))(state, frozen, batches, count, key)
+        axes = (0, over, 1, None, None)
+        run = jax.vmap(functools.partial(step, graphdef), axes)
+        return mesh.apart(run, axes)(state, frozen, batches, count, key)
 
     kept = None if shardings is None else (shardings, None)
     program = step if over is None else many

@@ -35,9 +35,33 @@ assert jax.device_count() == DEVICES
 """
 
 
-def _on(devices: int, *words: object) -> str:
+_SENT = """
+import sys
+from styledrop_jax import config_files
+from styledrop_jax.planning import compiler, devices, run
+from styledrop_jax.stages.read import read
+from styledrop_jax.training import mesh
+mesh._SMALL = 64
+fields = {"base": sys.argv[1], "clip": sys.argv[2], "mesh.fsdp": 4}
+for name in ("round_1", "round_2"):
+    fields |= {f"{name}.train.batch_size": 4, f"{name}.sample.batch_size": 4}
+spec = config_files.read("styledrop", fields)
+four = devices.find("cpu")._replace(mesh=mesh.imagined(spec.mesh, 4))
+compiler.chips = lambda device: mesh.make(spec.mesh)
+def measure(name, program):
+    if name.startswith("training"):
+        return compiler.estimated(program, four)
+    cost = compiler.compiled(program, four)
+    print(name.partition(",")[0], *cost.sent)
+    return cost
+plan = run.planned(spec, read(spec))
+list(run.parts(plan, run.counts(plan), four, measure))
+"""
+
+
+def _on(devices: int, *words: object, program: str = _PROGRAM) -> str:
     """Runs a command line on as many devices in a process of its own; returns what it says."""
-    line = [sys.executable, "-c", _PROGRAM.replace("DEVICES", str(devices)), *map(str, words)]
+    line = [sys.executable, "-c", program.replace("DEVICES", str(devices)), *map(str, words)]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "NPROC": "32"}
     done = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -90,6 +114,14 @@ def test_a_run_goes_on_with_other_devices(tmp_path):
     _close(tmp_path / "one", tmp_path / "two")
     config = json.loads((tmp_path / "two" / "config.json").read_text())
     assert config["mesh"] == {"data": 0, "fsdp": 1}, "that of the command that began it"
+
+
+@pytest.mark.parametrize("base", ["muse", "stable_diffusion"])
+def test_devices_that_sample_send_each_other_weights_alone(base):
+    folder = tiny.models() / "muse" if base == "muse" else tiny.stable_diffusion()
+    said = _on(4, folder, tiny.models() / "clip", program=_SENT).splitlines()
+    assert "sampling all-gather" in said
+    assert "decoding all-gather" in said
 
 
 def test_what_does_not_divide_is_said_before_anything_is_loaded(tmp_path, capfd):
