@@ -2,6 +2,9 @@
 
     python benchmarks/rounds.py --icons icons/node_modules --workdir runs/rounds \\
         [--preset emoji64-muse] [--seeds 3] [--arm defaults] [--style crayon]
+    python benchmarks/rounds.py --corpus corpus --workdir runs/held_out --seeds 1 --arm defaults
+
+The second is of the eleven held-out styles, under a person's words.
 
 Scores are means over the images of a prompt. By the CLIP that selects: Text, cosine with the prompt
 and its words of style; content and leakage, how much likelier its own content, and what the
@@ -16,14 +19,26 @@ first time says where. Resumable.
 """
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from held_out_styles import AT_RANDOM, by_prompt, copy_first_round, features, interval
-from validation_styles import STYLES, Style, write
+from every_style import every_style
+from found_words import PERSONS, name_of
+from held_out_styles import (
+    AT_RANDOM,
+    by_prompt,
+    copy_first_round,
+    features,
+    interval,
+    write_style,
+)
+from validation_styles import STYLES, write
 
 from styledrop_jax import config_files, log
+from styledrop_jax.emoji import corpus
+from styledrop_jax.emoji.compose import noun_phrase
 from styledrop_jax.feedback.select import Paused
 from styledrop_jax.io import hub, image_files
 from styledrop_jax.io.files import read_object
@@ -63,29 +78,38 @@ _SCORES = (
 )
 
 
+class _Given(NamedTuple):
+    """A style: what its reference shows, a person's words for it, and the folder of both."""
+
+    name: str
+    content: str
+    words: str
+    folder: Path
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--icons", type=Path, required=True, help="node_modules of the icon sets")
+    styles = parser.add_mutually_exclusive_group(required=True)
+    styles.add_argument("--icons", type=Path, help="node_modules of the icon sets")
+    styles.add_argument("--corpus", type=Path, help="what launch/fetch_corpus.sh made")
     parser.add_argument("--workdir", type=Path, required=True, help="where the runs go")
     parser.add_argument("--preset", default="emoji64", help="of configs/styledrop.py")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arm", action="append", choices=tuple(ARMS), help="default: all")
     parser.add_argument("--style", action="append", help="default: all")
     flags = parser.parse_args()
-    styles = [style for style in STYLES if not flags.style or style.name in flags.style]
     arms = [arm for arm in ARMS if not flags.arm or arm in flags.arm]
     scorer = ClipScorer.load(hub.resolve("emoji64/clip"))
     table: dict[str, dict[Path, np.ndarray]] = {}
-    for style in styles:
-        given = write(flags.icons, flags.workdir / "styles", style)
+    for style in _styles(flags):
         for seed in range(flags.seeds):
             folder = flags.workdir / flags.preset / style.name.replace(" ", "-") / f"seed_{seed}"
             for arm in arms:
                 log.say(f"{style.name}, seed {seed}, {arm}")
                 try:
-                    run = _run(folder, flags.preset, style, given, seed, arm)
+                    run = _run(folder, flags.preset, style, seed, arm)
                 except Paused as pause:
                     log.say(str(pause))
                     continue
@@ -93,7 +117,7 @@ def main() -> None:
                 stages = {"base": "base", "round 1": "round_1", "round 2": "round_2"}
                 for name, stage in (stages | {"taken": taken, "true drawings": "truth"}).items():
                     own = table.setdefault(f"{arm}: {name}", {})
-                    own[folder] = _scores(scorer, run, stage, style, given)
+                    own[folder] = _scores(scorer, run, stage, style)
     head = f"| {' | '.join(_SCORES)} |\n{'|---' * (len(_SCORES) + 1)}|"
     print(f"\n| arm {head}")
     for name, parts in table.items():
@@ -107,6 +131,23 @@ def main() -> None:
             _print_difference(table, "defaults: round 2", f"{arm}: round 2")
 
 
+def _styles(flags: argparse.Namespace) -> Iterator[_Given]:
+    """Those that are asked for, each written when its turn comes."""
+    folder = flags.workdir / "styles"
+    if flags.icons:
+        for style in STYLES:
+            if not flags.style or style.name in flags.style:
+                given = write(flags.icons, folder, style)
+                yield _Given(style.name, style.content, style.words, given)
+        return
+    data = corpus.load(flags.corpus)
+    for held_out in every_style():
+        name = name_of(held_out)
+        if not flags.style or name in flags.style:
+            given = write_style(data, folder, held_out)
+            yield _Given(name, noun_phrase(held_out.concept), PERSONS[name], given)
+
+
 def _print_difference(table: dict[str, dict[Path, np.ndarray]], one: str, other: str) -> None:
     """The row of one less the other, over the runs that have both, if there are any."""
     both = table.get(one, {}).keys() & table.get(other, {}).keys()
@@ -116,12 +157,12 @@ def _print_difference(table: dict[str, dict[Path, np.ndarray]], one: str, other:
         print(f"| {one}, less {other} | {' | '.join(cells)} |")
 
 
-def _run(folder: Path, preset: str, style: Style, given: Path, seed: int, arm: str) -> Path:
+def _run(folder: Path, preset: str, style: _Given, seed: int, arm: str) -> Path:
     overrides: dict[str, Any] = {
-        "reference.image": str(given / "reference.png"),
+        "reference.image": str(style.folder / "reference.png"),
         "reference.content": style.content,
         "reference.descriptor": style.words,
-        "truth": str(given / "truth"),
+        "truth": str(style.folder / "truth"),
         "seed": seed,
         "round_2.sample.images_per_prompt": 1,
     }
@@ -133,11 +174,11 @@ def _run(folder: Path, preset: str, style: Style, given: Path, seed: int, arm: s
     return run
 
 
-def _scores(scorer: ClipScorer, run: Path, stage: str, style: Style, given: Path) -> np.ndarray:
+def _scores(scorer: ClipScorer, run: Path, stage: str, style: _Given) -> np.ndarray:
     """The scores of a stage, [prompts, 8]; of the true drawings there may be fewer prompts, and
     truth is NaN where there is none.
     """
-    reference = image_files.read_image(given / "reference.png")
+    reference = image_files.read_image(style.folder / "reference.png")
     samples = read_samples(run / stage / "scores.jsonl")
     samples = [sample for sample in samples if sample.content != style.content]
     images = [image_files.read_image(run / stage / sample.file) for sample in samples]

@@ -388,12 +388,13 @@ def _check_keys(where: str, row: Mapping[str, Any], missing: Sequence[str]) -> N
 
 
 def _check_words(entry: _Entry, needs: Sequence[str]) -> None:
-    for name, example in _EXAMPLES.items():
-        if name in needs and not getattr(entry, name):
-            raise UserError(
-                f"{entry.where}.{name}: empty for {shown_path(entry.path.name, 60)}; "
-                f'expected words like "{example}"'
-            )
+    missing = [name for name in _EXAMPLES if name in needs and not getattr(entry, name)]
+    if missing:
+        fields = " and ".join(f"{entry.where}.{name}" for name in missing)
+        examples = " and ".join(f'"{_EXAMPLES[name]}"' for name in missing)
+        raise UserError(
+            f"{fields}: empty for {shown_path(entry.path.name, 60)}; expected words like {examples}"
+        )
     for name in ("path", *_EXAMPLES):
         field = "image" if name == "path" else name
         check_words(str(getattr(entry, name)), f"{entry.where}.{field}")

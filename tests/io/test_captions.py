@@ -104,7 +104,9 @@ def test_references_without_words_name_the_field(tmp_path, image, refused):
     write_png(path, image)
     assert "config.reference.content" in refused(_words, path)
     assert "config.reference.content: empty for IMG_2023.png" in refused(_words, tmp_path)
-    assert "config.reference.descriptor" in refused(_words, tmp_path, "a house", "")
+    assert "config.reference.descriptor: empty" in refused(_words, tmp_path, "a house", "")
+    both = "config.reference.content and config.reference.descriptor: empty for IMG_2023.png"
+    assert both in refused(_words, tmp_path, "", "")
     assert "other.image: empty" in refused(_words, "", "a house", field="other")
     assert _words(tmp_path, "", "", needs=()) == [("", "")]
     (tmp_path / "empty").mkdir()
