@@ -183,13 +183,12 @@ def _scores(scorer: ClipScorer, run: Path, stage: str, style: _Given) -> np.ndar
     samples = [sample for sample in samples if sample.content != style.content]
     images = [image_files.read_image(run / stage / sample.file) for sample in samples]
     seen = features(scorer, run / stage, samples)
-    contents = [sample.content for sample in samples]
-    pool = read_samples(run / "base" / "scores.jsonl")
-    every = scorer.text_features([sample.content for sample in pool])
-    likeness = seen @ every.T
+    every = [sample.content for sample in read_samples(run / "base" / "scores.jsonl")]
+    likeness = seen @ scorer.text_features(every).T
     mean = likeness.mean(axis=1)
-    own = np.sum(seen * scorer.text_features(contents), axis=1)
-    recognised = own >= likeness.max(axis=1)
+    asked = [every.index(sample.content) for sample in samples]
+    own = likeness[np.arange(len(samples)), asked]
+    recognised = likeness.argmax(axis=1) == asked
     leakage = seen @ scorer.text_features([style.content])[0] - mean
     drawn = read_samples(run / "truth" / "scores.jsonl")
     of_drawn = features(scorer, run / "truth", drawn)
