@@ -92,7 +92,8 @@ def _over_batch(kernel: _Kernel) -> _Kernel:
 
     def sharded(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         devices = jax.sharding.get_abstract_mesh()
-        if devices.size < 2 or devices.manual_axes:  # 0 where none is set; each on its own already
+        # 0 where none is set; inside of `mesh.apart` a device has its own part already.
+        if devices.size < 2 or devices.manual_axes:
             return kernel(q, k, v)
         spec = PartitionSpec() if q.shape[0] % devices.size else PartitionSpec(devices.axis_names)
         run = jax.shard_map(kernel, in_specs=spec, out_specs=spec, check_vma=False)

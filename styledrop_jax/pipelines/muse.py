@@ -283,10 +283,8 @@ def _decode(autoencoder: vqgan.VQModel, tokens: jax.Array) -> jax.Array:
 def _sample(plans, groups, tokens, keys, temperature, micro, mask_id):
     """One program, of which each device takes its own images."""
     of_own = functools.partial(_sample_own, plans, mask_id)
-    axes = [IN_ARRAYS] * len(groups)
-    return mesh.apart(of_own, (tuple(axes), 0, 0, None, None))(
-        groups, tokens, keys, temperature, micro
-    )
+    axes = tuple([IN_ARRAYS] * len(groups)), 0, 0, None, None
+    return mesh.apart(of_own, axes)(groups, tokens, keys, temperature, micro)
 
 
 def _sample_own(plans, mask_id, groups, tokens, keys, temperature, micro):

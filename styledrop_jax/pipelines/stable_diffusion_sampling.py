@@ -93,7 +93,8 @@ def sample_latents(plan, groups, keys, rescale, inputs):
 def _axes_of(inputs: Inputs) -> Inputs:
     """Where the images of each are; what is seen may be of one for all."""
     own = inputs.seen is not None and len(inputs.seen) > 1
-    return Inputs(latents=0, start=None, known=0, mask=0, seen=0 if own else None, control=None)
+    seen = 0 if own else None
+    return inputs._replace(latents=0, start=None, known=0, mask=0, seen=seen, control=None)
 
 
 def _sample(plan, groups, keys, rescale, inputs):
