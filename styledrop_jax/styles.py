@@ -5,6 +5,7 @@ Each run is what the same settings would make of it alone, and alone it can be g
 
 import contextlib
 import dataclasses
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -64,8 +65,11 @@ def read_styles(path: Path, config: Mapping[str, Any]) -> list[Style]:
         found[name] = Style(name=name, spec=spec.from_config(data))
     if not found:
         raise UserError(f"{shown_path(path)}: holds no style; expected a line of JSON each")
-    for style in found.values():
-        read(style.spec)  # a mistake in the last one is found before hours of the others
+    for style in found.values():  # a mistake in the last one is found before hours of the others
+        try:
+            read(style.spec)
+        except UserError as error:
+            raise UserError(f"{shown_path(path)}: {style.name}: {error}") from None
     return list(found.values())
 
 
@@ -182,4 +186,6 @@ def _command(job: Job) -> str:
 def _suited() -> int:
     found = jax.local_device_count() * (1 if jax.default_backend() == "cpu" else _AT_ONCE)
     log.say(f"styles that train at a time: {found}; --at-once says another number")
+    if found == 1 and (os.cpu_count() or 1) > 1:
+        log.say("JAX_NUM_CPU_DEVICES=2 before the command would train one on each of two cores")
     return found

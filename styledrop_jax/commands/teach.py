@@ -38,7 +38,11 @@ def personalize_parser() -> Parser:
         "whose run folder is NAME in --workdir",
     )
     parser.add_argument(
-        "--at-once", type=int, default=0, help="how many of the styles train at a time"
+        "--at-once",
+        type=int,
+        default=0,
+        help="how many of the styles train at a time; by default one on each CPU device, of which "
+        "JAX_NUM_CPU_DEVICES=2 makes two, and eight on each accelerator",
     )
     return parser
 

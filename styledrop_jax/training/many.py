@@ -122,7 +122,9 @@ def fit(
         state = mesh.shard(state, devices, axis=0)
         parts = loop.dispatches(start, steps, steps_per_call, checkpoint_every)
         looks = after_at.__contains__
-        with log.progress(f"{stage}, {len(members)} at once", steps, start=start) as advance:
+        where = f" on {devices.size} devices" if devices.size > 1 else ""
+        label = f"{stage}, {len(members)} at once{where}"
+        with log.progress(label, steps, start=start) as advance:
             loop.carry_out(parts, steps, looks, send=send, report=report, pause=pause)
     found: list[Any] = []
     for i, own in enumerate(_apart(state, len(members))):
