@@ -326,28 +326,24 @@ def distinct_rows(prompts: Sequence[str], encode: Callable[[list[str]], Any]) ->
     return jax.tree.map(lambda x: x[rows], found)
 
 
-def decoding(autoencoder: nnx.Module, x: jax.ShapeDtypeStruct) -> Compilable:
+def decoding(autoencoder: Any, x: jax.ShapeDtypeStruct) -> Compilable:
     """What makes images of tokens or latents `x` [b, …]."""
     graphdef, state = nnx.split(autoencoder)
 
     def decode(state: Any, x: jax.Array) -> jax.Array:
-        return decoded(nnx.merge(graphdef, state), x)
+        return on_own(type(autoencoder).decode, nnx.merge(graphdef, state), x)
 
     return Compilable(jax.jit(decode), (nnx.as_pure(state), x))
 
 
-def encoded(autoencoder: Any, images: jax.Array) -> Any:
-    """What a program makes of images, each device of its own."""
-    graphdef, state = nnx.split(autoencoder)
-    encode = lambda state, images: nnx.merge(graphdef, state).encode(images)  # noqa: E731
-    return mesh.apart(encode, (None, 0))(state, images)
+def on_own(compute: Callable[[Any, Any], Any], module: nnx.Module, x: jax.Array) -> Any:
+    """`compute` of a module and arrays x [b, …] in a program, each device of its own of them."""
+    graphdef, state = nnx.split(module)
 
+    def run(state: Any, x: jax.Array) -> Any:
+        return compute(nnx.merge(graphdef, state), x)
 
-def decoded(autoencoder: Any, x: jax.Array) -> jax.Array:
-    """What a program makes of tokens or latents, each device of its own."""
-    graphdef, state = nnx.split(autoencoder)
-    decode = lambda state, x: nnx.merge(graphdef, state).decode(x)  # noqa: E731
-    return mesh.apart(decode, (None, 0))(state, x)
+    return mesh.apart(run, (None, 0))(state, x)
 
 
 def shape_of_keys(count: int) -> jax.ShapeDtypeStruct:

@@ -23,10 +23,9 @@ from styledrop_jax.pipelines.base import (
     Pipeline,
     SampleSettings,
     TrainSettings,
-    decoded,
     decoding,
     distinct_rows,
-    encoded,
+    on_own,
     shape_of_keys,
     to_floats,
 )
@@ -271,12 +270,12 @@ def _joined(chunks: PooledText, count: int) -> PooledText:
 
 @nnx.jit
 def _encode(autoencoder: vqgan.VQModel, images: jax.Array) -> jax.Array:
-    return encoded(autoencoder, images)
+    return on_own(vqgan.VQModel.encode, autoencoder, images)
 
 
 @nnx.jit
 def _decode(autoencoder: vqgan.VQModel, tokens: jax.Array) -> jax.Array:
-    return decoded(autoencoder, tokens)
+    return on_own(vqgan.VQModel.decode, autoencoder, tokens)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6))

@@ -30,10 +30,9 @@ from styledrop_jax.pipelines.base import (
     Pipeline,
     SampleSettings,
     TrainSettings,
-    decoded,
     decoding,
     distinct_rows,
-    encoded,
+    on_own,
     shape_of_keys,
     to_floats,
 )
@@ -363,9 +362,9 @@ class _Loss:
 
 @nnx.jit
 def _encode(autoencoder: vae.AutoencoderKL, images: jax.Array) -> vae.Posterior:
-    return encoded(autoencoder, images)
+    return on_own(vae.AutoencoderKL.encode, autoencoder, images)
 
 
 @nnx.jit
 def _decode(autoencoder: vae.AutoencoderKL, latents: jax.Array) -> jax.Array:
-    return jnp.clip(decoded(autoencoder, latents), 0, 1)
+    return jnp.clip(on_own(vae.AutoencoderKL.decode, autoencoder, latents), 0, 1)
