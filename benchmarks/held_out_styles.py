@@ -127,6 +127,7 @@ def _run_style(
             "reference.descriptor": style.words or style.descriptor,
             "truth": str(folder / "truth"),
             "seed": seed,
+            "rounds": 2,
             "round_1.sample.images_per_prompt": flags.images,
             "round_2.sample.images_per_prompt": flags.images,
         }

@@ -100,8 +100,12 @@ def _style_word(given: Given) -> Overrides:
     return given.reference | {"reference.content": given.content}
 
 
-def _styledrop(given: Given) -> Overrides:
+def _described(given: Given) -> Overrides:
     return _style_word(given) | {"reference.descriptor": given.descriptor}
+
+
+def _styledrop(given: Given) -> Overrides:
+    return _described(given) | {"rounds": 2}
 
 
 def _styleforge(given: Given) -> Overrides:
@@ -165,8 +169,8 @@ def _styo_no_control(given: Given) -> Overrides:
 
 METHODS: dict[str, tuple[str, Callable[[Given], Overrides]]] = {
     "StyleDrop": ("styledrop", _styledrop),
-    "LoRA": ("lora", _styledrop),
-    "SVDiff": ("svdiff", _styledrop),
+    "LoRA": ("lora", _described),
+    "SVDiff": ("svdiff", _described),
     "Textual Inversion": ("textual_inversion", _style_word),
     "Custom Diffusion": ("custom_diffusion", _style_word),
     "StyleForge": ("styleforge", _styleforge),

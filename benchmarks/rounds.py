@@ -164,6 +164,7 @@ def _run(folder: Path, preset: str, style: _Given, seed: int, arm: str) -> Path:
         "reference.descriptor": style.words,
         "truth": str(style.folder / "truth"),
         "seed": seed,
+        "rounds": 2,
         "round_2.sample.images_per_prompt": 1,
     }
     run = folder / arm.replace(" ", "-")

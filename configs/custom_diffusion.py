@@ -20,7 +20,6 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
     config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["common"](preset)
     config.method = "style_word"
     config.words.identifier = "<style>"
-    config.rounds = 1
     config.round_1.adapter.update(kind="custom_diffusion", initializer="style")
     config.round_1.train.learning_rate = 5e-4 if preset.startswith("emoji64") else 8e-5
     return config

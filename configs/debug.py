@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(preset: str = "emoji64") -> ConfigDict:
-    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["common"](preset)
+    config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["two_rounds"](preset)
     for settings in (config.round_1, config.round_2):
         settings.train.update(steps=4, batch_size=2, accumulate=1, checkpoint_every=2)
         settings.sample.update(images_per_prompt=2, steps=2)

@@ -25,7 +25,6 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
     small = preset.startswith("emoji64")
     config.method = "dreambooth"
     config.reference.image = ""
-    config.rounds = 1
     config.prior = ConfigDict({"image": "", "weight": 1.0, "generate": 32 if small else 200})
     config.round_1.adapter.kind = "full"
     config.round_1.train.update(

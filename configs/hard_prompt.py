@@ -23,7 +23,6 @@ from ml_collections import ConfigDict
 def get_config(preset: str = "emoji64") -> ConfigDict:
     config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["common"](preset)
     config.method = "hard_prompt"
-    config.rounds = 1
     config.round_1.adapter = ConfigDict({"kind": "hard_prompt"})
     config.round_1.train.update(steps=500, learning_rate=0.1)
     return config

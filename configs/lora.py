@@ -21,7 +21,6 @@ from ml_collections import ConfigDict
 
 def get_config(preset: str = "emoji64") -> ConfigDict:
     config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["common"](preset)
-    config.rounds = 1
     config.round_1.adapter.update(kind="lora", rank=16, alpha=32.0, targets="attention")
     small, sd = preset.startswith("emoji64"), preset.startswith("sd")
     config.round_1.train.learning_rate = 2e-4 if small else 1e-4 if sd else 4e-4

@@ -10,7 +10,9 @@ Presets, as `--config styledrop:PRESET`:
     emoji64 (default)       the shipped 64-pixel Stable Diffusion: minutes, 1.4 GB, two cores; the
                             best of several states of a round goes on, and ten samples, each of
                             another prompt, that have most style and content train the next
-    emoji64-muse            the shipped Muse of the same drawings: coarser things; as long, 1.3 GB
+    emoji64-muse            the shipped Muse of the same drawings: coarser things; one round, for a
+                            second makes them coarser still; 1.3 GB. `--config.rounds 2` makes both,
+                            `styledrop extend --run RUN --rounds 1` the second afterwards
     amused-256, amused-512  the public aMUSEd checkpoints, from the Hugging Face cache, the hub or a
                             local diffusers folder (`--config.base FOLDER`); for a GPU
     sd15, sd21              Stable Diffusion 1.5 and 2.1, likewise, or a single .safetensors file;
@@ -46,7 +48,7 @@ _BASES = {
 
 
 def get_config(preset: str = "emoji64") -> ConfigDict:
-    config = common(preset)
+    config = two_rounds(preset)
     if preset.startswith("emoji64"):
         # Few steps, and the best of several states: a reference leaks the longer it trains. What
         # round 2 learns from asks for the style first.
@@ -63,11 +65,28 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
         # Those that round 2 learns from are guided more strongly: it shows less than they.
         config.round_1.sample.images_per_prompt = 1
         config.round_1.select.update(images_per_prompt=4, lambda_a=2.0)
+    if preset == "emoji64-muse":
+        config.rounds = 1
+        config.round_2.left_out = (
+            "on this model a round that learns from samples makes things coarser and comes no "
+            "nearer to true drawings (docs/rounds.md)"
+        )
+    return config
+
+
+def two_rounds(preset: str) -> ConfigDict:
+    """Two rounds of StyleDrop, before what `get_config` does for the small models."""
+    config = common(preset)
+    config.rounds = 2
+    config.round_2 = ConfigDict(config.round_1.to_dict())
+    config.round_2.adapter.update(rank=16 if preset.startswith("emoji64") else 32, shared=False)
+    if preset.startswith("amused"):
+        config.round_2.sample.images_per_prompt = 8  # to be looked at; no later round chooses
     return config
 
 
 def common(preset: str) -> ConfigDict:
-    """What the configs of other methods start from."""
+    """What the configs of other methods start from: one round."""
     if preset not in _BASES:
         hint = did_you_mean(preset, _BASES)
         raise UserError(f"config: unknown preset '{preset}'{hint} (one of {', '.join(_BASES)})")
@@ -81,25 +100,18 @@ def common(preset: str) -> ConfigDict:
     reference = {"image": "bundled:house-papercut", "content": "", "descriptor": ""}
     config.reference = ConfigDict(reference)
     config.words = ConfigDict({"identifier": "", "noun": ""})
-    config.rounds = 2
+    config.rounds = 1
     config.round_1 = _emoji64() if small else _paper()
-    config.round_2 = _emoji64() if small else _paper()
-    config.round_2.adapter.update(rank=16 if small else 32, shared=False)
-    # To be looked at; no later round chooses among them.
-    config.round_2.sample.images_per_prompt = 4 if small else 8
     if preset == "emoji64":
-        for settings in (config.round_1, config.round_2):
-            settings.train.update(steps=250, learning_rate=1e-3)
-            settings.sample.update(images_per_prompt=2, steps=20, lambda_b=2.0)
+        config.round_1.train.update(steps=250, learning_rate=1e-3)
+        config.round_1.sample.update(images_per_prompt=2, steps=20, lambda_b=2.0)
     elif preset.startswith("sd"):
         config.reference.fit = "keep"
         # Not the paper's: guidance scale 7.5, and far fewer samples, which take longer.
-        for settings in (config.round_1, config.round_2):
-            settings.sample.update(images_per_prompt=8, batch_size=4, steps=30, lambda_b=6.5)
+        config.round_1.sample.update(images_per_prompt=8, batch_size=4, steps=30, lambda_b=6.5)
     if preset == "sdxl":
-        for settings in (config.round_1, config.round_2):
-            settings.train.update(batch_size=4, accumulate=4, remat=True)
-            settings.sample.update(images_per_prompt=4, batch_size=1, lambda_b=5.0)
+        config.round_1.train.update(batch_size=4, accumulate=4, remat=True)
+        config.round_1.sample.update(images_per_prompt=4, batch_size=1, lambda_b=5.0)
     return config
 
 

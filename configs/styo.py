@@ -34,7 +34,6 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
     config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["common"](preset)
     small = preset.startswith("emoji64")
     config.method = "styo"
-    config.rounds = 1
     del config.reference
     config.words.noun = "face" if small else "portrait"
     # one token each, of the small vocabulary

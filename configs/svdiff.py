@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 
 def get_config(preset: str = "emoji64") -> ConfigDict:
     config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["common"](preset)
-    config.rounds = 1
     config.round_1.adapter.update(kind="svdiff", targets="all")
     config.round_1.train.learning_rate = 3e-3 if preset.startswith("emoji64") else 1e-3
     return config

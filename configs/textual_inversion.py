@@ -20,7 +20,6 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
     config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["common"](preset)
     config.method = "style_word"
     config.words.identifier = "<style>"
-    config.rounds = 1
     config.round_1.adapter.update(kind="textual_inversion", vectors=4, initializer="style")
     config.round_1.train.learning_rate = 2e-2 if preset.startswith("emoji64") else 5e-3
     return config

@@ -27,7 +27,7 @@ from styledrop_jax.stages.report import write_report
 from styledrop_jax.stages.sample import sample_base, sample_candidates, sample_round
 from styledrop_jax.stages.samples import Sample
 from styledrop_jax.stages.score import score_base, score_candidates, score_round, score_truth
-from styledrop_jax.stages.select import select_round
+from styledrop_jax.stages.select import OF_CHOICE, select_round
 from styledrop_jax.stages.train import train_round
 from styledrop_jax.training import mesh
 
@@ -175,8 +175,8 @@ def extend(
 
     Args:
         workdir: the run folder.
-        rounds: rounds to add, each like the last one that began with a fresh adapter, on what was
-            chosen before it.
+        rounds: rounds to add: those that the run has settings for and left out, then each like the
+            last one that began with a fresh adapter, on what was chosen before it.
         steps: training steps to add: a round that goes on with the last adapter, on the same
             images.
         prompts: text file of other prompts to sample: in the rounds that are added, or else by the
@@ -211,15 +211,21 @@ def extend(
     check_batches(spec, mesh.make(spec.mesh).size)
     with Run.open(workdir, run.config) as opened:
         changes = {f"{spec.rounds} rounds": asked}
-        hosts.shared(lambda: opened.extend(to_config(spec), changes))
+        last = old.rounds
+        # What the next round learns from is then sampled for that, and chosen among those.
+        chosen_anew = spec.candidates(last) and not old.candidates(last)
+        anew = [f"round_{last}/{name}" for name in OF_CHOICE] if chosen_anew else []
+        hosts.shared(lambda: opened.extend(to_config(spec), changes, anew))
     return personalize(spec, workdir, command=command, base=base)
 
 
 def _extended(spec: RunSpec, rounds: int, steps: int, prompts: str) -> RunSpec:
-    """The settings with the rounds that are added."""
+    """The settings with the rounds that are added; those that are still left out stay behind
+    them.
+    """
     stages = [spec.round(number) for number in range(1, spec.rounds + 1)]
+    left_out = list(spec.round_settings[spec.rounds :])
     last = stages[-1]
-    whole = [stage for stage in stages if stage.start == "fresh"] or stages
     if steps or not rounds:
         stages.append(
             dataclasses.replace(
@@ -230,7 +236,8 @@ def _extended(spec: RunSpec, rounds: int, steps: int, prompts: str) -> RunSpec:
                 images="same",
             )
         )
-    again = whole[-1]
     for _ in range(rounds):
-        stages.append(dataclasses.replace(again, prompts=prompts or again.prompts, images="chosen"))
-    return dataclasses.replace(spec, rounds=len(stages), round_settings=tuple(stages))
+        whole = [stage for stage in stages if stage.start == "fresh"] or stages
+        added = left_out.pop(0) if left_out else dataclasses.replace(whole[-1], images="chosen")
+        stages.append(dataclasses.replace(added, prompts=prompts or added.prompts))
+    return dataclasses.replace(spec, rounds=len(stages), round_settings=tuple(stages + left_out))

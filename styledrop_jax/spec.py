@@ -99,6 +99,9 @@ class RoundSettings:
     prompts: str = setting(
         "", "its own text file of prompts to sample; empty for those of the run", path="file"
     )
+    left_out: str = setting(
+        "", "why a run leaves this round out, said by one that ends before it; empty: nothing is"
+    )
     adapter: Any = variant(ADAPTERS, "styledrop", "what trains")
     train: TrainSettings = section(TrainSettings)
     sample: RoundSample = section(RoundSample)
@@ -197,6 +200,12 @@ class RunSpec:
         return self.round(number).select.images_per_prompt if self.teaches(number) else 0
 
     @property
+    def ends(self) -> str:
+        """Why there is no further round, if one that it has settings for says so."""
+        further = self.round_settings[self.rounds :]
+        return further[0].left_out if further else ""
+
+    @property
     def loras(self) -> tuple[tuple[str, float], ...]:
         """What `base_loras` names: files, each with its weight."""
         return tuple(merged_loras(self.base_loras))
@@ -253,7 +262,7 @@ def complete(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def normal(data: Mapping[str, Any]) -> dict[str, Any]:
     """`data` in the form in which two configs of the same run are the same: every round in full,
-    and without the devices that it runs on.
+    and without the devices that it runs on and why one might be left out.
 
     What is no config of a run stays as it is.
     """
@@ -261,7 +270,8 @@ def normal(data: Mapping[str, Any]) -> dict[str, Any]:
         spec = from_config(data)
     except UserError:
         return dict(data)
-    stages = tuple(spec.round(number) for number in range(1, spec.rounds + 1))
+    rounds = [spec.round(number) for number in range(1, spec.rounds + 1)]
+    stages = tuple(dataclasses.replace(stage, left_out="") for stage in rounds)
     whole = to_config(dataclasses.replace(spec, round_settings=stages))
     del whole["mesh"]
     return whole

@@ -56,6 +56,40 @@ def test_three_rounds_at_once_are_what_two_and_one_more_are(tmp_path):
             assert found[name] == content, name
 
 
+def test_a_round_that_was_left_out_is_what_two_rounds_at_once_have(tmp_path, capfd):
+    """By the settings of its own, and chosen from samples for that alone, if it is."""
+    words = runs.flags(round_2__left_out="it is coarser", round_1__select__images_per_prompt=3)
+    whole = tmp_path / "whole"
+    assert tiny.styledrop(*tiny.arguments(whole, *words)) == 0
+    assert "it stops" not in capfd.readouterr().out
+    workdir = tmp_path / "run"
+    assert tiny.styledrop(*tiny.arguments(workdir, *words, *runs.flags(rounds=1))) == 0
+    said = capfd.readouterr().out
+    line = f"styledrop extend --run {workdir} --rounds 1"
+    assert "verdict: it stops after round 1: it is coarser\n" in said and line in said
+    report = (workdir / "report.html").read_text(encoding="utf-8")
+    assert "It stops after round 1: it is coarser." in report and line in report
+
+    assert tiny.styledrop(*line.split()[1:]) == 0
+    assert "it stops" not in capfd.readouterr().out
+    found, expected = runs.results(workdir), runs.results(whole)
+    assert found.pop("manifest.json")["rounds"] == expected.pop("manifest.json")["rounds"]
+    assert found == expected
+    assert tiny.styledrop(*line.split()[1:]) == 0, "and the next ones are like it"
+    config = read_json(workdir / "config.json")
+    assert config["round_3"]["adapter"] == config["round_2"]["adapter"]
+
+
+def test_a_round_that_was_left_out_stays_behind_more_steps(tmp_path):
+    workdir = tmp_path / "run"
+    assert tiny.styledrop(*tiny.arguments(workdir, *runs.flags(rounds=1))) == 0
+    before = read_json(workdir / "config.json")
+    assert tiny.styledrop("extend", "--run", workdir, "--steps", 1) == 0
+    config = read_json(workdir / "config.json")
+    assert config["rounds"] == 2 and config["round_2"]["start"] == "last"
+    assert config["round_3"] == before["round_2"] != before["round_1"]
+
+
 def test_training_goes_on_for_more_steps_on_the_same_images(tmp_path):
     workdir = runs.copy(tmp_path)
     assert tiny.styledrop("extend", "--run", workdir, "--steps", 2) == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from styledrop_jax import config_files, spec
-from styledrop_jax.adapters import lora, styledrop
+from styledrop_jax.adapters import lora
 from styledrop_jax.errors import UserError
 from styledrop_jax.registry import ADAPTERS, METHODS, SCHEDULERS, SCORERS, SELECTORS
 
@@ -46,7 +46,7 @@ def test_config_json_holds_the_chosen_adapters_fields_alone():
     adapter = spec.to_config(found)["round_1"]["adapter"]
     assert set(adapter) == {"kind", "rank", "alpha", "targets", "text_encoder"}
     assert found.round(1).adapter == lora.Settings(rank=16, alpha=32.0)
-    assert found.round(2).adapter == styledrop.Settings(rank=16, shared=False)
+    assert found.round(2) == found.round(1), "a further one is of the same method"
 
 
 def test_a_field_of_another_method_is_unknown():
@@ -66,6 +66,15 @@ def test_rounds_beyond_the_last_reuse_it_and_gaps_are_refused():
     data = spec.to_config(found)
     data["round_10"] = data["round_2"]
     assert "config.round_3: missing" in _error(**data)
+
+
+def test_the_muse_preset_leaves_its_second_round_out_and_says_why():
+    found = config_files.read("styledrop:emoji64-muse")
+    assert found.rounds == 1 and "coarser" in found.ends
+    both = config_files.read("styledrop:emoji64-muse", {"rounds": 2})
+    assert not both.ends and both.round(2).own_share == 0.1 and both.round(2).adapter.rank == 16
+    assert spec.normal(spec.to_config(both))["round_2"]["left_out"] == "", "of no run's settings"
+    assert not config_files.read("styledrop", {"rounds": 1}).ends
 
 
 def test_all_problems_come_at_once():

@@ -183,8 +183,9 @@ def extend(argv: Sequence[str]) -> None:
         styledrop extend --run runs/mine --steps 200
         styledrop extend --run runs/mine --prompts other.txt
 
-    --rounds adds rounds like the last one, on what was chosen before. --steps adds a round that
-    goes on training the last adapter on the images that it trained on. --prompts alone samples
+    --rounds adds the rounds that the run has settings for and left out, then rounds like the last
+    one, on what was chosen before. --steps adds a round that goes on training the last adapter on
+    the images that it trained on. --prompts alone samples
     other prompts with the last adapter. What was there stays, and manifest.json records what was
     added.
     """

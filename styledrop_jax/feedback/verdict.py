@@ -54,7 +54,7 @@ class Verdict:
         learnt: how well the best round has the style, in a word or two.
         remarks: what else there is to know, a sentence each.
         advice: what to try: "words", "pictures" of the style, "more" or "less" of it, more
-            of the "text".
+            of the "text", a further "round".
     """
 
     round: int
@@ -63,7 +63,7 @@ class Verdict:
     advice: Sequence[str] = ()
 
 
-def judge(base: Scores, rounds: Sequence[Scores]) -> Verdict:
+def judge(base: Scores, rounds: Sequence[Scores], ends: str = "") -> Verdict:
     """The verdict on a run.
 
     The best is the last round that keeps the first one's style and things. A later one has learnt
@@ -74,6 +74,7 @@ def judge(base: Scores, rounds: Sequence[Scores]) -> Verdict:
     Args:
         base: the base model's under the words of the style alone.
         rounds: of each round, in their order; at least one.
+        ends: why there is no further one; empty if nothing is said of that.
     """
     first = rounds[0]
     best = 0
@@ -107,6 +108,9 @@ def judge(base: Scores, rounds: Sequence[Scores]) -> Verdict:
         learnt = "learnt in part" if learnt == WELL else learnt
         remarks.append("things are harder to tell than the base model's")
         advice += ["text", "less"]
+    if ends:
+        remarks.append(f"it stops after round {len(rounds)}: {ends}")
+        advice.append("round")
     return Verdict(
         round=best + 1, learnt=learnt, remarks=remarks, advice=tuple(dict.fromkeys(advice))
     )

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -157,12 +157,14 @@ class Run:
             )
         return found
 
-    def extend(self, config: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
+    def extend(
+        self, config: Mapping[str, Any], changes: Mapping[str, Any], anew: Iterable[str] = ()
+    ) -> None:
         """Makes a finished run an unfinished one of another config, and records the changes in the
-        manifest.
+        manifest; the files `anew` are deleted, to be made again.
         """
         self.update_manifest({"changes": changes})
-        for name in ("report.html", "verdict.json"):
+        for name in ("report.html", "verdict.json", *anew):
             with guard(self.path(name)):
                 self.path(name).unlink(missing_ok=True)
         write_json(self.path("config.json"), config)

@@ -51,7 +51,7 @@ def judge_run(job: Job) -> None:
         stages = ["base", *(f"round_{number}" for number in range(1, job.spec.rounds + 1))]
         samples = [read_samples(job.run.path(stage, "scores.jsonl")) for stage in stages]
         scores = _means(samples, job.shown)
-        verdict = judge(scores[0], scores[1:])
+        verdict = judge(scores[0], scores[1:], job.spec.ends)
         content = dataclasses.asdict(verdict)
         content["scores"] = dict(zip(stages, scores, strict=True))
         write_json(job.run.path(FILE), content)
@@ -124,6 +124,10 @@ def commands(run: Run, spec: RunSpec, verdict: Verdict) -> list[Command]:
         "steps": Command(
             "more steps: round 1 was at its best when it ended",
             f"{anew} --config.round_1.train.steps {2 * steps}",
+        ),
+        "round": Command(
+            "the round that it leaves out, all the same",
+            f"styledrop extend --run {own} --rounds 1",
         ),
     }
     kinds = list(verdict.advice)

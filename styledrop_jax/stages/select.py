@@ -5,11 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from styledrop_jax.feedback.select import Candidate, Pool
+from styledrop_jax.feedback.select import ANSWER, Candidate, Pool
 from styledrop_jax.io import image_files, sheets
 from styledrop_jax.registry import SELECTORS
 from styledrop_jax.stages.job import Job
 from styledrop_jax.stages.samples import Sample, read_chosen, write_chosen
+
+OF_CHOICE = ("selected.json", "grid.png", f"feedback/{ANSWER}")
+"""In the folder of a round: the files that say what was chosen."""
 
 
 def select_round(job: Job, number: int, samples: Sequence[Sample]) -> list[Sample]:

@@ -14,7 +14,7 @@ from styledrop_jax.studio import fields, pictures
 from styledrop_jax.studio.folders import Studio
 
 METHODS = {
-    "styledrop": "StyleDrop: a style, in two rounds, the second learns from the best of the first",
+    "styledrop": "StyleDrop: a style; a second round learns from the best of the first",
     "lora": "LoRA: a style in one round, with more of the reference's shapes",
     "svdiff": "SVDiff: less of the style than LoRA",
     "custom_diffusion": "Custom Diffusion: a tint of the style",
@@ -25,7 +25,7 @@ METHODS = {
 }
 BASES = {
     "emoji64": "shipped Stable Diffusion, 64 pixels: minutes on two cores",
-    "emoji64-muse": "shipped Muse, 64 pixels, coarser: minutes on two cores",
+    "emoji64-muse": "shipped Muse, 64 pixels, coarser, one round: minutes on two cores",
     "amused-256": "aMUSEd, 256 pixels: for a GPU or TPU; needs its weights",
     "amused-512": "aMUSEd, 512 pixels: for a GPU or TPU; needs its weights",
     "sd15": "Stable Diffusion 1.5, 512 pixels: for a GPU or TPU; needs its weights",
@@ -36,7 +36,7 @@ FORMATS = ("styledrop", "diffusers", "peft", "kohya", "a1111", "pipeline", "sing
 _MOST_PICTURES = 20
 _MOST_LAMBDAS = 9  # combinations of one request: a command each
 _PREVIEW = 50  # training steps between pictures of a run that is watched
-_TWO_ROUNDS = ("styledrop", "debug")
+_OF_ROUNDS = ("styledrop", "debug")
 
 
 def new_run(studio: Studio, body: Mapping[str, Any]) -> tuple[str, list[str]]:
@@ -88,13 +88,10 @@ def _config(studio: Studio, body: Mapping[str, Any], given: Path) -> list[str]:
         words.append(f"--config.reference.descriptor={descriptor}")
     if method != "debug":
         words.append(f"--config.round_1.preview_every={_PREVIEW}")
-    if method in _TWO_ROUNDS:
-        rounds = fields.whole(body, "rounds", 2, 1, 2)
-        words.append(f"--config.rounds={rounds}")
-        if method == "styledrop":
-            words.append(f"--config.round_2.preview_every={_PREVIEW}")
-        if rounds > 1 and fields.truth(body, "choose"):
-            words.append("--config.round_1.select.by=human")
+    if method == "styledrop":
+        words.append(f"--config.round_2.preview_every={_PREVIEW}")
+    if method in _OF_ROUNDS and fields.truth(body, "choose"):
+        words += ["--config.rounds=2", "--config.round_1.select.by=human"]
     return words
 
 

@@ -74,3 +74,9 @@ def test_a_word_before_training():
     assert before(0.7).startswith("near")
     assert before(0.4).startswith("on the way")
     assert "other style" in before(0.1) or "another style" in before(0.1)
+
+
+def test_why_there_is_no_further_round_is_said_with_how_to_have_it():
+    found = judge(BASE, [_scores(0.9, 0.6, 0.1)], "it is coarser")
+    assert found.remarks == ["it stops after round 1: it is coarser"]
+    assert found.advice == ("round",)

@@ -85,3 +85,8 @@ test("a curve fills its box, of one point too", () => {
   assert.equal(model.path([[5, 2]], 100, 50), "M0.0,50.0");
   assert.equal(model.path([], 100, 50), "");
 });
+
+test("a person chooses between rounds where there are two", () => {
+  assert.ok(model.choosable("styledrop", "emoji64") && model.choosable("debug", "emoji64-muse"));
+  assert.ok(!model.choosable("styledrop", "emoji64-muse") && !model.choosable("lora", "emoji64"));
+});

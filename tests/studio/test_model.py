@@ -17,7 +17,7 @@ def test_what_the_page_reckons(tmp_path):
     command = [NODE, "--test", "--test-reporter=tap", test]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout
-    assert "# pass 8" in done.stdout
+    assert "# pass 9" in done.stdout
 
 
 def test_every_module_of_the_page_is_one(tmp_path):

@@ -130,6 +130,19 @@ def test_a_subject_needs_its_words_and_a_style_its_descriptor(tmp_path, opened):
     assert opened.get("/api/runs").json()[0]["name"] == "new"
 
 
+def test_a_person_chooses_between_two_rounds(tmp_path, opened):
+    pictures = [{"upload": _upload(opened, tmp_path), "content": "a key"}]
+    body = {"base": "emoji64-muse", "descriptor": "in ink style", "pictures": pictures}
+    for name, chooses in (("mine", True), ("its", False)):
+        answer = opened.post(
+            "/api/new", name=f"of-{name}", method="styledrop", choose=chooses, **body
+        )
+        assert answer.status_code == 200
+        words = next(words for words in _words(opened) if f"of-{name}" in words[-1] + words[1])
+        own = {"--config.rounds=2", "--config.round_1.select.by=human"}
+        assert own & set(words) == (own if chooses else set()), "else as many as the config has"
+
+
 def test_words_that_are_found_need_none_that_are_given(tmp_path, opened):
     pictures = [{"upload": _upload(opened, tmp_path), "content": "a key"}]
     body = {"name": "found", "base": "emoji64", "method": "hard_prompt", "pictures": pictures}

@@ -144,3 +144,8 @@ export function path(points, width, height) {
   const parts = points.map(([s, v]) => `${across(s).toFixed(1)},${down(v).toFixed(1)}`);
   return `M${parts.join("L")}`;
 }
+
+// Whether a run has a second round, to choose for: the shipped Muse's presets stop after the first.
+export function choosable(method, base) {
+  return method === "debug" || (method === "styledrop" && base !== "emoji64-muse");
+}

@@ -1,6 +1,6 @@
 // A new run: pictures are dropped, words are proposed, one button starts it.
 import { fill, h, labelled, say, select, sharpen } from "./dom.js";
-import { duration, freeName } from "./model.js";
+import { choosable, duration, freeName } from "./model.js";
 import { get, post, trying, upload } from "./net.js";
 
 const MOST = 20;
@@ -48,6 +48,7 @@ class Form {
     const method = select(Object.entries(this.methods), this.method, (value) => this.take_method(value));
     const base = select(Object.entries(this.bases), this.base, (value) => {
       this.base = value;
+      this.chooses.hidden = !choosable(this.method, this.base);
       this.count();
     });
     const form = h(
@@ -159,7 +160,7 @@ class Form {
   take_method(value) {
     this.method = value;
     this.subject.hidden = value !== "dreambooth";
-    this.chooses.hidden = !["styledrop", "debug"].includes(value);
+    this.chooses.hidden = !choosable(this.method, this.base);
     this.count();
   }
 
@@ -171,7 +172,7 @@ class Form {
       descriptor: this.descriptor.value,
       identifier: this.identifier.value,
       noun: this.noun.value,
-      choose: this.choose.checked,
+      choose: this.choose.checked && choosable(this.method, this.base),
       pictures: this.pictures.map((given) => {
         return { upload: given.upload, content: given.content.value };
       }),
