@@ -199,7 +199,10 @@ def _with_diffusers(trained: Trained, name: str, loads: str, prompt: str) -> lis
     lines.append(f"folder = snapshot_download({name!r})")
     if "from_pretrained" not in loads:
         lines.append(f"pipeline = DiffusionPipeline.from_pretrained({trained.base_title!r})")
-        lines[-1] += "" if hub.is_of_hub(trained.base_name) else "  # the base model's folder"
+        if hub.is_shipped(trained.base_name):
+            lines[-1] += "  # ships with styledrop_jax: its folder in styledrop_jax/assets"
+        elif not hub.is_of_hub(trained.base_name):
+            lines[-1] += "  # the base model's folder"
     lines += [line for line in loads.splitlines() if line and not line.startswith("from diffusers")]
     return [*lines, f"image = pipeline({prompt!r}).images[0]", "```"]
 

@@ -3,6 +3,7 @@
 import dataclasses
 import fcntl
 import os
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ class RunSummary:
     Attributes:
         name: its path below the directory that was listed.
         method, base: as its config names them, the method with what trains if that has another
-            name; empty if it is damaged.
+            name, the base with the LoRAs merged into it; empty if it is damaged.
         state: in words, one line.
         clip_text, clip_style: the mean scores of the round that is taken, or of the last scored
             one before there is a verdict; None if there are none.
@@ -115,6 +116,15 @@ def _method(config: Any) -> str:
     return f"{method}, {found}" if isinstance(found, str) and found != method else method
 
 
+def _base(config: Any) -> str:
+    """Such as "emoji64/sd", or "emoji64/sd with lines.safetensors:0.8"."""
+    base = _field(config, "base", str)
+    if not config.get("base_loras"):  # runs of older versions have none
+        return base
+    paths = re.split(r"\s*,\s*", _field(config, "base_loras", str).strip(" ,"))
+    return f"{base} with {', '.join(os.path.basename(path) for path in paths)}"
+
+
 def summary(workdir: Path, folder: Path) -> RunSummary | None:
     """One run folder of `folder`; None if the config is of something else, such as a model."""
     method = ""
@@ -126,7 +136,7 @@ def summary(workdir: Path, folder: Path) -> RunSummary | None:
         if isinstance(config, dict) and "method" not in config:
             return None
         method = _method(config)
-        base = _field(config, "base", str)
+        base = _base(config)
         scores = _scores(workdir)
         state = _state(workdir, config)
     except (UserError, OSError, RecursionError) as error:

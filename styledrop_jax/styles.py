@@ -113,7 +113,7 @@ def personalize(styles: Sequence[Style], workdir: Path, *, at_once: int = 0) -> 
         with contextlib.ExitStack() as stack:
             going = []
             for style in styles[start : start + at_once]:
-                log.say(f"-- {style.name}")
+                log.say(f"-- {style.name}: opening it")
                 folder = workdir / style.name
                 with _others_go_on(style.name, failed):
                     job = stack.enter_context(opened(style.spec, folder, beside=first))
@@ -121,7 +121,7 @@ def personalize(styles: Sequence[Style], workdir: Path, *, at_once: int = 0) -> 
                         reports.append(expanded(folder) / "report.html")
                         continue
                     first = first or job
-                    going.append(_Going(style.name, job, trainings(job)))
+                    going.append(_Going(style.name, job, trainings(job), "the base model"))
             while going:
                 going = _one_round(going, reports, failed)
     if failed:
@@ -130,11 +130,12 @@ def personalize(styles: Sequence[Style], workdir: Path, *, at_once: int = 0) -> 
 
 
 class _Going(NamedTuple):
-    """A run in progress, and its stages beside training."""
+    """A run in progress, its stages beside training, and whose samples come next."""
 
     name: str
     job: Job
     stages: Iterator[tuple[int, Sequence[Stream]]]
+    sampler: str
 
 
 def _one_round(going: list[_Going], reports: list[Path], failed: list[str]) -> list[_Going]:
@@ -145,7 +146,7 @@ def _one_round(going: list[_Going], reports: list[Path], failed: list[str]) -> l
     work = []
     number = 0
     for run in going:
-        log.say(f"-- {run.name}")
+        log.say(f"-- {run.name}: samples of {run.sampler}")
         with _others_go_on(run.name, failed):
             following = next(run.stages, None)
             if following is None:
@@ -156,12 +157,12 @@ def _one_round(going: list[_Going], reports: list[Path], failed: list[str]) -> l
             work.append((run.job, streams))
     trained = []
     if work:
-        log.say(f"-- {', '.join(run.name for run in due)}")
+        log.say(f"-- {', '.join(run.name for run in due)}: training round {number}")
         for run, error in zip(due, train_together(work, number), strict=True):
             with _others_go_on(run.name, failed):
                 if error is not None:
                     raise error
-                trained.append(run)
+                trained.append(run._replace(sampler=f"round {number}"))
     return trained
 
 

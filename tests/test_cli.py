@@ -14,6 +14,7 @@ import runs
 import tiny
 
 from styledrop_jax import __version__, cli, config_files
+from styledrop_jax.feedback.describe import Description
 from styledrop_jax.style import Style
 
 HELP = {
@@ -162,6 +163,23 @@ def test_rare_words_of_a_model(capfd):
 
 
 RUN = ["personalize", "--config", "styledrop", "--workdir", "x"]
+
+
+def test_describe_lists_its_words_by_their_likeness_the_hard_prompt_among_them(monkeypatch, capfd):
+    found = Description(
+        content="a house",
+        guessed=False,
+        descriptors=[("in ink style", 0.5), ("in crayon style", 0.3)],
+        hard_prompt=("in fjord style", 0.4),
+    )
+    monkeypatch.setattr("styledrop_jax.library.describe", lambda *_, **__: found)
+    assert tiny.styledrop("describe", "--image", "x.png", "--hard") == 0
+    said = [line.strip() for line in capfd.readouterr().out.splitlines()]
+    assert said[1:4] == [
+        "0.50  in ink style",
+        "0.40  in fjord style  (hard prompt)",
+        "0.30  in crayon style",
+    ]
 
 
 def test_describe_proposes_words_and_the_command_to_begin_with(tmp_path, capfd):

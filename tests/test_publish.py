@@ -2,6 +2,8 @@
 
 import re
 import shutil
+from types import SimpleNamespace
+from typing import Any, cast
 
 import huggingface_hub
 import numpy as np
@@ -177,3 +179,14 @@ def test_pictures_are_the_best_of_each_prompt_and_prompts_stay_plain(tmp_path):
     files = publish.write(style, tmp_path / "out", NAME)
     assert len([path for path in files if path.startswith("images/")]) == len(tiny.PROMPTS)
     assert trained.plain("a [cat](x)\n<b> `y`") == r"a \[cat\](x) \<b\> \`y\`"
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [("emoji64/sd", "  # ships with styledrop_jax"), ("mine", "  # the base model's folder")],
+)
+def test_the_example_says_where_a_base_is_that_no_hub_has(base, said):
+    named = SimpleNamespace(base_title=base, base_name=base)
+    code = publish._with_diffusers(cast("Any", named), NAME, "pipeline.load_lora()", "a cat")
+    (line,) = [line for line in code if "from_pretrained" in line]
+    assert line.startswith(f"pipeline = DiffusionPipeline.from_pretrained({base!r}){said}")

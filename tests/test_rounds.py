@@ -12,6 +12,7 @@ import tiny
 from styledrop_jax import rounds
 from styledrop_jax.adapters.base import load_adapter
 from styledrop_jax.errors import UserError
+from styledrop_jax.feedback import describe
 from styledrop_jax.feedback.verdict import Verdict, worth
 from styledrop_jax.io import image_files
 from styledrop_jax.io.files import read_json, read_jsonl, write_json
@@ -97,9 +98,27 @@ def test_more_steps_are_advised_where_the_last_state_was_the_best(tmp_path):
     }
     for expected, verdict in advice.items():
         commands = judge.commands(run, spec, verdict)
-        assert [one.why for one in commands if "steps" in one.why][0].startswith(expected)
-        assert sum("steps" in one.why for one in commands) == 1
+        (why,) = [one.why for one in commands if "steps" in one.why]
+        assert why.startswith(expected) and "at its best" not in why, "no states were compared"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(judge, "read_best", lambda *_: spec.round(1).train.steps)
+        commands = judge.commands(run, spec, advice["more steps"])
+    assert [one.why for one in commands][-1] == "more steps: round 1 was at its best when it ended"
     assert not judge.commands(run, spec, Verdict(round=1, learnt="learnt well"))
+
+
+def test_other_words_than_those_that_are_found_are_advised_where_the_run_has_these(tmp_path):
+    run = Run.load(runs.copy(tmp_path))
+    spec = from_config(run.config)
+    verdict = Verdict(round=1, learnt="learnt well", advice=["words"])
+    (command,) = judge.commands(run, spec, verdict)
+    assert command.line.startswith("styledrop describe --image")
+    (reference,) = run.references
+    image = image_files.read_image(run.path(reference["file"]))
+    found = describe.phrases(image)["{ink} linocut on {ground} paper"][-1]
+    run.update_manifest({"references": [reference | {"descriptor": found}]})
+    (command,) = judge.commands(run, spec, verdict)
+    assert "words of your own" in command.why and "--config.reference.descriptor" in command.line
 
 
 def test_the_best_of_the_states_that_a_round_kept_goes_on(tmp_path):

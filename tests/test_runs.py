@@ -161,6 +161,15 @@ def test_scores_are_the_means_of_the_last_scored_round(tmp_path):
     assert summary.state.startswith("damaged: verdict.json: round is")
 
 
+def test_merged_loras_are_a_part_of_the_base(tmp_path):
+    _run(tmp_path / "mine", base_loras="/a/path/lines.safetensors:0.8,ink.safetensors")
+    (summary,) = runs.list_runs(tmp_path)
+    assert summary.base == "emoji64/sd with lines.safetensors:0.8, ink.safetensors"
+    _run(tmp_path / "mine", base_loras=3)
+    (summary,) = runs.list_runs(tmp_path)
+    assert summary.state == "damaged: config.json: base_loras is 3, expected str"
+
+
 def test_a_run_with_a_link_out_of_its_folder_is_damaged(tmp_path):
     write_json(tmp_path / "secret.json", {"method": "secret", "base": "secret"})
     workdir = _run(tmp_path / "mine")

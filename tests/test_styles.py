@@ -104,6 +104,14 @@ def test_three_of_them_train_on_two_devices(many, tmp_path):
     done = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "round_1, 3 at once" in done.stdout
+    for line in (
+        "first: opening it",
+        "first: samples of the base model",
+        "third: samples of round 2",
+    ):
+        assert f"-- {line}\n" in done.stdout
+    assert done.stdout.count("-- first, second, third: training round") == 2
+    assert done.stdout.count("parameters train") == 2, "once a round"
     _close(tmp_path / "first", many / "runs" / "first")
     _close(tmp_path / "third", many / "runs" / "second")
 

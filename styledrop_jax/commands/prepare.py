@@ -69,11 +69,10 @@ def describe(argv: Sequence[str]) -> None:
     )
     guessed = ", guessed: --content says it better" if found.guessed else ""
     print(f"{flags.image}: {found.content}{guessed}")
-    for descriptor, likeness in found.descriptors:
-        print(f"    {likeness:.2f}  {descriptor}")
-    if found.hard_prompt is not None:
-        descriptor, likeness = found.hard_prompt
-        print(f"    {likeness:.2f}  {descriptor}  (hard prompt)")
+    hard_prompts = [found.hard_prompt] if found.hard_prompt else []
+    for words in sorted([*found.descriptors, *hard_prompts], key=lambda words: -words[1]):
+        descriptor, likeness = words
+        print(f"    {likeness:.2f}  {descriptor}{'  (hard prompt)' * (words in hard_prompts)}")
     begin = "to begin"
     if found.guessed:
         begin += f", with what it shows in place of {found.content!r}"

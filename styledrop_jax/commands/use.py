@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from styledrop_jax.commands.parser import Parser
-from styledrop_jax.errors import UserError, check_words
+from styledrop_jax.errors import UserError, check_words, few, shown
 
 _SAMPLING = (
     *("lambda_a", "lambda_b", "steps", "sampler"),
@@ -35,8 +35,7 @@ def sample(argv: Sequence[str]) -> None:
     prompts = _prompts(flags)
     common = _common(flags, "drawn")
     style = loaded(flags)
-    style.sample(prompts, **common)
-    print(f"images: {common['out']}")
+    _tell(style.sample(prompts, **common), prompts, common["out"])
 
 
 def mix_parser() -> Parser:
@@ -79,8 +78,8 @@ def mix(argv: Sequence[str]) -> None:
     subject = Style.load(
         flags.subject, round=flags.round, pipeline=style.pipeline, **_reading(flags)
     )
-    style.mix(subject, prompts, gamma=flags.gamma, **common)
-    print(f"images: {common['out']}")
+    made = style.mix(subject, prompts, gamma=flags.gamma, **common)
+    _tell(made, prompts, common["out"])
 
 
 def edit_parser() -> Parser:
@@ -126,8 +125,8 @@ def edit(argv: Sequence[str]) -> None:
     if flags.mask is not None:
         image_files.read_mask(flags.mask, picture.shape[:2])
     style = loaded(flags)
-    style.edit(flags.image, prompts, mask=flags.mask, strength=flags.strength, **common)
-    print(f"images: {common['out']}")
+    how = {"mask": flags.mask, "strength": flags.strength, **common}
+    _tell(style.edit(flags.image, prompts, **how), prompts, common["out"])
 
 
 def stylize_parser() -> Parser:
@@ -174,12 +173,13 @@ def stylize(argv: Sequence[str]) -> None:
 
     image = paths.expanded(flags.image)
     if image.is_dir():
-        captions.images_in(image)  # before the model, which takes seconds
-    elif not image.exists():
-        image_files.read_image(image)
+        names = [path.name for path in captions.images_in(image)]  # before the model loads
+    else:
+        names = [image.name]
+        if not image.exists():
+            image_files.read_image(image)
     style = loaded(flags)
-    style.stylize(image, prompt=flags.prompt, **given, **common)
-    print(f"images: {common['out']}")
+    _tell(style.stylize(image, prompt=flags.prompt, **given, **common), names, common["out"])
 
 
 def export_parser() -> Parser:
@@ -328,6 +328,11 @@ def _common(flags: argparse.Namespace, folder: str) -> dict[str, Any]:
 def _check_strength(strength: float) -> None:
     if not 0 < strength <= 1:
         raise UserError(f"--strength: found {strength}, expected a number above 0 and at most 1")
+
+
+def _tell(made: Sequence[Any], of: Sequence[str], out: Path) -> None:
+    """Says how many images a command made, where, and of what."""
+    print(f"images: {len(made)} in {out}, of {few([shown(name) for name in of], joint=', ')}")
 
 
 def loaded(flags: argparse.Namespace) -> Any:

@@ -147,6 +147,14 @@ def phrases(image: np.ndarray) -> dict[str, list[str]]:
     return {way: list(dict.fromkeys(words)) for way, words in found.items()}
 
 
+def finds(image: np.ndarray, descriptor: str) -> bool:
+    """Whether a descriptor is one of `describe`'s for a picture: a way of its own colours. One that
+    names a medium alone may be anybody's.
+    """
+    found = phrases(image)
+    return any(descriptor in found[way] for way in _WAYS if way in found)
+
+
 def _palette(image: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
     """The colour of a picture's border, and the most frequent ones that differ from it."""
     small = Image.fromarray(image).resize((_SIDE, _SIDE), Image.Resampling.BOX)

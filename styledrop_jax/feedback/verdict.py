@@ -33,16 +33,22 @@ def worth(scores: Scores) -> float:
     return scores["clip_style"] + _CONTENT * scores["clip_content"]
 
 
-def before(style: float) -> str:
-    """What the words of the style bring by themselves, from the base model's mean style score."""
+def before(style: float, *, found: bool) -> str:
+    """What the words of the style bring by themselves.
+
+    Args:
+        style: the base model's mean style score.
+        found: whether the words are those that `styledrop describe` finds.
+    """
     if style >= _NEAR:
         return "near to the reference: the words say much of the style"
     if style >= _FAR:
-        return "on the way to the reference: words nearer to it would help (`styledrop describe`)"
-    return (
-        "far from the reference: the model takes these words for another style; `styledrop "
-        "describe` finds nearer ones for its colours, lines and ground"
-    )
+        helps = "your own may help, these are `styledrop describe`'s"
+        helps = helps if found else "words nearer to it would help (`styledrop describe`)"
+        return f"on the way to the reference: {helps}"
+    nearer = "`styledrop describe` finds nearer ones for its colours, lines and ground"
+    nearer = "they are `styledrop describe`'s, and your own may be nearer" if found else nearer
+    return f"far from the reference: the model takes these words for another style; {nearer}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,7 +100,7 @@ def judge(base: Scores, rounds: Sequence[Scores], ends: str = "") -> Verdict:
     leaked = scores["clip_leakage"] - base["clip_leakage"]
     advice = []
     if gained < _FEW:
-        learnt = "the words alone do it" if base["clip_style"] >= _NEAR else "not learnt"
+        learnt = "the words alone do it" if base["clip_style"] >= _NEAR else "hardly learnt"
         advice += ["words", "more"]
     elif way >= _WELL:
         learnt = WELL

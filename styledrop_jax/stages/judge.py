@@ -9,9 +9,11 @@ import numpy as np
 
 from styledrop_jax import log
 from styledrop_jax.errors import UserError, shown
+from styledrop_jax.feedback.describe import finds
 from styledrop_jax.feedback.verdict import WELL, Scores, Verdict, judge
+from styledrop_jax.io import image_files
 from styledrop_jax.io.files import read_json, write_json
-from styledrop_jax.io.records import are_numbers
+from styledrop_jax.io.records import are_numbers, inside
 from styledrop_jax.io.run_folder import Run
 from styledrop_jax.spec import RunSpec
 from styledrop_jax.stages.best import read_best
@@ -96,14 +98,11 @@ def commands(run: Run, spec: RunSpec, verdict: Verdict) -> list[Command]:
     """What a verdict advises, as commands to paste."""
     how = spec.round(verdict.round).sample
     steps = spec.round(1).train.steps
+    compared = read_best(run, 1)
     own = shlex.quote(str(run.workdir))
     again = shlex.quote(f"{run.workdir}-again")
     anew = f"styledrop personalize --config {own} --workdir {again}"
     every = {
-        "words": Command(
-            "words nearer to what the picture shows, for `--config.reference.descriptor`",
-            f"styledrop describe --image {_first_image(run)}",
-        ),
         "pictures": Command(
             "more pictures of the style, each named after what it shows",
             f"{anew} --config.reference.image FOLDER --config.rounds 1",
@@ -122,7 +121,7 @@ def commands(run: Run, spec: RunSpec, verdict: Verdict) -> list[Command]:
             f"{anew} --config.round_1.train.steps {max(1, steps // 2)}",
         ),
         "steps": Command(
-            "more steps: round 1 was at its best when it ended",
+            "more steps" + (": round 1 was at its best when it ended" if compared else ""),
             f"{anew} --config.round_1.train.steps {2 * steps}",
         ),
         "round": Command(
@@ -131,7 +130,9 @@ def commands(run: Run, spec: RunSpec, verdict: Verdict) -> list[Command]:
         ),
     }
     kinds = list(verdict.advice)
-    is_short = read_best(run, 1) in (steps, None)
+    if "words" in kinds:
+        every["words"] = _other_words(run, anew)
+    is_short = compared in (steps, None)
     if is_short and verdict.learnt != WELL and "less" not in kinds:
         kinds.append("steps")
     if run.found_words(verdict.round):  # nothing trained, so there is no more or less of it
@@ -139,12 +140,24 @@ def commands(run: Run, spec: RunSpec, verdict: Verdict) -> list[Command]:
     return [every[kind] for kind in kinds if kind in every]
 
 
-def _first_image(run: Run) -> str:
-    """The run's copy of the first reference, with what it shows, as flags of `describe`."""
+def _other_words(run: Run, anew: str) -> Command:
+    """Those of `describe` for the run's copy of the first reference; where it has those already,
+    the user's own.
+    """
     first = next(iter(run.references), {})
     content = str(first.get("content", ""))
-    shown_there = f" --content {shlex.quote(content)}" if content else ""
-    return shlex.quote(str(run.path(str(first.get("file", ""))))) + shown_there
+    file = inside(run.workdir, str(first.get("file", "")))
+    if file and finds(image_files.read_image(file), str(first.get("descriptor", ""))):
+        return Command(
+            "words of your own, which may be nearer than these of `styledrop describe`",
+            f'{anew} --config.reference.descriptor "in WORDS style"',
+        )
+    shows = f" --content {shlex.quote(content)}" if content else ""
+    image = shlex.quote(str(run.path(str(first.get("file", "")))))
+    return Command(
+        "words nearer to what the picture shows, for `--config.reference.descriptor`",
+        f"styledrop describe --image {image}{shows}",
+    )
 
 
 def _say(recorded: Recorded, to_try: Sequence[Command]) -> None:
@@ -152,7 +165,7 @@ def _say(recorded: Recorded, to_try: Sequence[Command]) -> None:
     best = recorded.best
     verdict = recorded.verdict
     log.say(
-        f"verdict: {verdict.learnt}; round {verdict.round} is taken; beside the base model's: "
+        f"verdict: {verdict.learnt}; commands take round {verdict.round}; beside the base model's: "
         f"style {best['clip_style']:.2f} ({base['clip_style']:.2f}), "
         f"content {best['clip_content']:.2f} ({base['clip_content']:.2f}), "
         f"sameness {best['clip_sameness']:.2f} ({base['clip_sameness']:.2f})"

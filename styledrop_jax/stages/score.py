@@ -10,6 +10,7 @@ import numpy as np
 from styledrop_jax import hosts, log, settings
 from styledrop_jax.errors import UserError, shown
 from styledrop_jax.feedback import scorers
+from styledrop_jax.feedback.describe import finds
 from styledrop_jax.feedback.verdict import before
 from styledrop_jax.io import captions, image_files
 from styledrop_jax.io.fit import read_fitted
@@ -29,7 +30,8 @@ def score_base(job: Job, samples: Sequence[Sample]) -> list[Sample]:
     scored = score_stage(job, "base", samples, _BY_TEXT)
     if job.descriptor and not known:
         style = float(np.mean([sample.scores["clip_style"] for sample in scored]))
-        log.say(f"base: under {shown(job.descriptor)} it is {before(style)}")
+        found = finds(job.given[0].reference.image, job.descriptor)
+        log.say(f"base: under {shown(job.descriptor)} it is {before(style, found=found)}")
     return scored
 
 

@@ -69,6 +69,8 @@ def train_together(
             alone = i if trainings[i].several_sizes or not together else None
             groups.setdefault((many.program(members[i]), alone), []).append(i)
     for group in groups.values():
+        if len(group) > 1:
+            trainings[group[0]].say_counts()
         found = _fitted([trainings[i] for i in group], [members[i] for i in group])
         for i, params in zip(group, found, strict=True):
             with _kept_apart(errors, i):
@@ -173,7 +175,12 @@ class _Training:
             "checkpoint_every": settings.checkpoint_every,
             "meta": {"base": self.job.pipeline.base_hash},
             "after_at": {*self.kept, *self.drawn},
+            "shared": not self.job.pipeline.inpaints,  # whose loss holds the pipeline
         }
+
+    def say_counts(self) -> None:
+        """Says what trains, as `fitted` does."""
+        loop.say_counts(self.data, trainable.trained(self.what), self.stage)
 
     def member(self) -> many.Member:
         """As one of several that train at once."""
@@ -199,7 +206,6 @@ class _Training:
             after=self.keep,
             start_from=self.start,
             devices=self.job.pipeline.devices,
-            shared=not self.job.pipeline.inpaints,  # whose loss holds the pipeline
             **self.schedule,
         )
 

@@ -123,12 +123,13 @@ def fit(
             trained, or the checkpoint is damaged or belongs to another setting.
         Stopped: the process was told to end, and what it had learnt is in a checkpoint.
     """
+    say_counts(model, trainable, stage)
     graphdef, params, frozen = begin(model, trainable, start_from, stage)
     devices = devices or mesh.make()
     state, shardings = placed(params, optimizer, devices)
     frozen = mesh.place(frozen, devices)
     if shared and shardings is None:
-        step = shared_train_step(loss, optimizer, accumulate)
+        step = shared_train_step(loss, optimizer, accumulate=accumulate)
     else:
         step = make_train_step(loss, optimizer, accumulate=accumulate, shardings=shardings)
 
@@ -201,6 +202,12 @@ def carry_out(
             raise hosts.Stopped
 
 
+def say_counts(model: nnx.Module, trainable: nnx.filterlib.Filter, stage: str) -> None:
+    """Says how many parameters train, and how many do not."""
+    _, params, others, _ = nnx.split(model, trainable, nnx.Param, ...)
+    log.say(f"{stage}: {tree.count(params):,} parameters train, {tree.count(others):,} are frozen")
+
+
 def begin(
     model: nnx.Module,
     trainable: nnx.filterlib.Filter,
@@ -209,8 +216,6 @@ def begin(
 ) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """Splits the model, with the parameters of `start_from` if there are any."""
     graphdef, params, frozen = split(model, trainable)
-    _, _, others, _ = nnx.split(model, trainable, nnx.Param, ...)
-    log.say(f"{stage}: {tree.count(params):,} parameters train, {tree.count(others):,} are frozen")
     if start_from is not None:
         params = _replaced(params, start_from, stage)
     return graphdef, params, frozen

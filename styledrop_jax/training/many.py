@@ -20,6 +20,7 @@ from styledrop_jax import hosts, log
 from styledrop_jax.errors import UserError
 from styledrop_jax.training import loop, mesh, optim
 from styledrop_jax.training.checkpoint import Checkpoints
+from styledrop_jax.training.step import Over, make_train_step, shared_train_step
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,6 +63,7 @@ def fit(
     meta: dict[str, Any],
     after_at: Container[int],
     devices: Mesh,
+    shared: bool,
 ) -> list[Any]:
     """Trains all of them, each device its own; the arguments are those of `loop.fit`.
 
@@ -77,8 +79,9 @@ def fit(
     """
     errors: dict[int, UserError] = {}
     filled = [*members, *[members[-1]] * (-len(members) % devices.size)]
-    axes, frozen = _shared([member.frozen for member in filled], devices)
-    step = loop.make_train_step(loss, optimizer, accumulate=accumulate, over=axes)
+    over, frozen = _shared([member.frozen for member in filled], devices)
+    make = shared_train_step if shared else make_train_step
+    step = make(loss, optimizer, accumulate=accumulate, over=over)
     graphdef = members[0].graphdef
 
     def send(part: loop.Dispatch) -> dict[str, jax.Array]:
@@ -150,9 +153,9 @@ def _resumed(
     return start, states
 
 
-def _shared(trees: Sequence[Any], devices: Mesh) -> tuple[Any, Any]:
-    """Trees of frozen arrays as one, and its axes for `vmap`: what is the same array in all is
-    there once, on every device, all else is stacked, each device's own on it.
+def _shared(trees: Sequence[Any], devices: Mesh) -> tuple[Over, Any]:
+    """Which of the arrays of frozen trees are their own, and the trees as one: what is the same
+    array in all is there once, on every device, all else is stacked, each device's own on it.
     """
     leaves = [jax.tree.leaves(tree) for tree in trees]
     structure = jax.tree.structure(trees[0])
@@ -163,7 +166,7 @@ def _shared(trees: Sequence[Any], devices: Mesh) -> tuple[Any, Any]:
         axes.append(None if same else 0)
         own = mesh.place(each[0], devices) if same else mesh.shard(jnp.stack(each), devices, axis=0)
         arrays.append(own)
-    return structure.unflatten(axes), structure.unflatten(arrays)
+    return Over(structure, tuple(axes)), structure.unflatten(arrays)
 
 
 def _apart(state: Any, count: int) -> list[Any]:

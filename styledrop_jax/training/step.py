@@ -31,6 +31,15 @@ class Choice(NamedTuple):
     which: Callable[[Any, Any], jax.Array]
 
 
+class Over(NamedTuple):
+    """The axes of models in the leaves of a tree, by its structure: 0 where each has its own, None
+    where they share.
+    """
+
+    structure: Any
+    axes: tuple[int | None, ...]
+
+
 Losses = Loss | Sequence[Choice]
 """A loss, or a sum of choices, whose metrics are summed too."""
 
@@ -41,7 +50,7 @@ def make_train_step(
     *,
     accumulate: int = 1,
     shardings: Any = None,
-    over: Any = None,
+    over: Over | None = None,
 ) -> Callable:
     """Builds `step(graphdef, state, frozen, batches, count, key) → (state, metrics)`.
 
@@ -56,10 +65,9 @@ def make_train_step(
 
     `shardings` are those of the state, a tree like it, which it keeps; None leaves them to XLA.
 
-    With `over`, a tree like `frozen` of 0 where every model has its own and None where they share,
-    it trains many at once, each of the devices in use its own if they divide: all leaves of `state`
-    have a leading axis of models, those of `batches` one after that of steps, and metrics are
-    [models].
+    With `over`, of the leaves of `frozen`, it trains many at once, each of the devices in use its
+    own if they divide: all leaves of `state` have a leading axis of models, those of `batches` one
+    after that of steps, and metrics are [models].
     """
 
     @functools.partial(jax.jit, static_argnums=0)  # so that it is traced once for both its uses
@@ -91,7 +99,7 @@ def make_train_step(
         return state, jax.tree.map(lambda m: m / count, total)
 
     def many(graphdef, state, frozen, batches, count, key):
-        axes = (0, over, 1, None, None)
+        axes = (0, over and over.structure.unflatten(over.axes), 1, None, None)
         run = jax.vmap(functools.partial(step, graphdef), axes)
         return mesh.apart(run, axes)(state, frozen, batches, count, key)
 
@@ -102,14 +110,18 @@ def make_train_step(
 
 @functools.lru_cache(maxsize=8)
 def shared_train_step(
-    loss: Losses, optimizer: optax.GradientTransformation, accumulate: int
+    loss: Losses,
+    optimizer: optax.GradientTransformation,
+    *,
+    accumulate: int,
+    over: Over | None = None,
 ) -> Callable:
     """`make_train_step`, once for all trainings whose loss and optimiser are equal: what was traced
     and compiled for the first serves the others of the same shapes.
 
     They are kept, and so is what they hold.
     """
-    return make_train_step(loss, optimizer, accumulate=accumulate)
+    return make_train_step(loss, optimizer, accumulate=accumulate, over=over)
 
 
 def _gradient(loss: Losses, graphdef: Any, params: Any, frozen: Any, batch: Any, keys: Any) -> Any:

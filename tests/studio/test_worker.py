@@ -57,7 +57,7 @@ def test_drawings_share_a_process_and_are_those_of_a_command(tmp_path):
     failed = _ended(jobs, wrong)
     assert failed["state"] == "failed" and failed["said"].startswith("error: round: found 7")
     last = _ended(jobs, more)
-    assert jobs.log("mine")[-1] == f"images: {tmp_path / 'more'}"
+    assert jobs.log("mine")[-1] == f"images: 1 in {tmp_path / 'more'}, of 'a cat'"
     pids = {first["pid"], second["pid"], failed["pid"], last["pid"]}
     assert last["state"] == "done" and len(pids) == 1
     names = [path.name for path in (tmp_path / "alone").iterdir()]

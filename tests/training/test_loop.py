@@ -18,7 +18,7 @@ from flax import nnx
 from styledrop_jax import hosts, log
 from styledrop_jax.errors import UserError
 from styledrop_jax.training import checkpoint, loop, optim
-from styledrop_jax.training.step import make_train_step
+from styledrop_jax.training.step import Over, make_train_step, shared_train_step
 
 # when one read of a damaged checkpoint fails, Orbax drops its others
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -490,8 +490,11 @@ def test_many_styles_train_at_once_as_they_do_alone():
     optimizer = optim.make(1e-2)
     graphdef, params, frozen = loop.split(Tiny(), HEAD)
     step = make_train_step(_loss, optimizer)
-    shared = jax.tree.structure(frozen).unflatten([None] * len(jax.tree.leaves(frozen)))
-    many = make_train_step(_loss, optimizer, over=shared)
+    leaves, structure = jax.tree.flatten(frozen)
+    over = Over(structure, (None,) * len(leaves))
+    many = shared_train_step(_loss, optimizer, accumulate=1, over=over)
+    again = Over(jax.tree.structure(frozen), (None,) * len(leaves))
+    assert shared_train_step(_loss, optimizer, accumulate=1, over=again) is many
     states = []
     data = []
     alone = []
