@@ -42,12 +42,12 @@ def before(style: float, *, found: bool) -> str:
     """
     if style >= _NEAR:
         return "near to the reference: the words say much of the style"
+    own = "words of your own may be nearer than these, which `styledrop describe` finds"
     if style >= _FAR:
-        helps = "your own may help, these are `styledrop describe`'s"
-        helps = helps if found else "words nearer to it would help (`styledrop describe`)"
-        return f"on the way to the reference: {helps}"
-    nearer = "`styledrop describe` finds nearer ones for its colours, lines and ground"
-    nearer = "they are `styledrop describe`'s, and your own may be nearer" if found else nearer
+        nearer = own if found else "words nearer to it would help (`styledrop describe`)"
+        return f"on the way to the reference: {nearer}"
+    finds = "`styledrop describe` finds nearer ones for its colours, lines and ground"
+    nearer = own if found else finds
     return f"far from the reference: the model takes these words for another style; {nearer}"
 
 

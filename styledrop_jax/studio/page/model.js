@@ -145,7 +145,7 @@ export function path(points, width, height) {
   return `M${parts.join("L")}`;
 }
 
-// Whether a run has a second round, to choose for: the shipped Muse's presets stop after the first.
+// Whether a run has a second round, to choose for: StyleDrop on the shipped Muse stops after one.
 export function choosable(method, base) {
   return method === "debug" || (method === "styledrop" && base !== "emoji64-muse");
 }
