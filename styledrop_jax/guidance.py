@@ -57,7 +57,7 @@ class Branch:
     tuned: Tuned
     on: bool
     prompts: Sequence[str]
-    weight: jax.Array
+    weight: np.ndarray
 
 
 class Follow(NamedTuple):
@@ -122,7 +122,7 @@ def style_branches(style: Tuned, prompts: Sequence[str], settings: SampleSetting
     if settings.guidance == "classifier_free" or style.what == Trainable():
         return classifier_free(style, prompts, settings)
     _check_negative(style, settings)
-    weights = jax.vmap(_two_scale_weights)(*settings.scales())  # [steps, 3]
+    weights = _two_scale_weights(*settings.scales())
     negative = [settings.negative_prompt] * len(prompts)
     if style.off is None:
         without = bare(style.base)
@@ -151,9 +151,10 @@ def _check_negative(style: Tuned, settings: SampleSettings) -> None:
             )
 
 
-def _two_scale_weights(lambda_a: jax.Array, lambda_b: jax.Array) -> jax.Array:
-    """The weights [3] of the three branches in StyleDrop's Eq. 4."""
-    return two_scale(*jnp.eye(3), lambda_a=lambda_a, lambda_b=lambda_b)
+def _two_scale_weights(lambda_a: np.ndarray, lambda_b: np.ndarray) -> np.ndarray:
+    """The weights [steps, 3] of the three branches in StyleDrop's Eq. 4."""
+    one_each = np.eye(3, dtype=np.float32)
+    return two_scale(*one_each, lambda_a=lambda_a[:, None], lambda_b=lambda_b[:, None])
 
 
 def mixed_branches(
@@ -168,7 +169,7 @@ def mixed_branches(
     """My object in my style: (1 - gamma) of Eq. 4 with the style's adapter and gamma of it with the
     subject's.
     """
-    of_style, of_subject = mix(*jnp.eye(2), gamma=gamma)
+    of_style, of_subject = mix(*np.eye(2, dtype=np.float32), gamma=gamma)
     branches = []
     for branch in style_branches(style, style_prompts, settings):
         branches.append(dataclasses.replace(branch, weight=branch.weight * of_style))
@@ -395,10 +396,11 @@ def _group(
         states=states[0] if shared else _stack(states),
         frozen=owner.frozen,
         text=mesh.shard(_stack(features), owner.base.devices),
-        weights=jnp.stack(weights, axis=1),
+        weights=np.stack(weights, axis=1),
         shared=shared,
     )
 
 
+@jax.jit
 def _stack(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

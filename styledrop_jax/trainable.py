@@ -19,6 +19,7 @@ from styledrop_jax.adapters.base import (
     restore,
 )
 from styledrop_jax.errors import UserError, shown
+from styledrop_jax.io.pretrained import TO_FILL
 from styledrop_jax.pipelines.base import Pipeline
 from styledrop_jax.registry import ADAPTERS
 
@@ -113,7 +114,7 @@ def load(base: Pipeline, path: Path) -> tuple[Pipeline, Trainable]:
     """
     file = load_adapter(path, base_hash=base.base_hash)
     what = from_dict(file.config)
-    model = attach(base, what, rngs=nnx.Rngs(0))
+    model = attach(base, what, rngs=TO_FILL)
     graphdef, state, rest = nnx.split(parts(model, what), trained(what), ...)
     whole = nnx.merge(graphdef, restore(nnx.as_pure(state), file), nnx.as_pure(rest))
     changed = {name: whole[name] for name in ("denoiser", "text") if name in whole}

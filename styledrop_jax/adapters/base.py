@@ -20,7 +20,7 @@ from styledrop_jax.errors import UserError, few, shown
 from styledrop_jax.io import fp8
 from styledrop_jax.io.files import write_bytes
 from styledrop_jax.io.paths import check_file, shown_path
-from styledrop_jax.io.pretrained import check_count, check_finite
+from styledrop_jax.io.pretrained import TO_FILL, check_count, check_finite
 from styledrop_jax.models.config_json import known_fields, require_fields
 
 _FORMAT = 1
@@ -133,9 +133,20 @@ class AdapterKind:
     trains: Callable[[Any, Sequence[str]], Trainable]
 
 
+def fresh(
+    shape: tuple[int, ...], rngs: nnx.Rngs, initial: nnx.Initializer | None = None
+) -> jax.Array | jax.ShapeDtypeStruct:
+    """A new weight in float32, zero without `initial`; its shape alone if `rngs` is `TO_FILL`, as
+    nothing is compiled for that.
+    """
+    if rngs is TO_FILL:
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+    return jnp.zeros(shape) if initial is None else initial(rngs.params(), shape)
+
+
 def identity(state: Any) -> Any:
     """The state of the same structure that makes the adapter an exact identity: adapter off."""
-    return jax.tree.map(jnp.zeros_like, state)
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from styledrop_jax.adapters.base import AdapterConfig, AdapterKind, AdapterParam, Trainable
+from styledrop_jax.adapters.base import AdapterConfig, AdapterKind, AdapterParam, Trainable, fresh
 from styledrop_jax.adapters.slots import (
     TARGETS,
     LayerAdapter,
@@ -75,9 +75,9 @@ class Adapter(LayerAdapter):
     def __init__(self, layer: Linear | Conv, config: Config, *, rngs: nnx.Rngs):
         *inner, c_out = layer.kernel.shape
         normal = nnx.initializers.normal(1 / config.rank)
-        down = normal(rngs.params(), (*inner, config.rank))
+        down = fresh((*inner, config.rank), rngs, normal)
         self.down = AdapterParam(down)  # [c, r] or [k, k, c, r]
-        self.up = AdapterParam(jnp.zeros((config.rank, c_out)))
+        self.up = AdapterParam(fresh((config.rank, c_out), rngs))
         self.scale = config.alpha / config.rank
         self.projection = Projection(layer)
 

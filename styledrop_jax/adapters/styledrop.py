@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from styledrop_jax.adapters.base import AdapterConfig, AdapterKind, AdapterParam, Trainable
+from styledrop_jax.adapters.base import AdapterConfig, AdapterKind, AdapterParam, Trainable, fresh
 from styledrop_jax.errors import UserError, shown
 from styledrop_jax.settings import setting
 
@@ -73,12 +72,12 @@ class Generator(nnx.Module):
         h = config.bottleneck
         tables = 1 if config.shared else layers
         normal = nnx.initializers.truncated_normal(stddev=0.02)
-        self.down = AdapterParam(normal(rngs.params(), (tables, width, h)))  # [1 or L, d, H]
-        self.up = AdapterParam(jnp.zeros((tables, h, width)))  # [1 or L, H, d]
+        self.down = AdapterParam(fresh((tables, width, h), rngs, normal))  # [1 or L, d, H]
+        self.up = AdapterParam(fresh((tables, h, width), rngs))  # [1 or L, H, d]
         self.shared = config.shared
         if config.shared:
-            self.down_shift = AdapterParam(normal(rngs.params(), (layers, h)))
-            self.up_shift = AdapterParam(jnp.zeros((layers, width)))
+            self.down_shift = AdapterParam(fresh((layers, h), rngs, normal))
+            self.up_shift = AdapterParam(fresh((layers, width), rngs))
 
     def __call__(self, layer: int) -> tuple[jax.Array, jax.Array]:
         """wd [d, H] and wu [H, d] of `layer`."""

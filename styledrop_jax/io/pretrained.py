@@ -307,6 +307,9 @@ class _OneKey:
 
 
 ONE_KEY: Any = _OneKey()
+TO_FILL: Any = _OneKey()
+"""Beside that says that every weight is read from a file next: shapes are enough, outside of a
+trace too."""
 
 
 def load(

@@ -60,11 +60,12 @@ class SampleSettings:
     lambda_ramp: bool = setting(False, "let the guidance rise linearly over the steps")
     negative_prompt: str = setting("", "what to move away from; empty for nothing")
 
-    def scales(self) -> tuple[jax.Array, jax.Array]:
+    def scales(self) -> tuple[np.ndarray, np.ndarray]:
         """lambda_a and lambda_b at every step, [steps] each."""
-        share = jnp.ones(self.steps)
+        share = np.ones(self.steps, np.float32)
         if self.lambda_ramp:
-            share = linear_ramp(0.0, 1.0, step=jnp.arange(self.steps), steps=self.steps)
+            step = np.arange(self.steps, dtype=np.float32)
+            share = linear_ramp(0.0, 1.0, step=step, steps=self.steps)
         return self.lambda_a * share, self.lambda_b * share
 
 
@@ -146,7 +147,7 @@ class Group(NamedTuple):
     states: Any
     frozen: Any
     text: Any
-    weights: jax.Array
+    weights: np.ndarray
     shared: bool = False
 
     @property
@@ -155,7 +156,7 @@ class Group(NamedTuple):
         return self.graphdef, self.shared
 
     @property
-    def arrays(self) -> tuple[Any, Any, Any, jax.Array]:
+    def arrays(self) -> tuple[Any, Any, Any, np.ndarray]:
         """What it is called with."""
         return self.states, self.frozen, self.text, self.weights
 

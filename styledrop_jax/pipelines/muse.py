@@ -108,7 +108,7 @@ class Muse(Pipeline):
             compute = functools.partial(_encode_chunks, self.text)
             tokens = self.text_tokens(distinct, chunks)
             found = mesh.in_chunks(compute, tokens.flat, _ENCODE_BATCH, self.devices)
-            return _joined(jax.tree.map(jnp.asarray, found), tokens.ids.shape[1])
+            return _joined(found, tokens.ids.shape[1])
 
         return distinct_rows(prompts, encode)
 

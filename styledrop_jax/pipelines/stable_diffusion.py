@@ -133,7 +133,7 @@ class StableDiffusion(Pipeline):
             compute = functools.partial(encode_chunks, self.text)
             tokens = self.text_tokens(distinct, chunks)
             found = mesh.in_chunks(compute, tokens.flat, _TEXT_BATCH, self.devices)
-            return joined(self.text, tokens.ids, jax.tree.map(jnp.asarray, found))
+            return joined(self.text, tokens.ids, found)
 
         return distinct_rows(prompts, encode)
 
