@@ -5,6 +5,7 @@ generated.
 import dataclasses
 import itertools
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import AbstractMesh, Mesh
 
 from styledrop_jax import hosts, log, trainable
 from styledrop_jax.adapters.base import AdapterParam, Trainable, identity
@@ -190,8 +192,8 @@ def generate(
     """Yields images in chunks [at most batch_size, r, r, 3], or of the edit's size, float32 in [0,
     1].
 
-    Every chunk is padded to `settings.batch_size` and runs the same program, so an image depends on
-    its prompt and seed alone, not on what it is generated with.
+    Every chunk is padded to what is sampled `at_once` and runs the same program, so an image
+    depends on its prompt and seed alone, not on what it is generated with.
 
     Args:
         branches: prompts of length n each, all of one base.
@@ -243,12 +245,22 @@ def maker(
     return make
 
 
-def _room(base: Pipeline, settings: SampleSettings, follow: Follow | None) -> int:
-    """The images of a chunk, which the devices share evenly; one that follows takes twice the
-    room.
+def at_once(settings: SampleSettings, devices: Mesh | AbstractMesh, *, cpu: bool) -> int:
+    """The images that devices, which share them evenly, sample at once.
+
+    Of CPUs, `cpu`, no more than there are pairs of cores: more keep two cores no busier than one
+    image does, and one that is alone would wait for the padding beside it.
     """
-    count = settings.batch_size if follow is None else max(1, settings.batch_size // 2)
-    return mesh.rounded(count, base.devices)
+    most = settings.batch_size
+    if cpu:
+        most = min(most, max(1, (os.cpu_count() or 1) // 2))
+    return mesh.rounded(most, devices)
+
+
+def _room(base: Pipeline, settings: SampleSettings, follow: Follow | None) -> int:
+    """The images of a chunk; one that follows takes twice the room."""
+    count = at_once(settings, base.devices, cpu=base.devices.devices.flat[0].platform == "cpu")
+    return count if follow is None else mesh.rounded(max(1, count // 2), base.devices)
 
 
 def _beside(branch: Branch, prompt: str | None) -> Branch:

@@ -49,7 +49,8 @@ def test_control_of_no_step_or_of_no_other_prompt_is_none(model, own):
     def free(prompt, strength=1.0):
         start = Edit(jax.tree.map(lambda x: np.repeat(x, len(SEEDS), axis=0), own), None, strength)
         branches = _branches(model, prompt)
-        return next(guidance.generate(branches, SEEDS, settings=SETTINGS, edit=start))
+        chunks = guidance.generate(branches, SEEDS, settings=SETTINGS, edit=start)
+        return np.concatenate(list(chunks))
 
     new = free(NEW)
     old = free(OLD)

@@ -35,7 +35,11 @@ class SampleSettings:
     """
 
     batch_size: int = setting(
-        8, "images sampled at once: more is faster and takes more memory", low=1, high=4096
+        8,
+        "images sampled at once: more is faster and takes more memory; "
+        "a CPU takes at most one for two cores",
+        low=1,
+        high=4096,
     )
     steps: int = setting(36, "decoding or denoising steps", low=1, high=1000)
     guidance: str = setting(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from styledrop_jax import tree
+from styledrop_jax import guidance, tree
 from styledrop_jax.adapters import full
 from styledrop_jax.adapters.base import Trainable
 from styledrop_jax.pipelines.base import Compilable, Pipeline, TrainSettings
@@ -24,7 +24,6 @@ from styledrop_jax.stages.begin import trainables
 from styledrop_jax.stages.read import Read
 from styledrop_jax.stages.steps import PROMPTS
 from styledrop_jax.stages.train import STEPS_PER_CALL
-from styledrop_jax.training import mesh
 
 _CHECKPOINTS = 2  # that are on the disk at once, each with the optimiser's state
 _PNG = 2.0  # bytes of a pixel; flat drawings take less
@@ -181,11 +180,12 @@ def parts(plan: Planned, counted: Counts, device: Device, measure: Measure) -> I
     for i, steps in enumerate(counted.steps, 1):
         times += steps * plan.spec.round(i).train.accumulate
     yield Part(name, cost, _beside(sizes, what), times)
-    batch = mesh.rounded(stage.sample.batch_size, device.mesh)
+    batch = guidance.at_once(stage.sample, device.mesh, cpu=device.described is None)
+    sampling = dataclasses.replace(stage.sample, batch_size=batch)
     chunks = sum(math.ceil(count / batch) for count in counted.images)
     said = [prompt.text for prompt in plan.read.by_round.get(number, plan.read.said)]
     read_in = _chunks(plan, [*said, stage.sample.negative_prompt])
-    found = programs.sampling(plan.pipeline, what, stage.sample, device.mesh, read_in)
+    found = programs.sampling(plan.pipeline, what, sampling, device.mesh, read_in)
     for name, program in found.items():
         label = f"{name}, batch {_batch(program, batch)}"
         cost = measure(label, program)
