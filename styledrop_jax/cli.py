@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from styledrop_jax import __version__, cache
+from styledrop_jax import __version__, cache, hosts
 from styledrop_jax.commands import prepare, share, teach, use, watch
 from styledrop_jax.commands.parser import Parser
 from styledrop_jax.errors import UserError, did_you_mean
@@ -55,10 +55,13 @@ def completion_parser() -> Parser:
 
 
 class Command(NamedTuple):
-    """What a command does with its arguments, and what reads them."""
+    """What a command does with its arguments, and what reads them; `alone`: it writes, and is no
+    work for several processes.
+    """
 
     run: Callable[[Sequence[str]], None]
     parser: Callable[[], Parser]
+    alone: bool = False
 
 
 COMMANDS = {
@@ -66,18 +69,18 @@ COMMANDS = {
     "plan": Command(teach.plan, teach.plan_parser),
     "extend": Command(teach.extend, teach.extend_parser),
     "runs": Command(teach.runs, teach.runs_parser),
-    "studio": Command(watch.studio, watch.studio_parser),
+    "studio": Command(watch.studio, watch.studio_parser, alone=True),
     "sample": Command(use.sample, use.sample_parser),
     "mix": Command(use.mix, use.mix_parser),
     "edit": Command(use.edit, use.edit_parser),
     "stylize": Command(use.stylize, use.stylize_parser),
-    "export": Command(use.export, use.export_parser),
-    "push": Command(share.push, share.push_parser),
+    "export": Command(use.export, use.export_parser, alone=True),
+    "push": Command(share.push, share.push_parser, alone=True),
     "fetch": Command(share.fetch, share.fetch_parser),
     "describe": Command(prepare.describe, prepare.describe_parser),
-    "configs": Command(prepare.configs, prepare.configs_parser),
+    "configs": Command(prepare.configs, prepare.configs_parser, alone=True),
     "rare-tokens": Command(prepare.rare_tokens, prepare.rare_tokens_parser),
-    "pretrain": Command(prepare.pretrain, prepare.pretrain_parser),
+    "pretrain": Command(prepare.pretrain, prepare.pretrain_parser, alone=True),
     "completion": Command(completion, completion_parser),
 }
 
@@ -172,6 +175,8 @@ def _run(name: str, argv: list[str]) -> None:
     elif name in ("-V", "--version"):
         print(f"styledrop {__version__}")
     elif name in COMMANDS:
+        if COMMANDS[name].alone and not {"-h", "--help"} & set(argv):
+            hosts.check_alone(name)
         cache.keep_programs()
         COMMANDS[name].run(argv)
     else:

@@ -3,7 +3,7 @@
 All of them carry out the same program on the devices of all. The first one owns the run folder: it
 alone writes, and says what happens; what depends on a file it decides for all.
 
-JAX is imported where it is needed: files are read without it, by one process alone.
+JAX and NumPy are imported where they are needed: files are read, and flags, without them.
 """
 
 import contextlib
@@ -15,8 +15,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
-
-import numpy as np
 
 from styledrop_jax.errors import UserError
 
@@ -60,6 +58,18 @@ def join() -> None:
         jax.distributed.initialize(address, count, number, **patience)
     elif _of_many():
         jax.distributed.initialize(**patience)
+
+
+def check_alone(command: str) -> None:
+    """UserError if the environment says that there are other processes: of a command that is no
+    work for several, each would do all of it.
+    """
+    several = os.environ.get(_ADDRESS) and os.environ.get(_COUNT) != "1"
+    if several or _of_many():
+        raise UserError(
+            f"{command}: found several processes (by {_ADDRESS}, SLURM or a TPU pod), expected "
+            "one; start it on one machine by itself"
+        )
 
 
 def _whole(name: str) -> int:
@@ -124,6 +134,7 @@ def shared(work: Callable[[], T]) -> T:
 
 def _broadcast(data: bytes) -> bytes:
     """The bytes of the first process."""
+    import numpy as np
     from jax.experimental import multihost_utils
 
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))

@@ -1,5 +1,6 @@
 """What was generated for a user, and how it is kept: in memory, and in a folder if there is one."""
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from styledrop_jax import __version__, log, pictures
+from styledrop_jax import __version__, hosts, log, pictures
 from styledrop_jax.io import image_files, sheets
 from styledrop_jax.io.files import JsonLines, plain
 from styledrop_jax.io.paths import expanded
@@ -61,7 +62,8 @@ class Output:
     """Keeps images as they come, and writes them to a folder if there is one.
 
     An image that the folder has, by a line that says the same, is not made again: the same command
-    continues one that was stopped.
+    continues one that was stopped. Of several processes, which make the images together, the first
+    alone writes.
     """
 
     def __init__(self, origin: Mapping[str, Any], how: SampleSettings, out: str | Path | None):
@@ -94,9 +96,17 @@ class Output:
                     made.append((request, image_files.to_uint8(image)))
                     advance(1)
             return made
-        with JsonLines(self.folder / "images.jsonl", alone=True) as lines:
-            number = len(lines.rows)
-            files = self._found(lines.rows, requests)
+        folder = self.folder
+        with contextlib.ExitStack() as stack:
+            opened: list[JsonLines] = []  # of several processes by the first
+
+            def look() -> tuple[int, list[Path | None]]:
+                path = folder / "images.jsonl"
+                opened.append(stack.enter_context(JsonLines(path, alone=True)))
+                rows = opened[0].rows
+                return len(rows), self._found(rows, requests)
+
+            number, files = hosts.shared(look)
             there = [file is not None for file in files]
             if there and all(there):
                 log.say(f"{self.folder}: all {len(there)} are there; another seed makes others")
@@ -106,9 +116,12 @@ class Output:
                         made.append((_as_read(request, file), image))
                         continue
                     made.append((request, image_files.to_uint8(image)))
-                    self._write(lines, number, *made[-1])
+                    for lines in opened:
+                        self._write(lines, number, *made[-1])
                     number += 1
                     advance(1)
+                    if hosts.several() and hosts.told_to_stop():
+                        raise hosts.Stopped
         return made
 
     def _found(self, rows: Sequence[Any], requests: Sequence[Request]) -> list[Path | None]:

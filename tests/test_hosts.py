@@ -12,7 +12,7 @@ import pytest
 import tiny
 from safetensors.numpy import load_file
 
-from styledrop_jax import hosts
+from styledrop_jax import cli, hosts
 from styledrop_jax.errors import UserError
 from styledrop_jax.io import image_files
 from styledrop_jax.io.files import read_json, read_jsonl
@@ -83,6 +83,49 @@ def test_an_error_ends_all_processes(tmp_path):
     _, said = running.communicate()
     assert running.returncode != 0
     assert "holds a run of another config: seed was 0, now 5" in said
+
+
+@pytest.mark.parametrize("command", ["sample", "stylize"])
+def test_two_processes_draw_what_one_does(tmp_path, command):
+    """And the first alone writes; the same command finds all there."""
+    words = [command, "--run", tiny.finished(), "--num", 2, "--temperature", 0]
+    if command == "sample":
+        words += ["--prompt", "a cat", "--prompt", "a red house"]
+    else:
+        image = tiny.finished() / "base" / "samples" / "p000_i000.png"
+        words += ["--image", image, "--prompt", "a house"]
+    assert tiny.styledrop(*words, "--out", tmp_path / "one") == 0
+    out = tmp_path / "two"
+    running = _start(*words, "--out", out)
+    told, said = running.communicate()
+    assert running.returncode == 0, said
+    assert told.count(f" in {out}, of ") == 1
+    assert _names(out) == _names(tmp_path / "one")
+    rows = read_jsonl(out / "images.jsonl")
+    assert rows == read_jsonl(tmp_path / "one" / "images.jsonl")
+    for row in rows:
+        image = image_files.read_image(out / row["file"]).astype(int)
+        same = image_files.read_image(tmp_path / "one" / row["file"])
+        assert np.abs(image - same).mean() < 1
+    again = _start(*words, "--out", out)
+    told, said = again.communicate()
+    assert again.returncode == 0, said
+    assert "are there; another seed" in told and read_jsonl(out / "images.jsonl") == rows
+
+
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
+def test_what_is_no_work_for_several_processes_is_refused(name, monkeypatch, capsys):
+    """What writes is carried out together, or else refused."""
+    together = {"personalize", "extend", "sample", "mix", "edit", "stylize"}
+    only_says = {"plan", "runs", "describe", "rare-tokens", "completion", "fetch"}
+    refused = name not in together | only_says
+    assert cli.COMMANDS[name].alone == refused
+    if refused:
+        monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
+        monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+        assert tiny.styledrop(name) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: {name}: found several processes") and "\n" not in said[:-1]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from styledrop_jax import hosts
 from styledrop_jax.commands.parser import Parser
 from styledrop_jax.errors import UserError, check_words, few, shown
 
@@ -331,14 +332,17 @@ def _check_strength(strength: float) -> None:
 
 
 def _tell(made: Sequence[Any], of: Sequence[str], out: Path) -> None:
-    """Says how many images a command made, where, and of what."""
+    """Says how many images were made, where, and of what; of several processes the first does."""
+    if not hosts.first():
+        return
     print(f"images: {len(made)} in {out}, of {few([shown(name) for name in of], joint=', ')}")
 
 
 def loaded(flags: argparse.Namespace) -> Any:
-    """The `Style` of the flags."""
+    """The `Style` of the flags, on the devices of all processes."""
     from styledrop_jax.style import Style
 
+    hosts.join()
     return Style.load(
         flags.run,
         round=flags.round,
