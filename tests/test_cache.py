@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import tiny
 
 from styledrop_jax import cache
 
@@ -77,3 +78,29 @@ def test_what_the_user_says_stands(clean, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
     cache.keep_programs()
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "elsewhere"
+
+
+_SAMPLE = """
+import sys
+from styledrop_jax import cache, cli
+cache.keep_programs()
+import jax
+programs = []
+def listen(event, duration, **_):
+    if event == "/jax/core/compile/backend_compile_duration":
+        programs.append(event)
+jax.monitoring.register_event_duration_secs_listener(listen)
+cli.main()
+print(len(programs), *sys.modules)
+"""
+
+
+def test_a_picture_takes_few_programs_and_nothing_that_only_trains(tmp_path):
+    """Each program is traced, and looked for among those that are kept, at every start."""
+    words = ["sample", "--run", tiny.finished(), "--prompt", "a cat", "--num", 1, "--out", tmp_path]
+    line = [sys.executable, "-c", _SAMPLE, *map(str, words)]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    programs, *modules = done.stdout.splitlines()[-1].split()
+    assert 1 < int(programs) <= 10
+    unused = {"torch", "orbax.checkpoint", "tensorstore", "tensorboardX", "scipy", "pandas"}
+    assert not unused & set(modules)

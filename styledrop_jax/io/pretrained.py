@@ -4,6 +4,7 @@ A checkpoint either fits a model exactly, or one error says which tensors are mi
 or misshapen. Only safetensors are read: nothing in a weight file is ever executed.
 """
 
+import functools
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -303,7 +304,12 @@ class _OneKey:
     """
 
     def params(self) -> jax.Array:
-        return jax.random.key(0)
+        return self._key
+
+    @functools.cached_property
+    def _key(self) -> jax.Array:
+        with jax.ensure_compile_time_eval():  # that of all traces
+            return jax.random.key(0)
 
 
 ONE_KEY: Any = _OneKey()
