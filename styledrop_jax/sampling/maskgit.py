@@ -4,12 +4,15 @@ Sources: MaskGIT (2202.04200), Muse (2301.00704), StyleDrop (2306.00983).
 """
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from styledrop_jax.sampling.masking import masked_after_step
 
+_Array = TypeVar("_Array", jax.Array, np.ndarray)
 _BLOCK = 32  # tokens of the vocabulary that are summed together when one is sampled
 
 
@@ -122,13 +125,13 @@ def mask_for_edit(
 
 
 def two_scale(
-    adapted: jax.Array,
-    base: jax.Array,
-    negative: jax.Array,
+    adapted: _Array,
+    base: _Array,
+    negative: _Array,
     *,
-    lambda_a: float | jax.Array,
-    lambda_b: float | jax.Array,
-) -> jax.Array:
+    lambda_a: float | _Array,
+    lambda_b: float | _Array,
+) -> _Array:
     """adapted + lambda_a (adapted - base) + lambda_b (base - negative), in float32.
 
     With adapted == base it is classifier-free guidance, uncond + scale (cond - uncond), of scale
@@ -149,7 +152,7 @@ def two_scale(
     return adapted + lambda_a * (adapted - base) + lambda_b * (base - negative)
 
 
-def mix(style: jax.Array, subject: jax.Array, *, gamma: float | jax.Array) -> jax.Array:
+def mix(style: _Array, subject: _Array, *, gamma: float | _Array) -> _Array:
     """(1 - gamma) style + gamma subject: a subject in a style, each with an adapter of its own.
 
     Args:
@@ -161,8 +164,8 @@ def mix(style: jax.Array, subject: jax.Array, *, gamma: float | jax.Array) -> ja
 
 
 def linear_ramp(
-    start: float | jax.Array, end: float | jax.Array, *, step: jax.Array, steps: int | jax.Array
-) -> jax.Array:
+    start: float | _Array, end: float | _Array, *, step: _Array, steps: int | _Array
+) -> _Array:
     """A guidance scale that rises linearly over the steps and is `end` at the last.
 
     The first step has start + (end - start) / steps. StyleDrop does not say whether its scales
