@@ -8,6 +8,7 @@ settings, so the same command continues a run wherever it was stopped.
 import contextlib
 import dataclasses
 import functools
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -195,6 +196,8 @@ def extend(
             raise UserError(f"extend: --{name} is {found}, expected at most {most}")
     hosts.join()
     asked = {"rounds": rounds, "steps": steps, "prompts": prompts}
+    own, again = shlex.quote(str(workdir)), shlex.quote(f"{workdir}-again")
+    command += f"\n# all of it: styledrop personalize --config {own} --workdir {again}"
     run = Run.load(workdir)
     old = from_config(run.config)
     old = dataclasses.replace(old, mesh=mesh.fitting(old.mesh))

@@ -262,7 +262,7 @@ def complete(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def normal(data: Mapping[str, Any]) -> dict[str, Any]:
     """`data` in the form in which two configs of the same run are the same: every round in full,
-    and without the devices that it runs on and why one might be left out.
+    one that is left out for a reason too, and without that reason and the devices that it runs on.
 
     What is no config of a run stays as it is.
     """
@@ -270,7 +270,8 @@ def normal(data: Mapping[str, Any]) -> dict[str, Any]:
         spec = from_config(data)
     except UserError:
         return dict(data)
-    rounds = [spec.round(number) for number in range(1, spec.rounds + 1)]
+    count = len(spec.round_settings) if spec.ends else spec.rounds
+    rounds = [spec.round(number) for number in range(1, count + 1)]
     stages = tuple(dataclasses.replace(stage, left_out="") for stage in rounds)
     whole = to_config(dataclasses.replace(spec, round_settings=stages))
     del whole["mesh"]

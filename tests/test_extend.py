@@ -66,12 +66,17 @@ def test_a_round_that_was_left_out_is_what_two_rounds_at_once_have(tmp_path, cap
     assert tiny.styledrop(*tiny.arguments(workdir, *words, *runs.flags(rounds=1))) == 0
     said = capfd.readouterr().out
     line = f"styledrop extend --run {workdir} --rounds 1"
+    other = runs.flags(rounds=1, round_2__train__steps=77)
+    assert tiny.styledrop(*tiny.arguments(workdir, *words, *other)) == 2, "not done as it is"
+    assert "round_2.train.steps was 4, now 77" in capfd.readouterr().err
     assert "verdict: it stops after round 1: it is coarser\n" in said and line in said
     report = (workdir / "report.html").read_text(encoding="utf-8")
     assert "It stops after round 1: it is coarser." in report and line in report
 
     assert tiny.styledrop(*line.split()[1:]) == 0
     assert "it stops" not in capfd.readouterr().out
+    report = (workdir / "report.html").read_text(encoding="utf-8")
+    assert f"# all of it: styledrop personalize --config {workdir} " in report
     found, expected = runs.results(workdir), runs.results(whole)
     assert found.pop("manifest.json")["rounds"] == expected.pop("manifest.json")["rounds"]
     assert found == expected

@@ -113,7 +113,7 @@ def judge(base: Scores, rounds: Sequence[Scores], ends: str = "") -> Verdict:
     if _lost(scores, base):
         learnt = "learnt in part" if learnt == WELL else learnt
         remarks.append("things are harder to tell than the base model's")
-        advice += ["text", "less"]
+        advice += ["text"] if "more" in advice else ["text", "less"]
     if ends:
         remarks.append(f"it stops after round {len(rounds)}: {ends}")
         advice.append("round")

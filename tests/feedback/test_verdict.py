@@ -67,7 +67,9 @@ def test_what_leaks_or_is_hard_to_tell_is_said_with_something_to_try():
     assert any("harder to tell" in remark for remark in leaking.remarks)
     assert "less" in leaking.advice
     hard = judge(BASE, [_scores(0.9, 0.3, 0.1)])
-    assert hard.learnt == "learnt in part" and "text" in hard.advice
+    assert hard.learnt == "learnt in part" and {"text", "less"} <= set(hard.advice)
+    begun = judge(BASE, [_scores(0.31, 0.3, 0.1)])
+    assert begun.learnt == "hardly learnt" and "less" not in begun.advice
 
 
 def test_a_word_before_training():
