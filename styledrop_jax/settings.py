@@ -30,7 +30,8 @@ class Rule:
     Attributes:
         help: a line for `--help`.
         low, high: the range of a number; `low` itself is outside it when `above`.
-        choices: names that a text must be one of, if there are any; read when a value is checked.
+        choices: what a text or a whole number must be one of, if there are any; read when a value
+            is checked.
         empty: whether a text may be empty.
         path: "file" if the text names files of the user's, "model" if it may name a model instead,
             "loras" if it names files with weights.
@@ -41,7 +42,7 @@ class Rule:
     low: float = -math.inf
     high: float = math.inf
     above: bool = False
-    choices: Collection[str] = ()
+    choices: Collection[Any] = ()
     empty: bool = True
     path: str = ""
     basic: bool = False
@@ -49,7 +50,7 @@ class Rule:
     def expected(self, kind: type) -> str:
         """In words, what a value of `kind` must be."""
         if self.choices:
-            return "one of " + ", ".join(self.choices)
+            return "one of " + ", ".join(map(str, self.choices))
         words = _KINDS[kind]
         if self.low > -math.inf:
             words += f" {'above' if self.above else 'of at least'} {self.low:.12g}"
@@ -62,12 +63,14 @@ class Rule:
         if kind is bool or isinstance(value, bool):
             return kind is bool and isinstance(value, bool)
         if kind is str and isinstance(value, str):
-            chosen = not self.choices or value in self.choices
-            return chosen and (self.empty or bool(value.strip()))
+            return self._offers(value) and (self.empty or bool(value.strip()))
         if kind is str or not isinstance(value, int if kind is int else int | float):
             return False
         inside = self.low <= value <= self.high and not (self.above and value == self.low)
-        return inside and abs(value) <= sys.float_info.max
+        return inside and abs(value) <= sys.float_info.max and self._offers(value)
+
+    def _offers(self, value: str | float) -> bool:
+        return not self.choices or value in self.choices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -407,7 +410,7 @@ def _check(value: Any, rule: Rule, kind: type, name: str, problems: list[str]) -
             return False
     if rule.accepts(value, kind):
         return True
-    close = did_you_mean(str(value), rule.choices)
+    close = did_you_mean(value, rule.choices) if isinstance(value, str) else ""
     problems.append(f"{name}: found {shown(value)}, expected {rule.expected(kind)}{close}")
     return False
 

@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from styledrop_jax.emoji.drawings import (
     ARTISTS,
     HELD_OUT_ARTISTS,
-    SIZE,
+    SIZES,
     TRAINED_ARTISTS,
     Artist,
     Concept,
@@ -33,36 +33,35 @@ MIN_SETS = 5
 class Emoji64(tfds.core.GeneratorBasedBuilder):
     """The corpus.
 
-    A record holds `image` [64, 64, 4] uint8 RGBA, `concept`, `artist`, `tags` (comma separated),
-    `group`, `subgroup`, and `core`, whether the concept belongs to the core vocabulary. Split
-    `train` holds the artists that base models learn from, `test` those held out. Read it without
-    TensorFlow through `as_data_source`, or with `corpus.load`.
+    A record holds `image_64` [64, 64, 4] and `image_128` [128, 128, 4], uint8 RGBA, `concept`,
+    `artist`, `tags` (comma separated), `group`, `subgroup`, and `core`, whether the concept belongs
+    to the core vocabulary. Split `train` holds the artists that base models learn from, `test` those held
+    out. Read it without TensorFlow through `as_data_source`, or with `corpus.load`.
 
     Args:
         npm: the `node_modules` folder to build from; not needed to read a built corpus.
         **kwargs: `tfds.core.DatasetBuilder`'s, such as `data_dir`.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
 
     def __init__(self, npm: Path | str | None = None, **kwargs: Any):
         self._npm = None if npm is None else Path(npm)
         super().__init__(file_format="array_record", **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features: dict[str, Any] = {
-            "image": tfds.features.Image(
-                shape=(SIZE, SIZE, 4), dtype=np.uint8, encoding_format="png"
-            ),
-            "core": np.bool_,
-        }
+        features: dict[str, Any] = {"core": np.bool_}
+        for size in SIZES:
+            features[f"image_{size}"] = tfds.features.Image(
+                shape=(size, size, 4), dtype=np.uint8, encoding_format="png"
+            )
         for name in ("concept", "artist", "tags", "group", "subgroup"):
             features[name] = tfds.features.Text()
         return tfds.core.DatasetInfo(
             builder=self,
             description=(
                 "Everyday concepts drawn by nine open emoji sets; "
-                "64 x 64 pixels, transparent background."
+                "64 x 64 and 128 x 128 pixels, transparent background."
             ),
             features=tfds.features.FeaturesDict(features),
         )
@@ -87,12 +86,14 @@ class Emoji64(tfds.core.GeneratorBasedBuilder):
         for artist in artists:
             icons = read_icons(self._npm, artist)
             for code, name in sorted(matched[artist.name].items()):
-                image = render(icons, name) if sets[code] >= MIN_SETS else None
-                if image is None:
+                if sets[code] < MIN_SETS:
+                    continue
+                images = {f"image_{size}": render(icons, name, size=size) for size in SIZES}
+                if None in images.values():
                     continue
                 concept = concepts[code]
                 record = {
-                    "image": image,
+                    **images,
                     "concept": concept.label,
                     "artist": artist.name,
                     "tags": ",".join(concept.tags),

@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from styledrop_jax.emoji.drawings import SIZE, Artist
+from styledrop_jax.emoji.drawings import Artist
 from styledrop_jax.emoji.treatments import Treatment
 from styledrop_jax.emoji.words import UNCOUNTED
 
@@ -35,8 +35,8 @@ BACKGROUNDS = {
 _COLOURS = tuple(name for name in BACKGROUNDS if name != "white" and " " not in name)
 _LAYOUTS = {"centred": 0.6, "small": 0.15, "large": 0.03, "paired": 0.11, "several": 0.11}
 """Layout → the share of scenes that have it."""
-_SIZES = {"centred": SIZE, "small": 32, "large": 84, "paired": 34, "several": SIZE // 2}
-"""Layout → the side of a drawing's square, in pixels."""
+_SIZES = {"centred": 64, "small": 32, "large": 84, "paired": 34, "several": 32}
+"""Layout → the side of a drawing's square, in 64ths of the image's."""
 _POSITIONS = {
     "at the top left": (0.0, 0.0),
     "at the top": (0.0, 0.5),
@@ -249,20 +249,21 @@ def _invented(rng: np.random.Generator) -> str:
 
 
 @lru_cache(maxsize=16)
-def _resampling(size: int) -> NDArray[np.float32]:
-    """Triangle-filter resampling from SIZE to `size` samples, [size, SIZE]; rows sum to one."""
-    scale = SIZE / size
+def _resampling(side: int, size: int) -> NDArray[np.float32]:
+    """Triangle-filter resampling from `side` to `size` samples, [size, side]; rows sum to one."""
+    scale = side / size
     centres = (np.arange(size) + 0.5) * scale - 0.5
-    weights = np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(SIZE)) / max(scale, 1))
+    weights = np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(side)) / max(scale, 1))
     return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
 
-def _places(scene: Scene, size: int) -> list[tuple[int, int]]:
+def _places(scene: Scene, side: int, size: int) -> list[tuple[int, int]]:
     """The top and the left, in pixels, of each drawing's square; it may reach beyond the image."""
-    free = SIZE - size
+    free = side - size
     middle = free // 2
     if scene.layout == "paired":
-        return [(middle, -1), (middle, free + 1)]
+        overlap = side // 64
+        return [(middle, -overlap), (middle, free + overlap)]
     if scene.layout == "several":
         row = [(middle, 0), (middle, free)]
         pyramid = [(0, middle), (free, 0), (free, free)]
@@ -296,25 +297,26 @@ def render(scene: Scene, drawings: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
     Args:
         scene: what it shows.
-        drawings: RGBA with straight alpha, uint8 [n, SIZE, SIZE, 4].
+        drawings: RGBA with straight alpha, uint8 [n, s, s, 4]; s is a multiple of 64.
 
     Returns:
-        The treated image, uint8 [SIZE, SIZE, 3].
+        The treated image, uint8 [s, s, 3].
     """
     # Channels come first here: rows of one channel lie together, which halves the time.
-    canvas = np.empty((3, SIZE, SIZE), np.float32)
+    side = drawings.shape[1]
+    canvas = np.empty((3, side, side), np.float32)
     canvas[:] = np.array(BACKGROUNDS[scene.background], np.float32)[:, None, None]
-    size = _SIZES[scene.layout]
-    for index, (top, left) in zip(scene.drawings, _places(scene, size), strict=True):
+    size = _SIZES[scene.layout] * side // 64
+    for index, (top, left) in zip(scene.drawings, _places(scene, side, size), strict=True):
         layer = np.ascontiguousarray(drawings[index].transpose(2, 0, 1), np.float32)  # [4, h, w]
         layer[3] *= np.float32(1 / 255)
         if scene.colour:
             layer[:3] = _tinted(layer, np.array(BACKGROUNDS[scene.colour], np.float32))
         layer[:3] *= layer[3]
-        if size != SIZE:
-            layer = _resampling(size) @ layer @ _resampling(size).T
-        rows = slice(max(top, 0), min(top + size, SIZE))
-        columns = slice(max(left, 0), min(left + size, SIZE))
+        if size != side:
+            layer = _resampling(side, size) @ layer @ _resampling(side, size).T
+        rows = slice(max(top, 0), min(top + size, side))
+        columns = slice(max(left, 0), min(left + size, side))
         layer = layer[:, rows.start - top : rows.stop - top]
         layer = layer[:, :, columns.start - left : columns.stop - left]
         canvas[:, rows, columns] *= 1 - layer[3]

@@ -12,13 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow_datasets as tfds
 from numpy.typing import NDArray
 
 from styledrop_jax.emoji import compose
 from styledrop_jax.emoji.builder import Emoji64
 from styledrop_jax.emoji.compose import Scene, choose
-from styledrop_jax.emoji.drawings import ARTISTS, ARTISTS_BY_NAME, TRAINED_ARTISTS, Artist
+from styledrop_jax.emoji.drawings import (
+    ARTISTS,
+    ARTISTS_BY_NAME,
+    SIZES,
+    TRAINED_ARTISTS,
+    Artist,
+)
 from styledrop_jax.emoji.inks import TWO_COLOUR
+from styledrop_jax.emoji.styles import random_style
 from styledrop_jax.emoji.treatments import TRAINED_TREATMENTS, TREATMENTS_BY_NAME, Treatment
 from styledrop_jax.emoji.words import EVERYDAY, STARTER, SYNONYMS
 from styledrop_jax.errors import UserError, did_you_mean, shown
@@ -35,7 +43,7 @@ class Corpus:
     """Every drawing, decoded, with the names that index it.
 
     Attributes:
-        drawings: RGBA with straight alpha, uint8 [n, 64, 64, 4].
+        drawings: RGBA with straight alpha, uint8 [n, s, s, 4].
         concept: index into `concepts` of each drawing, int32 [n].
         artist: index into `ARTISTS` of each drawing, int32 [n].
         concepts: the labels, sorted.
@@ -172,7 +180,7 @@ class Corpus:
             seed: another stream.
 
         Returns:
-            Image uint8 [64, 64, 3], caption, and what it shows.
+            Image uint8 [s, s, 3], caption, and what it shows.
 
         Raises:
             UserError: no such split or vocabulary, or an empty one (the core holds no concept out).
@@ -183,7 +191,7 @@ class Corpus:
     def true_image(
         self, concept: str, artist: str = "noto", treatment: str = "plain"
     ) -> NDArray[np.uint8]:
-        """How `artist` drew `concept`, treated, in the middle of a white square: uint8 [64, 64, 3].
+        """How `artist` drew `concept`, treated, in the middle of a white square: uint8 [s, s, 3].
 
         Raises:
             UserError: a name the corpus does not know, or a concept this artist did not draw.
@@ -198,14 +206,14 @@ class Corpus:
         return self.centred(self._index[concept, artist], TREATMENTS_BY_NAME[treatment])
 
     def centred(self, drawing: int, treatment: Treatment) -> NDArray[np.uint8]:
-        """A drawing, treated, in the middle of a white square: uint8 [64, 64, 3]."""
+        """A drawing, treated, in the middle of a white square: uint8 [s, s, 3]."""
         scene = Scene(
             drawings=(drawing,), names=(), artist=self._artist(drawing), treatment=treatment
         )
         return compose.render(scene, self.drawings)
 
     def held_out_images(self, count: int) -> NDArray[np.uint8]:
-        """Images [count, 64, 64, 3] of concepts no model saw, plain and treated in turn."""
+        """Images [count, s, s, 3] of concepts no model saw, plain and treated in turn."""
         pool = self.pool("held_out_concepts", "full")
         order = np.argsort([_share(f"image {self._label(i)} {self.artist[i]}") for i in pool])
         images = []
@@ -220,7 +228,7 @@ class Corpus:
         """Plain drawings no model saw, of distinct concepts that it saw by other artists.
 
         Returns:
-            Images uint8 [n, 64, 64, 3] and n captions; n is `count` or all there are, if fewer.
+            Images uint8 [n, s, s, 3] and n captions; n is `count` or all there are, if fewer.
         """
         pool = self.pool("held_out_pairs", vocabulary)
         order = np.argsort([_share(f"test {self._label(i)}") for i in pool])
@@ -244,11 +252,13 @@ class Corpus:
 
 
 def _random_treatment(rng: np.random.Generator) -> Treatment:
-    """Plain, as a bare prompt asks for, or another, or a print in two colours: a third each."""
+    """Plain, as a bare prompt asks for; or composed of parts, another treatment, or two colours."""
     roll = rng.random()
-    if roll < 0.35:
+    if roll < 0.3:
         return _PLAIN
-    return choose(rng, _TREATED if roll < 0.7 else TWO_COLOUR)
+    if roll < 0.7:
+        return random_style(rng)
+    return choose(rng, _TREATED if roll < 0.85 else TWO_COLOUR)
 
 
 def _share(text: str) -> float:
@@ -266,11 +276,12 @@ def _check(kind: str, value: str, options: Collection[str]) -> None:
     )
 
 
-def load(corpus_dir: Path | str) -> Corpus:
-    """Reads a built corpus, decoding every drawing (about 160 MB).
+def load(corpus_dir: Path | str, *, size: int = SIZES[0]) -> Corpus:
+    """Reads a built corpus, decoding every drawing (about 160 MB at 64 pixels, 640 MB at 128).
 
     Args:
         corpus_dir: the folder given to `builder.build`.
+        size: s, the side of the drawings in pixels, one of `drawings.SIZES`.
 
     Raises:
         UserError: there is no built corpus.
@@ -281,13 +292,16 @@ def load(corpus_dir: Path | str) -> Corpus:
             f"corpus {corpus_dir}: no built corpus found; run launch/fetch_corpus.sh first"
         )
     artist_names = list(ARTISTS_BY_NAME)
-    sources: Any = builder.as_data_source()
+    image = f"image_{size}"
+    others = [f"image_{other}" for other in SIZES if other != size]
+    skipped = dict.fromkeys(others, tfds.decode.SkipDecoding())
+    sources: Any = builder.as_data_source(decoders=skipped)
     records = []
     for split in ("train", "test"):
         for record in sources[split]:
             label = record["concept"].decode()
             artist = artist_names.index(record["artist"].decode())
-            records.append((label, artist, record["image"], record["core"]))
+            records.append((label, artist, record[image], record["core"]))
     records.sort(key=lambda record: record[:2])
     labels, artists, drawings, is_core = zip(*records, strict=True)
     concepts, concept = np.unique(labels, return_inverse=True)

@@ -21,10 +21,10 @@ from PIL import Image
 from styledrop_jax.emoji.words import EVERYDAY, FXEMOJI, RENAMED
 from styledrop_jax.errors import UserError
 
-SIZE = 64
-"""Side of a drawing, in pixels."""
-MARGIN = 4
-"""Empty pixels left on each side of a drawing's longer extent."""
+SIZES = (64, 128)
+"""Sides of a drawing, in pixels, that the corpus holds it at."""
+MARGIN = 1 / 16
+"""Of a drawing's side: what is left empty on each side of its longer extent."""
 _PROBE = 64
 
 
@@ -250,7 +250,7 @@ def _raster(icons: dict, name: str, *, view: tuple[float, float, float], size: i
     return Image.open(io.BytesIO(png), formats=["PNG"]).convert("RGBA")
 
 
-def render(icons: dict, name: str, *, size: int = SIZE) -> Image.Image | None:
+def render(icons: dict, name: str, *, size: int = SIZES[0]) -> Image.Image | None:
     """Renders one drawing, centred, its longer extent filling all but the margin.
 
     Sets leave different borders; without them a concept lies in the same place whoever drew it.
@@ -270,7 +270,7 @@ def render(icons: dict, name: str, *, size: int = SIZE) -> Image.Image | None:
     rows = np.flatnonzero(probe.any(1))
     columns = np.flatnonzero(probe.any(0))
     extent = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
-    view_side = extent * SIZE / (SIZE - 2 * MARGIN)
+    view_side = extent / (1 - 2 * MARGIN)
     x = (columns[0] + columns[-1] + 1 - view_side) / 2
     y = (rows[0] + rows[-1] + 1 - view_side) / 2
     unit = side / _PROBE

@@ -85,9 +85,15 @@ def largest(x: Float) -> Float:
     return np.maximum(np.maximum(x[..., 0], x[..., 1]), x[..., 2])
 
 
-def edges(x: Float, *, gain: float = 2.0) -> Float:
-    """Strength [h, w] in [0, 1] of the strongest colour change around each pixel, one unit away."""
-    unit = unit_of(x)
+def edges(x: Float, *, gain: float = 2.0, reach: int = 0) -> Float:
+    """Strength [h, w] in [0, 1] of the strongest colour change around each pixel.
+
+    Args:
+        x: [h, w, 3].
+        gain: 2 counts a change of 1, in both directions together, as full strength.
+        reach: pixels to each side that are looked at; 0 is one unit.
+    """
+    unit = reach or unit_of(x)
     wide = padded(blur(x, unit // 2) if unit > 1 else x, unit)
     across = np.abs(wide[unit:-unit, 2 * unit :] - wide[unit:-unit, : -2 * unit])
     down = np.abs(wide[2 * unit :, unit:-unit] - wide[: -2 * unit, unit:-unit])

@@ -51,7 +51,7 @@ def pretrain(settings: CommonSettings, workdir: Path) -> None:
         Run.open(workdir, to_config(settings), completed=complete) as run,
         log.Logger(run.workdir) as logger,
     ):
-        data = corpus.load(settings.corpus)
+        data = corpus.load(settings.corpus, size=settings.size)
         task = TASKS[settings.task](settings, data, run.workdir)
         graphdef, _, frozen = loop.split(task.model, task.trainable)
         every = settings.checkpoint_every

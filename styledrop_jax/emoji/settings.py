@@ -21,6 +21,7 @@ class CommonSettings:
     vocabulary: str = setting(
         "starter", "which concepts are learnt", choices=("starter", "core", "full")
     )
+    size: int = setting(64, "side of the images in pixels", choices=(64, 128))
     seed: int = setting(0, "the one source of randomness", low=0, high=2**31 - 1)
     width: int = setting(
         32,
@@ -89,9 +90,18 @@ class VaeSettings(CommonSettings):
     task: ClassVar[str] = "vae"
 
     kl_weight: float = setting(1e-3, "of the divergence from a unit Gaussian", low=0)
+    channels: int = setting(4, "of the latents", low=1, high=64)
     init: str = setting(
-        "", "an exported vqvae folder whose blocks to start from; empty starts anew", path="file"
+        "",
+        "an exported vqvae or vae folder whose blocks to start from; empty starts anew",
+        path="file",
     )
+    like: str = setting(
+        "",
+        "an exported vae folder: the first channels learn to be its latents of half the size",
+        path="file",
+    )
+    like_weight: float = setting(0.1, "of the squared distance to these", low=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

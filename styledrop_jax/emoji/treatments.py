@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from styledrop_jax.emoji import pixels as px
-from styledrop_jax.emoji.pixels import Image
+from styledrop_jax.emoji.pixels import Float, Image
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,13 +101,18 @@ def _handheld(image: Image) -> Image:
 
 def _watercolor(image: Image) -> Image:
     x = px.as_float(image)
-    moved = x.reshape(-1, 3)[_wobble(*x.shape[:2])]
+    moved = wobbled(x)
     wet = (px.blur(moved, px.unit_of(x)) + moved) / 2
     rim = px.edges(wet, gain=1.0)[..., None] * (1.1 - wet)  # pigment gathers where the wash ends
     wash = 0.28 + 0.72 * px.saturate(wet, 1.35) - 0.5 * rim
     pigment = px.smooth_noise(*x.shape[:2], 7) * np.float32(2.6)  # the paper takes more or less
     bloom = pigment[..., None] * (1 - px.light(wet)[..., None])
     return px.as_bytes((wash + bloom) * px.rgb("fcf8ec"))
+
+
+def wobbled(x: Float) -> Float:
+    """An image [h, w, 3] as if drawn by an unsteady hand."""
+    return x.reshape(-1, 3)[_wobble(*x.shape[:2])]
 
 
 @lru_cache(maxsize=16)
@@ -157,20 +162,20 @@ def _pop_art(image: Image) -> Image:
 
 def _stained_glass(image: Image) -> Image:
     x = px.as_float(image)
-    owner, border = _panes(*x.shape[:2])
+    owner, border = panes(*x.shape[:2])
     counts = np.bincount(owner.ravel()).astype(np.float32)
     means = np.empty((len(counts), 3))
     for channel in range(3):
         means[:, channel] = np.bincount(owner.ravel(), x[..., channel].ravel()) / counts
     clear = means.min(1, keepdims=True) > 0.9
-    panes = np.where(clear, px.rgb("bfe6ff"), means).astype(np.float32)[owner]
-    glass = px.saturate(np.float32(0.6) * panes + np.float32(0.4) * x, 1.8)
+    filled = np.where(clear, px.rgb("bfe6ff"), means).astype(np.float32)[owner]
+    glass = px.saturate(np.float32(0.6) * filled + np.float32(0.4) * x, 1.8)
     lead = np.maximum(0.6 * border, np.minimum(1.6 * px.edges(x, gain=1.4), 1) ** 2)[..., None]
     return px.as_bytes(glass * (1 - 0.9 * lead))
 
 
 @lru_cache(maxsize=16)
-def _panes(height: int, width: int) -> tuple[NDArray, NDArray]:
+def panes(height: int, width: int) -> tuple[NDArray, NDArray]:
     """A fixed pattern of glass panes: each pixel's pane [h, w], and whether it is a border [h, w].
 
     A pane is what is nearest to one seed. There is a seed in every square of nine units.

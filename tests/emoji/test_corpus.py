@@ -81,6 +81,19 @@ def test_examples_repeat_exactly_and_use_training_styles_only(data):
     assert data.example(0, seed=1)[1:] != data.example(0, seed=2)[1:]
 
 
+def test_examples_of_128_pixels_show_the_same(data):
+    large = corpus.load(emoji_packages.built(), size=128)
+    assert large.concepts == data.concepts
+    for index in range(40):
+        image, caption, scene = data.example(index)
+        other, same, _ = large.example(index)
+        assert other.shape == (128, 128, 3) and caption == same
+        halved = other.reshape(64, 2, 64, 2, 3).mean((1, 3))
+        # Coarse blocks: strokes and dots need not fall on the same pixels.
+        difference = (image - halved).reshape(4, 16, 4, 16, 3).mean((1, 3))
+        assert np.abs(difference).mean() < 25, (caption, scene)
+
+
 def test_captions_say_what_the_image_shows(data):
     layouts = set()
     for index in range(600):

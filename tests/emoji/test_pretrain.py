@@ -27,6 +27,7 @@ from styledrop_jax.pipelines.base import SampleSettings
 from styledrop_jax.pipelines.muse import Muse
 from styledrop_jax.pipelines.muse_files import TRANSFORMER
 from styledrop_jax.pipelines.stable_diffusion import StableDiffusion
+from styledrop_jax.pipelines.stable_diffusion_files import VAE
 from styledrop_jax.training import checkpoint
 
 SIZES = {
@@ -79,6 +80,13 @@ def test_training_leaves_a_model_and_images(task):
     workdir = _trained(task)
     assert sorted(os.listdir(workdir / "images")) == ["0000002.png", "0000003.png"]
     assert (workdir / "metrics.jsonl").read_text().count('"loss"') == 3
+
+
+def test_images_have_one_of_the_sides_that_the_corpus_holds():
+    with pytest.raises(UserError, match="config.size: found 96, expected one of 64, 128"):
+        _settings("vq", size=96)
+    with pytest.raises(UserError, match="unknown preset '96'.*64, 128"):
+        config_files.load("pretrain_unet:96", settings.complete)
 
 
 @pytest.mark.parametrize("task", SIZES)
@@ -147,6 +155,42 @@ def exported() -> StableDiffusion:
     model = load.load(str(_trained("unet") / "export/sd"))
     assert isinstance(model, StableDiffusion)
     return model
+
+
+@pytest.fixture(scope="module")
+def autoencoder_128() -> Path:
+    """The folder of one that trained at 128 pixels, from and like the one at 64."""
+    given = str(_trained("vae") / "export/vae")
+    changes = _changes("vae", init=given, like=given)
+    config = config_files.load("pretrain_vae:128", settings.complete).to_dict()
+    workdir = tiny.home() / "pretrained" / "vae128"
+    pretrain(settings.from_config(config | changes), workdir)
+    return workdir
+
+
+def test_an_autoencoder_of_128_pixels_learns_the_latents_of_one_of_64(autoencoder_128):
+    assert (autoencoder_128 / "metrics.jsonl").read_text().count('"like"') == 3
+    assert VAE.load(_trained("vae") / "export/vae").config.latent_channels == 4
+    config = VAE.load(autoencoder_128 / "export/vae").config
+    assert (config.sample_size, config.downsampling, config.latent_channels) == (128, 8, 8)
+
+
+def test_a_unet_goes_on_with_more_channels_of_latents(autoencoder_128, tmp_path):
+    given = _trained("unet") / "export/sd"
+    codec = str(autoencoder_128 / "export/vae")
+    changed = {"size": 128, "codec": codec, "init": str(given / "unet"), "learning_rate": 1e-9}
+    pretrain(_settings("unet", **changed), tmp_path)
+    narrow = load.load(str(given))
+    wide = load.load(str(tmp_path / "export/sd"))
+    assert isinstance(narrow, StableDiffusion) and isinstance(wide, StableDiffusion)
+    assert (narrow.resolution, wide.resolution) == (64, 128)
+    rng = np.random.default_rng(0)
+    latents = rng.standard_normal((2, 16, 16, 8)).astype(np.float32)
+    text = rng.standard_normal((2, 8, narrow.text.config.hidden_size)).astype(np.float32)
+    known = narrow.denoiser(latents[..., :4], np.array([10, 500]), text)
+    found = wide.denoiser(latents, np.array([10, 500]), text)
+    np.testing.assert_allclose(found[..., :4], known, atol=1e-4)
+    np.testing.assert_allclose(found[..., 4:], 0, atol=1e-4)
 
 
 def test_the_exported_stable_diffusion_samples_and_encodes(exported):

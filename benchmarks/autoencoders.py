@@ -1,0 +1,103 @@
+"""What an autoencoder of 128 pixels keeps of drawings, by treatment and by fill of a composed
+style, beside the shipped one of 64 pixels, doubled.
+
+python benchmarks/autoencoders.py --corpus corpus --vae pretrain/vae128/export/vae --sheet vae.png
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import numpy as np
+from flags import of_corpus
+from flax import nnx
+from PIL import Image
+
+from styledrop_jax.emoji import corpus, styles
+from styledrop_jax.emoji.treatments import (
+    HELD_OUT_TREATMENTS,
+    TRAINED_TREATMENTS,
+    TREATMENTS_BY_NAME,
+    Treatment,
+)
+from styledrop_jax.io import image_files, sheets
+from styledrop_jax.io.hub import SHIPPED
+from styledrop_jax.models.vae import AutoencoderKL
+from styledrop_jax.pipelines.stable_diffusion_files import VAE
+
+_EACH = 16  # drawings of held-out concepts under each
+_SHOWN = 2  # of these on the sheet
+_PLAIN_STYLE = styles.Parts(
+    line="thin", fill="flat", inks=("navy", "red"), ground="cream", texture="plain", edge="clean"
+)
+
+
+def main() -> None:
+    parser = of_corpus(__doc__, workdir=False)
+    parser.add_argument(
+        "--vae", type=Path, required=True, help="the exported autoencoder, a folder"
+    )
+    parser.add_argument("--sheet", type=Path, required=True, help="the picture to write")
+    flags = parser.parse_args()
+    data = corpus.load(flags.corpus, size=128)
+    small = VAE.load(SHIPPED / "emoji64/sd/vae")
+    large = VAE.load(flags.vae)
+    shown = []
+    print("| | held out | 64 pixels, doubled | 128 pixels |")
+    print("|---|---|---|---|")
+    for name, treatment, is_held_out in _rows():
+        images = _drawings(data, treatment)
+        found = [_doubled(_restored(small, _halved(images))), _restored(large, images)]
+        errors = [np.abs(each - images).mean() for each in found]
+        print(f"| {name} | {'yes' if is_held_out else ''} | {errors[0]:.3f} | {errors[1]:.3f} |")
+        for row in zip(images[:_SHOWN], *(each[:_SHOWN] for each in found), strict=True):
+            shown += row
+    sheet = sheets.grid(shown, columns=3 * _SHOWN * 4)
+    image_files.write_png(flags.sheet, sheet)
+
+
+def _rows() -> list[tuple[str, Treatment, bool]]:
+    """Name, treatment, and whether no model trains on it."""
+    rows = [(treatment.name, treatment, False) for treatment in TRAINED_TREATMENTS]
+    rows += [(treatment.name, treatment, True) for treatment in HELD_OUT_TREATMENTS]
+    for fill in styles.FILLS:
+        parts = dataclasses.replace(_PLAIN_STYLE, fill=fill)
+        drawn = dataclasses.replace(
+            TREATMENTS_BY_NAME["comic"], apply=functools.partial(styles.draw, parts)
+        )
+        rows.append((f"style: {fill}", drawn, fill in styles.HELD_OUT["fill"]))
+    return rows
+
+
+def _drawings(data: corpus.Corpus, treatment: Treatment) -> np.ndarray:
+    """Held-out concepts under a treatment, float32 [n, 128, 128, 3] in [0, 1]."""
+    pool = data.pool("held_out_concepts", "full")
+    chosen = pool[np.linspace(0, len(pool) - 1, _EACH).astype(int)]
+    images = np.stack([data.centred(int(drawing), treatment) for drawing in chosen])
+    return images.astype(np.float32) / 255
+
+
+def _restored(model: AutoencoderKL, images: np.ndarray) -> np.ndarray:
+    restored = nnx.jit(lambda model, x: model.decode(model.encode(x).mode()))(model, images)
+    return np.clip(np.asarray(restored), 0, 1)
+
+
+def _halved(images: np.ndarray) -> np.ndarray:
+    n, h, w, c = images.shape
+    return images.reshape(n, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+
+
+def _doubled(images: np.ndarray) -> np.ndarray:
+    """By cubic interpolation."""
+    found = []
+    for image in images:
+        bands = []
+        for band in np.moveaxis(image, -1, 0):
+            large = Image.fromarray(band).resize((128, 128), Image.Resampling.BICUBIC)
+            bands.append(np.asarray(large))
+        found.append(np.clip(np.stack(bands, axis=-1), 0, 1))
+    return np.stack(found)
+
+
+if __name__ == "__main__":
+    main()
