@@ -35,8 +35,8 @@ class Emoji64(tfds.core.GeneratorBasedBuilder):
 
     A record holds `image_64` [64, 64, 4] and `image_128` [128, 128, 4], uint8 RGBA, `concept`,
     `artist`, `tags` (comma separated), `group`, `subgroup`, and `core`, whether the concept belongs
-    to the core vocabulary. Split `train` holds the artists that base models learn from, `test` those held
-    out. Read it without TensorFlow through `as_data_source`, or with `corpus.load`.
+    to the core vocabulary. Split `train` holds the artists that base models learn from, `test`
+    those held out. Read it without TensorFlow through `as_data_source`, or with `corpus.load`.
 
     Args:
         npm: the `node_modules` folder to build from; not needed to read a built corpus.
