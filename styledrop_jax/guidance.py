@@ -248,11 +248,12 @@ def maker(
 def at_once(settings: SampleSettings, devices: Mesh | AbstractMesh, *, cpu: bool) -> int:
     """The images that devices, which share them evenly, sample at once.
 
-    Of CPUs, `cpu`, no more than there are pairs of cores: more keep two cores no busier than one
-    image does, and one that is alone would wait for the padding beside it.
+    Of one CPU, `cpu`, no more than there are pairs of cores: more keep two cores no busier than one
+    image does, and one that is alone would wait for the padding beside it. Several devices made of
+    a CPU are busier with more.
     """
     most = settings.batch_size
-    if cpu:
+    if cpu and devices.size == 1:
         most = min(most, max(1, (os.cpu_count() or 1) // 2))
     return mesh.rounded(most, devices)
 

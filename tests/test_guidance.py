@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AbstractMesh
 
 from styledrop_jax import guidance, trainable
 from styledrop_jax.adapters import styledrop
@@ -121,6 +122,8 @@ def test_a_cpu_samples_one_image_at_once_for_two_cores(base, monkeypatch, cores,
     branches = classifier_free(base, PROMPTS, SETTINGS)
     chunks = list(guidance.generate(branches, range(6), settings=SETTINGS))
     assert [len(chunk) for chunk in chunks] == sizes
+    two_devices = AbstractMesh((2, 1), ("data", "fsdp"))
+    assert guidance.at_once(SETTINGS, two_devices, cpu=True) == SETTINGS.batch_size
     alone = classifier_free(base, PROMPTS[:1], SETTINGS)
     np.testing.assert_array_equal(_generated(alone, seeds=[0])[0], chunks[0][0])
 

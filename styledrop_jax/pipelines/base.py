@@ -37,7 +37,7 @@ class SampleSettings:
     batch_size: int = setting(
         8,
         "images sampled at once: more is faster and takes more memory; "
-        "a CPU takes at most one for two cores",
+        "one CPU takes at most one for two cores",
         low=1,
         high=4096,
     )
