@@ -244,7 +244,6 @@ def arguments(workdir: Path, *more: object, image: object = None) -> list[str]:
         "reference.content": "a house",
         "reference.descriptor": "in watercolor painting style",
         "round_1.sample.batch_size": 2,
-        "round_2.sample.batch_size": 2,
     }
     line: list[object] = ["personalize", "--config", "debug:emoji64-muse", "--workdir", workdir]
     for name, value in config.items():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import emoji_packages
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -17,7 +18,7 @@ from styledrop_jax import config_files, guidance
 from styledrop_jax.emoji import corpus, settings
 from styledrop_jax.emoji.pretrain import pretrain
 from styledrop_jax.emoji.settings import CommonSettings
-from styledrop_jax.emoji.tasks import clip, muse, unet
+from styledrop_jax.emoji.tasks import clip, muse, unet, vae
 from styledrop_jax.errors import UserError
 from styledrop_jax.io import hub
 from styledrop_jax.io.files import read_json
@@ -157,40 +158,46 @@ def exported() -> StableDiffusion:
     return model
 
 
-@pytest.fixture(scope="module")
-def autoencoder_128() -> Path:
-    """The folder of one that trained at 128 pixels, from and like the one at 64."""
-    given = str(_trained("vae") / "export/vae")
-    changes = _changes("vae", init=given, like=given)
+def test_an_autoencoder_of_128_pixels_begins_with_blocks_of_one_of_64_and_learns_its_latents(
+    tmp_path,
+):
+    """Blocks are counted from the latents on."""
+    folder = _trained("vae") / "export/vae"
     config = config_files.load("pretrain_vae:128", settings.complete).to_dict()
-    workdir = tiny.home() / "pretrained" / "vae128"
-    pretrain(settings.from_config(config | changes), workdir)
-    return workdir
+    told = settings.from_config(config | _changes("vae", init=str(folder), like=str(folder)))
+    assert isinstance(told, settings.VaeSettings)
+    data = corpus.load(emoji_packages.built(), size=128)
+    task = vae.task(told, data, tmp_path)
+    begun, given = task.model.autoencoder, VAE.load(folder)
+    sizes = (begun.config.sample_size, begun.config.downsampling, begun.config.latent_channels)
+    assert sizes == (128, 8, 8) and given.config.latent_channels == 4
+    for ours, theirs in (
+        (begun.encoder.down_blocks[1], given.encoder.down_blocks[0]),
+        (begun.encoder.down_blocks[3], given.encoder.down_blocks[2]),
+        (begun.decoder.up_blocks[1], given.decoder.up_blocks[1]),
+    ):
+        kernel = theirs.resnets[0].conv1.kernel[...]
+        assert np.array_equal(ours.resnets[0].conv1.kernel[...], kernel)
+    images = task.batches(0, 1)[0]
+    value, metrics = task.loss(task.model, images, jax.random.split(jax.random.key(0), 2))
+    halved = np.asarray(images).reshape(2, 64, 2, 64, 2, 3).mean((2, 4)) / 255
+    theirs = given.encode(halved).mean
+    ours = begun.encode(np.asarray(images) / 255).mean[..., :4]
+    np.testing.assert_allclose(metrics["like"], np.mean((ours - theirs) ** 2), rtol=1e-3)
+    assert float(value) > told.like_weight * float(metrics["like"]) > 0
 
 
-def test_an_autoencoder_of_128_pixels_learns_the_latents_of_one_of_64(autoencoder_128):
-    assert (autoencoder_128 / "metrics.jsonl").read_text().count('"like"') == 3
-    assert VAE.load(_trained("vae") / "export/vae").config.latent_channels == 4
-    config = VAE.load(autoencoder_128 / "export/vae").config
-    assert (config.sample_size, config.downsampling, config.latent_channels) == (128, 8, 8)
-
-
-def test_a_unet_goes_on_with_more_channels_of_latents(autoencoder_128, tmp_path):
-    given = _trained("unet") / "export/sd"
-    codec = str(autoencoder_128 / "export/vae")
-    changed = {"size": 128, "codec": codec, "init": str(given / "unet"), "learning_rate": 1e-9}
-    pretrain(_settings("unet", **changed), tmp_path)
-    narrow = load.load(str(given))
-    wide = load.load(str(tmp_path / "export/sd"))
-    assert isinstance(narrow, StableDiffusion) and isinstance(wide, StableDiffusion)
-    assert (narrow.resolution, wide.resolution) == (64, 128)
+def test_a_unet_goes_on_with_more_channels_of_latents(exported):
+    narrow = exported.denoiser
+    wide = unet.widened(narrow, 8)
     rng = np.random.default_rng(0)
     latents = rng.standard_normal((2, 16, 16, 8)).astype(np.float32)
-    text = rng.standard_normal((2, 8, narrow.text.config.hidden_size)).astype(np.float32)
-    known = narrow.denoiser(latents[..., :4], np.array([10, 500]), text)
-    found = wide.denoiser(latents, np.array([10, 500]), text)
-    np.testing.assert_allclose(found[..., :4], known, atol=1e-4)
-    np.testing.assert_allclose(found[..., 4:], 0, atol=1e-4)
+    text = rng.standard_normal((2, 8, exported.text.config.hidden_size)).astype(np.float32)
+    known = narrow(latents[..., :4], np.array([10, 500]), text)
+    found = wide(latents, np.array([10, 500]), text)
+    np.testing.assert_allclose(found[..., :4], known, atol=1e-5)
+    assert (np.asarray(found[..., 4:]) == 0).all()
+    assert unet.widened(narrow, 4) is narrow
 
 
 def test_the_exported_stable_diffusion_samples_and_encodes(exported):

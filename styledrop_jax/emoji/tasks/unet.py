@@ -39,7 +39,7 @@ _PARTS = {
 }
 
 
-def _widened(denoiser: unet.UNet, channels: int) -> unet.UNet:
+def widened(denoiser: unet.UNet, channels: int) -> unet.UNet:
     """A U-Net of as many channels of latents, which begins blind to those beyond `denoiser`'s.
 
     Of these it predicts zero, and the others as before.
@@ -68,7 +68,7 @@ def task(settings: UnetSettings, data: Corpus, workdir: Path) -> base.Task[Condi
     channels = codec.config.latent_channels
     text, tokenizer = load_text(Path(settings.clip))
     if settings.init:
-        denoiser = _widened(stable_diffusion_files.UNET.load(Path(settings.init)), channels)
+        denoiser = widened(stable_diffusion_files.UNET.load(Path(settings.init)), channels)
     else:
         config = unet.Config.emoji64(
             width=settings.width, text_width=text.config.hidden_size, channels=channels

@@ -48,12 +48,19 @@ def _loss(
 
 
 def _take(model: vae.AutoencoderKL, folder: Path) -> None:
-    """Copies those of another's weights that have a place of their shape in the autoencoder."""
+    """Copies those of another's weights that have a place of their shape in the autoencoder.
+
+    Blocks are counted from the latents on: one of larger images has more on the outside.
+    """
     is_tokenizer = "VQModel" in (folder / "config.json").read_text(encoding="utf-8")
     part = muse_files.VQVAE if is_tokenizer else stable_diffusion_files.VAE
-    given = dict(nnx.to_flat_state(nnx.state(part.load(folder), nnx.Param)))
+    source = part.load(folder)
+    given = dict(nnx.to_flat_state(nnx.state(source, nnx.Param)))
+    outside = len(model.encoder.down_blocks) - len(source.encoder.down_blocks)
     own = nnx.state(model, nnx.Param)
     for path, weight in nnx.to_flat_state(own):
+        if path[:2] == ("encoder", "down_blocks") and isinstance(path[2], int):
+            path = (*path[:2], path[2] - outside, *path[3:])
         if path in given and given[path].shape == weight.shape:
             weight[...] = given[path][...]
     nnx.update(model, own)
