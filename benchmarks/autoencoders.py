@@ -8,12 +8,15 @@ import dataclasses
 import functools
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flags import of_corpus
 from flax import nnx
 from PIL import Image
 
 from styledrop_jax.emoji import corpus, styles
+from styledrop_jax.emoji.tasks.base import halved
 from styledrop_jax.emoji.treatments import (
     HELD_OUT_TREATMENTS,
     TRAINED_TREATMENTS,
@@ -47,7 +50,7 @@ def main() -> None:
     print("|---|---|---|---|")
     for name, treatment, is_held_out in _rows():
         images = _drawings(data, treatment)
-        found = [_doubled(_restored(small, _halved(images))), _restored(large, images)]
+        found = [_doubled(_restored(small, halved(images))), _restored(large, images)]
         errors = [np.abs(each - images).mean() for each in found]
         print(f"| {name} | {'yes' if is_held_out else ''} | {errors[0]:.3f} | {errors[1]:.3f} |")
         for row in zip(images[:_SHOWN], *(each[:_SHOWN] for each in found), strict=True):
@@ -77,14 +80,13 @@ def _drawings(data: corpus.Corpus, treatment: Treatment) -> np.ndarray:
     return images.astype(np.float32) / 255
 
 
+@nnx.jit
+def _there_and_back(model: AutoencoderKL, images: jax.Array) -> jax.Array:
+    return jnp.clip(model.decode(model.encode(images).mode()), 0, 1)
+
+
 def _restored(model: AutoencoderKL, images: np.ndarray) -> np.ndarray:
-    restored = nnx.jit(lambda model, x: model.decode(model.encode(x).mode()))(model, images)
-    return np.clip(np.asarray(restored), 0, 1)
-
-
-def _halved(images: np.ndarray) -> np.ndarray:
-    n, h, w, c = images.shape
-    return images.reshape(n, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+    return np.asarray(_there_and_back(model, jnp.asarray(images)))
 
 
 def _doubled(images: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 
 from styledrop_jax.emoji import pixels as px
 from styledrop_jax.emoji.pixels import Float, Image
-from styledrop_jax.emoji.treatments import Treatment, panes, wobbled
+from styledrop_jax.emoji.treatments import Treatment, pane_colours, wobbled
 
 COLOURS = {
     "black": "16161a",
@@ -215,12 +215,8 @@ def _areas(x: Float, fill: str) -> Float:
         return px.cells(x, 4)[0]
     if fill != "facets":
         return x
-    owner, _ = panes(*x.shape[:2])
-    counts = np.bincount(owner.ravel()).astype(np.float32)
-    means = np.empty((len(counts), 3), np.float32)
-    for channel in range(3):
-        means[:, channel] = np.bincount(owner.ravel(), x[..., channel].ravel()) / counts
-    return means[owner]
+    means, owner, _ = pane_colours(x)
+    return means.astype(np.float32)[owner]
 
 
 def _colour(name: str) -> Float:

@@ -162,11 +162,7 @@ def _pop_art(image: Image) -> Image:
 
 def _stained_glass(image: Image) -> Image:
     x = px.as_float(image)
-    owner, border = panes(*x.shape[:2])
-    counts = np.bincount(owner.ravel()).astype(np.float32)
-    means = np.empty((len(counts), 3))
-    for channel in range(3):
-        means[:, channel] = np.bincount(owner.ravel(), x[..., channel].ravel()) / counts
+    means, owner, border = pane_colours(x)
     clear = means.min(1, keepdims=True) > 0.9
     filled = np.where(clear, px.rgb("bfe6ff"), means).astype(np.float32)[owner]
     glass = px.saturate(np.float32(0.6) * filled + np.float32(0.4) * x, 1.8)
@@ -174,8 +170,18 @@ def _stained_glass(image: Image) -> Image:
     return px.as_bytes(glass * (1 - 0.9 * lead))
 
 
+def pane_colours(x: Float) -> tuple[Float, NDArray, NDArray]:
+    """The mean colour [n, 3] of each pane of an image [h, w, 3], and its `_panes`."""
+    owner, border = _panes(*x.shape[:2])
+    counts = np.bincount(owner.ravel()).astype(np.float32)
+    means = np.empty((len(counts), 3))
+    for channel in range(3):
+        means[:, channel] = np.bincount(owner.ravel(), x[..., channel].ravel()) / counts
+    return means, owner, border
+
+
 @lru_cache(maxsize=16)
-def panes(height: int, width: int) -> tuple[NDArray, NDArray]:
+def _panes(height: int, width: int) -> tuple[NDArray, NDArray]:
     """A fixed pattern of glass panes: each pixel's pane [h, w], and whether it is a border [h, w].
 
     A pane is what is nearest to one seed. There is a seed in every square of nine units.

@@ -12,6 +12,7 @@ from flax import nnx
 from styledrop_jax.emoji.corpus import Corpus
 from styledrop_jax.emoji.settings import VaeSettings
 from styledrop_jax.emoji.tasks import base
+from styledrop_jax.io import hub
 from styledrop_jax.models import vae
 from styledrop_jax.pipelines import muse_files, stable_diffusion_files
 
@@ -38,9 +39,7 @@ def _loss(
     value += kl_weight * kl
     metrics = {"l1": l1, "kl": kl}
     if model.like is not None:
-        b, h, w, c = images.shape
-        halved = images.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
-        target = jax.lax.stop_gradient(model.like.encode(halved).mode())
+        target = jax.lax.stop_gradient(model.like.encode(base.halved(images)).mode())
         distance = jnp.mean((latents.mean[..., : target.shape[-1]] - target) ** 2)
         value += like_weight * distance
         metrics["like"] = distance
@@ -52,7 +51,7 @@ def _take(model: vae.AutoencoderKL, folder: Path) -> None:
 
     Blocks are counted from the latents on: one of larger images has more on the outside.
     """
-    is_tokenizer = "VQModel" in (folder / "config.json").read_text(encoding="utf-8")
+    is_tokenizer = hub.read_config(folder).get("_class_name") == "VQModel"
     part = muse_files.VQVAE if is_tokenizer else stable_diffusion_files.VAE
     source = part.load(folder)
     given = dict(nnx.to_flat_state(nnx.state(source, nnx.Param)))
