@@ -42,7 +42,9 @@ def test_a_run_goes_on_for_more_rounds_like_its_last(tmp_path, capfd):
     same = tiny.arguments(workdir, *runs.flags(rounds=3))
     assert tiny.styledrop(*same) == 0, "the command that says so finds it finished"
     assert "is finished" in capfd.readouterr().out
-    assert "rounds was 3, now 2" in runs.refused(capfd, *tiny.arguments(workdir))
+    refusal = runs.refused(capfd, *tiny.arguments(workdir))
+    assert f"which `styledrop extend` changed: --config {workdir} has it: " in refusal
+    assert "rounds was 3, now 2" in refusal
 
 
 def test_three_rounds_at_once_are_what_two_and_one_more_are(tmp_path):

@@ -66,7 +66,7 @@ class Run:
         try:
             check_own(self.workdir)
             if self.done("config.json"):
-                _check_same(self.path("config.json"), self.config, completed)
+                _check_same(self.path("config.json"), self.config, completed, bool(self.changes))
             else:
                 write_json(self.path("config.json"), self.config)
         except BaseException:
@@ -223,6 +223,7 @@ def _check_same(
     path: Path,
     config: dict[str, Any],
     completed: Callable[[Mapping[str, Any]], dict[str, Any]],
+    extended: bool,
 ) -> None:
     old = _flat(completed(read_object(path)))
     new = _flat(completed(config))
@@ -234,8 +235,9 @@ def _check_same(
         more = len(changed) - _MOST_SHOWN
         if more > 0:
             changed = [*changed[:_MOST_SHOWN], f"and {more} more"]
+        since = f", which `styledrop extend` changed: --config {path.parent} has it" * extended
         raise UserError(
-            f"{path.parent}: holds a run of another config: {'; '.join(changed)}; "
+            f"{path.parent}: holds a run of another config{since}: {'; '.join(changed)}; "
             "expected the same values, or another --workdir"
         )
 
