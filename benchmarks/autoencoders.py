@@ -1,7 +1,9 @@
-"""What an autoencoder of 128 pixels keeps of drawings, by treatment and by fill of a composed
-style, beside the shipped one of 64 pixels, doubled.
+"""What autoencoders keep of drawings of 128 pixels, by treatment and by fill of a composed style.
 
-python benchmarks/autoencoders.py --corpus corpus --vae pretrain/vae128/export/vae --sheet vae.png
+python benchmarks/autoencoders.py --corpus corpus --sheet vae.png \\
+    --vae pretrain/vae/export/vae styledrop_jax/assets/emoji128/sd/vae
+
+One of 64 pixels is given the drawings at half the size, and what it restores is doubled.
 """
 
 import dataclasses
@@ -24,7 +26,6 @@ from styledrop_jax.emoji.treatments import (
     Treatment,
 )
 from styledrop_jax.io import image_files, sheets
-from styledrop_jax.io.hub import SHIPPED
 from styledrop_jax.models.vae import AutoencoderKL
 from styledrop_jax.pipelines.stable_diffusion_files import VAE
 
@@ -38,24 +39,23 @@ _PLAIN_STYLE = styles.Parts(
 def main() -> None:
     parser = of_corpus(__doc__, workdir=False)
     parser.add_argument(
-        "--vae", type=Path, required=True, help="the exported autoencoder, a folder"
+        "--vae", type=Path, nargs="+", required=True, help="exported autoencoders, folders"
     )
     parser.add_argument("--sheet", type=Path, required=True, help="the picture to write")
     flags = parser.parse_args()
     data = corpus.load(flags.corpus, size=128)
-    small = VAE.load(SHIPPED / "emoji64/sd/vae")
-    large = VAE.load(flags.vae)
+    models = [VAE.load(folder) for folder in flags.vae]
     shown = []
-    print("| | held out | 64 pixels, doubled | 128 pixels |")
-    print("|---|---|---|---|")
+    print(f"| | held out | {' | '.join(map(str, flags.vae))} |")
+    print(f"|---|---{'|---' * len(models)}|")
     for name, treatment, is_held_out in _rows():
         images = _drawings(data, treatment)
-        found = [_doubled(_restored(small, halved(images))), _restored(large, images)]
-        errors = [np.abs(each - images).mean() for each in found]
-        print(f"| {name} | {'yes' if is_held_out else ''} | {errors[0]:.3f} | {errors[1]:.3f} |")
+        found = [_restored(model, images) for model in models]
+        errors = " | ".join(f"{np.abs(each - images).mean():.3f}" for each in found)
+        print(f"| {name} | {'yes' if is_held_out else ''} | {errors} |")
         for row in zip(images[:_SHOWN], *(each[:_SHOWN] for each in found), strict=True):
             shown += row
-    sheet = sheets.grid(shown, columns=3 * _SHOWN * 4)
+    sheet = sheets.grid(shown, columns=(1 + len(models)) * _SHOWN * 4)
     image_files.write_png(flags.sheet, sheet)
 
 
@@ -86,6 +86,8 @@ def _there_and_back(model: AutoencoderKL, images: jax.Array) -> jax.Array:
 
 
 def _restored(model: AutoencoderKL, images: np.ndarray) -> np.ndarray:
+    if model.config.sample_size == 64:
+        return _doubled(np.asarray(_there_and_back(model, jnp.asarray(halved(images)))))
     return np.asarray(_there_and_back(model, jnp.asarray(images)))
 
 

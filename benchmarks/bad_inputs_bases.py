@@ -37,12 +37,12 @@ def of_bases(folder: Path) -> Iterator[Case]:
 
 def _load_base(settings: dict[str, Any]) -> None:
     told = spec.from_config({**spec.complete({}), **settings})
-    base_model.load("emoji64/sd", vae=told.vae, loras=told.loras)
+    base_model.load("emoji128", vae=told.vae, loras=told.loras)
 
 
 def of_other_tools() -> dict[str, dict[str, np.ndarray]]:
     """{what it is: its tensors}"""
-    original = hub.SHIPPED / "emoji64" / "sd"
+    original = hub.SHIPPED / "emoji128" / "sd"
     codec = load_file(original / "vae" / "diffusion_pytorch_model.safetensors")
     layer = "mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
     width = unet.Config.emoji64().block_out_channels[-1]

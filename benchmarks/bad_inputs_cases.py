@@ -112,12 +112,12 @@ def _written(config: Any) -> dict[str, Any]:
 
 def _of_builds(folder: Path) -> Iterator[Case]:
     """Sizes that some model has, beside the weights of one that has others."""
-    kinds = {"muse": (muse_files, ("TRANSFORMER", "VQVAE", "TEXT"))}
-    kinds["sd"] = (stable_diffusion_files, ("UNET", "VAE", "TEXT"))
+    kinds = {"emoji64/muse": (muse_files, ("TRANSFORMER", "VQVAE", "TEXT"))}
+    kinds["emoji128/sd"] = (stable_diffusion_files, ("UNET", "VAE", "TEXT"))
     for kind, (module, names) in kinds.items():
         for name in names:
             component = getattr(module, name)
-            original = hub.SHIPPED / "emoji64" / kind / component.folder
+            original = hub.SHIPPED / kind / component.folder
             values = json.loads((original / "config.json").read_text())
             for field, value in values.items():
                 if type(value) is not int:

@@ -60,7 +60,7 @@ def main() -> None:
     )
     parser.add_argument("--on", choices=tuple(PRESETS), default="sd", help="the pipeline")
     flags = parser.parse_args()
-    data = corpus.load(flags.corpus)
+    data = corpus.load(flags.corpus, size=128)
     scorer = ClipScorer.load(hub.resolve("emoji64/clip"))
     write_shared(data, flags.workdir)
     columns = ("base, its name alone", *METHODS, "true drawings")

@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--style", action="append", choices=tuple(PERSONS), help="default: all")
     parser.add_argument("--alone", action="store_true", help="only what the words alone draw")
     flags = parser.parse_args()
-    data = corpus.load(flags.corpus)
+    data = corpus.load(flags.corpus, size=128)
     clip = ClipScorer.load(hub.resolve("emoji64/clip"))
     given = []
     for style in every_style():

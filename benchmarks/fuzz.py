@@ -120,7 +120,7 @@ def _loras() -> Target:
     from styledrop_jax import base_model, trainable
     from styledrop_jax.interchange import base_loras
 
-    base = base_model.load("emoji64/sd")
+    base = base_model.load("emoji128")
 
     def read(path: Path) -> None:
         fresh = dataclasses.replace(base, denoiser=trainable.copy(base.denoiser))

@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=4, help="images of each prompt in a round")
     flags = parser.parse_args()
-    data = corpus.load(flags.corpus)
+    data = corpus.load(flags.corpus, size=128)
     scorer = ClipScorer.load(hub.resolve("emoji64/clip"))
     table: dict[str, list[np.ndarray]] = defaultdict(list)
     for style in STYLES:

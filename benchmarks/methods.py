@@ -200,7 +200,7 @@ def main() -> None:
     parser.add_argument("--on", choices=tuple(PRESETS), default="sd", help="the pipeline")
     parser.add_argument("--seeds", type=int, default=2)
     flags = parser.parse_args()
-    data = corpus.load(flags.corpus)
+    data = corpus.load(flags.corpus, size=128)
     write_shared(data, flags.workdir)
     every = []
     contents = []

@@ -95,7 +95,7 @@ def main() -> None:
     styles.add_argument("--icons", type=Path, help="node_modules of the icon sets")
     styles.add_argument("--corpus", type=Path, help="what launch/fetch_corpus.sh made")
     parser.add_argument("--workdir", type=Path, required=True, help="where the runs go")
-    parser.add_argument("--preset", default="emoji64", help="of configs/styledrop.py")
+    parser.add_argument("--preset", default="emoji128", help="of configs/styledrop.py")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arm", action="append", choices=tuple(ARMS), help="default: all")
     parser.add_argument("--style", action="append", help="default: all")
@@ -140,7 +140,7 @@ def _styles(flags: argparse.Namespace) -> Iterator[_Given]:
                 given = write(flags.icons, folder, style)
                 yield _Given(style.name, style.content, style.words, given)
         return
-    data = corpus.load(flags.corpus)
+    data = corpus.load(flags.corpus, size=128)
     for held_out in every_style():
         name = name_of(held_out)
         if not flags.style or name in flags.style:

@@ -3,6 +3,7 @@
 python benchmarks/shipped_models.py --corpus corpus --out docs/images
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from flags import of_corpus
 from held_out_styles import interval
 
 from styledrop_jax import guidance
-from styledrop_jax.emoji import corpus
+from styledrop_jax.emoji import corpus, styles
 from styledrop_jax.emoji.compose import descriptor, noun_phrase
 from styledrop_jax.emoji.drawings import HELD_OUT_ARTISTS, TRAINED_ARTISTS, Artist
 from styledrop_jax.emoji.tasks import muse, unet
@@ -88,6 +89,7 @@ counts of them. A pair in a style, or a place on a background, is one of thousan
 named under few styles."""
 SAMPLE = {"muse": muse.SAMPLE, "sd": unet.SAMPLE}
 _EACH = 4  # samples of a prompt
+_COMPOSED = 60  # styles of trained values, and as many with values held out
 
 
 def main() -> None:
@@ -96,11 +98,13 @@ def main() -> None:
     flags = parser.parse_args()
     data = corpus.load(flags.corpus)
     scorer = ClipScorer.load(hub.resolve("emoji64/clip"))
-    models = {name: load(f"emoji64/{name}") for name in SAMPLE}
-    _reconstruction(data, models, scorer, flags.out)
-    _print_recall(data, scorer)
+    models = {"muse": load("emoji64"), "sd": load("emoji128")}
     for name, model in models.items():
-        _samples(data, name, model, scorer, flags.out)
+        own = corpus.load(flags.corpus, size=model.resolution)
+        _reconstruction(own, name, model, scorer, flags.out)
+        _samples(own, name, model, scorer, flags.out)
+        _composed(own, name, model, scorer)
+    _print_recall(data, scorer)
     _distances(data, models, scorer)
     _unseen(models, scorer, flags.out)
 
@@ -125,24 +129,21 @@ def _restored(model: Pipeline, images: np.ndarray) -> np.ndarray:
 
 
 def _reconstruction(
-    data: corpus.Corpus, models: dict[str, Pipeline], scorer: ClipScorer, out: Path
+    data: corpus.Corpus, kind: str, model: Pipeline, scorer: ClipScorer, out: Path
 ) -> None:
     given = data.held_out_images(376)
     images = given / 255
-    seen = scorer.image_features(images)
-    columns = [images]
-    for name, model in models.items():
-        restored = _restored(model, given)
-        columns.append(restored)
-        error = np.abs(restored - images).mean(axis=(1, 2, 3))
-        distance = 1 - (scorer.image_features(restored) * seen).sum(axis=1)
-        for figure, values in (
-            ("mean absolute error", error),
-            ("cosine distance in CLIP features", distance),
-        ):
-            print(f"codec of {name}, {figure} on held-out concepts: {interval(values, '.4f')}")
-    triples = np.stack(columns, axis=1)[:24].reshape(-1, *images.shape[1:])
-    image_files.write_png(out / "reconstruction.png", sheets.grid(list(triples), columns=18))
+    restored = _restored(model, given)
+    error = np.abs(restored - images).mean(axis=(1, 2, 3))
+    both = scorer.image_features(restored) * scorer.image_features(images)
+    for figure, values in (
+        ("mean absolute error", error),
+        ("cosine distance in CLIP features", 1 - both.sum(axis=1)),
+    ):
+        print(f"codec of {kind}, {figure} on held-out concepts: {interval(values, '.4f')}")
+    pairs = np.stack([images, restored], axis=1)[:24].reshape(-1, *images.shape[1:])
+    sheet = sheets.grid(list(pairs), columns=12)
+    image_files.write_png(out / f"reconstruction_{kind}.png", sheet)
 
 
 def _print_recall(data: corpus.Corpus, scorer: ClipScorer) -> None:
@@ -198,7 +199,9 @@ def _unseen(models: dict[str, Pipeline], scorer: ClipScorer, out: Path) -> None:
     scores = []
     for kind, model in models.items():
         found = _generated(kind, model, repeated)
-        images.append(found.reshape(len(prompts), _EACH, *found.shape[1:])[:, :2])
+        times = 128 // model.resolution
+        shown = found.repeat(times, axis=1).repeat(times, axis=2)
+        images.append(shown.reshape(len(prompts), _EACH, *shown.shape[1:])[:, :2])
         scores.append(scorer.text_score(found, repeated).reshape(-1, _EACH).mean(axis=1))
     table = np.stack(scores, axis=1)  # [prompts, models]
     names = " | ".join(f"{kind}, Text" for kind in models)
@@ -220,6 +223,45 @@ def _unseen(models: dict[str, Pipeline], scorer: ClipScorer, out: Path) -> None:
 
 def _print_scores(label: str, scores: np.ndarray) -> None:
     print(f"| {label} | {' | '.join(f'{score:.3f}' for score in scores)} |")
+
+
+def _composed(data: corpus.Corpus, kind: str, model: Pipeline, scorer: ClipScorer) -> None:
+    """How near drawings come to true ones in styles composed of parts, when words name the parts.
+
+    One content in each style: the cosine of features with what an artist drew of it, in that style;
+    of drawings of the bare content, of that in the words, and of another artist's in that style.
+    """
+    rng = np.random.default_rng(0)
+    for held_out in (False, True):
+        contents, prompts, truth, other = [], [], [], []
+        while len(contents) < _COMPOSED:
+            parts = styles.random_parts(rng, held_out=held_out)
+            if held_out and not _has_held_out(parts):
+                continue
+            content = POOL[len(contents) % len(POOL)]
+            contents.append(content)
+            prompts.append(f"{content} in {' '.join(styles.words(parts))} style")
+            for images, artist in ((truth, "noto"), (other, "fluent flat")):
+                drawing = data.true_image(noun(content), artist)
+                images.append(styles.draw(parts, drawing) / 255)
+        known = scorer.image_features(np.stack(truth))
+        name = "with values held out" if held_out else "of trained values"
+        for what, images in (
+            ("bare content", _generated(kind, model, contents)),
+            ("style in words", _generated(kind, model, prompts)),
+            ("another artist's", np.stack(other)),
+        ):
+            likeness = (scorer.image_features(images) * known).sum(axis=1)
+            print(f"{kind}, composed styles {name}, {what}: {interval(likeness, '.3f')}")
+
+
+def _has_held_out(parts: styles.Parts) -> bool:
+    values = {**dataclasses.asdict(parts), "inks": set(parts.inks)}
+    for field, held_out in styles.HELD_OUT.items():
+        found = values[field] if field == "inks" else {values[field]}
+        if not found.isdisjoint(held_out):
+            return True
+    return False
 
 
 def _samples(
@@ -245,7 +287,7 @@ def _samples(
         label = next(noun(content) for content in POOL if noun(content) in prompt)
         shown += [data.true_image(label) / 255, *_generated(kind, model, [prompt] * _EACH)]
         captions += [f"true {label}", *[prompt] * _EACH]
-    sheet = sheets.grid(shown, columns=10, scale=2, captions=captions)
+    sheet = sheets.grid(shown, columns=10, scale=128 // model.resolution, captions=captions)
     image_files.write_png(out / f"{kind}.png", sheet)
 
 

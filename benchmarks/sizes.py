@@ -62,7 +62,12 @@ FIXED: dict[str, dict[str, Any]] = {
         "codec": str(_SHIPPED / "muse" / "vqvae"),
         "pack": 16000,
     },
-    "unet": {"clip": str(_SHIPPED / "sd"), "codec": str(_SHIPPED / "sd" / "vae"), "pack": 16000},
+    "unet": {
+        "size": 128,
+        "clip": str(hub.SHIPPED / "emoji128/sd"),
+        "codec": str(hub.SHIPPED / "emoji128/sd/vae"),
+        "pack": 16000,
+    },
     "vae": {"init": ""},
 }
 WEIGHTS = {

@@ -45,7 +45,7 @@ def main() -> None:
 
 def _waiting(workdir: Path, prompts: int, each: int, side: int) -> None:
     """A run whose first round waits for a person, of pictures of noise."""
-    config = {"base": "emoji64/sd", "method": "styledrop", "rounds": 2, "round_1": {}}
+    config = {"base": "emoji128", "method": "styledrop", "rounds": 2, "round_1": {}}
     write_json(workdir / "config.json", config)
     write_json(workdir / "manifest.json", {"prompts": []})
     (workdir / "base").mkdir()

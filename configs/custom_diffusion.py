@@ -3,10 +3,10 @@ style.
 
     styledrop personalize --config custom_diffusion --workdir runs/custom
 
-Takes the fields of `styledrop`, and its presets: `emoji64` (default) is the shipped Stable
+Takes the fields of `styledrop`, and its presets: `emoji128` (default) is the shipped Stable
 Diffusion, `emoji64-muse` the Muse.
 
-`emoji64` on two CPU cores: 70 seconds, 1.4 GB. A tint of the style, and things that can be told; a
+`emoji128` on two CPU cores: 70 seconds, 1.4 GB. A tint of the style, and things that can be told; a
 higher learning rate washes them out.
 """
 
@@ -16,10 +16,10 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 
-def get_config(preset: str = "emoji64") -> ConfigDict:
+def get_config(preset: str = "emoji128") -> ConfigDict:
     config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["common"](preset)
     config.method = "style_word"
     config.words.identifier = "<style>"
     config.round_1.adapter.update(kind="custom_diffusion", initializer="style")
-    config.round_1.train.learning_rate = 5e-4 if preset.startswith("emoji64") else 8e-5
+    config.round_1.train.learning_rate = 5e-4 if preset.startswith("emoji") else 8e-5
     return config

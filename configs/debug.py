@@ -12,7 +12,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 
-def get_config(preset: str = "emoji64") -> ConfigDict:
+def get_config(preset: str = "emoji128") -> ConfigDict:
     config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["two_rounds"](preset)
     for settings in (config.round_1, config.round_2):
         settings.train.update(steps=4, batch_size=2, accumulate=1, checkpoint_every=2)

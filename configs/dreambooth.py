@@ -5,12 +5,12 @@ images of the class.
         --config.words.identifier sks --config.words.noun dog --workdir runs/dog
     styledrop sample --run runs/dog --prompt "a {subject} on a blue background"
 
-Takes the presets of `styledrop`: `emoji64` (default) is the shipped Stable Diffusion,
+Takes the presets of `styledrop`: `emoji128` (default) is the shipped Stable Diffusion,
 `emoji64-muse` the Muse. In prompts `{subject}` stands for identifier and noun. The frozen model
 makes `--config.prior.generate` images of the class, kept for other runs, unless
 `--config.prior.image` names some. Guidance is classifier-free, of scale 1 + lambda_b.
 
-`emoji64` on two CPU cores: a minute, 1.7 GB, more when the class images are made for the first
+`emoji128` on two CPU cores: a minute, 1.7 GB, more when the class images are made for the first
 time. The subject in the middle, on backgrounds and in known styles; small ones and pairs fail.
 """
 
@@ -20,9 +20,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 
-def get_config(preset: str = "emoji64") -> ConfigDict:
+def get_config(preset: str = "emoji128") -> ConfigDict:
     config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["common"](preset)
-    small = preset.startswith("emoji64")
+    small = preset.startswith("emoji")
     config.method = "dreambooth"
     config.reference.image = ""
     config.prior = ConfigDict({"image": "", "weight": 1.0, "generate": 32 if small else 200})

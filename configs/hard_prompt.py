@@ -4,7 +4,7 @@ trains.
     styledrop personalize --config hard_prompt --config.reference.image my.png \\
         --config.reference.content "a house" --workdir runs/words
 
-Takes the fields of `styledrop`, and its presets: `emoji64` (default) is the shipped Stable
+Takes the fields of `styledrop`, and its presets: `emoji128` (default) is the shipped Stable
 Diffusion, `emoji64-muse` the Muse. The words are of the vocabulary of `config.clip`, the CLIP that
 scores, which has both towers: also where the base model has a text tower of its own (Stable
 Diffusion 1.5: the same one, openai/clip-vit-large-patch14). `--config.round_1.adapter.words` says
@@ -20,7 +20,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 
-def get_config(preset: str = "emoji64") -> ConfigDict:
+def get_config(preset: str = "emoji128") -> ConfigDict:
     config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["common"](preset)
     config.method = "hard_prompt"
     config.round_1.adapter = ConfigDict({"kind": "hard_prompt"})

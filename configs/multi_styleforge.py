@@ -6,12 +6,12 @@ of its own.
         --config.component_2.image backgrounds/ --config.component_2.aux.image landscapes/ \\
         --workdir runs/multi
 
-Takes the presets of `styledrop`: `emoji64` (default) is the shipped Stable Diffusion,
+Takes the presets of `styledrop`: `emoji128` (default) is the shipped Stable Diffusion,
 `emoji64-muse` the Muse. The components train together, each with images of "[identifier] style" and
 of "style". Prompts say all of them, "a cat in sks style and aug style"; a third is a `component_3`
 in a config file of your own. Settings beside these are those of `styleforge`.
 
-`emoji64` on two CPU cores, two components of 7 and 8 images: 80 seconds, 1.8 GB. More of the style
+`emoji128` on two CPU cores, two components of 7 and 8 images: 80 seconds, 1.8 GB. More of the style
 than StyleForge, and more lumps.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 
-def get_config(preset: str = "emoji64") -> ConfigDict:
+def get_config(preset: str = "emoji128") -> ConfigDict:
     config = runpy.run_path(str(Path(__file__).with_name("styleforge.py")))["get_config"](preset)
     config.method = "multi_styleforge"
     del config.reference, config.aux

@@ -1,11 +1,11 @@
-"""The autoencoder of emoji64's Stable Diffusion, or of one of 128 pixels: images → 16×16 latents.
+"""The autoencoder of the shipped Stable Diffusion: images → 16×16 latents.
 
 bash launch/fetch_corpus.sh corpus
 styledrop pretrain --config pretrain_vae --workdir pretrain/vae
 styledrop pretrain --config pretrain_vae:128 --workdir pretrain/vae128
 
-Presets: 64 (default), 4 channels of latents; 128, 8 channels, of which the first four learn
-to be the former's latents of the image at half the size: a U-Net that knows these goes on.
+Presets: 64 (default); 128, which ships: an encoder and a decoder of 128 pixels for the latents of
+the former, which it begins as.
 """
 
 from ml_collections import ConfigDict
@@ -36,7 +36,10 @@ def get_config(preset: str = "64") -> ConfigDict:
         }
     )
     if preset == "128":
-        config.channels = 8
-        config.init = config.like = "styledrop_jax/assets/emoji64/sd/vae"
-        config.kl_weight = 5e-4
+        config.width = 16
+        config.init = config.like = "pretrain/vae/export/vae"
+        config.batch_size = 4
+        config.steps = 7000
+        config.learning_rate = 1e-3
+        config.optimizer = "muon"
     return config

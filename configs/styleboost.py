@@ -12,5 +12,5 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 
-def get_config(preset: str = "emoji64") -> ConfigDict:
+def get_config(preset: str = "emoji128") -> ConfigDict:
     return runpy.run_path(str(Path(__file__).with_name("styleforge.py")))["get_config"](preset)

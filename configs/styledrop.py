@@ -7,7 +7,7 @@ between them.
         --config.reference.descriptor "in watercolor painting style" --workdir runs/mine
 
 Presets, as `--config styledrop:PRESET`:
-    emoji64 (default)       the shipped 64-pixel Stable Diffusion: minutes, 1.4 GB, two cores; the
+    emoji128 (default)      the shipped 128-pixel Stable Diffusion: minutes, 1.4 GB, two cores; the
                             best of several states of a round goes on, and ten samples, each of
                             another prompt, that have most style and content train the next
     emoji64-muse            the shipped Muse of the same drawings: coarser things; one round, for a
@@ -37,7 +37,7 @@ from ml_collections import ConfigDict
 from styledrop_jax.errors import UserError, did_you_mean
 
 _BASES = {
-    "emoji64": "emoji64/sd",
+    "emoji128": "emoji128",
     "emoji64-muse": "emoji64",
     "amused-256": "amused/amused-256",
     "amused-512": "amused/amused-512",
@@ -47,9 +47,9 @@ _BASES = {
 }
 
 
-def get_config(preset: str = "emoji64") -> ConfigDict:
+def get_config(preset: str = "emoji128") -> ConfigDict:
     config = two_rounds(preset)
-    if preset.startswith("emoji64"):
+    if preset.startswith("emoji"):
         # Few steps, and the best of several states: a reference leaks the longer it trains. What
         # round 2 learns from asks for the style first.
         for settings in (config.round_1, config.round_2):
@@ -58,7 +58,7 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
             settings.select.update(by="top_prompts", k=10)
             settings.select.scorers.update(clip_text=0.0, clip_style=2.0, clip_content=1.0)
         config.round_2.own_share = 0.1
-    if preset == "emoji64":
+    if preset == "emoji128":
         for settings in (config.round_1, config.round_2):
             settings.adapter.blocks = "decoder"
             settings.sample.lambda_a = 1.0
@@ -79,7 +79,7 @@ def two_rounds(preset: str) -> ConfigDict:
     config = common(preset)
     config.rounds = 2
     config.round_2 = ConfigDict(config.round_1.to_dict())
-    config.round_2.adapter.update(rank=16 if preset.startswith("emoji64") else 32, shared=False)
+    config.round_2.adapter.update(rank=16 if preset.startswith("emoji") else 32, shared=False)
     if preset.startswith("amused"):
         config.round_2.sample.images_per_prompt = 8  # to be looked at; no later round chooses
     return config
@@ -90,7 +90,7 @@ def common(preset: str) -> ConfigDict:
     if preset not in _BASES:
         hint = did_you_mean(preset, _BASES)
         raise UserError(f"config: unknown preset '{preset}'{hint} (one of {', '.join(_BASES)})")
-    small = preset.startswith("emoji64")
+    small = preset.startswith("emoji")
     config = ConfigDict()
     config.base = _BASES[preset]
     config.clip = "emoji64/clip" if small else "openai/clip-vit-large-patch14"
@@ -101,8 +101,8 @@ def common(preset: str) -> ConfigDict:
     config.reference = ConfigDict(reference)
     config.words = ConfigDict({"identifier": "", "noun": ""})
     config.rounds = 1
-    config.round_1 = _emoji64() if small else _paper()
-    if preset == "emoji64":
+    config.round_1 = _small() if small else _paper()
+    if preset == "emoji128":
         config.round_1.train.update(steps=250, learning_rate=1e-3)
         config.round_1.sample.update(images_per_prompt=2, steps=20, lambda_b=2.0)
     elif preset.startswith("sd"):
@@ -121,7 +121,7 @@ def _paper() -> ConfigDict:
     return ConfigDict({"adapter": adapter, "train": {}, "sample": {}, "select": {}})
 
 
-def _emoji64() -> ConfigDict:
+def _small() -> ConfigDict:
     """For models of a few million parameters, which learn faster and are guided less."""
     return ConfigDict(
         {

@@ -4,12 +4,12 @@
     styledrop personalize --config styleforge --config.reference.image style/ \\
         --config.aux.image paintings/ --config.words.identifier sks --workdir runs/forge
 
-Takes the presets of `styledrop`: `emoji64` (default) is the shipped Stable Diffusion,
+Takes the presets of `styledrop`: `emoji128` (default) is the shipped Stable Diffusion,
 `emoji64-muse` the Muse. Aux images are yours: a poor Aux can be worse than none, so the model makes
 none itself unless told how many (`--config.aux.generate 20`). The authors train the text encoder
 too (`--config.round_1.adapter.text_encoder true`).
 
-`emoji64` on two CPU cores, 15 images and 30 Aux: a minute, 1.6 GB. Paper and ink come, simple
+`emoji128` on two CPU cores, 15 images and 30 Aux: a minute, 1.6 GB. Paper and ink come, simple
 shapes stay, others become lumps: nothing says what the images show. At 1e-4 and 400 steps things
 last better, with half of the style.
 """
@@ -20,9 +20,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 
-def get_config(preset: str = "emoji64") -> ConfigDict:
+def get_config(preset: str = "emoji128") -> ConfigDict:
     config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["common"](preset)
-    small = preset.startswith("emoji64")
+    small = preset.startswith("emoji")
     config.method = "styleforge"
     config.reference.image = ""
     config.aux = ConfigDict({"image": "", "weight": 1.0, "generate": 0})

@@ -3,7 +3,7 @@
     styledrop personalize --config styo --config.source.image face.png \\
         --config.target.image art.png --workdir runs/styo
 
-Takes the presets of `styledrop`: `emoji64` (default) is the shipped Stable Diffusion,
+Takes the presets of `styledrop`: `emoji128` (default) is the shipped Stable Diffusion,
 `emoji64-muse` the Muse. Leaves the source, or every image of a folder of sources, in the target's
 style among the run's samples and in report.html. The auxiliary images are made by the frozen
 model from "a portrait" unless `--config.aux.image` names some, such as the paper's 200 faces; the
@@ -30,9 +30,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 
-def get_config(preset: str = "emoji64") -> ConfigDict:
+def get_config(preset: str = "emoji128") -> ConfigDict:
     config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["common"](preset)
-    small = preset.startswith("emoji64")
+    small = preset.startswith("emoji")
     config.method = "styo"
     del config.reference
     config.words.noun = "face" if small else "portrait"
@@ -66,6 +66,6 @@ def get_config(preset: str = "emoji64") -> ConfigDict:
         accumulate=1,
     )
     config.round_1.sample.update(guidance="classifier_free")
-    if preset not in ("emoji64", "sd15", "sd21", "sdxl"):  # Muse
+    if preset not in ("emoji128", "sd15", "sd21", "sdxl"):  # Muse
         config.source.control = 0.0
     return config

@@ -3,10 +3,10 @@ StyleDrop's prompts.
 
     styledrop personalize --config svdiff --workdir runs/svdiff
 
-Takes the fields of `styledrop`, and its presets: `emoji64` (default) is the shipped Stable
+Takes the fields of `styledrop`, and its presets: `emoji128` (default) is the shipped Stable
 Diffusion, `emoji64-muse` the Muse. The paper's learning rate is 1e-3.
 
-`emoji64` on two CPU cores: 2 minutes, 1.5 GB. Less of the style than LoRA, and the lines inside
+`emoji128` on two CPU cores: 2 minutes, 1.5 GB. Less of the style than LoRA, and the lines inside
 things last.
 """
 
@@ -16,8 +16,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 
-def get_config(preset: str = "emoji64") -> ConfigDict:
+def get_config(preset: str = "emoji128") -> ConfigDict:
     config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["common"](preset)
     config.round_1.adapter.update(kind="svdiff", targets="all")
-    config.round_1.train.learning_rate = 3e-3 if preset.startswith("emoji64") else 1e-3
+    config.round_1.train.learning_rate = 3e-3 if preset.startswith("emoji") else 1e-3
     return config

@@ -2,11 +2,11 @@
 
     styledrop personalize --config textual_inversion --workdir runs/word
 
-Takes the fields of `styledrop`, and its presets: `emoji64` (default) is the shipped Stable
+Takes the fields of `styledrop`, and its presets: `emoji128` (default) is the shipped Stable
 Diffusion, `emoji64-muse` the Muse. `--config.round_1.adapter.vectors` sets how many tokens the word
 has, `initializer` what they start as, `norm true` keeps their length.
 
-`emoji64` on two CPU cores: a minute, 1.4 GB. 768 numbers turn colours towards the reference's and
+`emoji128` on two CPU cores: a minute, 1.4 GB. 768 numbers turn colours towards the reference's and
 leave things as they were.
 """
 
@@ -16,10 +16,10 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 
-def get_config(preset: str = "emoji64") -> ConfigDict:
+def get_config(preset: str = "emoji128") -> ConfigDict:
     config = runpy.run_path(str(Path(__file__).with_name("styledrop.py")))["common"](preset)
     config.method = "style_word"
     config.words.identifier = "<style>"
     config.round_1.adapter.update(kind="textual_inversion", vectors=4, initializer="style")
-    config.round_1.train.learning_rate = 2e-2 if preset.startswith("emoji64") else 5e-3
+    config.round_1.train.learning_rate = 2e-2 if preset.startswith("emoji") else 5e-3
     return config

@@ -34,7 +34,7 @@ def config_names() -> list[str]:
 
 
 def load(
-    base: str = "emoji64/sd",
+    base: str = "emoji128",
     *,
     dtype: str = "float32",
     vae: str = "",

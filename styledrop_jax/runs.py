@@ -117,7 +117,7 @@ def _method(config: Any) -> str:
 
 
 def _base(config: Any) -> str:
-    """Such as "emoji64/sd", or "emoji64/sd with lines.safetensors:0.8"."""
+    """Such as "emoji128", or "emoji128 with lines.safetensors:0.8"."""
     base = _field(config, "base", str)
     if not config.get("base_loras"):  # runs of older versions have none
         return base

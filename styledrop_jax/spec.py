@@ -115,7 +115,7 @@ class RunSpec:
     """
 
     base: str = setting(
-        "emoji64/sd",
+        "emoji128",
         "base model: a name, OWNER/NAME of the Hugging Face hub, a local diffusers folder or a "
         "single .safetensors file",
         empty=False,

@@ -75,7 +75,7 @@ def _made(each: int, prompts: Sequence[str], side: int) -> Path:
     select = {"by": "human", "images_per_prompt": 0}
     sample = {"images_per_prompt": each, "lambda_a": 1.0, "lambda_b": 2.0, "steps": 20}
     stage = {"train": {"steps": 10}, "sample": sample, "select": select}
-    config = {"base": "emoji64/sd", "method": "styledrop", "rounds": 2, "round_1": stage}
+    config = {"base": "emoji128", "method": "styledrop", "rounds": 2, "round_1": stage}
     write_json(workdir / "config.json", config)
     given = {"file": "references/000.png", "content": "a key", "descriptor": "in ink style"}
     png(workdir / "references" / "000.png", side=side)

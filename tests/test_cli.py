@@ -149,7 +149,7 @@ def test_no_rare_words_are_not_asked_for(capfd):
 
 
 def test_rare_words_of_a_model(capfd):
-    words = ["rare-tokens", "--base", "emoji64/sd", "--num", 3]
+    words = ["rare-tokens", "--base", "emoji128", "--num", 3]
     assert tiny.styledrop(*words) == 0
     found = capfd.readouterr().out.split()
     assert len(set(found)) == 3
@@ -206,7 +206,7 @@ def test_describe_proposes_words_and_the_command_to_begin_with(tmp_path, capfd):
         ([*RUN, "--config.round_1.train.stepz", "4"], "'config.round_1.train.steps'?"),
         ([*RUN, "--config", "styledrpo"], "did you mean 'styledrop'?"),
         ([*RUN, "--config", "configs/styledrpo.py"], "did you mean 'styledrop'?"),
-        ([*RUN, "--config", "styledrop:emoji46"], "did you mean 'emoji64'?"),
+        ([*RUN, "--config", "styledrop:emoji182"], "did you mean 'emoji128'?"),
         ([*RUN, "--config.round_1.select.scorers.clip_txt", "1"], "scorers.clip_text'?"),
         ([*RUN, "--config.round_1.select.by", "promt"], "did you mean 'prompt'?"),
         ([*RUN, "--config.round_1.train.learning_rate", "1e30"], "at most 1"),

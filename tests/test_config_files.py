@@ -26,7 +26,7 @@ RUNS = (
     "textual_inversion",
 )
 BASES = {
-    "emoji64": "emoji64/sd",
+    "emoji128": "emoji128",
     "emoji64-muse": "emoji64",
     "amused-256": "amused/amused-256",
     "amused-512": "amused/amused-512",

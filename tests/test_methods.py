@@ -16,7 +16,7 @@ def _run(workdir, method, *more):
     """The smallest run of a method that takes a reference."""
     name, _, preset = method.partition(":")
     line = tiny.arguments(workdir, *flags(rounds=1), *more)
-    line[line.index("--config") + 1] = f"{name}:{preset or 'emoji64'}"
+    line[line.index("--config") + 1] = f"{name}:{preset or 'emoji128'}"
     small = flags(
         round_1__train__steps=4,
         round_1__train__batch_size=2,
@@ -137,7 +137,7 @@ def _multi(workdir, *more):
         component_1__aux__image=tiny.picture(workdir.parent / "aux.png", seed=6),
         component_2__image=tiny.picture(workdir.parent / "background.png", seed=5),
     )
-    return _own(workdir, "multi_styleforge:emoji64", *given, *more)
+    return _own(workdir, "multi_styleforge:emoji128", *given, *more)
 
 
 def test_multi_styleforge_learns_a_word_for_each_component(tmp_path, capfd):
@@ -354,14 +354,14 @@ def test_an_identifier_of_spaces_stops_at_once(method, tmp_path, capfd):
 
 def test_identifiers_that_should_not_be_are_warned_of(tmp_path, caplog):
     aux = flags(aux__image=tiny.picture(tmp_path / "aux.png", seed=1))
-    shipped = flags(base="emoji64/sd", clip="emoji64/clip")
+    shipped = flags(base="emoji128", clip="emoji64/clip")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rounds, "sample_base", runs.stop)
         for word, more in (("xqzzyqxvwk", []), ("car", shipped)):
             with pytest.raises(runs.Death):
                 _run(tmp_path / word, "styleforge", *aux, *more, *flags(words__identifier=word))
     assert "identifier 'xqzzyqxvwk' is " in caplog.text
-    assert "identifier 'car' already names something to emoji64/sd" in caplog.text
+    assert "identifier 'car' already names something to emoji128" in caplog.text
 
 
 def test_a_batch_of_uneven_parts_stops_at_once(tmp_path, capfd):

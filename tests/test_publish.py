@@ -183,7 +183,7 @@ def test_pictures_are_the_best_of_each_prompt_and_prompts_stay_plain(tmp_path):
 
 @pytest.mark.parametrize(
     ("base", "said"),
-    [("emoji64/sd", "  # ships with styledrop_jax"), ("mine", "  # the base model's folder")],
+    [("emoji128", "  # ships with styledrop_jax"), ("mine", "  # the base model's folder")],
 )
 def test_the_example_says_where_a_base_is_that_no_hub_has(base, said):
     named = SimpleNamespace(base_title=base, base_name=base)

@@ -12,7 +12,7 @@ from styledrop_jax.errors import UserError
 from styledrop_jax.io.files import write_json
 
 CONFIG = {
-    "base": "emoji64/sd",
+    "base": "emoji128",
     "method": "styledrop",
     "rounds": 3,
     "round_1": {"train": {"steps": 100}},
@@ -164,7 +164,7 @@ def test_scores_are_the_means_of_the_last_scored_round(tmp_path):
 def test_merged_loras_are_a_part_of_the_base(tmp_path):
     _run(tmp_path / "mine", base_loras="/a/path/lines.safetensors:0.8,ink.safetensors")
     (summary,) = runs.list_runs(tmp_path)
-    assert summary.base == "emoji64/sd with lines.safetensors:0.8, ink.safetensors"
+    assert summary.base == "emoji128 with lines.safetensors:0.8, ink.safetensors"
     _run(tmp_path / "mine", base_loras=3)
     (summary,) = runs.list_runs(tmp_path)
     assert summary.state == "damaged: config.json: base_loras is 3, expected str"
@@ -258,7 +258,7 @@ def test_the_table_has_a_line_for_each_run(tmp_path):
     _run(tmp_path / "a [red]name\n\x1b[2J", base="/a/path/" + "long/" * 50)
     heading, other, mine = runs.table(runs.list_runs(tmp_path)).split("\n")
     assert heading.split() == [*runs._HEADINGS[:-1], "last", "change"]
-    for cell in ("styledrop", "emoji64/sd", "stopped, round 3: training, step 0 of 250", " B "):
+    for cell in ("styledrop", "emoji128", "stopped, round 3: training, step 0 of 250", " B "):
         assert cell in mine
     assert "a [red]name??[2J" in other and "long/" * 50 in other and "–" in other
 

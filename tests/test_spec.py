@@ -170,10 +170,10 @@ def test_paths_of_files_that_are_there_become_absolute(tmp_path, monkeypatch):
 
 def test_a_name_that_ships_wins_over_a_folder_of_that_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "emoji64" / "sd").mkdir(parents=True)
+    (tmp_path / "emoji128").mkdir()
     (tmp_path / "bundled:house-papercut").touch()
-    data = spec.complete({"base": "emoji64/sd", "reference": {"image": "bundled:house-papercut"}})
-    assert spec.absolute(data)["base"] == "emoji64/sd"
+    data = spec.complete({"base": "emoji128", "reference": {"image": "bundled:house-papercut"}})
+    assert spec.absolute(data)["base"] == "emoji128"
     assert spec.absolute(data)["reference"]["image"] == "bundled:house-papercut"
 
 

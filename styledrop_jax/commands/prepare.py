@@ -88,8 +88,8 @@ def rare_tokens_parser() -> Parser:
     parser = Parser("rare-tokens", rare_tokens)
     parser.add_argument(
         "--base",
-        default="emoji64/sd",
-        help="the model: a name or a local folder (default emoji64/sd)",
+        default="emoji128",
+        help="the model: a name or a local folder (default emoji128)",
     )
     parser.add_argument("--num", type=int, default=10, help="how many words (default 10)")
     parser.add_argument(
@@ -102,12 +102,11 @@ def rare_tokens_parser() -> Parser:
 def rare_tokens(argv: Sequence[str]) -> None:
     """Print rare words that can stand for your subject or style.
 
-        styledrop rare-tokens --base emoji64/sd --num 5
+        styledrop rare-tokens --base emoji128 --num 5
 
     Chosen as DreamBooth does (2208.12242): short words that the model's tokenizer knows but has
-    seldom seen. Take one as
-    --config.words.identifier. The small vocabulary of emoji64 has real words among them: pass over
-    those.
+    seldom seen. Take one as --config.words.identifier. The small vocabulary of the shipped models
+    has real words among them: pass over those.
     """
     flags = rare_tokens_parser().read(argv)
     if not 1 <= flags.num <= _MOST_WORDS:

@@ -34,7 +34,9 @@ SIZE = 256
 def write_truth(
     data: Corpus, folder: Path | str, *, artist: str, treatment: str, contents: Sequence[str] = POOL
 ) -> None:
-    """Writes the true images of a style, NOUN.png each, 64 pixels: what `config.truth` takes."""
+    """Writes the true images of a style, NOUN.png each, in the size of the corpus: what
+    `config.truth` takes.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for content in contents:

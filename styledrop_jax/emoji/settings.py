@@ -89,19 +89,19 @@ class VaeSettings(CommonSettings):
 
     task: ClassVar[str] = "vae"
 
-    kl_weight: float = setting(1e-3, "of the divergence from a unit Gaussian", low=0)
-    channels: int = setting(4, "of the latents", low=1, high=64)
+    kl_weight: float = setting(
+        1e-3, "of the divergence from a unit Gaussian, or from that of `like`", low=0
+    )
     init: str = setting(
         "",
-        "an exported vqvae or vae folder whose blocks to start from; empty starts anew",
+        "an exported vqvae or vae folder whose weights to start from; empty starts anew",
         path="file",
     )
     like: str = setting(
         "",
-        "an exported vae folder: the first channels learn to be its latents of half the size",
+        "an exported vae folder: learn to share its latents, of images of half the size",
         path="file",
     )
-    like_weight: float = setting(0.1, "of the squared distance to these", low=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

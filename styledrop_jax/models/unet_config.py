@@ -251,18 +251,15 @@ class Config:
         )
 
     @classmethod
-    def emoji64(cls, *, width: int = 48, text_width: int = 192, channels: int = 4) -> Self:
+    def emoji64(cls, *, width: int = 48, text_width: int = 192) -> Self:
         """The shipped model: 16×16 latents, with attention at 8×8.
 
         Args:
             width: channels at 16×16, a multiple of 16.
             text_width: of the text features.
-            channels: of the latents.
         """
         return cls(
             sample_size=16,
-            in_channels=channels,
-            out_channels=channels,
             down_block_types=(_DOWN, DOWN_ATTENTION),
             up_block_types=(UP_ATTENTION, _UP),
             block_out_channels=(width, 2 * width),

@@ -18,7 +18,7 @@ from styledrop_jax.pipelines.base import Pipeline
 from styledrop_jax.pipelines.components import Component, Source
 from styledrop_jax.training import mesh
 
-_STAND_IN = "emoji64/sd"  # whose tokenizer is taken for one that is not there
+_STAND_IN = "emoji128"  # whose tokenizer is taken for one that is not there
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def load(
     """Loads a pipeline of any of `LOADERS`, by what its folder holds.
 
     Args:
-        name: a model that ships with the package, such as "emoji64" (its Muse) or "emoji64/sd"; a
+        name: a model that ships with the package, such as "emoji64" (its Muse) or "emoji128"; a
             diffusers folder; "owner/name" from the Hugging Face cache or hub; or a Stable Diffusion
             in one `.safetensors` file, see `stable_diffusion_files.load_file`.
         dtype: what the model computes in.

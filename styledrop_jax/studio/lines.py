@@ -24,7 +24,7 @@ METHODS = {
     "debug": "a trial of everything in seconds; the pictures are poor",
 }
 BASES = {
-    "emoji64": "shipped Stable Diffusion, 64 pixels: minutes on two cores",
+    "emoji128": "shipped Stable Diffusion, 128 pixels: minutes on two cores",
     "emoji64-muse": "shipped Muse, 64 pixels, coarser, one round: minutes on two cores",
     "amused-256": "aMUSEd, 256 pixels: for a GPU or TPU; needs its weights",
     "amused-512": "aMUSEd, 512 pixels: for a GPU or TPU; needs its weights",

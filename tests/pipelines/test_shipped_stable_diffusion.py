@@ -18,12 +18,12 @@ from styledrop_jax.pipelines.stable_diffusion import TextStates
 
 @pytest.fixture(scope="module")
 def model():
-    return load.load("emoji64/sd")
+    return load.load("emoji128")
 
 
 def test_the_reference_library_samples_the_same(model):
     pipeline = StableDiffusionPipeline.from_pretrained(
-        hub.SHIPPED / "emoji64" / "sd",
+        hub.SHIPPED / "emoji128" / "sd",
         torch_dtype=torch.float32,
         safety_checker=None,
         feature_extractor=None,

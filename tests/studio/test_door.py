@@ -235,7 +235,7 @@ def test_a_new_run_has_a_plain_name(tmp_path, opened, name):
         "/api/new",
         name=name,
         method="debug",
-        base="emoji64",
+        base="emoji128",
         descriptor="in ink style",
         pictures=[{"upload": upload, "content": "a key"}],
     )

@@ -120,7 +120,7 @@ def test_a_run_goes_on_from_its_own_config_once(tmp_path):
 
 def test_a_subject_needs_its_words_and_a_style_its_descriptor(tmp_path, opened):
     upload = _upload(opened, tmp_path)
-    body = {"name": "new", "base": "emoji64", "pictures": [{"upload": upload, "content": ""}]}
+    body = {"name": "new", "base": "emoji128", "pictures": [{"upload": upload, "content": ""}]}
     for method, field in (("styledrop", "descriptor"), ("dreambooth", "identifier")):
         answer = opened.post("/api/new", method=method, **body)
         assert answer.status_code == 400 and answer.json()["error"].startswith(field)
@@ -145,16 +145,16 @@ def test_a_person_chooses_between_two_rounds(tmp_path, opened):
 
 def test_words_that_are_found_need_none_that_are_given(tmp_path, opened):
     pictures = [{"upload": _upload(opened, tmp_path), "content": "a key"}]
-    body = {"name": "found", "base": "emoji64", "method": "hard_prompt", "pictures": pictures}
+    body = {"name": "found", "base": "emoji128", "method": "hard_prompt", "pictures": pictures}
     assert opened.post("/api/new", **body).status_code == 200
-    assert "--config=hard_prompt:emoji64" in _words(opened)[0]
+    assert "--config=hard_prompt:emoji128" in _words(opened)[0]
 
 
 # -------------------------------------------------------------- what a page is told
 
 
 def test_what_the_last_run_of_a_config_took_is_known(tmp_path, opened):
-    config = "--config=styledrop:emoji64"
+    config = "--config=styledrop:emoji128"
     assert views.took(opened.studio, opened.jobs, config) is None
     job = opened.jobs.add("mine", ["personalize", config])
     again = opened.jobs.add("mine", ["personalize", "--config=mine"])  # after a choice
@@ -169,7 +169,7 @@ def test_what_the_last_run_of_a_config_took_is_known(tmp_path, opened):
     found = views.took(opened.studio, opened.jobs, config)
     assert found == {"run": "mine", "seconds": pytest.approx(seconds)}
     assert job.id != again.id
-    assert views.took(opened.studio, opened.jobs, "--config=lora:emoji64") is None
+    assert views.took(opened.studio, opened.jobs, "--config=lora:emoji128") is None
 
 
 def test_the_line_under_an_image_makes_it_again(tmp_path):

@@ -166,7 +166,12 @@ def _samples(model: Pipeline, settings: SampleSettings) -> np.ndarray:
         prompts += [prompt] * 4
     branches = guidance.classifier_free(guidance.bare(model), prompts, settings)
     chunks = guidance.generate(branches, range(len(prompts)), settings=settings)
-    return sheets.grid(list(np.concatenate(list(chunks))), columns=8, captions=prompts, scale=2)
+    return sheets.grid(
+        list(np.concatenate(list(chunks))),
+        columns=8,
+        captions=prompts,
+        scale=128 // model.resolution,
+    )
 
 
 def load_text(folder: Path) -> tuple[clip.ClipText, PreTrainedTokenizerBase]:

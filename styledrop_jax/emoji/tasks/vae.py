@@ -17,10 +17,11 @@ from styledrop_jax.models import vae
 from styledrop_jax.pipelines import muse_files, stable_diffusion_files
 
 _MEASURED = 512  # images over which the deviation of the latents is taken
+_DIFFERENT = 0.1  # of itself: the deviation between the weights of copied channels
 
 
 class Trained(nnx.Module):
-    """An autoencoder beside the frozen one of half its size whose latents it is to have."""
+    """An autoencoder, and the frozen one of half its size whose latents it is to share."""
 
     def __init__(self, autoencoder: vae.AutoencoderKL, like: vae.AutoencoderKL | None):
         self.autoencoder = autoencoder
@@ -28,41 +29,77 @@ class Trained(nnx.Module):
 
 
 def _loss(
-    model: Trained, batch: jax.Array, keys: jax.Array, *, kl_weight: float, like_weight: float
+    model: Trained, batch: jax.Array, keys: jax.Array, *, kl_weight: float
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """`reconstruction_loss`, the mean divergence from a unit Gaussian, the distance to `like`."""
-    images = base.to_floats(batch)
-    latents = model.autoencoder.encode(images)
-    restored = model.autoencoder.decode(jax.vmap(vae.Posterior.sample)(latents, keys))
-    value, l1 = base.reconstruction_loss(restored - images)
-    kl = jnp.mean(latents.mean**2 + jnp.exp(latents.logvar) - 1 - latents.logvar) / 2
-    value += kl_weight * kl
-    metrics = {"l1": l1, "kl": kl}
-    if model.like is not None:
-        target = jax.lax.stop_gradient(model.like.encode(base.halved(images)).mode())
-        distance = jnp.mean((latents.mean[..., : target.shape[-1]] - target) ** 2)
-        value += like_weight * distance
-        metrics["like"] = distance
-    return value, metrics
+    """`reconstruction_loss` and the encoder's mean divergence from a Gaussian.
 
-
-def _take(model: vae.AutoencoderKL, folder: Path) -> None:
-    """Copies those of another's weights that have a place of their shape in the autoencoder.
-
-    Blocks are counted from the latents on: one of larger images has more on the outside.
+    It is the unit one; or `like`'s own of the image at half the size, whose samples the decoder
+    learns from: those are the latents that a denoiser draws.
     """
-    is_tokenizer = hub.read_config(folder).get("_class_name") == "VQModel"
-    part = muse_files.VQVAE if is_tokenizer else stable_diffusion_files.VAE
-    source = part.load(folder)
+    images = base.to_floats(batch)
+    own = model.autoencoder.encode(images)
+    if model.like is None:
+        given = own
+        prior = vae.Posterior(jnp.zeros_like(own.mean), jnp.zeros_like(own.logvar))
+    else:
+        given = prior = jax.lax.stop_gradient(model.like.encode(base.halved(images)))
+    restored = model.autoencoder.decode(jax.vmap(vae.Posterior.sample)(given, keys))
+    value, l1 = base.reconstruction_loss(restored - images)
+    kl = jnp.mean(_divergence(own, prior))
+    return value + kl_weight * kl, {"l1": l1, "kl": kl}
+
+
+def _divergence(own: vae.Posterior, prior: vae.Posterior) -> jax.Array:
+    """Kullback and Leibler's, of each number's Gaussian from the other, in nats."""
+    precision = jnp.exp(-prior.logvar)
+    spread = own.logvar - prior.logvar
+    return ((own.mean - prior.mean) ** 2 * precision + jnp.exp(spread) - 1 - spread) / 2
+
+
+def _begin(model: vae.AutoencoderKL, source: nnx.Module, key: jax.Array) -> None:
+    """Another's weights wherever they fit, so that at first the model does what that one did.
+
+    Blocks are counted from the latents on. Where the model is a multiple as wide each channel
+    begins as that many copies of one, which share what they give (Net2Net, 1511.05641 §3.1) and
+    differ a little. Blocks beyond the other's begin as identities that halve and double.
+    """
     given = dict(nnx.to_flat_state(nnx.state(source, nnx.Param)))
     outside = len(model.encoder.down_blocks) - len(source.encoder.down_blocks)
     own = nnx.state(model, nnx.Param)
-    for path, weight in nnx.to_flat_state(own):
-        if path[:2] == ("encoder", "down_blocks") and isinstance(path[2], int):
-            path = (*path[:2], path[2] - outside, *path[3:])
-        if path in given and given[path].shape == weight.shape:
-            weight[...] = given[path][...]
+    for i, (path, weight) in enumerate(nnx.to_flat_state(own)):
+        known = given.get(_moved(path, -outside))
+        if known is not None:
+            wide = _widened(known[...], weight.shape, jax.random.fold_in(key, i))
+            weight[...] = weight[...] if wide is None else wide
+        elif path[-2:] == ("conv2", "kernel"):
+            weight[...] = jnp.zeros(weight.shape)
+        elif path[-1] == "kernel" and "upsamplers" in path:
+            weight[...] = jnp.zeros(weight.shape).at[1, 1].set(jnp.eye(weight.shape[-1]))
+        elif path[-1] == "kernel" and "downsamplers" in path:
+            weight[...] = jnp.zeros(weight.shape).at[:2, :2].set(jnp.eye(weight.shape[-1]) / 4)
     nnx.update(model, own)
+
+
+def _moved(path: tuple, by: int) -> tuple:
+    """A parameter's path in an encoder of other many outer blocks; all others as they are."""
+    if path[:2] == ("encoder", "down_blocks"):
+        return (*path[:2], path[2] + by, *path[3:])
+    return path
+
+
+def _widened(known: jax.Array, shape: tuple[int, ...], key: jax.Array) -> jax.Array | None:
+    """A weight with each channel repeated to fill `shape`; None where that is no multiple."""
+    if known.ndim != len(shape) or any(
+        new % old for old, new in zip(known.shape, shape, strict=True)
+    ):
+        return None
+    wide = known
+    for axis, new in enumerate(shape):
+        wide = jnp.repeat(wide, new // known.shape[axis], axis=axis)
+    if wide.ndim == 1 or wide.shape == known.shape:
+        return wide
+    shared = known.shape[-2] / shape[-2]
+    return wide * shared * (1 + _DIFFERENT * jax.random.normal(key, shape))
 
 
 def _centre(model: vae.AutoencoderKL, mean: float) -> None:
@@ -79,15 +116,19 @@ def _centre(model: vae.AutoencoderKL, mean: float) -> None:
 
 
 def task(settings: VaeSettings, data: Corpus, workdir: Path) -> base.Task[Trained]:
-    """Trains all of it; `settings.init` gives the blocks to start from."""
+    """Trains all of it; `settings.init` gives the weights to start from."""
     del workdir
-    config = vae.Config.emoji64(
-        width=settings.width, size=settings.size, channels=settings.channels
-    )
-    model = vae.AutoencoderKL(config, rngs=nnx.Rngs(settings.seed))
-    if settings.init:
-        _take(model, Path(settings.init))
+    config = vae.Config.emoji64(width=settings.width, size=settings.size)
     like = stable_diffusion_files.VAE.load(Path(settings.like)) if settings.like else None
+    if like is not None:
+        config = dataclasses.replace(config, scaling_factor=like.config.scaling_factor)
+    key = jax.random.key(settings.seed)
+    model = vae.AutoencoderKL(config, rngs=nnx.Rngs(key))
+    if settings.init:
+        folder = Path(settings.init)
+        is_tokenizer = hub.read_config(folder).get("_class_name") == "VQModel"
+        part = muse_files.VQVAE if is_tokenizer else stable_diffusion_files.VAE
+        _begin(model, part.load(folder), key)
     held = data.held_out_images(32)
     encode = nnx.jit(lambda model, images: model.encode(base.to_floats(images)).mode())
     decode = nnx.jit(lambda model, latents: jnp.clip(model.decode(latents), 0, 1))
@@ -97,6 +138,9 @@ def task(settings: VaeSettings, data: Corpus, workdir: Path) -> base.Task[Traine
         return base.reconstructions("vae", held, decode(trained.autoencoder, latents))
 
     def export(trained: Trained, out: Path) -> None:
+        if trained.like is not None:
+            base.save_component(out / "vae", trained.autoencoder, vae.RULES, config.to_dict())
+            return
         images, _ = base.examples(data, settings, 0, _MEASURED)
         latents = encode(trained.autoencoder, images)
         scaled = dataclasses.replace(config, scaling_factor=1 / float(latents.std()))
@@ -107,9 +151,7 @@ def task(settings: VaeSettings, data: Corpus, workdir: Path) -> base.Task[Traine
     return base.Task(
         model=Trained(model, like),
         trainable=nnx.All(nnx.Param, nnx.PathContains("autoencoder")),
-        loss=functools.partial(
-            _loss, kl_weight=settings.kl_weight, like_weight=settings.like_weight
-        ),
+        loss=functools.partial(_loss, kl_weight=settings.kl_weight),
         batches=base.image_batches(data, settings),
         sheet=sheet,
         export=export,

@@ -16,7 +16,7 @@ class Form {
     Object.assign(this, { page, methods, bases, taken });
     this.pictures = [];
     this.method = "styledrop";
-    this.base = "emoji64";
+    this.base = "emoji128";
     this.counting = 0;
   }
 
