@@ -9,7 +9,7 @@ from diffusers import StableDiffusionPipeline
 from flax import nnx
 
 from styledrop_jax import guidance
-from styledrop_jax.io import hub
+from styledrop_jax.io import hub, image_files
 from styledrop_jax.metrics.clip_scores import ClipScorer
 from styledrop_jax.pipelines import load
 from styledrop_jax.pipelines.base import Group, SampleSettings
@@ -58,3 +58,19 @@ def test_it_samples_what_it_is_asked_for(model):
     scorer = ClipScorer.load(hub.resolve("emoji64/clip"))
     nearest = (scorer.image_features(images) @ scorer.text_features(prompts).T).argmax(axis=1)
     assert (nearest == np.arange(4)).sum() >= 3
+
+
+def test_it_holds_edges_that_64_pixels_do_not(model):
+    """What it restores of a drawing is nearer to it than that same image at half the size."""
+    paths = [
+        hub.SHIPPED / "references" / f"{name}.png" for name in ("crown-gold", "house-papercut")
+    ]
+    given = np.stack([image_files.to_square(image_files.read_image(path), 128) for path in paths])
+    images = given / 255
+    latents = np.asarray(model.encode_images(given).mode())
+    restored = model.decode_latents(latents, 2)
+    assert restored.shape == (2, 128, 128, 3)
+    small = restored.reshape(2, 64, 2, 64, 2, 3).mean((2, 4))
+    doubled = small.repeat(2, axis=1).repeat(2, axis=2)
+    error = np.abs(restored - images).mean((1, 2, 3))
+    assert (error < 0.95 * np.abs(doubled - images).mean((1, 2, 3))).all()
