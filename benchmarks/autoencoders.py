@@ -1,7 +1,7 @@
 """What autoencoders keep of drawings of 128 pixels, by treatment and by fill of a composed style.
 
 python benchmarks/autoencoders.py --corpus corpus --sheet vae.png \\
-    --vae pretrain/vae/export/vae styledrop_jax/assets/emoji128/sd/vae
+    --vae pretrain/vae/export/vae styledrop_jax/assets/emoji128/vae
 
 One of 64 pixels is given the drawings at half the size, and what it restores is doubled.
 """

@@ -42,7 +42,7 @@ def _load_base(settings: dict[str, Any]) -> None:
 
 def of_other_tools() -> dict[str, dict[str, np.ndarray]]:
     """{what it is: its tensors}"""
-    original = hub.SHIPPED / "emoji128" / "sd"
+    original = hub.SHIPPED / "emoji128"
     codec = load_file(original / "vae" / "diffusion_pytorch_model.safetensors")
     layer = "mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
     width = unet.Config.emoji64().block_out_channels[-1]

@@ -113,7 +113,7 @@ def _written(config: Any) -> dict[str, Any]:
 def _of_builds(folder: Path) -> Iterator[Case]:
     """Sizes that some model has, beside the weights of one that has others."""
     kinds = {"emoji64/muse": (muse_files, ("TRANSFORMER", "VQVAE", "TEXT"))}
-    kinds["emoji128/sd"] = (stable_diffusion_files, ("UNET", "VAE", "TEXT"))
+    kinds["emoji128"] = (stable_diffusion_files, ("UNET", "VAE", "TEXT"))
     for kind, (module, names) in kinds.items():
         for name in names:
             component = getattr(module, name)

@@ -59,7 +59,7 @@ STAGES = {
     "scoring": ("score_base", "score_round"),
     "report": ("told",),
 }
-_TOKENIZER = hub.SHIPPED / "emoji128" / "sd" / "tokenizer"
+_TOKENIZER = hub.SHIPPED / "emoji128" / "tokenizer"
 
 
 def write(name: str, folder: Path) -> None:

@@ -64,8 +64,8 @@ FIXED: dict[str, dict[str, Any]] = {
     },
     "unet": {
         "size": 128,
-        "clip": str(hub.SHIPPED / "emoji128/sd"),
-        "codec": str(hub.SHIPPED / "emoji128/sd/vae"),
+        "clip": str(hub.SHIPPED / "emoji128"),
+        "codec": str(hub.SHIPPED / "emoji128/vae"),
         "pack": 16000,
     },
     "vae": {"init": ""},

@@ -39,7 +39,7 @@ def get_config(preset: str = "64") -> ConfigDict:
         config.width = 16
         config.init = config.like = "pretrain/vae/export/vae"
         config.batch_size = 4
-        config.steps = 7000
+        config.steps = 5600
         config.learning_rate = 1e-3
         config.optimizer = "muon"
     return config

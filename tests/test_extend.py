@@ -43,7 +43,7 @@ def test_a_run_goes_on_for_more_rounds_like_its_last(tmp_path, capfd):
     assert tiny.styledrop(*same) == 0, "the command that says so finds it finished"
     assert "is finished" in capfd.readouterr().out
     refusal = runs.refused(capfd, *tiny.arguments(workdir))
-    assert f"which `styledrop extend` changed: --config {workdir} has it: " in refusal
+    assert "expected what `styledrop extend` made of it (--config FOLDER)" in refusal
     assert "rounds was 3, now 2" in refusal
 
 

@@ -235,10 +235,14 @@ def _check_same(
         more = len(changed) - _MOST_SHOWN
         if more > 0:
             changed = [*changed[:_MOST_SHOWN], f"and {more} more"]
-        since = f", which `styledrop extend` changed: --config {path.parent} has it" * extended
+        same = (
+            "what `styledrop extend` made of it (--config FOLDER)"
+            if extended
+            else "the same values"
+        )
         raise UserError(
-            f"{path.parent}: holds a run of another config{since}: {'; '.join(changed)}; "
-            "expected the same values, or another --workdir"
+            f"{path.parent}: holds a run of another config: {'; '.join(changed)}; "
+            f"expected {same}, or another --workdir"
         )
 
 

@@ -98,7 +98,7 @@ def _cached(folder) -> set[str]:
 
 def test_the_shipped_models_are_there():
     assert {path.name for path in (hub.SHIPPED / "emoji64").iterdir()} >= {"muse", "clip"}
-    assert (hub.SHIPPED / "emoji128/sd").is_dir()
+    assert (hub.SHIPPED / "emoji128").is_dir()
 
 
 def test_a_shipped_model_is_found_wherever_one_stands(shipped, tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ def model():
 
 def test_the_reference_library_samples_the_same(model):
     pipeline = StableDiffusionPipeline.from_pretrained(
-        hub.SHIPPED / "emoji128" / "sd",
+        hub.SHIPPED / "emoji128",
         torch_dtype=torch.float32,
         safety_checker=None,
         feature_extractor=None,

@@ -13,7 +13,7 @@ from styledrop_jax.emoji.corpus import Corpus
 from styledrop_jax.emoji.settings import VaeSettings
 from styledrop_jax.emoji.tasks import base
 from styledrop_jax.io import hub
-from styledrop_jax.models import vae
+from styledrop_jax.models import vae, vqgan
 from styledrop_jax.pipelines import muse_files, stable_diffusion_files
 
 _MEASURED = 512  # images over which the deviation of the latents is taken
@@ -56,7 +56,9 @@ def _divergence(own: vae.Posterior, prior: vae.Posterior) -> jax.Array:
     return ((own.mean - prior.mean) ** 2 * precision + jnp.exp(spread) - 1 - spread) / 2
 
 
-def _begin(model: vae.AutoencoderKL, source: nnx.Module, key: jax.Array) -> None:
+def _begin(
+    model: vae.AutoencoderKL, source: vae.AutoencoderKL | vqgan.VQModel, key: jax.Array
+) -> None:
     """Another's weights wherever they fit, so that at first the model does what that one did.
 
     Blocks are counted from the latents on. Where the model is a multiple as wide each channel
