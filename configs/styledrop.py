@@ -89,6 +89,8 @@ def common(preset: str) -> ConfigDict:
     """What the configs of other methods start from: one round."""
     if preset not in _BASES:
         hint = did_you_mean(preset, _BASES)
+        if preset == "emoji64":
+            hint = ": the shipped Stable Diffusion is 'emoji128', the Muse 'emoji64-muse'"
         raise UserError(f"config: unknown preset '{preset}'{hint} (one of {', '.join(_BASES)})")
     small = preset.startswith("emoji")
     config = ConfigDict()

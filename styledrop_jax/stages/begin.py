@@ -23,7 +23,7 @@ from styledrop_jax.interchange.read import Initial, read_init
 from styledrop_jax.io import hub, image_files
 from styledrop_jax.io.run_folder import Run
 from styledrop_jax.methods import identifiers, prompts
-from styledrop_jax.methods.base import Program, Prompt, Stream, joined
+from styledrop_jax.methods.base import SUBJECT, Program, Prompt, Stream, joined
 from styledrop_jax.models.reading import SYNTAX, Reading
 from styledrop_jax.pipelines.base import Pipeline
 from styledrop_jax.registry import ADAPTERS
@@ -197,7 +197,11 @@ def _warn(job: Job) -> None:
 
 def warn_of_unknown(base: str, said: Sequence[Prompt], reading: Reading) -> None:
     """Warns of prompts that name nothing that a shipped base model was taught."""
-    texts = [reading.plain(prompt.judged) for prompt in said]
+    texts = []
+    for prompt in said:
+        # Not the words of the style: "orange paper" is no orange.
+        own = prompt.judged if SUBJECT in prompt.content else prompt.content
+        texts.append(reading.plain(own))
     model = hub.shipped_vocabulary(base)
     unknown = prompts.unknown(texts, model)
     for text in unknown:
