@@ -90,6 +90,7 @@ named under few styles."""
 SAMPLE = {"muse": muse.SAMPLE, "sd": unet.SAMPLE}
 _EACH = 4  # samples of a prompt
 _COMPOSED = 60  # styles of trained values, and as many with values held out
+_SHOWN = 9  # of either on the sheet
 
 
 def main() -> None:
@@ -103,7 +104,7 @@ def main() -> None:
         own = corpus.load(flags.corpus, size=model.resolution)
         _reconstruction(own, name, model, scorer, flags.out)
         _samples(own, name, model, scorer, flags.out)
-        _composed(own, name, model, scorer)
+        _composed(own, name, model, scorer, flags.out)
     _print_recall(data, scorer)
     _distances(data, models, scorer)
     _unseen(models, scorer, flags.out)
@@ -225,13 +226,18 @@ def _print_scores(label: str, scores: np.ndarray) -> None:
     print(f"| {label} | {' | '.join(f'{score:.3f}' for score in scores)} |")
 
 
-def _composed(data: corpus.Corpus, kind: str, model: Pipeline, scorer: ClipScorer) -> None:
+def _composed(
+    data: corpus.Corpus, kind: str, model: Pipeline, scorer: ClipScorer, out: Path
+) -> None:
     """How near drawings come to true ones in styles composed of parts, when words name the parts.
 
     One content in each style: the cosine of features with what an artist drew of it, in that style;
     of drawings of the bare content, of that in the words, and of another artist's in that style.
+    A sheet of the first of each kind, each true drawing beside that in the words.
     """
     rng = np.random.default_rng(0)
+    shown = []
+    captions = []
     for held_out in (False, True):
         contents, prompts, truth, other = [], [], [], []
         while len(contents) < _COMPOSED:
@@ -245,14 +251,21 @@ def _composed(data: corpus.Corpus, kind: str, model: Pipeline, scorer: ClipScore
                 drawing = data.true_image(noun(content), artist)
                 images.append(styles.draw(parts, drawing) / 255)
         known = scorer.image_features(np.stack(truth))
+        drawn = _generated(kind, model, prompts)
+        for pair in zip(truth[:_SHOWN], drawn, strict=False):
+            shown += pair
+        for prompt in prompts[:_SHOWN]:
+            captions += ["true", prompt]
         name = "with values held out" if held_out else "of trained values"
         for what, images in (
             ("bare content", _generated(kind, model, contents)),
-            ("style in words", _generated(kind, model, prompts)),
+            ("style in words", drawn),
             ("another artist's", np.stack(other)),
         ):
             likeness = (scorer.image_features(images) * known).sum(axis=1)
             print(f"{kind}, composed styles {name}, {what}: {interval(likeness, '.3f')}")
+    sheet = sheets.grid(shown, columns=6, scale=256 // model.resolution, captions=captions)
+    image_files.write_png(out / f"composed_{kind}.png", sheet)
 
 
 def _has_held_out(parts: styles.Parts) -> bool:
