@@ -161,6 +161,18 @@ def test_clips_choice_filters_and_clicks(tmp_path, serve, visit):
     _until(lambda: _marks(run) == ([], []))
 
 
+def test_marks_that_come_after_their_filter_are_shown(tmp_path, serve, visit):
+    run = studios.waiting(tmp_path / "runs" / "mine")
+    served = serve(tmp_path / "runs")
+    one = visit(served, "#/run/mine/choose/1")
+    other = visit(served, "#/run/mine/choose/1")
+    other.get_by_label("Show").select_option("keep")
+    expect(other.get_by_text("No image is like that.")).to_be_visible()
+    one.locator("button.cell").nth(1).click()
+    _until(lambda: _marks(run) == ([2], []))
+    expect(other.locator("button.cell")).to_have_count(1)
+
+
 def test_two_tabs_see_each_others_marks(tmp_path, serve, visit):
     run = studios.waiting(tmp_path / "runs" / "mine")
     served = serve(tmp_path / "runs")

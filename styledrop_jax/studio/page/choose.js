@@ -324,6 +324,8 @@ class Table {
     const changes = between(this.marks, next);
     this.marks = next;
     this.repaint(Object.keys(changes));
+    // Marks may come after the filter that asks for them.
+    if (this.wanted.show !== "all" && Object.keys(changes).length) this.arrange();
   }
 
   repaint(numbers) {
