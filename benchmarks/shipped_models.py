@@ -3,7 +3,6 @@
 python benchmarks/shipped_models.py --corpus corpus --out docs/images
 """
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -269,12 +268,8 @@ def _composed(
 
 
 def _has_held_out(parts: styles.Parts) -> bool:
-    values = {**dataclasses.asdict(parts), "inks": set(parts.inks)}
-    for field, held_out in styles.HELD_OUT.items():
-        found = values[field] if field == "inks" else {values[field]}
-        if not found.isdisjoint(held_out):
-            return True
-    return False
+    values = {parts.line, parts.fill, *parts.inks, parts.ground, parts.texture, parts.edge}
+    return any(not values.isdisjoint(held_out) for held_out in styles.HELD_OUT.values())
 
 
 def _samples(

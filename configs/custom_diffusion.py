@@ -6,8 +6,8 @@ style.
 Takes the fields of `styledrop`, and its presets: `emoji128` (default) is the shipped Stable
 Diffusion, `emoji64-muse` the Muse.
 
-`emoji128` on two CPU cores: 70 seconds, 1.4 GB. A tint of the style, and things that can be told; a
-higher learning rate washes them out.
+At 64 pixels on two CPU cores: 70 seconds, 1.4 GB. A tint of the style, and things that can be told;
+a higher learning rate washes them out.
 """
 
 import runpy

@@ -7,7 +7,7 @@ between them.
         --config.reference.descriptor "in watercolor painting style" --workdir runs/mine
 
 Presets, as `--config styledrop:PRESET`:
-    emoji128 (default)      the shipped 128-pixel Stable Diffusion: minutes, 1.4 GB, two cores; the
+    emoji128 (default)      the shipped 128-pixel Stable Diffusion: minutes, 1.2 GB, two cores; the
                             best of several states of a round goes on, and ten samples, each of
                             another prompt, that have most style and content train the next
     emoji64-muse            the shipped Muse of the same drawings: coarser things; one round, for a

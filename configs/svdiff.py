@@ -6,7 +6,7 @@ StyleDrop's prompts.
 Takes the fields of `styledrop`, and its presets: `emoji128` (default) is the shipped Stable
 Diffusion, `emoji64-muse` the Muse. The paper's learning rate is 1e-3.
 
-`emoji128` on two CPU cores: 2 minutes, 1.5 GB. Less of the style than LoRA, and the lines inside
+At 64 pixels on two CPU cores: 2 minutes, 1.5 GB. Less of the style than LoRA, and the lines inside
 things last.
 """
 

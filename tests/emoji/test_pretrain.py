@@ -199,6 +199,16 @@ def test_an_autoencoder_of_128_pixels_begins_as_one_of_64_doubled_and_shares_its
     assert (exported.config.sample_size, exported.config.downsampling) == (128, 8)
 
 
+def test_an_autoencoder_shares_the_latents_of_one_of_half_its_size_alone(tmp_path):
+    folder = str(_trained("vae") / "export/vae")
+    told = _settings("vae", like=folder)
+    assert isinstance(told, settings.VaeSettings)
+    with pytest.raises(
+        UserError, match="config.like: .* has 4 pixels a latent .* expected 2 and 4"
+    ):
+        vae.task(told, corpus.load(emoji_packages.built()), tmp_path)
+
+
 def test_the_exported_stable_diffusion_samples_and_encodes(exported):
     assert exported.resolution == 64
     how = SampleSettings(steps=2, batch_size=2)

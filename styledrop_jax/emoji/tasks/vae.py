@@ -12,6 +12,7 @@ from flax import nnx
 from styledrop_jax.emoji.corpus import Corpus
 from styledrop_jax.emoji.settings import VaeSettings
 from styledrop_jax.emoji.tasks import base
+from styledrop_jax.errors import UserError
 from styledrop_jax.io import hub
 from styledrop_jax.models import vae, vqgan
 from styledrop_jax.pipelines import muse_files, stable_diffusion_files
@@ -71,8 +72,8 @@ def _begin(
     for i, (path, weight) in enumerate(nnx.to_flat_state(own)):
         known = given.get(_moved(path, -outside))
         if known is not None:
-            wide = _widened(known[...], weight.shape, jax.random.fold_in(key, i))
-            weight[...] = weight[...] if wide is None else wide
+            if _fits(known.shape, weight.shape):
+                weight[...] = _widened(known[...], weight.shape, jax.random.fold_in(key, i))
         elif path[-2:] == ("conv2", "kernel"):
             weight[...] = jnp.zeros(weight.shape)
         elif path[-1] == "kernel" and "upsamplers" in path:
@@ -89,12 +90,13 @@ def _moved(path: tuple, by: int) -> tuple:
     return path
 
 
-def _widened(known: jax.Array, shape: tuple[int, ...], key: jax.Array) -> jax.Array | None:
-    """A weight with each channel repeated to fill `shape`; None where that is no multiple."""
-    if known.ndim != len(shape) or any(
-        new % old for old, new in zip(known.shape, shape, strict=True)
-    ):
-        return None
+def _fits(known: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether every side of a weight's new shape is a multiple of its old one."""
+    return not any(new % old for old, new in zip(known, shape, strict=True))
+
+
+def _widened(known: jax.Array, shape: tuple[int, ...], key: jax.Array) -> jax.Array:
+    """A weight with each channel repeated to fill `shape`."""
     wide = known
     for axis, new in enumerate(shape):
         wide = jnp.repeat(wide, new // known.shape[axis], axis=axis)
@@ -123,6 +125,13 @@ def task(settings: VaeSettings, data: Corpus, workdir: Path) -> base.Task[Traine
     config = vae.Config.emoji64(width=settings.width, size=settings.size)
     like = stable_diffusion_files.VAE.load(Path(settings.like)) if settings.like else None
     if like is not None:
+        theirs = (2 * like.config.downsampling, like.config.latent_channels)
+        if theirs != (config.downsampling, config.latent_channels):
+            raise UserError(
+                f"config.like: {settings.like} has {like.config.downsampling} pixels a latent and "
+                f"{like.config.latent_channels} channels, expected {config.downsampling // 2} and "
+                f"{config.latent_channels}: an autoencoder of half of config.size {settings.size}"
+            )
         config = dataclasses.replace(config, scaling_factor=like.config.scaling_factor)
     key = jax.random.key(settings.seed)
     model = vae.AutoencoderKL(config, rngs=nnx.Rngs(key))
