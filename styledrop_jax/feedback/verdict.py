@@ -42,7 +42,7 @@ def before(style: float, *, found: bool) -> str:
     """
     if style >= _NEAR:
         return "near to the reference: the words say much of the style"
-    own = "words of your own may be nearer than these, which `styledrop describe` finds"
+    own = "`styledrop describe` finds these; words of your own may be nearer"
     if style >= _FAR:
         nearer = own if found else "words nearer to it would help (`styledrop describe`)"
         return f"on the way to the reference: {nearer}"

@@ -149,7 +149,7 @@ def _other_words(run: Run, anew: str) -> Command:
     file = inside(run.workdir, str(first.get("file", "")))
     if file and finds(image_files.read_image(file), str(first.get("descriptor", ""))):
         return Command(
-            "words of your own, which may be nearer than these of `styledrop describe`",
+            "words of your own: these are the nearest that `styledrop describe` finds",
             f'{anew} --config.reference.descriptor "in WORDS style"',
         )
     shows = f" --content {shlex.quote(content)}" if content else ""

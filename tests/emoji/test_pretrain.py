@@ -237,6 +237,13 @@ def test_an_autoencoder_shares_the_latents_of_one_of_its_size_or_half_of_it(tmp_
             vae.task(told, corpus.load(emoji_packages.built(), size=told.size), tmp_path)
 
 
+def test_an_autoencoder_does_not_begin_as_one_of_more_channels(tmp_path):
+    told = _settings("vae", init=str(_trained("vae") / "export/vae"), channels=2)
+    assert isinstance(told, settings.VaeSettings)
+    with pytest.raises(UserError, match="config.init: .* 4 channels of latents, expected .* 2"):
+        vae.task(told, corpus.load(emoji_packages.built()), tmp_path)
+
+
 def test_a_unet_goes_on_with_more_channels_of_latents(exported):
     narrow = exported.denoiser
     wide = unet.widened(narrow, 8)

@@ -69,7 +69,11 @@ def _divergence(own: vae.Posterior, prior: vae.Posterior) -> jax.Array:
 
 
 def _with_channels(source: vae.AutoencoderKL, channels: int, key: jax.Array) -> vae.AutoencoderKL:
-    """The same function with more channels of latents, which its decoder does not read yet."""
+    """The same function with more channels of latents, which its decoder does not read yet.
+
+    Raises:
+        UserError: it has no quant_conv, which says how narrow they begin.
+    """
     old = source.config.latent_channels
     config = dataclasses.replace(source.config, latent_channels=channels)
     model = vae.AutoencoderKL(config, rngs=nnx.Rngs(key))
@@ -92,7 +96,8 @@ def _with_channels(source: vae.AutoencoderKL, channels: int, key: jax.Array) -> 
             places.append(moments if before == 2 * old < after else np.arange(before))
         weight[...] = start.at[np.ix_(*places)].set(known)
     nnx.update(model, own)
-    assert model.quant_conv is not None and model.quant_conv.bias is not None
+    if model.quant_conv is None or model.quant_conv.bias is None:
+        raise UserError("config.init: an autoencoder without quant_conv, expected one with it")
     model.quant_conv.bias[...] = model.quant_conv.bias[...].at[channels + old :].set(_LOGVAR)
     return model
 
@@ -185,7 +190,13 @@ def task(settings: VaeSettings, data: Corpus, workdir: Path) -> base.Task[Traine
             source = muse_files.VQVAE.load(folder)
         else:
             source = stable_diffusion_files.VAE.load(folder)
-            if source.config.latent_channels != settings.channels:
+            known = source.config.latent_channels
+            if known > settings.channels:
+                raise UserError(
+                    f"config.init: {folder} has {known} channels of latents, expected no more "
+                    f"than config.channels, {settings.channels}"
+                )
+            if known < settings.channels:
                 source = _with_channels(source, settings.channels, key)
         _begin(model, source, key)
     held = data.held_out_images(32)
