@@ -97,10 +97,9 @@ class VaeSettings(CommonSettings):
         "an exported vqvae or vae folder whose weights to start from; empty starts anew",
         path="file",
     )
-    channels: int = setting(4, "of the latents", low=1, high=64)
     like: str = setting(
         "",
-        "an exported vae folder, of this size or half of it: the first channels share its latents",
+        "an exported vae folder: learn to share its latents, of images of half the size",
         path="file",
     )
 

@@ -75,8 +75,8 @@ class Config(vqgan.CodecConfig):
         return dataclasses.replace(cls.sd(), scaling_factor=0.13025, sample_size=1024)
 
     @classmethod
-    def emoji64(cls, *, width: int = 8, size: int = 64, channels: int = 4) -> Self:
-        """For images of 64 or 128 pixels: 16×16 latents.
+    def emoji64(cls, *, width: int = 8, size: int = 64) -> Self:
+        """For images of 64 or 128 pixels: 16×16 latents of 4 channels.
 
         The scaling factor is 1 for training. The standard deviation of the trained latents says
         what it is to be.
@@ -84,12 +84,11 @@ class Config(vqgan.CodecConfig):
         Args:
             width: channels at 64 pixels, and at 128; a multiple of 4.
             size: pixels along one side.
-            channels: of the latents.
         """
         larger = (width,) if size == 128 else ()
         return cls(
             block_out_channels=(*larger, width, 2 * width, 8 * width),
-            latent_channels=channels,
+            latent_channels=4,
             norm_num_groups=4,
             mid_block_add_attention=False,
             scaling_factor=1.0,

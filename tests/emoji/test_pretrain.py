@@ -199,62 +199,14 @@ def test_an_autoencoder_of_128_pixels_begins_as_one_of_64_doubled_and_shares_its
     assert (exported.config.sample_size, exported.config.downsampling) == (128, 8)
 
 
-def test_an_autoencoder_begins_as_one_of_fewer_channels_and_learns_to_read_its_own(tmp_path):
+def test_an_autoencoder_shares_the_latents_of_one_of_half_its_size_alone(tmp_path):
     folder = str(_trained("vae") / "export/vae")
-    told = _settings("vae", init=folder, like=folder, channels=6)
+    told = _settings("vae", like=folder)
     assert isinstance(told, settings.VaeSettings)
-    task = vae.task(told, corpus.load(emoji_packages.built()), tmp_path)
-    begun, given = task.model.autoencoder, VAE.load(Path(folder))
-    batch = task.batches(0, 1)[0]
-    images = np.asarray(batch) / 255
-    own, known = begun.encode(images), given.encode(images)
-    np.testing.assert_allclose(own.mean[..., :4], known.mean, atol=1e-5)
-    np.testing.assert_allclose(own.logvar[..., :4], known.logvar, atol=1e-5)
-    assert own.mean.shape[-1] == 6 and own.mean[..., 4:].std() > 0
-    np.testing.assert_allclose(begun.decode(own.mean), given.decode(known.mean), atol=1e-5)
-
-    keys = jax.random.split(jax.random.key(0), 2)
-    _, metrics = task.loss(task.model, batch, keys)
-    extra = jax.tree.map(lambda x: x[..., 4:], own)
-    apart = (extra.mean**2 + np.exp(extra.logvar) - 1 - extra.logvar) / 2
-    np.testing.assert_allclose(metrics["kl"], apart.mean() * 2 / 6, rtol=1e-3)
-    graphdef, trained, frozen = loop.split(task.model, task.trainable)
-
-    def error(state):
-        return task.loss(nnx.merge(graphdef, state, frozen), batch, keys)[1]["l1"]
-
-    grads = tree.flatten(jax.jit(jax.grad(error))(trained))
-    reads = np.abs(grads["autoencoder.decoder.conv_in.kernel"])
-    assert reads[:, :, 4:].max() > 0
-
-
-def test_an_autoencoder_shares_the_latents_of_one_of_its_size_or_half_of_it(tmp_path):
-    folder = str(_trained("vae") / "export/vae")
-    for changed in ({"channels": 2}, {"size": 128, "channels": 2}):
-        told = _settings("vae", like=folder, **changed)
-        assert isinstance(told, settings.VaeSettings)
-        with pytest.raises(UserError, match="config.like: .* 4 channels, expected .* than 2"):
-            vae.task(told, corpus.load(emoji_packages.built(), size=told.size), tmp_path)
-
-
-def test_an_autoencoder_does_not_begin_as_one_of_more_channels(tmp_path):
-    told = _settings("vae", init=str(_trained("vae") / "export/vae"), channels=2)
-    assert isinstance(told, settings.VaeSettings)
-    with pytest.raises(UserError, match="config.init: .* 4 channels of latents, expected .* 2"):
+    with pytest.raises(
+        UserError, match="config.like: .* has 4 pixels a latent .* expected 2 and 4"
+    ):
         vae.task(told, corpus.load(emoji_packages.built()), tmp_path)
-
-
-def test_a_unet_goes_on_with_more_channels_of_latents(exported):
-    narrow = exported.denoiser
-    wide = unet.widened(narrow, 8)
-    rng = np.random.default_rng(0)
-    latents = rng.standard_normal((2, 16, 16, 8)).astype(np.float32)
-    text = rng.standard_normal((2, 8, exported.text.config.hidden_size)).astype(np.float32)
-    known = narrow(latents[..., :4], np.array([10, 500]), text)
-    found = wide(latents, np.array([10, 500]), text)
-    np.testing.assert_allclose(found[..., :4], known, atol=1e-5)
-    assert (np.asarray(found[..., 4:]) == 0).all()
-    assert unet.widened(narrow, 4) is narrow
 
 
 def test_the_exported_stable_diffusion_samples_and_encodes(exported):

@@ -1,10 +1,8 @@
 """Stable Diffusion's U-Net, over the latents of `vae` and under the text tower of `clip`."""
 
-import dataclasses
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -39,40 +37,17 @@ _PARTS = {
 }
 
 
-def widened(denoiser: unet.UNet, channels: int) -> unet.UNet:
-    """A U-Net of as many channels of latents, which begins blind to those beyond `denoiser`'s.
-
-    Of these it predicts zero, and the others as before.
-    """
-    if denoiser.config.in_channels == channels:
-        return denoiser
-    config = dataclasses.replace(denoiser.config, in_channels=channels, out_channels=channels)
-    wide = unet.UNet(config, rngs=nnx.Rngs(0))
-    known = dict(nnx.to_flat_state(nnx.state(denoiser, nnx.Param)))
-    state = nnx.state(wide, nnx.Param)
-    for path, weight in nnx.to_flat_state(state):
-        old = known[path][...]
-        corner = tuple(slice(0, side) for side in old.shape)
-        weight[...] = jnp.zeros(weight.shape).at[corner].set(old)
-    nnx.update(wide, state)
-    return wide
-
-
 def task(settings: UnetSettings, data: Corpus, workdir: Path) -> base.Task[Conditioned]:
     """Trains the U-Net on `settings.codec` and `settings.clip`.
 
-    It starts from random weights, or from those in `settings.init`; of more channels of latents
-    these know nothing at first.
+    It starts from random weights, or from those in `settings.init`.
     """
     codec = stable_diffusion_files.VAE.load(Path(settings.codec))
-    channels = codec.config.latent_channels
     text, tokenizer = load_text(Path(settings.clip))
     if settings.init:
-        denoiser = widened(stable_diffusion_files.UNET.load(Path(settings.init)), channels)
+        denoiser = stable_diffusion_files.UNET.load(Path(settings.init))
     else:
-        config = unet.Config.emoji64(
-            width=settings.width, text_width=text.config.hidden_size, channels=channels
-        )
+        config = unet.Config.emoji64(width=settings.width, text_width=text.config.hidden_size)
         denoiser = unet.UNet(config, rngs=nnx.Rngs(settings.seed))
     model = stable_diffusion.StableDiffusion(
         name="pretraining",

@@ -18,12 +18,11 @@ from styledrop_jax.models import vae, vqgan
 from styledrop_jax.pipelines import muse_files, stable_diffusion_files
 
 _MEASURED = 512  # images over which the deviation of the latents is taken
-_LOGVAR = -6.0  # of channels that are added: little noise, so that they are soon read
 _DIFFERENT = 0.1  # of itself: the deviation between the weights of copied channels
 
 
 class Trained(nnx.Module):
-    """An autoencoder, and the frozen one whose latents its first channels are to share."""
+    """An autoencoder, and the frozen one of half its size whose latents it is to share."""
 
     def __init__(self, autoencoder: vae.AutoencoderKL, like: vae.AutoencoderKL | None):
         self.autoencoder = autoencoder
@@ -35,30 +34,20 @@ def _loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """`reconstruction_loss` and the encoder's mean divergence from a Gaussian.
 
-    It is the unit one; but in the first channels `like`'s own, whose samples the decoder learns
-    from: those are the latents that a denoiser draws.
+    It is the unit one; or `like`'s own of the image at half the size, whose samples the decoder
+    learns from: those are the latents that a denoiser draws.
     """
     images = base.to_floats(batch)
     own = model.autoencoder.encode(images)
-    given = own
-    prior = vae.Posterior(jnp.zeros_like(own.mean), jnp.zeros_like(own.logvar))
-    if model.like is not None:
-        if model.like.config.downsampling < model.autoencoder.config.downsampling:
-            theirs = model.like.encode(base.halved(images))
-        else:
-            theirs = model.like.encode(images)
-        theirs = jax.lax.stop_gradient(theirs)
-        given = _in_front(theirs, own)
-        prior = _in_front(theirs, prior)
+    if model.like is None:
+        given = own
+        prior = vae.Posterior(jnp.zeros_like(own.mean), jnp.zeros_like(own.logvar))
+    else:
+        given = prior = jax.lax.stop_gradient(model.like.encode(base.halved(images)))
     restored = model.autoencoder.decode(jax.vmap(vae.Posterior.sample)(given, keys))
     value, l1 = base.reconstruction_loss(restored - images)
     kl = jnp.mean(_divergence(own, prior))
     return value + kl_weight * kl, {"l1": l1, "kl": kl}
-
-
-def _in_front(first: vae.Posterior, others: vae.Posterior) -> vae.Posterior:
-    """`others` with its first channels replaced by those of `first`."""
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b[..., a.shape[-1] :]], -1), first, others)
 
 
 def _divergence(own: vae.Posterior, prior: vae.Posterior) -> jax.Array:
@@ -66,40 +55,6 @@ def _divergence(own: vae.Posterior, prior: vae.Posterior) -> jax.Array:
     precision = jnp.exp(-prior.logvar)
     spread = own.logvar - prior.logvar
     return ((own.mean - prior.mean) ** 2 * precision + jnp.exp(spread) - 1 - spread) / 2
-
-
-def _with_channels(source: vae.AutoencoderKL, channels: int, key: jax.Array) -> vae.AutoencoderKL:
-    """The same function with more channels of latents, which its decoder does not read yet.
-
-    Raises:
-        UserError: it has no quant_conv, which says how narrow they begin.
-    """
-    old = source.config.latent_channels
-    config = dataclasses.replace(source.config, latent_channels=channels)
-    model = vae.AutoencoderKL(config, rngs=nnx.Rngs(key))
-    given = dict(nnx.to_flat_state(nnx.state(source, nnx.Param)))
-    # Encoders give all means, then all variances.
-    moments = np.r_[:old, channels : channels + old]
-    own = nnx.state(model, nnx.Param)
-    for path, weight in nnx.to_flat_state(own):
-        known = given[path][...]
-        start = weight[...]
-        if known.shape == start.shape:
-            weight[...] = known
-            continue
-        if start.ndim == 2:
-            start = jnp.eye(len(start))
-        elif path[-2:] == ("conv_in", "kernel"):
-            start = jnp.zeros_like(start)
-        places = []
-        for before, after in zip(known.shape, start.shape, strict=True):
-            places.append(moments if before == 2 * old < after else np.arange(before))
-        weight[...] = start.at[np.ix_(*places)].set(known)
-    nnx.update(model, own)
-    if model.quant_conv is None or model.quant_conv.bias is None:
-        raise UserError("config.init: an autoencoder without quant_conv, expected one with it")
-    model.quant_conv.bias[...] = model.quant_conv.bias[...].at[channels + old :].set(_LOGVAR)
-    return model
 
 
 def _begin(
@@ -167,18 +122,15 @@ def _centre(model: vae.AutoencoderKL, mean: float) -> None:
 def task(settings: VaeSettings, data: Corpus, workdir: Path) -> base.Task[Trained]:
     """Trains all of it; `settings.init` gives the weights to start from."""
     del workdir
-    config = vae.Config.emoji64(
-        width=settings.width, size=settings.size, channels=settings.channels
-    )
+    config = vae.Config.emoji64(width=settings.width, size=settings.size)
     like = stable_diffusion_files.VAE.load(Path(settings.like)) if settings.like else None
     if like is not None:
-        f = config.downsampling
-        theirs = like.config
-        if theirs.downsampling not in (f // 2, f) or theirs.latent_channels > settings.channels:
+        theirs = (2 * like.config.downsampling, like.config.latent_channels)
+        if theirs != (config.downsampling, config.latent_channels):
             raise UserError(
-                f"config.like: {settings.like} has {theirs.downsampling} pixels a latent and "
-                f"{theirs.latent_channels} channels, expected {f // 2} or {f} and no more than "
-                f"{settings.channels}: an autoencoder of config.size {settings.size} or half of it"
+                f"config.like: {settings.like} has {like.config.downsampling} pixels a latent and "
+                f"{like.config.latent_channels} channels, expected {config.downsampling // 2} and "
+                f"{config.latent_channels}: an autoencoder of half of config.size {settings.size}"
             )
         config = dataclasses.replace(config, scaling_factor=like.config.scaling_factor)
     key = jax.random.key(settings.seed)
@@ -186,19 +138,8 @@ def task(settings: VaeSettings, data: Corpus, workdir: Path) -> base.Task[Traine
     if settings.init:
         folder = Path(settings.init)
         is_tokenizer = hub.read_config(folder).get("_class_name") == "VQModel"
-        if is_tokenizer:
-            source = muse_files.VQVAE.load(folder)
-        else:
-            source = stable_diffusion_files.VAE.load(folder)
-            known = source.config.latent_channels
-            if known > settings.channels:
-                raise UserError(
-                    f"config.init: {folder} has {known} channels of latents, expected no more "
-                    f"than config.channels, {settings.channels}"
-                )
-            if known < settings.channels:
-                source = _with_channels(source, settings.channels, key)
-        _begin(model, source, key)
+        part = muse_files.VQVAE if is_tokenizer else stable_diffusion_files.VAE
+        _begin(model, part.load(folder), key)
     held = data.held_out_images(32)
     encode = nnx.jit(lambda model, images: model.encode(base.to_floats(images)).mode())
     decode = nnx.jit(lambda model, latents: jnp.clip(model.decode(latents), 0, 1))
