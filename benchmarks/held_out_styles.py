@@ -1,35 +1,52 @@
-"""StyleDrop on styles the shipped model never saw: Text, Style, leakage, concept accuracy.
+"""StyleDrop on every style that was held out of training, under three kinds of words for each.
 
     python benchmarks/held_out_styles.py --corpus corpus --workdir runs/held_out \\
-        [--preset emoji64-muse] [--seeds 3]
+        --out docs/images [--style blueprint] [--words "bare name"]
 
-Four arms on the same references and prompts: the base model given the style's descriptor only;
-round 1; round 2 trained on the images CLIP chose; round 2 trained on as many chosen at random. The
-ceiling is what the style's artist drew. Every score is the mean over images with a 95% bootstrap
-interval over (style, seed, prompt) means. Resumable.
+Nine treatments and two artists, one reference each, the defaults of `configs/styledrop.py`, one
+seed: what the words alone draw (the base model), each round, and the round that the run takes. The
+bare name is the corpus's, which says next to nothing to a model. A person's words were written from
+a look at the references, before anything was scored; found ones are the first that `styledrop
+describe` prints when it is told what the picture shows. The scores are those of scores.py, means
+over styles and prompts with 95% bootstrap intervals. Resumable; a part of the styles at a time, in
+processes side by side, leaves what a last one for all puts together.
 """
 
-import argparse
-import shutil
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from flags import of_corpus
+from scores import NAMES, STYLE, first_of_each, print_table, scores_of, taken
 
-from styledrop_jax import config_files, log
+from styledrop_jax import config_files, library, log
 from styledrop_jax.emoji import corpus
 from styledrop_jax.emoji.compose import descriptor, noun_phrase
-from styledrop_jax.emoji.drawings import ARTISTS_BY_NAME
+from styledrop_jax.emoji.drawings import ARTISTS_BY_NAME, HELD_OUT_ARTISTS, TRAINED_ARTISTS
 from styledrop_jax.emoji.references import write_truth
-from styledrop_jax.emoji.treatments import TREATMENTS_BY_NAME
-from styledrop_jax.io import hub, image_files
-from styledrop_jax.methods.prompts import POOL
-from styledrop_jax.metrics.clip_scores import ClipScorer, mean_interval
+from styledrop_jax.emoji.treatments import HELD_OUT_TREATMENTS, TREATMENTS_BY_NAME
+from styledrop_jax.io import hub, image_files, sheets
+from styledrop_jax.metrics.clip_scores import ClipScorer
 from styledrop_jax.rounds import personalize
-from styledrop_jax.stages.samples import Sample, read_samples
+
+WORDS = ("bare name", "a person's words", "found words")
+PERSONS = {
+    "blueprint": "in white lines on dark blue paper style",
+    "halftone": "in black dots on white paper style",
+    "mosaic": "in colorful square tiles on white paper style",
+    "woodcut": "in black linocut on beige paper style",
+    "cross stitch": "in embroidery on beige cloth style",
+    "gold foil": "in gold lines on black paper style",
+    "old screen": "in green television screen with dark lines style",
+    "comic dots": "in dark blue outlined orange dots on pale green paper style",
+    "paper cut": "in purple silhouette on yellow paper style",
+    "openmoji": "in black outlined flat cartoon style",
+    "fluent high contrast": "in black silhouette on white paper style",
+}
+"""Style → a person's words."""
+_REFERENCES = ("house", "tree", "car")
+_SHOWN = ("cat", "guitar", "key")
 
 
 class Style(NamedTuple):
@@ -38,13 +55,21 @@ class Style(NamedTuple):
     Attributes:
         artist, treatment: its name in the corpus.
         concept: what its reference image shows.
-        words: its descriptor in words that a base model knows; empty for the corpus's own.
     """
 
     artist: str
     treatment: str
     concept: str
-    words: str = ""
+
+    @property
+    def name(self) -> str:
+        """The treatment's, or of an artist as it is the artist's."""
+        return self.artist if self.treatment == "plain" else self.treatment
+
+    @property
+    def shown(self) -> str:
+        """What the reference shows, "a house"."""
+        return noun_phrase(self.concept)
 
     @property
     def descriptor(self) -> str:
@@ -52,57 +77,52 @@ class Style(NamedTuple):
         return descriptor(ARTISTS_BY_NAME[self.artist], TREATMENTS_BY_NAME[self.treatment])
 
 
-STYLES = (
-    Style("noto", "paper cut", "house", "in purple silhouette on yellow paper style"),
-    Style("fxemoji", "woodcut", "tree", "in black linocut on beige paper style"),
-    Style("openmoji", "plain", "tree"),
-)
-"""Two held-out treatments, in words near to what they show, and a held-out artist, in words of the
-corpus, which the base model does not know."""
-ARMS = {
-    "base model, descriptor only": ("clip", "base"),
-    "round 1": ("clip", "round_1"),
-    "round 2, chosen by CLIP": ("clip", "round_2"),
-    "round 2, chosen at random": ("random", "round_2"),
-    "true drawings": ("clip", "truth"),
-}
-"""Arm → how its run selects, and the stage of it."""
-AT_RANDOM = {
-    "round_1.select.scorers.clip_style": 0,
-    "round_1.select.scorers.clip_content": 0,
-    "round_1.select.scorers.random": 1,
-}
-_ITS_OWN = (
-    *("round_2", "scores.jsonl", "selected.json", "verdict.json", "grid.png", "report.html"),
-    *("config.json", ".lock"),
-)
-"""What a run that chooses otherwise does not take over. Scores are of it too: the sum in them is
-the one that CLIP selected by."""
+Given = tuple[Style, Path, Sequence[str]]
+"""A style, its folder, and the descriptor of each of the words."""
 
 
 def main() -> None:
     parser = of_corpus(__doc__)
-    parser.add_argument(
-        "--preset", default="emoji64", help="of configs/styledrop.py: emoji64 or emoji64-muse"
-    )
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=4, help="images of each prompt in a round")
+    parser.add_argument("--out", type=Path, required=True, help="where held_out_styles.png goes")
+    parser.add_argument("--style", action="append", choices=tuple(PERSONS), help="default: all")
+    parser.add_argument("--words", action="append", choices=WORDS, help="default: all")
     flags = parser.parse_args()
+    kinds = [kind for kind in WORDS if not flags.words or kind in flags.words]
     data = corpus.load(flags.corpus, size=128)
-    scorer = ClipScorer.load(hub.resolve("emoji64/clip"))
-    table: dict[str, list[np.ndarray]] = defaultdict(list)
-    for style in STYLES:
-        for seed in range(flags.seeds):
-            runs = _run_style(data, flags, style, seed)
-            for arm, (selection, stage) in ARMS.items():
-                reference = noun_phrase(style.concept)
-                table[arm].append(_score(scorer, runs[selection], stage, reference))
-    for i, style in enumerate(STYLES):
-        print(f"\n{style.artist}, {style.treatment}\n")
-        _print_scores(table, slice(i * flags.seeds, (i + 1) * flags.seeds))
-    print("\nall\n")
-    _print_scores(table)
-    _print_choice(table)
+    clip = ClipScorer.load(hub.resolve("emoji64/clip"))
+    every = []
+    for style in every_style():
+        if not flags.style or style.name in flags.style:
+            folder = write_style(data, flags.workdir, style)
+            every.append((style, folder, _descriptors(folder / "reference.png", style, kinds)))
+    table: dict[str, list[np.ndarray]] = {}
+    for style, folder, descriptors in every:
+        for kind, words in zip(kinds, descriptors, strict=True):
+            log.say(f"{style.name}, {kind}: {words}")
+            run = _run(folder, style, kind, words)
+            for label, stage in _stages(run).items():
+                own = scores_of(clip, run, stage, style.shown)
+                table.setdefault(f"{kind}, {label}", []).append(own)
+        true = scores_of(clip, run, "truth", style.shown)
+        table.setdefault("true drawings", []).append(true)
+    print_table(table, NAMES, "words")
+    _print_styles(every, kinds, table)
+    if kinds == list(WORDS) and not flags.style:
+        _write_sheet(every, flags.out / "held_out_styles.png")
+
+
+def every_style() -> list[Style]:
+    """Each held-out treatment on one artist of training, then each held-out artist as it is."""
+    pairs = []
+    for i, treatment in enumerate(HELD_OUT_TREATMENTS):
+        pairs.append((TRAINED_ARTISTS[i % len(TRAINED_ARTISTS)], treatment))
+    for artist in HELD_OUT_ARTISTS:
+        pairs.append((artist, TREATMENTS_BY_NAME["plain"]))
+    styles = []
+    for i, (artist, treatment) in enumerate(pairs):
+        concept = _REFERENCES[i % len(_REFERENCES)]
+        styles.append(Style(artist.name, treatment.name, concept))
+    return styles
 
 
 def write_style(data: corpus.Corpus, workdir: Path, style: Style) -> Path:
@@ -114,103 +134,78 @@ def write_style(data: corpus.Corpus, workdir: Path, style: Style) -> Path:
     return folder
 
 
-def _run_style(
-    data: corpus.Corpus, flags: argparse.Namespace, style: Style, seed: int
-) -> dict[str, Path]:
-    """Both runs of one style and seed; the second takes over the base's samples and round 1."""
-    folder = write_style(data, flags.workdir, style)
-    runs = {}
-    for selection in ("clip", "random"):
-        overrides: dict[str, Any] = {
-            "reference.image": str(folder / "reference.png"),
-            "reference.content": noun_phrase(style.concept),
-            "reference.descriptor": style.words or style.descriptor,
-            "truth": str(folder / "truth"),
-            "seed": seed,
-            "rounds": 2,
-            "round_1.sample.images_per_prompt": flags.images,
-            "round_2.sample.images_per_prompt": flags.images,
-        }
-        run = folder / f"seed_{seed}" / selection
-        if selection == "random":
-            overrides |= AT_RANDOM
-            copy_first_round(runs["clip"], run)
-        spec = config_files.read(f"styledrop:{flags.preset}", overrides)
-        log.say(f"{style.artist}, {style.treatment}, seed {seed}, {selection}")
-        personalize(spec, run, command="benchmarks/held_out_styles.py")
-        runs[selection] = run
-    return runs
+def _descriptors(reference: Path, style: Style, kinds: Sequence[str]) -> list[str]:
+    found = library.describe(reference, content=style.shown, number=1).descriptors[0][0]
+    descriptors = (style.descriptor, PERSONS[style.name], found)
+    words = dict[str, str](zip(WORDS, descriptors, strict=True))
+    return [words[kind] for kind in kinds]
 
 
-def copy_first_round(run: Path, to: Path) -> None:
-    """The base's samples and round 1 of a finished run, of which nothing is chosen yet."""
-    if not to.exists():
-        shutil.copytree(run, to, ignore=_own)
+def _run_folder(folder: Path, kind: str) -> Path:
+    return folder / kind.replace(" ", "-").replace("'", "")
 
 
-def _own(folder: str, names: list[str]) -> list[str]:
-    """Of `names` in `folder`, what is not copied; the states of round 1 were compared alike."""
-    return [] if "steps" in Path(folder).parts else [name for name in names if name in _ITS_OWN]
+def _run(folder: Path, style: Style, kind: str, words: str) -> Path:
+    run = _run_folder(folder, kind)
+    overrides = {
+        "reference.image": str(folder / "reference.png"),
+        "reference.content": style.shown,
+        "reference.descriptor": words,
+        "truth": str(folder / "truth"),
+        "round_2.sample.images_per_prompt": 1,
+    }
+    spec = config_files.read("styledrop", overrides)
+    personalize(spec, run, command="benchmarks/held_out_styles.py")
+    return run
 
 
-def features(scorer: ClipScorer, folder: Path, samples: Sequence[Sample]) -> np.ndarray:
-    """The image features of a stage's samples, [n, p]."""
-    images = [image_files.read_image(folder / sample.file) for sample in samples]
-    return scorer.image_features(np.stack(images).astype(np.float32) / 255)
+def _stages(run: Path) -> dict[str, str]:
+    stages = {"words alone": "base"}
+    for number in (1, 2):
+        if (run / f"round_{number}" / "scores.jsonl").exists():
+            stages[f"round {number}"] = f"round_{number}"
+    return stages | {"the round taken": f"round_{taken(run)}"}
 
 
-def by_prompt(samples: Sequence[Sample], scores: np.ndarray) -> np.ndarray:
-    """The means over each prompt's samples, [prompts, k], of scores [n, k]."""
-    rows: dict[int, list[np.ndarray]] = {}
-    for sample, score in zip(samples, scores, strict=True):
-        rows.setdefault(sample.prompt, []).append(score)
-    return np.stack([np.mean(rows[prompt], axis=0) for prompt in sorted(rows)])
+def _print_styles(
+    every: Sequence[Given], kinds: Sequence[str], table: Mapping[str, Sequence[np.ndarray]]
+) -> None:
+    """Style under the words alone, of each round, and of the true drawings, of each style."""
+    print(f"\n| Style | {' | '.join(kinds)} | true |\n{'|---' * (len(kinds) + 2)}|")
+    for i, (style, _, descriptors) in enumerate(every):
+        cells = []
+        for kind, words in zip(kinds, descriptors, strict=True):
+            labels = [label for label in table if label.startswith(f"{kind}, ")][:-1]
+            means = [f"{table[label][i][:, STYLE].mean():.2f}" for label in labels]
+            cells.append(f"{words}: {' → '.join(means)}")
+        cells.append(f"{table['true drawings'][i][:, STYLE].mean():.2f}")
+        print(f"| {style.name} | {' | '.join(cells)} |")
 
 
-def _score(scorer: ClipScorer, run: Path, stage: str, reference: str) -> np.ndarray:
-    """Means over each prompt's images, [prompts, 4]: Text, Style, leakage, concept accuracy.
-
-    Text: cosine with the prompt. Style: with the reference image. Leakage: with the words of the
-    reference's content. Concept: whether the prompt's content is the nearest of the pool's. The
-    reference's own content is left out: nothing can leak into it.
+def _write_sheet(every: Sequence[Given], path: Path) -> None:
+    """A row a style: the reference; three things under the bare name and a person's words, by these
+    alone and by the round taken; and by the artist.
     """
-    every = read_samples(run / stage / "scores.jsonl")
-    samples = [sample for sample in every if sample.content != reference]
-    seen = features(scorer, run / stage, samples)
-    leakage = seen @ scorer.text_features([reference])[0]
-    nearest = (seen @ scorer.text_features(POOL).T).argmax(axis=1)
-    rows = []
-    for i, sample in enumerate(samples):
-        text = sample.scores["clip_text"]
-        is_right = POOL[nearest[i]] == sample.content
-        rows.append((text, sample.scores["clip_style"], leakage[i], is_right))
-    return by_prompt(samples, np.array(rows, float))
+    images = []
+    captions = []
+    for style, folder, _ in every:
+        images.append(image_files.read_image(folder / "reference.png"))
+        captions.append(style.name)
+        for kind in WORDS[:2]:
+            run = _run_folder(folder, kind)
+            stages = _stages(run)
+            for label in ("words alone", "the round taken"):
+                images += _shown(run / stages[label])
+                captions += [f"{kind}, {label}"] * len(_SHOWN)
+        images += _shown(_run_folder(folder, WORDS[0]) / "truth")
+        captions += ["true"] * len(_SHOWN)
+    columns = len(images) // len(every)
+    image_files.write_png(path, sheets.grid(images, columns=columns, captions=captions))
 
 
-def interval(values: np.ndarray, form: str = ".3f") -> str:
-    """The mean of values [n] and its 95% interval."""
-    mean, low, high = mean_interval(values)
-    return f"{mean:{form}} [{low:{form}}, {high:{form}}]"
-
-
-def intervals(scores: Sequence[np.ndarray]) -> list[str]:
-    """The cells of a row: of each of the k scores in arrays [prompts, k]."""
-    return [interval(column) for column in np.concatenate(scores).T]
-
-
-def _print_scores(table: Mapping[str, Sequence[np.ndarray]], runs: slice = slice(None)) -> None:
-    """The means over some of the runs, or all."""
-    print("| arm | Text ↑ | Style ↑ | leakage ↓ | concept ↑ |\n|---|---|---|---|---|")
-    for arm, parts in table.items():
-        print(f"| {arm} | {' | '.join(intervals(parts[runs]))} |")
-
-
-def _print_choice(table: Mapping[str, Sequence[np.ndarray]]) -> None:
-    chosen = np.concatenate(table["round 2, chosen by CLIP"])
-    difference = chosen - np.concatenate(table["round 2, chosen at random"])
-    print("\nCLIP minus random, paired by style, seed and prompt:")
-    for i, name in enumerate(("Text", "Style", "leakage", "concept")):
-        print(f"{name}: {interval(difference[:, i], '+.3f')}")
+def _shown(folder: Path) -> list[np.ndarray]:
+    samples = first_of_each(folder)
+    return [image_files.read_image(folder / samples[thing].file) for thing in _SHOWN]
 
 
 if __name__ == "__main__":

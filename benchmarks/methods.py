@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from flags import of_corpus
-from held_out_styles import STYLES, Style, by_prompt, features, intervals, write_style
+from held_out_styles import PERSONS, Style, every_style, write_style
+from scores import LEAKAGE, STYLE, TEXT, features, first_of_each, intervals, scores_of
 
 from styledrop_jax import log
 from styledrop_jax.emoji import corpus
-from styledrop_jax.emoji.compose import noun_phrase
 from styledrop_jax.emoji.references import write_truth
 from styledrop_jax.io import hub, image_files, sheets
 from styledrop_jax.io.files import read_json, write_json
@@ -61,7 +61,8 @@ PAIRS = (
 )
 SOURCE = "references/001.png"  # of a StyO run's folder
 SHOWN = ("a cat", "a guitar", "a key")
-PRESETS = {"sd": "emoji64", "muse": "emoji64-muse"}
+STYLES = [style for style in every_style() if style.name in ("woodcut", "paper cut", "openmoji")]
+PRESETS = {"sd": "emoji128", "muse": "emoji64-muse"}
 _HEAD = "| method | Text ↑ | Style ↑ | leakage ↓ | KID ↓ | trainable | seconds | peak memory |"
 _STYO_HEAD = "| method | source ↑ | Style ↑ | diversity ↑ | trainable | seconds | peak memory |"
 
@@ -75,7 +76,7 @@ class Given(NamedTuple):
     Attributes:
         style: the style's folder.
         content: of its reference image, "a house".
-        descriptor: its words.
+        descriptor: a person's words for it.
         seed: of the run.
     """
 
@@ -207,7 +208,7 @@ def main() -> None:
     for seed in range(flags.seeds):
         for style in STYLES:
             every.append(write_given(data, flags.workdir, style, seed))
-            contents.append(noun_phrase(style.concept))
+            contents.append(style.shown)
     runs: dict[str, list[Path]] = {}
     styo: dict[str, list[Path]] = {}
     for name in _chosen(flags.only, flags.on):
@@ -247,8 +248,7 @@ def write_given(data: corpus.Corpus, workdir: Path, style: Style, seed: int) -> 
     for words, concept in (("ged " + style.concept, style.concept), ("aug cat", "cat")):
         image = data.true_image(concept, style.artist, style.treatment)
         image_files.write_png(folder / "pair" / f"a {words}-1.png", image)
-    descriptor = style.words or style.descriptor
-    return Given(folder, noun_phrase(style.concept), descriptor, seed)
+    return Given(folder, style.shown, PERSONS[style.name], seed)
 
 
 def write_shared(data: corpus.Corpus, folder: Path) -> None:
@@ -311,27 +311,6 @@ def _samples(run: Path, stage: str) -> list[Sample]:
     return read_samples(run / stage / "scores.jsonl")
 
 
-def scores_of(scorer: ClipScorer, run: Path, stage: str, reference: str) -> np.ndarray:
-    """Means over each prompt's images, [prompts, 3]: Text, Style, leakage.
-
-    Text: cosine with the prompt without words of style. Style: with the reference image. Leakage:
-    with the words of the reference's content.
-    """
-    samples = []
-    texts = []
-    style = []
-    for sample in _samples(run, stage):
-        if noun(sample.content) != noun(reference):
-            samples.append(sample)
-            content = sample.content.replace("{subject}", noun(reference))
-            texts.append(noun_phrase(noun(content)))
-            style.append(sample.scores["clip_style"])
-    seen = features(scorer, run / stage, samples)
-    text = (seen * scorer.text_features(texts)).sum(axis=1)
-    leakage = seen @ scorer.text_features([reference])[0]
-    return by_prompt(samples, np.stack([text, style, leakage], axis=1))
-
-
 def _distance(scorer: ClipScorer, run: Path, stage: str) -> float:
     """KID to the true drawings."""
     found = features(scorer, run / stage, _samples(run, stage))
@@ -361,7 +340,7 @@ def _print_methods(
             scores = []
             distances = []
             for run, content in zip(folders, contents, strict=True):
-                scores.append(scores_of(scorer, run, stage, content))
+                scores.append(scores_of(scorer, run, stage, content)[:, [TEXT, STYLE, LEAKAGE]])
                 if name not in OF_SUBJECTS:
                     distances.append(_distance(scorer, run, stage))
             distance = f"{np.mean(distances):.3f}" if distances else "–"
@@ -395,14 +374,6 @@ def _costs(runs: Sequence[Path], stage: str) -> list[str]:
         peaks.append(cost["peak_mib"])
     seconds = f"{min(training):.0f} of {min(whole):.0f}"
     return [f"{trainable:,}", seconds, f"{np.median(peaks):.0f} MiB"]
-
-
-def first_of_each(folder: Path) -> dict[str, Sample]:
-    """What a stage's samples show → the first sample of it."""
-    found: dict[str, Sample] = {}
-    for sample in read_samples(folder / "scores.jsonl"):
-        found.setdefault(noun(sample.content), sample)
-    return found
 
 
 def _write_sheet(runs: Mapping[str, Sequence[Path]], path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from flags import of_corpus
-from held_out_styles import interval
+from scores import interval
 
 from styledrop_jax import guidance
 from styledrop_jax.emoji import corpus, styles

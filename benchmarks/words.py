@@ -10,11 +10,10 @@ reference by a judge without CLIP. Means over styles and prompts, with 95% boots
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from held_out_styles import intervals
+from scores import print_table
 from validation_styles import STYLES, write
 
 from styledrop_jax import guidance, library, log
@@ -26,7 +25,7 @@ from styledrop_jax.metrics.statistics import colour_distance, texture_distance
 from styledrop_jax.pipelines.base import Pipeline, SampleSettings
 
 _HOW = SampleSettings(batch_size=8, steps=20, lambda_b=2.0)
-SCORES = ("Style ↑", "content ↑", "colour ↓", "texture ↓")
+_SCORES = ("Style ↑", "content ↑", "colour ↓", "texture ↓")
 
 
 def main() -> None:
@@ -50,19 +49,12 @@ def main() -> None:
         }
         for arm, descriptor in descriptors.items():
             log.say(f"{style.name}, {arm}: {descriptor}")
-            rows = scores_under(base, clip, reference, style.content, descriptor)
+            rows = _scores_under(base, clip, reference, style.content, descriptor)
             table.setdefault(arm, []).append(rows)
-    print_table(table, SCORES)
+    print_table(table, _SCORES, "words")
 
 
-def print_table(table: Mapping[str, Sequence[np.ndarray]], scores: Sequence[str]) -> None:
-    """A row for each kind of words: the means of its parts [prompts, k], with intervals."""
-    print(f"\n| words | {' | '.join(scores)} |\n{'|---' * (len(scores) + 1)}|")
-    for arm, parts in table.items():
-        print(f"| {arm} | {' | '.join(intervals(parts))} |", flush=True)
-
-
-def scores_under(
+def _scores_under(
     base: Pipeline, clip: ClipScorer, reference: np.ndarray, shown: str, descriptor: str
 ) -> np.ndarray:
     """The scores of the base model's samples, [prompts, 4]; not of what the reference shows."""
