@@ -240,7 +240,7 @@ def _extended(spec: RunSpec, rounds: int, steps: int, prompts: str) -> RunSpec:
             )
         )
     for _ in range(rounds):
-        whole = [stage for stage in stages if stage.start == "fresh"] or stages
+        whole = [stage for stage in stages if stage.start != "last"] or stages
         added = left_out.pop(0) if left_out else dataclasses.replace(whole[-1], images="chosen")
         stages.append(dataclasses.replace(added, prompts=prompts or added.prompts))
     return dataclasses.replace(spec, rounds=len(stages), round_settings=tuple(stages + left_out))

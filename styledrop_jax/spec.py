@@ -69,8 +69,10 @@ class RoundSettings:
 
     start: str = setting(
         "fresh",
-        "the adapter that it starts from: a fresh one, or the last round's",
-        choices=("fresh", "last"),
+        "the adapter that it starts from: a fresh one, the last round's, or learnt, what many "
+        "styles taught on this base model; where none of that ships or it does not fit, a fresh "
+        "one",
+        choices=("fresh", "learnt", "last"),
     )
     images: str = setting(
         "chosen",
@@ -384,7 +386,7 @@ def check_rounds(spec: RunSpec) -> None:
     for number in range(1, spec.rounds + 1):
         stage = spec.round(number)
         where = f"config.round_{number}"
-        if not stage.train.steps and (number == 1 or stage.start == "fresh"):
+        if not stage.train.steps and (number == 1 or stage.start != "last"):
             raise UserError(
                 f"{where}.train.steps: found 0, expected a whole number of at least 1; "
                 f"0 is for a round that starts from the last one's adapter"

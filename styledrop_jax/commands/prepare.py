@@ -124,7 +124,7 @@ def rare_tokens(argv: Sequence[str]) -> None:
 
 def pretrain_parser() -> Parser:
     parser = Parser("pretrain", pretrain)
-    parser.add_argument("--config", help="required: pretrain_vq, _clip, _muse, _vae or _unet")
+    parser.add_argument("--config", help="required: pretrain_vq, _clip, _muse, _vae, _unet, _start")
     parser.add_argument(
         "--workdir", type=Path, required=True, help="the training folder: new, or one to continue"
     )
@@ -139,7 +139,7 @@ def pretrain(argv: Sequence[str]) -> None:
         styledrop pretrain --config pretrain_muse --workdir pretrain/muse
 
     Resumable by the same command. Leaves the model in WORKDIR/export and images of its progress in
-    WORKDIR/pictures.
+    WORKDIR/images.
     """
     parser = pretrain_parser()
     if {"-h", "--help"} & set(argv):

@@ -231,12 +231,17 @@ def _style(rng: np.random.Generator, scene: Scene) -> str:
     if roll < (0.3 if is_treated else 0.4):
         return descriptor(None, scene.treatment)
     if roll > 0.75 and not is_treated:
-        words = [_invented(rng) for _ in range(rng.integers(1, 4))]
-        return f"in {' '.join(words)} style"
+        return invented(rng)
     return descriptor(scene.artist, scene.treatment)
 
 
-def _invented(rng: np.random.Generator) -> str:
+def invented(rng: np.random.Generator) -> str:
+    """A style that does not exist, "in drampel style"."""
+    words = [_word(rng) for _ in range(rng.integers(1, 4))]
+    return f"in {' '.join(words)} style"
+
+
+def _word(rng: np.random.Generator) -> str:
     """A word of one or two syllables that means nothing, such as "drampel"."""
     word = ""
     for _ in range(rng.integers(1, 3)):

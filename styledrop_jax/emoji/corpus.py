@@ -188,6 +188,36 @@ class Corpus:
         scene, caption = self.scene(index, split=split, vocabulary=vocabulary, seed=seed)
         return compose.render(scene, self.drawings), caption, scene
 
+    def style(
+        self, index: int, *, things: int, vocabulary: str = "starter", seed: int = 0
+    ) -> tuple[NDArray[np.uint8], list[str]]:
+        """Example `index` of an endless stream of styles: things by one artist, treated alike.
+
+        Half of the styles, and all that have no words, go by the name of one that does not exist.
+
+        Args:
+            index: any number from 0.
+            things: n, how many.
+            vocabulary: one of `VOCABULARIES`.
+            seed: another stream.
+
+        Returns:
+            Images uint8 [n, s, s, 3] and their n captions.
+
+        Raises:
+            UserError: no such vocabulary.
+        """
+        rng = np.random.default_rng((seed, index))
+        pool = self.pool("train", vocabulary)
+        own = pool[self.artist[pool] == self.artist[rng.choice(pool)]]
+        chosen = rng.choice(own, size=things, replace=len(own) < things)
+        treatment = _random_treatment(rng)
+        words = compose.descriptor(None, treatment)
+        if not words or rng.random() < 0.5:
+            words = compose.invented(rng)
+        images = np.stack([self.centred(int(drawing), treatment) for drawing in chosen])
+        return images, [f"{compose.noun_phrase(self._label(int(i)))} {words}" for i in chosen]
+
     def true_image(
         self, concept: str, artist: str = "noto", treatment: str = "plain"
     ) -> NDArray[np.uint8]:

@@ -1,4 +1,5 @@
-"""Trains the shipped base models from the corpus: tokenizer, CLIP, Muse, autoencoder and U-Net.
+"""Trains the shipped base models from the corpus: tokenizer, CLIP, Muse, autoencoder and U-Net, and
+what StyleDrop's adapter starts from.
 
 One command trains one of them and can be resumed. The result is a folder in the diffusers layout,
 which the rest of the package loads like any other checkpoint.
@@ -15,7 +16,7 @@ from flax import nnx
 from styledrop_jax import log
 from styledrop_jax.emoji import corpus
 from styledrop_jax.emoji.settings import CommonSettings, complete, to_config
-from styledrop_jax.emoji.tasks import clip, muse, unet, vae, vq
+from styledrop_jax.emoji.tasks import clip, muse, start, unet, vae, vq
 from styledrop_jax.emoji.tasks.base import Task
 from styledrop_jax.io import image_files
 from styledrop_jax.io.run_folder import Run
@@ -27,6 +28,7 @@ TASKS: dict[str, Callable[[Any, corpus.Corpus, Path], Task[Any]]] = {
     "muse": muse.task,
     "vae": vae.task,
     "unet": unet.task,
+    "start": start.task,
 }
 """(settings, corpus, training folder) → what is trained; the settings are those of its name."""
 _PRODUCTS = {"float32": None, "bfloat16": "BF16_BF16_F32"}

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from styledrop_jax import settings
+from styledrop_jax.adapters.styledrop import BLOCKS
 from styledrop_jax.errors import UserError, did_you_mean, shown
 from styledrop_jax.settings import setting
 
@@ -155,12 +156,28 @@ class UnetSettings(DenoiserSettings):
     init: str = setting("", "an exported unet folder to go on from; empty starts anew", path="file")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StartSettings(CommonSettings):
+    """What StyleDrop's adapter starts from."""
+
+    task: ClassVar[str] = "start"
+
+    base: str = setting("emoji128", "the base model: its name, or its folder", empty=False)
+    rank: int = setting(16, "width inside an adapter", low=1, high=4096)
+    blocks: str = setting("all", "which transformer layers have one", choices=BLOCKS)
+    things: int = setting(24, "drawings of a style that its adapter is judged by", low=1, high=1000)
+    inner_steps: int = setting(50, "in which the adapter learns a style from one drawing", low=2)
+    inner_batch_size: int = setting(8, "of these: the drawing under as many noises", low=1)
+    inner_learning_rate: float = setting(1e-3, "of these, by Adam", low=0, high=1, above=True)
+
+
 SETTINGS: dict[str, type[CommonSettings]] = {
     "vq": VqSettings,
     "clip": ClipSettings,
     "muse": MuseSettings,
     "vae": VaeSettings,
     "unet": UnetSettings,
+    "start": StartSettings,
 }
 
 

@@ -36,6 +36,8 @@ from styledrop_jax.io.paths import shown_path
 from styledrop_jax.models.tokenizer import choose_tokenizer
 
 SHIPPED = Path(__file__).parents[1] / "assets"
+START = "start.safetensors"
+"""In the folder of a shipped base model: what StyleDrop's adapter starts from on it."""
 _OF_PATHS = (".", "/", "~")  # what the name of a folder on disk may start with
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 

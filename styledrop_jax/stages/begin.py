@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from styledrop_jax import log, trainable, tree
-from styledrop_jax.adapters.base import Trainable
+from styledrop_jax.adapters.base import Trainable, load_adapter
 from styledrop_jax.base_model import load as load_pipeline
 from styledrop_jax.errors import UserError, shown
 from styledrop_jax.interchange.read import Initial, read_init
@@ -80,6 +80,7 @@ def begin(
         by_round=read.by_round,
         trainables=trainables(spec, read.program, initial),
         start=initial and initial.state,
+        learnt=_learnt(spec, pipeline),
         beside=beside,
     )
     _check_on_pipeline(job)
@@ -104,6 +105,19 @@ def _check_base(run: Run, pipeline: Pipeline) -> None:
             f"{run.workdir}: {pipeline.name} is not the base model that this run began on "
             "(config.base, config.vae or config.base_loras: weights, tokenizer or schedule changed)"
         )
+
+
+def _learnt(spec: RunSpec, pipeline: Pipeline) -> Initial | None:
+    """What ships with the base model for rounds to start from; None if no round asks for it, there
+    is none, or `config.vae` or `config.base_loras` made it another model.
+    """
+    path = hub.SHIPPED / spec.base / hub.START
+    asked = any(spec.round(number).start == "learnt" for number in range(1, spec.rounds + 1))
+    if not asked or not hub.is_shipped(spec.base) or not path.is_file():
+        return None
+    if load_adapter(path).base_hash != pipeline.base_hash:
+        return None
+    return read_init(path, pipeline)
 
 
 def trainables(spec: RunSpec, program: Program, initial: Initial | None = None) -> list[Trainable]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from styledrop_jax import log
 from styledrop_jax.adapters.base import Trainable
+from styledrop_jax.interchange.read import Initial
 from styledrop_jax.io.captions import Reference
 from styledrop_jax.io.run_folder import Run
 from styledrop_jax.methods.base import Example, Program, Prompt
@@ -44,6 +45,8 @@ class Job:
         by_round: prompts of the rounds that have their own.
         trainables: what trains in each round.
         start: the trainable state that round 1 starts from; None for a fresh one.
+        learnt: what ships for rounds to start from; None where no round asks or nothing fits the
+            base model.
         beside: another run on the same models, which it shares.
     """
 
@@ -58,6 +61,7 @@ class Job:
     trainables: Sequence[Trainable]
     by_round: Mapping[int, Sequence[Prompt]]
     start: Any = None
+    learnt: Initial | None = None
     beside: "Job | None" = None
 
     def prompts_of(self, number: int) -> Sequence[Prompt]:

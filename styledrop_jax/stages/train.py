@@ -294,13 +294,20 @@ def _initial(job: Job, number: int) -> Any:
     """The trainable state that a round starts from, as `trainable.parts` has it; None for a fresh
     one.
     """
-    if number == 1:
+    start = job.spec.round(number).start
+    state = None
+    if number == 1 and job.start is not None:
         state = job.start
-    elif job.spec.round(number).start == "last":
+    elif number > 1 and start == "last":
         last = job.run.path(f"round_{number - 1}", "adapter.safetensors")
         state = read_init(last, job.pipeline).state
-    else:
-        state = None
+    elif start == "learnt":
+        if job.learnt is not None and job.learnt.what == job.trainables[number - 1]:
+            state = job.learnt.state
+        else:
+            log.say(
+                f"round_{number}: starts fresh: no learnt start fits its adapter and base model"
+            )
     return None if state is None else {"parts": state}
 
 

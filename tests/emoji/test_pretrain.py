@@ -19,7 +19,8 @@ from styledrop_jax import config_files, guidance, tree
 from styledrop_jax.emoji import corpus, settings
 from styledrop_jax.emoji.pretrain import pretrain
 from styledrop_jax.emoji.settings import CommonSettings
-from styledrop_jax.emoji.tasks import clip, muse, unet, vae
+from styledrop_jax.emoji.tasks import clip, muse, start, unet, vae
+from styledrop_jax.emoji.treatments import TREATMENTS_BY_NAME
 from styledrop_jax.errors import UserError
 from styledrop_jax.io import hub
 from styledrop_jax.io.files import read_json
@@ -38,11 +39,13 @@ SIZES = {
     "muse": {"width": 32, "layers": 1, "pack": 8},
     "vae": {"seed": 1, "width": 4},
     "unet": {"size": 64, "width": 16, "pack": 8},
+    "start": {"size": 64, "rank": 2, "things": 2, "inner_steps": 3, "inner_batch_size": 2},
 }
 PARENTS = {  # the models that one builds on, by the name of the setting
     "muse": {"codec": "vq/export/vqvae", "clip": "clip/export/clip"},
     "vae": {"init": "vq/export/vqvae"},
     "unet": {"codec": "vae/export/vae", "clip": "clip/export/clip"},
+    "start": {"base": "unet/export/sd"},
 }
 DECODING = ("autoencoder.decoder", "autoencoder.post_quant_conv")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -65,7 +68,8 @@ def _settings(task: str, /, **changed: Any) -> CommonSettings:
 @pytest.fixture(scope="module", autouse=True)
 def _samples_of_few_steps():
     with pytest.MonkeyPatch.context() as patch:
-        for task in (muse, unet):
+        patch.setattr(start, "SHEET", (1, 2))
+        for task in (muse, unet, start):
             patch.setattr(task, "SAMPLE", dataclasses.replace(task.SAMPLE, steps=2, batch_size=4))
         yield
 
@@ -250,6 +254,49 @@ def test_an_autoencoder_takes_over_the_blocks_of_a_tokenizer():
             # Two steps of Adam move a weight by the learning rate each.
             np.testing.assert_allclose(taken[name], tensor, atol=5e-3, err_msg=name)
     assert blocks > 10
+
+
+def test_what_an_adapter_starts_from_learns_by_what_other_things_lose(tmp_path):
+    told = _settings("start")
+    assert isinstance(told, settings.StartSettings)
+    data = corpus.load(emoji_packages.built())
+    task = start.task(told, data, tmp_path)
+    graphdef, given, frozen = loop.split(task.model, task.trainable)
+    styles = jax.tree.map(lambda x: x[0], task.batches(0, 1))
+    keys = jax.random.split(jax.random.key(0), 2)
+
+    def loss(params, own):
+        """Of other things, for an adapter as it is: none of the inner steps changes it."""
+        inner = dataclasses.replace(task.loss.keywords["inner"], learning_rate=0.0)
+        alone = jax.tree.map(lambda x: x[own : own + 1], styles)
+        model = nnx.merge(graphdef, params, frozen)
+        return start._loss(model, alone, keys[own : own + 1], inner=inner)[0]
+
+    found = jax.grad(lambda p: task.loss(nnx.merge(graphdef, p, frozen), styles, keys)[0])(given)
+    expected = []
+    for own in (0, 1):
+        one = jax.tree.map(lambda x, own=own: x[own], styles)
+        inner_key = jax.random.split(keys[own])[0]
+        learnt = task.loss.keywords["inner"].states(task.model, one, inner_key)
+        expected += [jax.grad(loss)(state, own) for state in learnt]
+    mean = jax.tree.map(lambda *x: sum(x) / 4, *expected)
+    largest = max(float(np.abs(grad).max()) for grad in tree.flatten(found).values())
+    assert largest > 0
+    for name, grad in tree.flatten(found).items():
+        np.testing.assert_allclose(grad, tree.flatten(mean)[name], atol=1e-3 * largest)
+
+
+def test_a_style_is_drawn_alike_and_half_of_them_have_made_up_names(tmp_path):
+    data = corpus.load(emoji_packages.built())
+    images, prompts = data.style(0, things=4, seed=3)
+    again, said = data.style(0, things=4, seed=3)
+    assert np.array_equal(images, again) and prompts == said
+    assert len({prompt.partition(" in ")[2] for prompt in prompts}) == 1
+    assert len({prompt.partition(" in ")[0] for prompt in prompts}) > 1
+    known = {word for treatment in TREATMENTS_BY_NAME.values() for word in treatment.words.split()}
+    made_up = [data.style(i, things=1)[1][0] for i in range(60)]
+    found = [known.isdisjoint(prompt.partition(" in ")[2].split()[:-1]) for prompt in made_up]
+    assert 20 < sum(found) < 55
 
 
 def test_a_killed_training_continues_to_the_same_bytes_by_the_command_line(tmp_path, monkeypatch):
