@@ -7,9 +7,10 @@ between them.
         --config.reference.descriptor "in watercolor painting style" --workdir runs/mine
 
 Presets, as `--config styledrop:PRESET`:
-    emoji128 (default)      the shipped 128-pixel Stable Diffusion: minutes, 1.2 GB, two cores; the
-                            best of several states of a round goes on, and ten samples, each of
-                            another prompt, that have most style and content train the next
+    emoji128 (default)      the shipped 128-pixel Stable Diffusion: minutes, 1.2 GB, two cores; a
+                            round starts from what many styles taught, the better of two states of
+                            it goes on, and ten samples, each of another prompt, that have most
+                            style and content train the next
     emoji64-muse            the shipped Muse of the same drawings: coarser things; one round, for a
                             second makes them coarser still; 1.3 GB. `--config.rounds 2` makes both,
                             `styledrop extend --run RUN --rounds 1` the second afterwards
@@ -60,8 +61,10 @@ def get_config(preset: str = "emoji128") -> ConfigDict:
         config.round_2.own_share = 0.1
     if preset == "emoji128":
         for settings in (config.round_1, config.round_2):
-            settings.adapter.blocks = "decoder"
-            settings.sample.lambda_a = 1.0
+            settings.start = "learnt"
+            settings.keep = 2
+            settings.train.steps = 80
+            settings.sample.lambda_a = 1.5
         # Those that round 2 learns from are guided more strongly: it shows less than they.
         config.round_1.sample.images_per_prompt = 1
         config.round_1.select.update(images_per_prompt=4, lambda_a=2.0)

@@ -110,7 +110,7 @@ def commands(run: Run, spec: RunSpec, verdict: Verdict) -> list[Command]:
         "more": Command(
             "more of the style when sampling",
             f'styledrop sample --run {own} --prompt "a cat" '
-            f"--lambda-a {max(2 * how.lambda_a, 1):g}",
+            f"--lambda-a {max(1.5 * how.lambda_a, 1):g}",
         ),
         "text": Command(
             "more of what the prompt asks for when sampling",
