@@ -106,6 +106,7 @@ def main() -> None:
         true = scores_of(clip, run, "truth", style.shown)
         table.setdefault("true drawings", []).append(true)
     print_table(table, NAMES, "words")
+    print_table(_differences(kinds, table), NAMES, "round 2 less round 1", "+.3f")
     _print_styles(every, kinds, table)
     if {*WORDS[:2]} <= {*kinds} and not flags.style:
         _write_sheet(every, flags.out / "held_out_styles.png")
@@ -135,9 +136,11 @@ def write_style(data: corpus.Corpus, workdir: Path, style: Style) -> Path:
 
 
 def _descriptors(reference: Path, style: Style, kinds: Sequence[str]) -> list[str]:
-    found = library.describe(reference, content=style.shown, number=1).descriptors[0][0]
-    descriptors = (style.descriptor, PERSONS[style.name], found)
-    words = dict[str, str](zip(WORDS, descriptors, strict=True))
+    bare, persons, found = WORDS
+    words = {bare: style.descriptor, persons: PERSONS[style.name]}
+    if found in kinds:
+        proposed = library.describe(reference, content=style.shown, number=1)
+        words[found] = proposed.descriptors[0][0]
     return [words[kind] for kind in kinds]
 
 
@@ -167,6 +170,17 @@ def _stages(run: Path) -> dict[str, str]:
     return stages | {"the round taken": f"round_{taken(run)}"}
 
 
+def _differences(
+    kinds: Sequence[str], table: Mapping[str, Sequence[np.ndarray]]
+) -> dict[str, list[np.ndarray]]:
+    """Of each kind of words, paired by style and prompt."""
+    found = {}
+    for kind in kinds:
+        pairs = zip(table[f"{kind}, round 2"], table[f"{kind}, round 1"], strict=True)
+        found[kind] = [later - first for later, first in pairs]
+    return found
+
+
 def _print_styles(
     every: Sequence[Given], kinds: Sequence[str], table: Mapping[str, Sequence[np.ndarray]]
 ) -> None:
@@ -175,8 +189,8 @@ def _print_styles(
     for i, (style, _, descriptors) in enumerate(every):
         cells = []
         for kind, words in zip(kinds, descriptors, strict=True):
-            labels = [label for label in table if label.startswith(f"{kind}, ")][:-1]
-            means = [f"{table[label][i][:, STYLE].mean():.2f}" for label in labels]
+            stages = ("words alone", "round 1", "round 2")
+            means = [f"{table[f'{kind}, {stage}'][i][:, STYLE].mean():.2f}" for stage in stages]
             cells.append(f"{words}: {' → '.join(means)}")
         cells.append(f"{table['true drawings'][i][:, STYLE].mean():.2f}")
         print(f"| {style.name} | {' | '.join(cells)} |")
