@@ -208,9 +208,9 @@ def _write_sheet(every: Sequence[Given], path: Path) -> None:
         for kind in WORDS[:2]:
             run = _run_folder(folder, kind)
             stages = _stages(run)
-            for label in ("words alone", "the round taken"):
+            for label, caption in (("words alone", "alone"), ("the round taken", "taken")):
                 images += _shown(run / stages[label])
-                captions += [f"{kind}, {label}"] * len(_SHOWN)
+                captions += [f"{kind}, {caption}"] * len(_SHOWN)
         images += _shown(_run_folder(folder, WORDS[0]) / "truth")
         captions += ["true"] * len(_SHOWN)
     columns = len(images) // len(every)
