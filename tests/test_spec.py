@@ -119,7 +119,7 @@ def test_help_names_every_field_with_its_value_and_of_later_rounds_what_differs(
     ]
     lines = described["all other fields"]
     assert (
-        "round_1.train.steps 200: training steps (a whole number of at least 0 and at most 1000000)"
+        "round_1.train.steps 80: training steps (a whole number of at least 0 and at most 1000000)"
         in lines
     )
     assert (
