@@ -256,6 +256,7 @@ def test_an_autoencoder_takes_over_the_blocks_of_a_tokenizer():
     assert blocks > 10
 
 
+@pytest.mark.slow
 def test_what_an_adapter_starts_from_learns_by_what_other_things_lose(tmp_path):
     told = _settings("start")
     assert isinstance(told, settings.StartSettings)
