@@ -7,7 +7,7 @@ between them.
         --config.reference.descriptor "in watercolor painting style" --workdir runs/mine
 
 Presets, as `--config styledrop:PRESET`:
-    emoji128 (default)      the shipped 128-pixel Stable Diffusion: minutes, 1.2 GB, two cores; a
+    emoji128 (default)      the shipped 128-pixel Stable Diffusion: minutes, 1.6 GB, two cores; a
                             round starts from what many styles taught, the better of two states of
                             it goes on, and ten samples, each of another prompt, that have most
                             style and content train the next
