@@ -18,7 +18,7 @@ from flax import nnx
 from PIL import Image
 
 from styledrop_jax.emoji import corpus, styles
-from styledrop_jax.emoji.tasks.base import halved
+from styledrop_jax.emoji.tasks.doubling import halved
 from styledrop_jax.emoji.treatments import (
     HELD_OUT_TREATMENTS,
     TRAINED_TREATMENTS,
@@ -87,7 +87,7 @@ def _there_and_back(model: AutoencoderKL, images: jax.Array) -> jax.Array:
 
 def _restored(model: AutoencoderKL, images: np.ndarray) -> np.ndarray:
     if model.config.sample_size == 64:
-        return _doubled(np.asarray(_there_and_back(model, jnp.asarray(halved(images)))))
+        return _doubled(np.asarray(_there_and_back(model, halved(jnp.asarray(images)))))
     return np.asarray(_there_and_back(model, jnp.asarray(images)))
 
 

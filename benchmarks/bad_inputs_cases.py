@@ -36,7 +36,7 @@ from styledrop_jax.stages import best, judge, report, samples
 WORDS = ("-1", "1000000000", "9" * 5000, "nan", "1e999", "x", "", "a\nb", "\udcff", "/dev/zero")
 MODELS = {
     "transformer": uvit_config.Config.emoji64(),
-    "vqvae": vqgan.Config.emoji64(),
+    "vqvae": vqgan.Config.emoji(),
     "unet": unet.Config.emoji64(),
     "vae": vae.Config.emoji64(),
     "text_encoder": clip_config.ClipConfig.emoji64().text,

@@ -1,16 +1,26 @@
-"""The tokenizer of emoji64: 64-pixel images → 16×16 tokens of 512 codes.
+"""The tokenizer of the shipped Muse: images → 16×16 tokens of 512 codes.
 
 bash launch/fetch_corpus.sh corpus
 styledrop pretrain --config pretrain_vq --workdir pretrain/vq
+styledrop pretrain --config pretrain_vq:128 --workdir pretrain/vq128
+
+Presets: 64 (default); 128, which ships: an encoder and a decoder of 128 pixels for the tokens of
+the former, which it begins as.
 """
 
 from ml_collections import ConfigDict
 
+from styledrop_jax.errors import UserError
 
-def get_config() -> ConfigDict:
-    return ConfigDict(
+
+def get_config(preset: str = "64") -> ConfigDict:
+    if preset not in ("64", "128"):
+        raise UserError(f"config: unknown preset '{preset}' (one of 64, 128)")
+    config = ConfigDict(
         {
             "task": "vq",
+            "size": int(preset),
+            "like": "",
             "vocabulary": "full",
             "width": 8,
             "batch_size": 16,
@@ -25,3 +35,11 @@ def get_config() -> ConfigDict:
             "revive_every": 50,
         }
     )
+    if preset == "128":
+        config.width = 16
+        config.like = "pretrain/vq/export/vqvae"
+        config.batch_size = 4
+        config.steps = 5600
+        config.learning_rate = 1e-3
+        config.optimizer = "muon"
+    return config

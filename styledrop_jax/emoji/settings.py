@@ -62,6 +62,11 @@ class VqSettings(CommonSettings):
         "an exported vqvae folder whose decoder to train on, its tokens kept; empty starts anew",
         path="file",
     )
+    like: str = setting(
+        "",
+        "an exported vqvae folder: begin as it, and share its tokens, of images of half the size",
+        path="file",
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

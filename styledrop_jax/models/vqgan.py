@@ -114,21 +114,23 @@ class Config(CodecConfig):
         )
 
     @classmethod
-    def emoji64(cls, *, width: int = 8) -> Self:
-        """The shipped tokenizer: 4 pixels a token, 512 codes.
+    def emoji(cls, *, width: int = 8, size: int = 64) -> Self:
+        """The shipped tokenizer, for images of 64 or 128 pixels: 16×16 tokens of 512 codes.
 
         Args:
-            width: channels at 64 pixels, a multiple of 4.
+            width: channels at 64 pixels, and at 128; a multiple of 4.
+            size: pixels along one side.
         """
+        larger = (width,) if size == 128 else ()
         return cls(
-            block_out_channels=(width, 2 * width, 8 * width),
+            block_out_channels=(*larger, width, 2 * width, 8 * width),
             latent_channels=32,
             num_vq_embeddings=512,
             vq_embed_dim=32,
             norm_num_groups=4,
             mid_block_add_attention=False,
             lookup_from_codebook=True,
-            sample_size=64,
+            sample_size=size,
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import emoji_packages
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -19,7 +20,7 @@ from styledrop_jax import config_files, guidance, tree
 from styledrop_jax.emoji import corpus, settings
 from styledrop_jax.emoji.pretrain import pretrain
 from styledrop_jax.emoji.settings import CommonSettings
-from styledrop_jax.emoji.tasks import clip, muse, start, unet, vae
+from styledrop_jax.emoji.tasks import clip, muse, start, unet, vae, vq
 from styledrop_jax.emoji.treatments import TREATMENTS_BY_NAME
 from styledrop_jax.errors import UserError
 from styledrop_jax.io import hub
@@ -28,7 +29,7 @@ from styledrop_jax.metrics.clip_scores import ClipScorer
 from styledrop_jax.pipelines import load
 from styledrop_jax.pipelines.base import SampleSettings
 from styledrop_jax.pipelines.muse import Muse
-from styledrop_jax.pipelines.muse_files import TRANSFORMER
+from styledrop_jax.pipelines.muse_files import TRANSFORMER, VQVAE
 from styledrop_jax.pipelines.stable_diffusion import StableDiffusion
 from styledrop_jax.pipelines.stable_diffusion_files import VAE
 from styledrop_jax.training import checkpoint, loop
@@ -47,7 +48,11 @@ PARENTS = {  # the models that one builds on, by the name of the setting
     "unet": {"codec": "vae/export/vae", "clip": "clip/export/clip"},
     "start": {"base": "unet/export/sd"},
 }
-DECODING = ("autoencoder.decoder", "autoencoder.post_quant_conv")
+DECODING = tuple(
+    f"{model}.{part}"
+    for model in ("autoencoder", "tokenizer")
+    for part in ("decoder", "post_quant_conv")
+)
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -183,7 +188,7 @@ def test_an_autoencoder_of_128_pixels_begins_as_one_of_64_doubled_and_shares_its
 
     keys = jax.random.split(jax.random.key(0), 2)
     _, metrics = task.loss(task.model, batch, keys)
-    own = begun.encode(images)
+    own = begun.encode(jnp.asarray(images))
     spread = own.logvar - known.logvar
     apart = (own.mean - known.mean) ** 2 / np.exp(known.logvar) + np.exp(spread) - 1 - spread
     np.testing.assert_allclose(metrics["kl"], apart.mean() / 2, rtol=1e-3)
@@ -201,6 +206,43 @@ def test_an_autoencoder_of_128_pixels_begins_as_one_of_64_doubled_and_shares_its
     exported = VAE.load(tmp_path / "vae")
     assert exported.config.scaling_factor == given.config.scaling_factor
     assert (exported.config.sample_size, exported.config.downsampling) == (128, 8)
+
+
+def test_a_tokenizer_of_128_pixels_begins_as_one_of_64_doubled_and_shares_its_tokens(tmp_path):
+    folder = str(_trained("vq") / "export/vqvae")
+    config = config_files.load("pretrain_vq:128", settings.complete).to_dict()
+    told = settings.from_config(config | _changes("vq", like=folder, width=8))
+    assert isinstance(told, settings.VqSettings)
+    data = corpus.load(emoji_packages.built(), size=128)
+    task = vq.task(told, data, tmp_path)
+    begun, given = task.model.tokenizer, VQVAE.load(Path(folder))
+    batch = task.batches(0, 1)[0]
+    images = np.asarray(batch) / 255
+    tokens = given.encode(jnp.asarray(images.reshape(2, 64, 2, 64, 2, 3).mean((2, 4))))
+    doubled = np.asarray(given.decode(tokens)).repeat(2, axis=1).repeat(2, axis=2)
+    assert np.abs(np.asarray(begun.decode(tokens)) - doubled).mean() < 0.3 * doubled.std()
+
+    keys = jax.random.split(jax.random.key(0), 2)
+    graphdef, trained, frozen = loop.split(task.model, task.trainable)
+    assert not any("quantize" in name for name in tree.flatten(trained))
+
+    def moved(of):
+        def value(state):
+            return task.loss(nnx.merge(graphdef, state, frozen), batch, keys)[1][of]
+
+        grads = tree.flatten(jax.jit(jax.grad(value))(trained))
+        return {name for name, grad in grads.items() if np.abs(grad).max() > 0}
+
+    # the decoder learns from the other's tokens, the encoder from the other's features
+    assert moved("l1") and all(name.startswith(DECODING) for name in moved("l1"))
+    assert moved("apart") and not any(name.startswith(DECODING) for name in moved("apart"))
+
+    task.export(task.model, tmp_path)
+    exported = VQVAE.load(tmp_path / "vqvae")
+    assert (exported.config.sample_size, exported.config.downsampling) == (128, 8)
+    np.testing.assert_allclose(
+        exported.quantize.embedding[...], given.quantize.embedding[...], atol=1e-3
+    )
 
 
 def test_an_autoencoder_shares_the_latents_of_one_of_half_its_size_alone(tmp_path):

@@ -13,7 +13,7 @@ from styledrop_jax.sampling.noise_schedule import NoiseSchedule
 
 CONFIGS = {
     "uvit": uvit_config.Config.emoji64(),
-    "vqgan": vqgan.Config.emoji64(),
+    "vqgan": vqgan.Config.emoji(),
     "unet": unet.Config.emoji64(),
     "vae": vae.Config.emoji64(),
     "text": clip_config.ClipConfig.emoji64().text,

@@ -124,7 +124,7 @@ def test_amused_has_the_public_names_and_shapes(null_means_latent_channels):
 
 
 def test_emoji64_has_the_reference_names_and_shapes():
-    config = Config.emoji64()
+    config = Config.emoji()
     theirs = shapes(lambda: VQModel.from_config(config.to_dict()))
     abstract = nnx.eval_shape(lambda: vqgan.VQModel(config, rngs=pretrained.ONE_KEY))
     assert pretrained.shapes(abstract, RULES) == theirs
@@ -219,7 +219,7 @@ def test_unsupported_configs_are_refused(change, words):
 
 @pytest.mark.parametrize("force_upcast", [False, True])
 def test_a_model_that_asks_for_float32_computes_in_it(force_upcast, tmp_path):
-    config = dataclasses.replace(Config.emoji64(), force_upcast=force_upcast)
+    config = dataclasses.replace(Config.emoji(), force_upcast=force_upcast)
     abstract = nnx.eval_shape(lambda: vqgan.VQModel(config, rngs=pretrained.ONE_KEY))
     tensors = {}
     for name, shape in pretrained.shapes(abstract, RULES).items():

@@ -79,12 +79,6 @@ def to_floats(images: jax.Array | np.ndarray) -> jax.Array:
     return jnp.asarray(images).astype(jnp.float32) / 255
 
 
-def halved(images: Any) -> Any:
-    """Images [b, h, w, c] at half the size, each pixel the mean of four."""
-    b, h, w, c = images.shape
-    return images.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
-
-
 def reconstruction_loss(error: jax.Array) -> tuple[jax.Array, jax.Array]:
     """L1 + L2 + L1 of the slopes of an error [b, h, w, 3], all of them means; and the L1 alone."""
     down = jnp.mean(jnp.abs(jnp.diff(error, axis=1)))

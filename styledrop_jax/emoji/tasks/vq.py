@@ -1,5 +1,6 @@
 """The tokenizer: images → tokens (VQGAN)."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -9,7 +10,7 @@ from flax import nnx
 
 from styledrop_jax.emoji.corpus import Corpus
 from styledrop_jax.emoji.settings import VqSettings
-from styledrop_jax.emoji.tasks import base
+from styledrop_jax.emoji.tasks import base, doubling
 from styledrop_jax.models import vqgan
 from styledrop_jax.pipelines import muse_files
 
@@ -55,15 +56,75 @@ def _revive(table: jax.Array, features: jax.Array, key: jax.Array) -> jax.Array:
     return jnp.where(is_dead[:, None], chosen, table)
 
 
-def task(settings: VqSettings, data: Corpus, workdir: Path) -> base.Task[vqgan.VQModel]:
-    """Trains all of it; from `settings.init`, a `vqvae` folder, its decoder alone."""
+class Doubled(nnx.Module):
+    """A tokenizer, and the frozen one of half its size whose tokens it is to share."""
+
+    def __init__(self, tokenizer: vqgan.VQModel, like: vqgan.VQModel):
+        self.tokenizer = tokenizer
+        self.like = like
+
+
+def _loss_of_doubled(
+    model: Doubled, batch: jax.Array, keys: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """`reconstruction_loss` from the other's tokens, and how far the features are from its own."""
+    del keys
+    images = base.to_floats(batch)
+    tokenizer = model.tokenizer
+    z = jax.lax.stop_gradient(model.like.features(doubling.halved(images)))
+    tokens = tokenizer.quantize.nearest(z)
+    restored = tokenizer.decode_features(tokenizer.quantize(tokens))
+    value, l1 = base.reconstruction_loss(restored - images)
+    own = tokenizer.features(images)
+    apart = jnp.mean((own - z) ** 2) / jnp.var(z)
+    same = jnp.mean(tokenizer.quantize.nearest(own) == tokens)
+    return value + apart, {"l1": l1, "apart": apart, "same_tokens": same}
+
+
+def task(settings: VqSettings, data: Corpus, workdir: Path) -> base.Task:
+    """Trains all of it; from `settings.init`, a `vqvae` folder, its decoder alone.
+
+    With `settings.like` all but the codebook, which is that one's.
+    """
     del workdir
+    if settings.like:
+        return _doubled(settings, data)
+    return _anew(settings, data)
+
+
+def _doubled(settings: VqSettings, data: Corpus) -> base.Task[Doubled]:
+    like = muse_files.VQVAE.load(Path(settings.like))
+    config = vqgan.Config.emoji(width=settings.width, size=settings.size)
+    doubling.check_half(settings.like, like.config, config)
+    codes = like.config.num_vq_embeddings
+    config = dataclasses.replace(config, num_vq_embeddings=codes)
+    key = jax.random.key(settings.seed)
+    model = vqgan.VQModel(config, rngs=nnx.Rngs(key))
+    doubling.begin(model, like, key)
+    held = data.held_out_images(32)
+    restore = nnx.jit(lambda model, images: model.decode(model.encode(base.to_floats(images))))
+    without_codes = nnx.All(
+        nnx.Param, nnx.PathContains("tokenizer"), nnx.Not(nnx.PathContains("quantize"))
+    )
+    return base.Task(
+        model=Doubled(model, like),
+        trainable=without_codes,
+        loss=_loss_of_doubled,
+        batches=base.image_batches(data, settings),
+        sheet=lambda trained: base.reconstructions("vq", held, restore(trained.tokenizer, held)),
+        export=lambda trained, out: base.save_component(
+            out / "vqvae", trained.tokenizer, vqgan.RULES, config.to_dict()
+        ),
+    )
+
+
+def _anew(settings: VqSettings, data: Corpus) -> base.Task[vqgan.VQModel]:
     size = settings.batch_size
     held = data.held_out_images(32)
     if settings.init:
         model = muse_files.VQVAE.load(Path(settings.init))
     else:
-        config = vqgan.Config.emoji64(width=settings.width)
+        config = vqgan.Config.emoji(width=settings.width)
         model = vqgan.VQModel(config, rngs=nnx.Rngs(settings.seed))
     encode = nnx.jit(lambda model, images: model.features(base.to_floats(images)))
     restore = nnx.jit(lambda model, images: model.decode(model.encode(base.to_floats(images))))
