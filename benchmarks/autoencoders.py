@@ -1,7 +1,7 @@
 """What autoencoders keep of drawings of 128 pixels, by treatment and by fill of a composed style.
 
-python benchmarks/autoencoders.py --corpus corpus --sheet vae.png \\
-    --vae pretrain/vae/export/vae styledrop_jax/assets/emoji128/vae
+python benchmarks/autoencoders.py --corpus corpus --sheet kept.png \\
+    --codec styledrop_jax/assets/emoji128/vae styledrop_jax/assets/emoji128-muse/vqvae
 
 One of 64 pixels is given the drawings at half the size, and what it restores is doubled.
 """
@@ -18,7 +18,7 @@ from flax import nnx
 from PIL import Image
 
 from styledrop_jax.emoji import corpus, styles
-from styledrop_jax.emoji.tasks.doubling import halved
+from styledrop_jax.emoji.tasks.doubling import Autoencoder, halved, load
 from styledrop_jax.emoji.treatments import (
     HELD_OUT_TREATMENTS,
     TRAINED_TREATMENTS,
@@ -26,8 +26,7 @@ from styledrop_jax.emoji.treatments import (
     Treatment,
 )
 from styledrop_jax.io import image_files, sheets
-from styledrop_jax.models.vae import AutoencoderKL
-from styledrop_jax.pipelines.stable_diffusion_files import VAE
+from styledrop_jax.models.vqgan import VQModel
 
 _EACH = 16  # drawings of held-out concepts under each
 _SHOWN = 2  # of these on the sheet
@@ -39,14 +38,14 @@ _PLAIN_STYLE = styles.Parts(
 def main() -> None:
     parser = of_corpus(__doc__, workdir=False)
     parser.add_argument(
-        "--vae", type=Path, nargs="+", required=True, help="exported autoencoders, folders"
+        "--codec", type=Path, nargs="+", required=True, help="exported vae or vqvae folders"
     )
     parser.add_argument("--sheet", type=Path, required=True, help="the picture to write")
     flags = parser.parse_args()
     data = corpus.load(flags.corpus, size=128)
-    models = [VAE.load(folder) for folder in flags.vae]
+    models = [load(folder) for folder in flags.codec]
     shown = []
-    print(f"| | held out | {' | '.join(map(str, flags.vae))} |")
+    print(f"| | held out | {' | '.join(map(str, flags.codec))} |")
     print(f"|---|---{'|---' * len(models)}|")
     for name, treatment, is_held_out in _rows():
         images = _drawings(data, treatment)
@@ -81,11 +80,13 @@ def _drawings(data: corpus.Corpus, treatment: Treatment) -> np.ndarray:
 
 
 @nnx.jit
-def _there_and_back(model: AutoencoderKL, images: jax.Array) -> jax.Array:
+def _there_and_back(model: Autoencoder, images: jax.Array) -> jax.Array:
+    if isinstance(model, VQModel):
+        return model.decode(model.encode(images))
     return jnp.clip(model.decode(model.encode(images).mode()), 0, 1)
 
 
-def _restored(model: AutoencoderKL, images: np.ndarray) -> np.ndarray:
+def _restored(model: Autoencoder, images: np.ndarray) -> np.ndarray:
     if model.config.sample_size == 64:
         return _doubled(np.asarray(_there_and_back(model, halved(jnp.asarray(images)))))
     return np.asarray(_there_and_back(model, jnp.asarray(images)))

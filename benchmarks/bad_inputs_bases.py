@@ -45,7 +45,7 @@ def of_other_tools() -> dict[str, dict[str, np.ndarray]]:
     original = hub.SHIPPED / "emoji128"
     codec = load_file(original / "vae" / "diffusion_pytorch_model.safetensors")
     layer = "mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
-    width = unet.Config.emoji64().block_out_channels[-1]
+    width = unet.Config.emoji().block_out_channels[-1]
     row = np.ones((2, width), np.float32)
     found = {"vae": codec, "no tensors": {}}
     found["a wider vae"] = {name: np.repeat(tensor, 2, 0) for name, tensor in codec.items()}

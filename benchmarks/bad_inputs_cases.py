@@ -35,10 +35,10 @@ from styledrop_jax.stages import best, judge, report, samples
 
 WORDS = ("-1", "1000000000", "9" * 5000, "nan", "1e999", "x", "", "a\nb", "\udcff", "/dev/zero")
 MODELS = {
-    "transformer": uvit_config.Config.emoji64(),
+    "transformer": uvit_config.Config.emoji(),
     "vqvae": vqgan.Config.emoji(),
-    "unet": unet.Config.emoji64(),
-    "vae": vae.Config.emoji64(),
+    "unet": unet.Config.emoji(),
+    "vae": vae.Config.emoji(),
     "text_encoder": clip_config.ClipConfig.emoji64().text,
     "clip": clip_config.ClipConfig.emoji64(),
     "t5": t5.Config(),
@@ -112,7 +112,7 @@ def _written(config: Any) -> dict[str, Any]:
 
 def _of_builds(folder: Path) -> Iterator[Case]:
     """Sizes that some model has, beside the weights of one that has others."""
-    kinds = {"emoji64/muse": (muse_files, ("TRANSFORMER", "VQVAE", "TEXT"))}
+    kinds = {"emoji128-muse": (muse_files, ("TRANSFORMER", "VQVAE", "TEXT"))}
     kinds["emoji128"] = (stable_diffusion_files, ("UNET", "VAE", "TEXT"))
     for kind, (module, names) in kinds.items():
         for name in names:
@@ -140,7 +140,7 @@ def _build(component: Any, original: Path, place: Path, values: Mapping[str, Any
 
 
 def _of_tokenizers(folder: Path) -> Iterator[Case]:
-    original = hub.SHIPPED / "emoji64" / "muse" / "tokenizer"
+    original = hub.SHIPPED / "emoji128-muse" / "tokenizer"
     text = clip_config.TextConfig.from_dict(
         json.loads((original.parent / "text_encoder" / "config.json").read_text())
     )

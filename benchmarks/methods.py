@@ -10,10 +10,11 @@ heirs get 15 true drawings of the style instead, and 30 in other styles as Aux. 
 the reference's subject, Cut-Mix-Unmix it and a cat by the same artist. StyO redraws a plain drawing
 of what the reference shows, by another artist. Scores are means over images with a 95% bootstrap
 interval over (style, seed, prompt) means. KID is of a run's samples and the style's true drawings,
-in CLIP features, its mean over runs. Seconds are those of the fastest run. Resumable.
+in CLIP features, its mean over runs. Seconds are those of the fastest run, memory the most that one
+had. Resumable.
 """
 
-import os
+import re
 import subprocess
 import sys
 import time
@@ -62,7 +63,7 @@ PAIRS = (
 SOURCE = "references/001.png"  # of a StyO run's folder
 SHOWN = ("a cat", "a guitar", "a key")
 STYLES = [style for style in every_style() if style.name in ("woodcut", "paper cut", "openmoji")]
-PRESETS = {"sd": "emoji128", "muse": "emoji64-muse"}
+PRESETS = {"sd": "emoji128", "muse": "emoji128-muse"}
 _HEAD = "| method | Text ↑ | Style ↑ | leakage ↓ | KID ↓ | trainable | seconds | peak memory |"
 _STYO_HEAD = "| method | source ↑ | Style ↑ | diversity ↑ | trainable | seconds | peak memory |"
 
@@ -290,12 +291,21 @@ def _run(run: Path, config: str, overrides: Overrides) -> None:
     process = subprocess.Popen(
         [program, "personalize", "--config", config, "--workdir", str(run), *words]
     )
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    peak = 0.0
+    while process.poll() is None:
+        peak = max(peak, _peak(process.pid))
+        time.sleep(0.2)
     if process.returncode:
         raise SystemExit(f"{run}: the run failed")
     seconds = time.monotonic() - start if is_new else None  # else only a part was timed
-    write_json(run / "cost.json", {"seconds": seconds, "peak_mib": usage.ru_maxrss / 1024})
+    write_json(run / "cost.json", {"seconds": seconds, "peak_mib": peak})
+
+
+def _peak(pid: int) -> float:
+    """MiB that a process has had in memory at most; what `wait4` says counts this one's too."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    return int(found[1]) / 1024 if found else 0.0
 
 
 def stages(run: Path, *more: str) -> list[str]:
@@ -373,7 +383,7 @@ def _costs(runs: Sequence[Path], stage: str) -> list[str]:
         whole.append(cost["seconds"] or np.inf)
         peaks.append(cost["peak_mib"])
     seconds = f"{min(training):.0f} of {min(whole):.0f}"
-    return [f"{trainable:,}", seconds, f"{np.median(peaks):.0f} MiB"]
+    return [f"{trainable:,}", seconds, f"{max(peaks):.0f} MiB"]
 
 
 def _write_sheet(runs: Mapping[str, Sequence[Path]], path: Path) -> None:

@@ -1,7 +1,7 @@
 """Muse against the reference PyTorch modules: training steps/s, images/s and peak memory.
 
     source launch/environment.sh dev
-    python benchmarks/muse_vs_reference.py --model emoji64 --device cpu
+    python benchmarks/muse_vs_reference.py --model emoji128-muse --device cpu
     python benchmarks/muse_vs_reference.py --model amused-256 --device gpu    # random weights
 
 Prints one markdown table; both sides have the same weights. Every arm runs in a process of its own,
@@ -56,9 +56,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    shipped = "emoji64 (ships with the package)"
+    shipped = "emoji128-muse (ships with the package)"
     model = f"{shipped}; {', '.join(_RANDOM)} (random weights); or a diffusers folder"
-    parser.add_argument("--model", default="emoji64", help=model)
+    parser.add_argument("--model", default="emoji128-muse", help=model)
     flags = read_flags(parser, _TASKS, steps=12)
     with tempfile.TemporaryDirectory() as work:
         folder = _folder(flags.model, Path(work))
@@ -100,7 +100,7 @@ def _folder(model: str, work: Path) -> Path:
             return folder
     if model not in _RANDOM:
         names = ", ".join(_RANDOM)
-        raise SystemExit(f"--model {model}: no such folder, and not one of emoji64, {names}")
+        raise SystemExit(f"--model {model}: no such folder, and not one of emoji128-muse, {names}")
     with process(_write_random, work / model, model):
         pass
     return work / model

@@ -1,7 +1,7 @@
 """What a second round does to a style: arms of its settings on styles for choosing them.
 
     python benchmarks/rounds.py --icons icons/node_modules --workdir runs/rounds \\
-        [--preset emoji64-muse] [--seeds 3] [--arm defaults] [--style crayon]
+        [--preset emoji128-muse] [--seeds 3] [--arm defaults] [--style crayon]
 
 The scores are those of scores.py, means over the images of a prompt. An arm's differences from
 round 1 are paired by style, seed and prompt, with 95% bootstrap intervals.

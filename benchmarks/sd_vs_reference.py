@@ -31,7 +31,7 @@ from harness import (
 )
 from sides.job import RANK, Job
 
-_RANDOM = ("tiny", "emoji64", "sd15")
+_RANDOM = ("tiny", "emoji128", "sd15")
 _GUIDANCE = 7.5  # the reference's default scale
 _CAPTIONS = ("a sks crown", "a crown")
 _TASKS = {
@@ -64,8 +64,8 @@ def main() -> None:
     )
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument("--weights", type=Path, help="a diffusers folder")
-    random = "random weights of that size (default emoji64)"
-    weights.add_argument("--random", choices=_RANDOM, default="emoji64", help=random)
+    random = "random weights of that size (default emoji128)"
+    weights.add_argument("--random", choices=_RANDOM, default="emoji128", help=random)
     flags = read_flags(parser, _TASKS, steps=20)
     with tempfile.TemporaryDirectory() as work:
         job = _job(flags, _folder(flags, Path(work)), Path(work))

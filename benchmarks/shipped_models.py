@@ -98,12 +98,12 @@ def main() -> None:
     flags = parser.parse_args()
     data = corpus.load(flags.corpus)
     scorer = ClipScorer.load(hub.resolve("emoji64/clip"))
-    models = {"muse": load("emoji64"), "sd": load("emoji128")}
+    models = {"muse": load("emoji128-muse"), "sd": load("emoji128")}
+    large = corpus.load(flags.corpus, size=128)
     for name, model in models.items():
-        own = corpus.load(flags.corpus, size=model.resolution)
-        _reconstruction(own, name, model, scorer, flags.out)
-        _samples(own, name, model, scorer, flags.out)
-        _composed(own, name, model, scorer, flags.out)
+        _reconstruction(large, name, model, scorer, flags.out)
+        _samples(large, name, model, scorer, flags.out)
+        _composed(large, name, model, scorer, flags.out)
     _print_recall(data, scorer)
     _distances(data, models, scorer)
     _unseen(models, scorer, flags.out)
@@ -199,9 +199,7 @@ def _unseen(models: dict[str, Pipeline], scorer: ClipScorer, out: Path) -> None:
     scores = []
     for kind, model in models.items():
         found = _generated(kind, model, repeated)
-        times = 128 // model.resolution
-        shown = found.repeat(times, axis=1).repeat(times, axis=2)
-        images.append(shown.reshape(len(prompts), _EACH, *shown.shape[1:])[:, :2])
+        images.append(found.reshape(len(prompts), _EACH, *found.shape[1:])[:, :2])
         scores.append(scorer.text_score(found, repeated).reshape(-1, _EACH).mean(axis=1))
     table = np.stack(scores, axis=1)  # [prompts, models]
     names = " | ".join(f"{kind}, Text" for kind in models)
@@ -263,7 +261,7 @@ def _composed(
         ):
             likeness = (scorer.image_features(images) * known).sum(axis=1)
             print(f"{kind}, composed styles {name}, {what}: {interval(likeness, '.3f')}")
-    sheet = sheets.grid(shown, columns=6, scale=256 // model.resolution, captions=captions)
+    sheet = sheets.grid(shown, columns=6, scale=2, captions=captions)
     image_files.write_png(out / f"composed_{kind}.png", sheet)
 
 
@@ -295,7 +293,7 @@ def _samples(
         label = next(noun(content) for content in POOL if noun(content) in prompt)
         shown += [data.true_image(label) / 255, *_generated(kind, model, [prompt] * _EACH)]
         captions += [f"true {label}", *[prompt] * _EACH]
-    sheet = sheets.grid(shown, columns=10, scale=128 // model.resolution, captions=captions)
+    sheet = sheets.grid(shown, columns=10, captions=captions)
     image_files.write_png(out / f"{kind}.png", sheet)
 
 

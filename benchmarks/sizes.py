@@ -45,7 +45,7 @@ SIZES: dict[str, tuple[dict[str, int], ...]] = {
     "unet": ({"width": 32}, {"width": 48}, {"width": 80}),
 }
 """The second is what ships; of CLIP, one 128 wide."""
-_SHIPPED = hub.SHIPPED / "emoji64"
+_MUSE = hub.SHIPPED / "emoji128-muse"
 FIXED: dict[str, dict[str, Any]] = {
     "vq": {},
     "clip": {
@@ -58,8 +58,9 @@ FIXED: dict[str, dict[str, Any]] = {
         "precision": "float32",
     },
     "muse": {
-        "clip": str(_SHIPPED / "muse"),
-        "codec": str(_SHIPPED / "muse" / "vqvae"),
+        "size": 128,
+        "clip": str(_MUSE),
+        "codec": str(_MUSE / "vqvae"),
         "pack": 16000,
     },
     "unet": {

@@ -50,7 +50,7 @@ class World:
             "reference.image": self.folder / "reference.png",
             **more,
         }
-        line = ["personalize", "--config", "debug:emoji64-muse", "--workdir", str(run)]
+        line = ["personalize", "--config", "debug:emoji128-muse", "--workdir", str(run)]
         for name, value in config.items():
             line += [f"--config.{name}", str(value)]
         return line

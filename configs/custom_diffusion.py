@@ -4,7 +4,7 @@ style.
     styledrop personalize --config custom_diffusion --workdir runs/custom
 
 Takes the fields of `styledrop`, and its presets: `emoji128` (default) is the shipped Stable
-Diffusion, `emoji64-muse` the Muse.
+Diffusion, `emoji128-muse` the Muse.
 
 At 64 pixels on two CPU cores: 70 seconds, 1.4 GB. A tint of the style, and things that can be told;
 a higher learning rate washes them out.

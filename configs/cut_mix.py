@@ -6,7 +6,7 @@ them side by side.
 
 The images are named by what they show, identifier and class: `a sks dog-1.png`, `a sks dog-2.png`,
 `a aug cat-1.png`; or are lines of a JSONL with such a content each. Takes the presets of
-`styledrop`: `emoji128` (default) is the shipped Stable Diffusion, `emoji64-muse` the Muse. Sample
+`styledrop`: `emoji128` (default) is the shipped Stable Diffusion, `emoji128-muse` the Muse. Sample
 with other prompts than those of training ("on the left", "on the right"): a model that overfits
 shows the seam, which `--negative-prompt` can help against. On Stable Diffusion `--config.mix.unmix`
 above 0 also keeps a subject's words from attending to the half of the other; how much that weighs

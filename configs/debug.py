@@ -3,7 +3,7 @@ pictures are poor.
 
     styledrop personalize --config debug --workdir runs/debug
 
-Takes the presets of `styledrop`, and a two-core CPU for emoji64.
+Takes the presets of `styledrop`, and a two-core CPU for the small ones.
 """
 
 import runpy

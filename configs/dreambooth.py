@@ -6,7 +6,7 @@ images of the class.
     styledrop sample --run runs/dog --prompt "a {subject} on a blue background"
 
 Takes the presets of `styledrop`: `emoji128` (default) is the shipped Stable Diffusion,
-`emoji64-muse` the Muse. In prompts `{subject}` stands for identifier and noun. The frozen model
+`emoji128-muse` the Muse. In prompts `{subject}` stands for identifier and noun. The frozen model
 makes `--config.prior.generate` images of the class, kept for other runs, unless
 `--config.prior.image` names some. Guidance is classifier-free, of scale 1 + lambda_b.
 

@@ -5,7 +5,7 @@ trains.
         --config.reference.content "a house" --workdir runs/words
 
 Takes the fields of `styledrop`, and its presets: `emoji128` (default) is the shipped Stable
-Diffusion, `emoji64-muse` the Muse. The words are of the vocabulary of `config.clip`, the CLIP that
+Diffusion, `emoji128-muse` the Muse. The words are of the vocabulary of `config.clip`, the CLIP that
 scores, which has both towers: also where the base model has a text tower of its own (Stable
 Diffusion 1.5: the same one, openai/clip-vit-large-patch14). `--config.round_1.adapter.words` says
 how many are searched for, `by phrases` takes those of `styledrop describe` instead.

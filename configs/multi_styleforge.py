@@ -7,9 +7,9 @@ of its own.
         --workdir runs/multi
 
 Takes the presets of `styledrop`: `emoji128` (default) is the shipped Stable Diffusion,
-`emoji64-muse` the Muse. The components train together, each with images of "[identifier] style" and
-of "style". Prompts say all of them, "a cat in sks style and aug style"; a third is a `component_3`
-in a config file of your own. Settings beside these are those of `styleforge`.
+`emoji128-muse` the Muse. The components train together, each with images of "[identifier] style"
+and of "style". Prompts say all of them, "a cat in sks style and aug style"; a third is a
+`component_3` in a config file of your own. Settings beside these are those of `styleforge`.
 
 At 64 pixels on two CPU cores, two components of 7 and 8 images: 80 seconds, 1.8 GB. More of the
 style than StyleForge, and more lumps.

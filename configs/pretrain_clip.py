@@ -1,4 +1,4 @@
-"""The CLIP of emoji64, the judge and a text tower: 64-pixel images, captions of up to 32 tokens.
+"""The shipped CLIP, the judge and a text tower: 64-pixel images, captions of up to 32 tokens.
 
 bash launch/fetch_corpus.sh corpus
 styledrop pretrain --config pretrain_clip --workdir pretrain/clip

@@ -1,6 +1,7 @@
-"""The Muse of emoji64: a U-ViT over 16×16 tokens, conditioned on the text tower of the CLIP.
+"""The shipped Muse: a U-ViT over 16×16 tokens, conditioned on the text tower of the CLIP.
 
 styledrop pretrain --config pretrain_vq --workdir pretrain/vq
+styledrop pretrain --config pretrain_vq:128 --workdir pretrain/vq128
 styledrop pretrain --config pretrain_clip --workdir pretrain/clip
 styledrop pretrain --config pretrain_muse --workdir pretrain/muse
 """
@@ -12,7 +13,8 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "task": "muse",
-            "codec": "pretrain/vq/export/vqvae",
+            "size": 128,
+            "codec": "pretrain/vq128/export/vqvae",
             "clip": "pretrain/clip/export/clip",
             "vocabulary": "starter",
             "pack": 48000,

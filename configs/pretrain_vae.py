@@ -1,6 +1,7 @@
 """The autoencoder of the shipped Stable Diffusion: images → 16×16 latents.
 
 bash launch/fetch_corpus.sh corpus
+styledrop pretrain --config pretrain_vq --workdir pretrain/vq
 styledrop pretrain --config pretrain_vae --workdir pretrain/vae
 styledrop pretrain --config pretrain_vae:128 --workdir pretrain/vae128
 
@@ -20,7 +21,7 @@ def get_config(preset: str = "64") -> ConfigDict:
         {
             "task": "vae",
             "size": int(preset),
-            "init": "styledrop_jax/assets/emoji64/muse/vqvae",
+            "init": "pretrain/vq/export/vqvae",
             "vocabulary": "full",
             "width": 8,
             "kl_weight": 1e-3,

@@ -7,11 +7,11 @@ between them.
         --config.reference.descriptor "in watercolor painting style" --workdir runs/mine
 
 Presets, as `--config styledrop:PRESET`:
-    emoji128 (default)      the shipped 128-pixel Stable Diffusion: minutes, 1.6 GB, two cores; a
+    emoji128 (default)      the shipped 128-pixel Stable Diffusion: minutes, 1.1 GB, two cores; a
                             round starts from what many styles taught, the better of two states of
                             it goes on, and ten samples, each of another prompt, that have most
                             style and content train the next
-    emoji64-muse            the shipped Muse of the same drawings: coarser things; one round, for a
+    emoji128-muse           the shipped Muse of the same drawings: coarser things; one round, for a
                             second makes them coarser still; 1.3 GB. `--config.rounds 2` makes both,
                             `styledrop extend --run RUN --rounds 1` the second afterwards
     amused-256, amused-512  the public aMUSEd checkpoints, from the Hugging Face cache, the hub or a
@@ -39,7 +39,7 @@ from styledrop_jax.errors import UserError, did_you_mean
 
 _BASES = {
     "emoji128": "emoji128",
-    "emoji64-muse": "emoji64",
+    "emoji128-muse": "emoji128-muse",
     "amused-256": "amused/amused-256",
     "amused-512": "amused/amused-512",
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -68,7 +68,7 @@ def get_config(preset: str = "emoji128") -> ConfigDict:
         # Those that round 2 learns from are guided more strongly: it shows less than they.
         config.round_1.sample.images_per_prompt = 1
         config.round_1.select.update(images_per_prompt=4, lambda_a=2.0)
-    if preset == "emoji64-muse":
+    if preset == "emoji128-muse":
         config.rounds = 1
         config.round_2.left_out = (
             "on this model a round that learns from samples makes things coarser and comes no "
@@ -92,8 +92,8 @@ def common(preset: str) -> ConfigDict:
     """What the configs of other methods start from: one round."""
     if preset not in _BASES:
         hint = did_you_mean(preset, _BASES)
-        if preset == "emoji64":
-            hint = ": the shipped Stable Diffusion is 'emoji128', the Muse 'emoji64-muse'"
+        if preset.startswith("emoji64"):
+            hint = ": the shipped Stable Diffusion is 'emoji128', the Muse 'emoji128-muse'"
         raise UserError(f"config: unknown preset '{preset}'{hint} (one of {', '.join(_BASES)})")
     small = preset.startswith("emoji")
     config = ConfigDict()

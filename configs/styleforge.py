@@ -5,9 +5,9 @@
         --config.aux.image paintings/ --config.words.identifier sks --workdir runs/forge
 
 Takes the presets of `styledrop`: `emoji128` (default) is the shipped Stable Diffusion,
-`emoji64-muse` the Muse. Aux images are yours: a poor Aux can be worse than none, so the model makes
-none itself unless told how many (`--config.aux.generate 20`). The authors train the text encoder
-too (`--config.round_1.adapter.text_encoder true`).
+`emoji128-muse` the Muse. Aux images are yours: a poor Aux can be worse than none, so the model
+makes none itself unless told how many (`--config.aux.generate 20`). The authors train the text
+encoder too (`--config.round_1.adapter.text_encoder true`).
 
 At 64 pixels on two CPU cores, 15 images and 30 Aux: a minute, 1.6 GB. Paper and ink come, simple
 shapes stay, others become lumps: nothing says what the images show. At 1e-4 and 400 steps things

@@ -4,7 +4,7 @@
         --config.target.image art.png --workdir runs/styo
 
 Takes the presets of `styledrop`: `emoji128` (default) is the shipped Stable Diffusion,
-`emoji64-muse` the Muse. Leaves the source, or every image of a folder of sources, in the target's
+`emoji128-muse` the Muse. Leaves the source, or every image of a folder of sources, in the target's
 style among the run's samples and in report.html. The auxiliary images are made by the frozen
 model from "a portrait" unless `--config.aux.image` names some, such as the paper's 200 faces; the
 word is `--config.words.noun`, which both images should show. `--config.source.control` is the

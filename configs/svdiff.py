@@ -4,7 +4,7 @@ StyleDrop's prompts.
     styledrop personalize --config svdiff --workdir runs/svdiff
 
 Takes the fields of `styledrop`, and its presets: `emoji128` (default) is the shipped Stable
-Diffusion, `emoji64-muse` the Muse. The paper's learning rate is 1e-3.
+Diffusion, `emoji128-muse` the Muse. The paper's learning rate is 1e-3.
 
 At 64 pixels on two CPU cores: 2 minutes, 1.5 GB. Less of the style than LoRA, and the lines inside
 things last.

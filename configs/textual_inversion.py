@@ -3,8 +3,8 @@
     styledrop personalize --config textual_inversion --workdir runs/word
 
 Takes the fields of `styledrop`, and its presets: `emoji128` (default) is the shipped Stable
-Diffusion, `emoji64-muse` the Muse. `--config.round_1.adapter.vectors` sets how many tokens the word
-has, `initializer` what they start as, `norm true` keeps their length.
+Diffusion, `emoji128-muse` the Muse. `--config.round_1.adapter.vectors` sets how many tokens the
+word has, `initializer` what they start as, `norm true` keeps their length.
 
 At 64 pixels on two CPU cores: a minute, 1.4 GB. 768 numbers turn colours towards the reference's
 and leave things as they were.

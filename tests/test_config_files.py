@@ -27,7 +27,7 @@ RUNS = (
 )
 BASES = {
     "emoji128": "emoji128",
-    "emoji64-muse": "emoji64",
+    "emoji128-muse": "emoji128-muse",
     "amused-256": "amused/amused-256",
     "amused-512": "amused/amused-512",
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -91,8 +91,8 @@ def test_the_large_presets_hold_the_papers_values():
 
 def test_the_paths_of_configs_are_names_too():
     folder = config_files.folder()
-    by_path = config_files.read(f"{folder / 'lora.py'}:emoji64-muse")
-    assert by_path == config_files.read("lora:emoji64-muse")
+    by_path = config_files.read(f"{folder / 'lora.py'}:emoji128-muse")
+    assert by_path == config_files.read("lora:emoji128-muse")
 
 
 def test_an_unknown_preset_says_what_was_meant():

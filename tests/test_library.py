@@ -40,7 +40,7 @@ def _taught(workdir, images=None, *, content="a house", overrides=None):
         content=content,
         descriptor=STYLE,
         workdir=workdir,
-        config="debug:emoji64-muse",
+        config="debug:emoji128-muse",
         overrides=SMALL | (overrides or {}),
     )
 

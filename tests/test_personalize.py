@@ -342,13 +342,13 @@ def test_a_run_goes_on_from_another_folder(tmp_path, capfd, monkeypatch):
     shutil.copytree(tiny.ROOT / "configs", home / "configs")
     (home / "words.txt").write_text("a cat\n", encoding="utf-8")
     monkeypatch.chdir(home)
-    words = ["--config", "configs/debug.py:emoji64-muse", "--config.prompts", "words.txt"]
+    words = ["--config", "configs/debug.py:emoji128-muse", "--config.prompts", "words.txt"]
     runs.begun(Path("run"), *words, image="mine.png")
 
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    moved = ["--config", "../home/configs/debug.py:emoji64-muse"]
+    moved = ["--config", "../home/configs/debug.py:emoji128-muse"]
     moved += ["--config.prompts", "../home/words.txt"]
     line = tiny.arguments("../home/run", *moved, image="../home/mine.png")
     assert tiny.styledrop(*line) == 0

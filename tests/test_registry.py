@@ -147,7 +147,7 @@ def test_a_run_of_toys_alone(toys, tmp_path):
         "import runpy\n"
         "def get_config():\n"
         f"    file = {str(config_files.folder() / 'debug.py')!r}\n"
-        "    config = runpy.run_path(file)['get_config']('emoji64-muse')\n"
+        "    config = runpy.run_path(file)['get_config']('emoji128-muse')\n"
         "    config.update({'method': 'mood', 'mood': {'word': 'gloomy'}, 'rounds': 2})\n"
         "    for stage in (config.round_1, config.round_2):\n"
         "        stage.adapter = {'kind': 'shift'}\n"

@@ -69,9 +69,9 @@ def test_rounds_beyond_the_last_reuse_it_and_gaps_are_refused():
 
 
 def test_the_muse_preset_leaves_its_second_round_out_and_says_why():
-    found = config_files.read("styledrop:emoji64-muse")
+    found = config_files.read("styledrop:emoji128-muse")
     assert found.rounds == 1 and "coarser" in found.ends
-    both = config_files.read("styledrop:emoji64-muse", {"rounds": 2})
+    both = config_files.read("styledrop:emoji128-muse", {"rounds": 2})
     assert not both.ends and both.round(2).own_share == 0.1 and both.round(2).adapter.rank == 16
     assert spec.normal(spec.to_config(both))["round_2"]["left_out"] == "", "of no run's settings"
     assert not config_files.read("styledrop", {"rounds": 1}).ends

@@ -245,7 +245,7 @@ def arguments(workdir: Path, *more: object, image: object = None) -> list[str]:
         "reference.descriptor": "in watercolor painting style",
         "round_1.sample.batch_size": 2,
     }
-    line: list[object] = ["personalize", "--config", "debug:emoji64-muse", "--workdir", workdir]
+    line: list[object] = ["personalize", "--config", "debug:emoji128-muse", "--workdir", workdir]
     for name, value in config.items():
         line += [f"--config.{name}", value]
     line += more

@@ -217,13 +217,13 @@ def _configs(name: str) -> dict[str, dict[str, Any]]:
 
     small: dict[str, Any] = {"block_out_channels": (8, 16), "norm_num_groups": 4}
     if name == "tiny":
-        size = unet.Config.emoji64()
+        size = unet.Config.emoji()
         denoiser = dataclasses.replace(size, sample_size=8, cross_attention_dim=32, **small)
         codec = vae.Config(layers_per_block=1, sample_size=16, **small)
         text = clip.ClipConfig.emoji64(vocab_size=514, width=32, text_layers=1).text
-    elif name == "emoji64":
-        denoiser = unet.Config.emoji64()
-        codec = vae.Config.emoji64()
+    elif name == "emoji128":
+        denoiser = unet.Config.emoji()
+        codec = vae.Config.emoji(width=16, size=128)
         text = clip.ClipConfig.emoji64(vocab_size=2048).text
     else:
         denoiser = unet.Config.sd15()
@@ -237,7 +237,7 @@ def write_random(folder: Path, name: str) -> None:
 
     Args:
         folder: is made.
-        name: its size: "tiny", "emoji64" or "sd15".
+        name: its size: "tiny", "emoji128" or "sd15".
     """
     from styledrop_jax.models.tokenizer import train_tokenizer
 

@@ -47,14 +47,11 @@ class Layout:
     """What a loader opens of a model's folder.
 
     Attributes:
-        kind: the folder of this kind of pipeline in a shipped base model such as "emoji64", which
-            holds one of each; empty for a model that is no pipeline.
         weights: {folder of a component: stem of its weight files}; "" is the model's own folder.
         tokenizers: the folders of its tokenizers.
         others: the paths of further files.
     """
 
-    kind: str = ""
     weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
     tokenizers: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
@@ -94,7 +91,7 @@ class Layout:
 
 CLIP = Layout(weights={"": "model"}, tokenizers=("",))
 """A model of both towers with its tokenizer, such as the one that judges."""
-PIPELINE_TOKENIZER = Layout(kind="muse", tokenizers=("tokenizer",))
+PIPELINE_TOKENIZER = Layout(tokenizers=("tokenizer",))
 """Of a pipeline of any kind, its tokenizer alone."""
 
 
@@ -122,9 +119,9 @@ def resolve(
     """The folder of the model `name`.
 
     Args:
-        name: a model that ships with the package ("emoji64/muse", or "emoji64" for the first of the
-            layouts that it has), a folder on disk, or "owner/name" on the Hugging Face hub. That is
-            taken from the local cache if all that is opened is there, else downloaded.
+        name: a model that ships with the package ("emoji128"), a folder on disk, or "owner/name" on
+            the Hugging Face hub. That is taken from the local cache if all that is opened is there,
+            else downloaded.
         layouts: what may be there. A model of the hub is of the layout whose folders it has most.
         field: the setting that named the model, for errors.
         revision: of the model on the hub, in place of that in its name.
@@ -132,7 +129,7 @@ def resolve(
     Raises:
         UserError: it is nowhere to be found, or a file of it; says how to get it.
     """
-    folder = _here(name, layouts)
+    folder = _here(name)
     if folder is not None:
         return folder
     on_hub = _on_hub(name, revision, f"model {shown(name, 160)} (--{field})")
@@ -154,7 +151,7 @@ def fetch(name: str, layouts: Sequence[Layout], *, revision: str = "") -> Path:
 
     Args and what is raised: see `resolve`.
     """
-    folder = _here(name, layouts)
+    folder = _here(name)
     if folder is not None:
         return folder
     on_hub = _on_hub(name, revision, f"model {shown(name, 160)}")
@@ -199,12 +196,9 @@ def without_revision(name: str) -> str:
     return name if is_path else name.partition("@")[0]
 
 
-def _here(name: str, layouts: Sequence[Layout]) -> Path | None:
+def _here(name: str) -> Path | None:
     """The folder of a model that ships with the package or is a folder; None for any other."""
     if is_shipped(name):
-        for layout in layouts:
-            if layout.kind and (SHIPPED / name / layout.kind).is_dir():
-                return SHIPPED / name / layout.kind
         return SHIPPED / name
     folder = os.path.expanduser(name)  # which leaves an unknown user's home as it is
     return Path(folder) if name and os.path.isdir(folder) else None
@@ -246,9 +240,8 @@ def _best(paths: Collection[str], layouts: Sequence[Layout]) -> Layout:
 def _meant(name: str) -> str:
     """A hint to a shipped model of a similar name."""
     names = set()
-    for index in SHIPPED.glob("*/*/*.json"):
+    for index in SHIPPED.glob("*/*/config.json" if "/" in name else "*/model_index.json"):
         names.add(index.parent.relative_to(SHIPPED).as_posix())
-        names.add(index.parent.parent.name)
     return did_you_mean(name, names)
 
 
@@ -338,12 +331,13 @@ def _snapshot(repo: str, revision: str | None) -> Path:
 
 def is_shipped(name: str) -> bool:
     """Whether a model of this name comes with the package."""
-    return bool(name) and not name.startswith(_OF_PATHS) and os.path.isdir(SHIPPED / name)
+    files = (SHIPPED / name / file for file in ("model_index.json", "config.json"))
+    return bool(name) and not name.startswith(_OF_PATHS) and any(map(os.path.isfile, files))
 
 
 def shipped_vocabulary(name: str) -> Path:
     """The folder of a shipped base model's `vocabulary.json`; other models have no such file."""
-    return SHIPPED / name.partition("/")[0]
+    return SHIPPED / name
 
 
 def read_config(folder: Path) -> dict[str, Any]:

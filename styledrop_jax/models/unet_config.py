@@ -251,7 +251,7 @@ class Config:
         )
 
     @classmethod
-    def emoji64(cls, *, width: int = 48, text_width: int = 192) -> Self:
+    def emoji(cls, *, width: int = 48, text_width: int = 192) -> Self:
         """The shipped model: 16×16 latents, with attention at 8×8.
 
         Args:

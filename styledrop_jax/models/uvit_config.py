@@ -116,11 +116,8 @@ class Config:
         return cls(downsample=True, upsample=True, sample_size=32)
 
     @classmethod
-    def emoji64(cls, *, width: int = 192, layers: int = 6, text_width: int = 192) -> Self:
-        """The shipped model of 64-pixel images.
-
-        It has 16×16 tokens of 512 codes, 8×8 inside, and heads of 32 channels.
-        """
+    def emoji(cls, *, width: int = 192, layers: int = 6, text_width: int = 192) -> Self:
+        """The shipped model: 16×16 tokens of 512 codes, 8×8 inside, heads of 32 channels."""
         blocks = max(1, width // 48)
         return cls(
             hidden_size=width,

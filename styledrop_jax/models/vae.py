@@ -75,7 +75,7 @@ class Config(vqgan.CodecConfig):
         return dataclasses.replace(cls.sd(), scaling_factor=0.13025, sample_size=1024)
 
     @classmethod
-    def emoji64(cls, *, width: int = 8, size: int = 64) -> Self:
+    def emoji(cls, *, width: int = 8, size: int = 64) -> Self:
         """For images of 64 or 128 pixels: 16×16 latents of 4 channels.
 
         The scaling factor is 1 for training. The standard deviation of the trained latents says

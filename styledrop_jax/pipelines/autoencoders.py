@@ -21,7 +21,7 @@ VAE = Component(
 )
 _LAYOUTS = (
     hub.Layout(weights={"": VAE.stem}),  # an autoencoder alone, or a whole model
-    hub.Layout(weights={VAE.folder: VAE.stem}, kind="sd"),
+    hub.Layout(weights={VAE.folder: VAE.stem}),
 )
 _FIELD = "config.vae"
 

@@ -93,7 +93,7 @@ def load(
     """Loads a pipeline of any of `LOADERS`, by what its folder holds.
 
     Args:
-        name: a model that ships with the package, such as "emoji64" (its Muse) or "emoji128"; a
+        name: a model that ships with the package, such as "emoji128" or "emoji128-muse"; a
             diffusers folder; "owner/name" from the Hugging Face cache or hub; or a Stable Diffusion
             in one `.safetensors` file, see `stable_diffusion_files.load_file`.
         dtype: what the model computes in.

@@ -35,7 +35,6 @@ TEXT = Component(
     stem=TRANSFORMERS,
 )
 LAYOUT = hub.Layout(
-    kind="muse",
     weights={part.folder: part.stem for part in (TRANSFORMER, VQVAE, TEXT)},
     tokenizers=("tokenizer",),
 )

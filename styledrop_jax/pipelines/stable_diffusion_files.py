@@ -44,7 +44,6 @@ TEXT_2 = dataclasses.replace(TEXT, folder="text_encoder_2")
 _SCHEDULER = "scheduler/scheduler_config.json"
 _INDEX = "model_index.json"
 LAYOUT = hub.Layout(
-    kind="sd",
     weights={part.folder: part.stem for part in (UNET, VAE, TEXT)},
     tokenizers=("tokenizer",),
     others=(_SCHEDULER,),

@@ -25,7 +25,7 @@ METHODS = {
 }
 BASES = {
     "emoji128": "shipped Stable Diffusion, 128 pixels: minutes on two cores",
-    "emoji64-muse": "shipped Muse, 64 pixels, coarser, one round: minutes on two cores",
+    "emoji128-muse": "shipped Muse, 128 pixels, coarser, one round: minutes on two cores",
     "amused-256": "aMUSEd, 256 pixels: for a GPU or TPU; needs its weights",
     "amused-512": "aMUSEd, 512 pixels: for a GPU or TPU; needs its weights",
     "sd15": "Stable Diffusion 1.5, 512 pixels: for a GPU or TPU; needs its weights",

@@ -22,7 +22,7 @@ def _saved(path, tensors=TENSORS, **changes):
     config = {"denoiser": styledrop.Config().to_dict(), "text": None, "words": None}
     metadata = {
         "format": 1,
-        "base_name": "emoji64",
+        "base_name": "emoji128",
         "base_hash": "0" * 64,
         "config": config,
         "round": 1,

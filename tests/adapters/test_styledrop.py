@@ -178,7 +178,7 @@ def test_attaching_again_starts_a_new_adapter():
 
 
 SAVED = dict(
-    base_name="emoji64", base_hash="abc", config=ROUND_1.to_dict(), round=2, extra={"step": 7}
+    base_name="emoji128", base_hash="abc", config=ROUND_1.to_dict(), round=2, extra={"step": 7}
 )
 
 
@@ -194,7 +194,7 @@ def saved(tmp_path):
 def test_a_saved_adapter_comes_back(saved, tmp_path):
     path, state = saved
     file = load_adapter(path, base_hash="abc")
-    assert (file.base_name, file.round, file.extra) == ("emoji64", 2, {"step": 7})
+    assert (file.base_name, file.round, file.extra) == ("emoji128", 2, {"step": 7})
     assert styledrop.Config.from_dict(file.config) == ROUND_1
     model = Denoiser()
     styledrop.attach(model, styledrop.Config.from_dict(file.config), rngs=nnx.Rngs(3))
@@ -208,7 +208,7 @@ def test_a_saved_adapter_comes_back(saved, tmp_path):
 
 
 def test_another_base_model_is_refused(saved):
-    with pytest.raises(UserError, match="emoji64 .abc., but this one has hash xyz"):
+    with pytest.raises(UserError, match="emoji128 .abc., but this one has hash xyz"):
         load_adapter(saved[0], base_hash="xyz")
 
 

@@ -37,7 +37,7 @@ from styledrop_jax.training import checkpoint, loop
 SIZES = {
     "vq": {"width": 4},
     "clip": {"width": 32, "text_layers": 1, "vision_layers": 1, "seen": 0.5},
-    "muse": {"width": 32, "layers": 1, "pack": 8},
+    "muse": {"size": 64, "width": 32, "layers": 1, "pack": 8},
     "vae": {"seed": 1, "width": 4},
     "unet": {"size": 64, "width": 16, "pack": 8},
     "start": {"size": 64, "rank": 2, "things": 2, "inner_steps": 3, "inner_batch_size": 2},

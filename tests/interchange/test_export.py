@@ -231,7 +231,7 @@ def test_an_unknown_precision_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "title"),
     [
-        ("emoji64/muse", "emoji64/muse"),
+        ("emoji128-muse", "emoji128-muse"),
         ("/home/me/models/mine", "mine"),
         ("~/tuned.safetensors", "tuned.safetensors"),
         ("models/tuned.safetensors", "tuned.safetensors"),

@@ -36,7 +36,7 @@ def _same_names(back, there):
         assert there[source.name] == name
 
 
-@pytest.mark.parametrize("config", [unet.Config.sd15(), unet.Config.sdxl(), unet.Config.emoji64()])
+@pytest.mark.parametrize("config", [unet.Config.sd15(), unet.Config.sdxl(), unet.Config.emoji()])
 def test_the_u_nets_names_go_back_and_forth(config):
     names = _names(config, unet.UNet, unet.RULES)
     there = {}
@@ -47,7 +47,7 @@ def test_the_u_nets_names_go_back_and_forth(config):
     _same_names(split([*there, *others], source="file")["unet"], there)
 
 
-@pytest.mark.parametrize("config", [vae.Config.sd(), vae.Config.emoji64()])
+@pytest.mark.parametrize("config", [vae.Config.sd(), vae.Config.emoji()])
 def test_the_autoencoders_names_go_back_and_forth(config):
     names = _names(config, vae.AutoencoderKL, vae.RULES)
     blocks = len(config.block_out_channels)

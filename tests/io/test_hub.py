@@ -18,7 +18,6 @@ UNET = "unet/diffusion_pytorch_model"
 VAE = "vae/diffusion_pytorch_model"
 TEXT = "text_encoder/model"
 SD = hub.Layout(
-    kind="sd",
     weights={
         "unet": "diffusion_pytorch_model",
         "vae": "diffusion_pytorch_model",
@@ -28,7 +27,6 @@ SD = hub.Layout(
     others=("scheduler/scheduler_config.json",),
 )
 MUSE = hub.Layout(
-    kind="muse",
     weights={
         "transformer": "diffusion_pytorch_model",
         "vqvae": "diffusion_pytorch_model",
@@ -53,9 +51,8 @@ OTHERS = (
 @pytest.fixture
 def shipped(tmp_path, monkeypatch):
     assets = tmp_path / "assets"
-    hub.save_index(assets / "emoji64/muse", "AmusedPipeline", {"vqvae": ("diffusers", "VQModel")})
-    (assets / "emoji64/sd").mkdir()
-    (assets / "emoji64/clip").mkdir()
+    hub.save_index(assets / "emoji128-muse", "AmusedPipeline", {"vqvae": ("diffusers", "VQModel")})
+    (assets / "emoji64/clip").mkdir(parents=True)
     (assets / "emoji64/clip/config.json").write_text("{}")
     monkeypatch.setattr(hub, "SHIPPED", assets)
     return assets
@@ -97,17 +94,14 @@ def _cached(folder) -> set[str]:
 
 
 def test_the_shipped_models_are_there():
-    assert {path.name for path in (hub.SHIPPED / "emoji64").iterdir()} >= {"muse", "clip"}
-    assert (hub.SHIPPED / "emoji128").is_dir()
+    for name in ("emoji128", "emoji128-muse", "emoji64/clip"):
+        assert (hub.SHIPPED / name).is_dir()
 
 
 def test_a_shipped_model_is_found_wherever_one_stands(shipped, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert hub.resolve("emoji64/muse") == shipped / "emoji64/muse"
+    assert hub.resolve("emoji128-muse") == shipped / "emoji128-muse"
     assert hub.resolve("emoji64/clip") == shipped / "emoji64/clip"
-    assert hub.resolve("emoji64") == shipped / "emoji64"
-    assert hub.resolve("emoji64", (MUSE, SD)) == shipped / "emoji64/muse"
-    assert hub.resolve("emoji64", (SD, MUSE)) == shipped / "emoji64/sd"
 
 
 def test_a_local_folder_is_found_by_any_spelling(shipped, tmp_path, monkeypatch):
@@ -122,7 +116,11 @@ def test_a_local_folder_is_found_by_any_spelling(shipped, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize(
     ("name", "meant"),
-    [("emoji46", "emoji64"), ("emoji64/must", "emoji64/muse"), ("Emoji64/Clip", "emoji64/clip")],
+    [
+        ("emoji128-must", "emoji128-muse"),
+        ("emoji64-muse", "emoji128-muse"),
+        ("Emoji64/Clip", "emoji64/clip"),
+    ],
 )
 def test_a_misspelt_shipped_model_gets_a_hint(shipped, cache, name, meant):
     with pytest.raises(UserError, match=f"did you mean '{meant}'"):
@@ -338,7 +336,7 @@ def test_a_revision_is_fetched_and_found_again_beside_another(shipped, cache, mo
     for name, revision in (("owner/name@v1", ""), ("owner/name", hub.commit(then))):
         assert hub.resolve(name, LAYOUTS, revision=revision) == then
         assert hub.on_this_machine(f"owner/name@{hub.commit(then)}", LAYOUTS) == then
-    assert hub.commit(shipped / "emoji64") == ""
+    assert hub.commit(shipped / "emoji128-muse") == ""
 
 
 def test_a_cache_that_is_not_enough_offline_is_one_line(shipped, cache):
@@ -350,7 +348,7 @@ def test_a_cache_that_is_not_enough_offline_is_one_line(shipped, cache):
 
 
 def test_what_is_here_is_not_fetched(shipped, cache, tmp_path):
-    assert hub.fetch("emoji64", LAYOUTS) == shipped / "emoji64/muse"
+    assert hub.fetch("emoji128-muse", LAYOUTS) == shipped / "emoji128-muse"
     assert hub.fetch(str(tmp_path), LAYOUTS) == tmp_path
 
 

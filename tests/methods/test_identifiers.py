@@ -13,7 +13,7 @@ from styledrop_jax.models.tokenizer import load_tokenizer
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return load_tokenizer(hub.resolve("emoji64/muse") / "tokenizer")
+    return load_tokenizer(hub.resolve("emoji128-muse") / "tokenizer")
 
 
 def test_words_are_short_rare_and_different(tokenizer):

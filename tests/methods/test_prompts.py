@@ -6,7 +6,7 @@ from styledrop_jax.methods.base import Prompt
 from styledrop_jax.models.reading import Reading
 from styledrop_jax.stages.begin import warn_of_unknown
 
-MODEL = hub.SHIPPED / "emoji64"
+MODEL = hub.SHIPPED / "emoji128-muse"
 
 
 def test_prompts_that_name_nothing_known_and_words_that_are_names():

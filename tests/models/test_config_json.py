@@ -12,10 +12,10 @@ from styledrop_jax.models.config_json import require_layers
 from styledrop_jax.sampling.noise_schedule import NoiseSchedule
 
 CONFIGS = {
-    "uvit": uvit_config.Config.emoji64(),
+    "uvit": uvit_config.Config.emoji(),
     "vqgan": vqgan.Config.emoji(),
-    "unet": unet.Config.emoji64(),
-    "vae": vae.Config.emoji64(),
+    "unet": unet.Config.emoji(),
+    "vae": vae.Config.emoji(),
     "text": clip_config.ClipConfig.emoji64().text,
     "vision": clip_config.ClipConfig.emoji64().vision,
     "t5": t5.Config(),

@@ -232,7 +232,7 @@ def test_every_tensor_of_the_public_checkpoints_has_a_place(public: dict, preset
 
 
 def test_the_shipped_preset_is_one_the_reference_builds():
-    config = Config.emoji64()
+    config = Config.emoji()
     shapes = _shapes(config)
     assert tree.differences(shapes, _reference_shapes(config.to_dict())) == []
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config

@@ -198,7 +198,7 @@ def test_export_reloads_in_the_reference(tmp_path):
 
 
 def test_the_shipped_preset_is_one_the_reference_builds():
-    _check_shapes(Config.emoji64(), Config.emoji64().to_dict())
+    _check_shapes(Config.emoji(), Config.emoji().to_dict())
 
 
 @pytest.mark.parametrize("fresh", [False, True], ids=["trained", "fresh"])

@@ -112,7 +112,7 @@ def _run_reference(model: AutoencoderKL, images: np.ndarray) -> tuple[np.ndarray
     return channels_last(mean), channels_last(logvar), channels_last(decoded)
 
 
-@pytest.mark.parametrize("config", [Config.sd(), Config.emoji64()])
+@pytest.mark.parametrize("config", [Config.sd(), Config.emoji()])
 def test_presets_have_the_reference_names_and_shapes(config):
     values = PUBLIC if config == Config.sd() else config.to_dict()
     theirs = shapes(lambda: AutoencoderKL.from_config(values))
@@ -126,7 +126,7 @@ def test_presets_read_as_the_public_configs_and_have_their_sizes():
     larger = dataclasses.replace(Config.sd(), sample_size=768)
     assert Config.from_dict(PUBLIC | {"sample_size": 768}) == larger
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    for config, grid, millions in ((Config.sd(), 8, 83.65), (Config.emoji64(), 16, 0.57)):
+    for config, grid, millions in ((Config.sd(), 8, 83.65), (Config.emoji(), 16, 0.57)):
         abstract = nnx.eval_shape(lambda: _build(config))  # noqa: B023
         mean = nnx.eval_shape(lambda m, x: m.encode(x).mean, abstract, images)
         assert mean.shape == (1, grid, grid, 4)
@@ -246,7 +246,7 @@ def test_impossible_tiles_are_refused(tile, overlap):
 
 @pytest.mark.parametrize("size", [(15, 16), (16, 18)])
 def test_sides_must_be_divisible(size):
-    model = nnx.eval_shape(lambda: _build(Config.emoji64()))
+    model = nnx.eval_shape(lambda: _build(Config.emoji()))
     words = f"images of {size[0]}×{size[1]} pixels, expected sides divisible by 4"
     with pytest.raises(ValueError, match=words):
         model.encode(jnp.zeros((1, *size, 3)))

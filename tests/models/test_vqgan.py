@@ -123,7 +123,7 @@ def test_amused_has_the_public_names_and_shapes(null_means_latent_channels):
     assert Config.amused().downsampling == 16
 
 
-def test_emoji64_has_the_reference_names_and_shapes():
+def test_the_shipped_one_has_the_reference_names_and_shapes():
     config = Config.emoji()
     theirs = shapes(lambda: VQModel.from_config(config.to_dict()))
     abstract = nnx.eval_shape(lambda: vqgan.VQModel(config, rngs=pretrained.ONE_KEY))

@@ -162,8 +162,8 @@ def test_every_step_of_the_reference_pipeline_has_our_logits(loaded, pipeline):
 
 
 def test_the_shipped_model_opens_in_the_reference_library_and_agrees():
-    pipeline = AmusedPipeline.from_pretrained(hub.SHIPPED / "emoji64" / "muse").to(torch.float32)
-    model = load("emoji64")
+    pipeline = AmusedPipeline.from_pretrained(hub.SHIPPED / "emoji128-muse").to(torch.float32)
+    model = load("emoji128-muse")
     assert isinstance(model, muse.Muse)
     prompts = ["a cat in pencil sketch style", ""]
     n = model.grid

@@ -87,6 +87,6 @@ test("a curve fills its box, of one point too", () => {
 });
 
 test("a person chooses between rounds where there are two", () => {
-  assert.ok(model.choosable("styledrop", "emoji64") && model.choosable("debug", "emoji64-muse"));
-  assert.ok(!model.choosable("styledrop", "emoji64-muse") && !model.choosable("lora", "emoji64"));
+  assert.ok(model.choosable("styledrop", "emoji128") && model.choosable("debug", "emoji128-muse"));
+  assert.ok(!model.choosable("styledrop", "emoji128-muse") && !model.choosable("lora", "emoji128"));
 });

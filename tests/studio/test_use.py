@@ -132,7 +132,7 @@ def test_a_subject_needs_its_words_and_a_style_its_descriptor(tmp_path, opened):
 
 def test_a_person_chooses_between_two_rounds(tmp_path, opened):
     pictures = [{"upload": _upload(opened, tmp_path), "content": "a key"}]
-    body = {"base": "emoji64-muse", "descriptor": "in ink style", "pictures": pictures}
+    body = {"base": "emoji128-muse", "descriptor": "in ink style", "pictures": pictures}
     for name, chooses in (("mine", True), ("its", False)):
         answer = opened.post(
             "/api/new", name=f"of-{name}", method="styledrop", choose=chooses, **body

@@ -1,15 +1,26 @@
 """An autoencoder of images of twice the size, which shares the latents or tokens of another."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from styledrop_jax.errors import UserError
+from styledrop_jax.io import hub
 from styledrop_jax.models import vae, vqgan
+from styledrop_jax.pipelines import muse_files, stable_diffusion_files
 
 Autoencoder = vae.AutoencoderKL | vqgan.VQModel
 
 _DIFFERENT = 0.1  # of itself: the deviation between the weights of copied channels
+
+
+def load(folder: Path) -> Autoencoder:
+    """The tokenizer or the autoencoder with latents in an exported `vqvae` or `vae` folder."""
+    is_tokenizer = hub.read_config(folder).get("_class_name") == "VQModel"
+    part = muse_files.VQVAE if is_tokenizer else stable_diffusion_files.VAE
+    return part.load(folder)
 
 
 def check_half(name: str, half: vqgan.CodecConfig, config: vqgan.CodecConfig) -> None:

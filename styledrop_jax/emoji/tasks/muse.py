@@ -37,7 +37,7 @@ def task(settings: MuseSettings, data: Corpus, workdir: Path) -> base.Task[Condi
     if settings.init:
         denoiser = muse_files.TRANSFORMER.load(Path(settings.init) / "transformer")
     else:
-        config = uvit.Config.emoji64(
+        config = uvit.Config.emoji(
             width=settings.width, layers=settings.layers, text_width=text.config.hidden_size
         )
         denoiser = uvit.UVit(config, rngs=nnx.Rngs(settings.seed))

@@ -47,7 +47,7 @@ def task(settings: UnetSettings, data: Corpus, workdir: Path) -> base.Task[Condi
     if settings.init:
         denoiser = stable_diffusion_files.UNET.load(Path(settings.init))
     else:
-        config = unet.Config.emoji64(width=settings.width, text_width=text.config.hidden_size)
+        config = unet.Config.emoji(width=settings.width, text_width=text.config.hidden_size)
         denoiser = unet.UNet(config, rngs=nnx.Rngs(settings.seed))
     model = stable_diffusion.StableDiffusion(
         name="pretraining",

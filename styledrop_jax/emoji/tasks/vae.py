@@ -12,9 +12,8 @@ from flax import nnx
 from styledrop_jax.emoji.corpus import Corpus
 from styledrop_jax.emoji.settings import VaeSettings
 from styledrop_jax.emoji.tasks import base, doubling
-from styledrop_jax.io import hub
 from styledrop_jax.models import vae
-from styledrop_jax.pipelines import muse_files, stable_diffusion_files
+from styledrop_jax.pipelines import stable_diffusion_files
 
 _MEASURED = 512  # images over which the deviation of the latents is taken
 
@@ -71,7 +70,7 @@ def _centre(model: vae.AutoencoderKL, mean: float) -> None:
 def task(settings: VaeSettings, data: Corpus, workdir: Path) -> base.Task[Trained]:
     """Trains all of it; `settings.init` gives the weights to start from."""
     del workdir
-    config = vae.Config.emoji64(width=settings.width, size=settings.size)
+    config = vae.Config.emoji(width=settings.width, size=settings.size)
     like = stable_diffusion_files.VAE.load(Path(settings.like)) if settings.like else None
     if like is not None:
         doubling.check_half(settings.like, like.config, config)
@@ -79,10 +78,7 @@ def task(settings: VaeSettings, data: Corpus, workdir: Path) -> base.Task[Traine
     key = jax.random.key(settings.seed)
     model = vae.AutoencoderKL(config, rngs=nnx.Rngs(key))
     if settings.init:
-        folder = Path(settings.init)
-        is_tokenizer = hub.read_config(folder).get("_class_name") == "VQModel"
-        part = muse_files.VQVAE if is_tokenizer else stable_diffusion_files.VAE
-        doubling.begin(model, part.load(folder), key)
+        doubling.begin(model, doubling.load(Path(settings.init)), key)
     held = data.held_out_images(32)
     encode = nnx.jit(lambda model, images: model.encode(base.to_floats(images)).mode())
     decode = nnx.jit(lambda model, latents: jnp.clip(model.decode(latents), 0, 1))

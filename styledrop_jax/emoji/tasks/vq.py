@@ -11,6 +11,7 @@ from flax import nnx
 from styledrop_jax.emoji.corpus import Corpus
 from styledrop_jax.emoji.settings import VqSettings
 from styledrop_jax.emoji.tasks import base, doubling
+from styledrop_jax.errors import UserError
 from styledrop_jax.models import vqgan
 from styledrop_jax.pipelines import muse_files
 
@@ -88,6 +89,8 @@ def task(settings: VqSettings, data: Corpus, workdir: Path) -> base.Task:
     """
     del workdir
     if settings.like:
+        if settings.init:
+            raise UserError("config.init: not beside config.like, which the tokenizer begins as")
         return _doubled(settings, data)
     return _anew(settings, data)
 

@@ -147,5 +147,5 @@ export function path(points, width, height) {
 
 // Whether a run has a second round, to choose for: StyleDrop on the shipped Muse stops after one.
 export function choosable(method, base) {
-  return method === "debug" || (method === "styledrop" && base !== "emoji64-muse");
+  return method === "debug" || (method === "styledrop" && base !== "emoji128-muse");
 }
