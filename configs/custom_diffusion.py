@@ -6,8 +6,8 @@ style.
 Takes the fields of `styledrop`, and its presets: `emoji128` (default) is the shipped Stable
 Diffusion, `emoji128-muse` the Muse.
 
-At 64 pixels on two CPU cores: 70 seconds, 1.4 GB. A tint of the style, and things that can be told;
-a higher learning rate washes them out.
+On a CPU core: 77 seconds, 1.4 GB. A tint of the style, and most things can be told; a higher
+learning rate washes them out.
 """
 
 import runpy

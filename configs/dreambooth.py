@@ -10,7 +10,7 @@ Takes the presets of `styledrop`: `emoji128` (default) is the shipped Stable Dif
 makes `--config.prior.generate` images of the class, kept for other runs, unless
 `--config.prior.image` names some. Guidance is classifier-free, of scale 1 + lambda_b.
 
-At 64 pixels on two CPU cores: a minute, 1.7 GB, more when the class images are made for the first
+On a CPU core: 46 seconds, 1.7 GB, more when the class images are made for the first
 time. The subject in the middle, on backgrounds and in known styles; small ones and pairs fail.
 """
 

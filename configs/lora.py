@@ -8,9 +8,9 @@ Diffusion, `emoji128-muse` the Muse. `--config.round_1.adapter.targets all` adap
 layer and convolution, `text_encoder true` the text tower too. aMUSEd's published style tuning: rank
 16, alpha 32, 4e-4.
 
-At 64 pixels on two CPU cores: 75 seconds, 1.4 GB. The style comes whole, and with it some of the
-reference's shape: cats with a roof; after the line drawing of a house eight of 30 things were
-houses. A lower learning rate has less of both.
+On a CPU core: 66 seconds. The style comes whole, and with it some of the reference's shape: cats
+with a roof; after the line drawing of a house eight of 30 things were houses. A lower learning rate
+has less of both.
 """
 
 import runpy

@@ -11,8 +11,8 @@ Takes the presets of `styledrop`: `emoji128` (default) is the shipped Stable Dif
 and of "style". Prompts say all of them, "a cat in sks style and aug style"; a third is a
 `component_3` in a config file of your own. Settings beside these are those of `styleforge`.
 
-At 64 pixels on two CPU cores, two components of 7 and 8 images: 80 seconds, 1.8 GB. More of the
-style than StyleForge, and more lumps.
+On a CPU core, two components of 7 and 8 images: 79 seconds, 1.8 GB. More of the style than
+StyleForge, and more lumps.
 """
 
 import runpy

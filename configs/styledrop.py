@@ -7,12 +7,12 @@ between them.
         --config.reference.descriptor "in watercolor painting style" --workdir runs/mine
 
 Presets, as `--config styledrop:PRESET`:
-    emoji128 (default)      the shipped 128-pixel Stable Diffusion: minutes, 1.1 GB, two cores; a
+    emoji128 (default)      the shipped 128-pixel Stable Diffusion: minutes, 1.4 GB, two cores; a
                             round starts from what many styles taught, the better of two states of
                             it goes on, and ten samples, each of another prompt, that have most
                             style and content train the next
     emoji128-muse           the shipped Muse of the same drawings: coarser things; one round, for a
-                            second makes them coarser still; 1.3 GB. `--config.rounds 2` makes both,
+                            second makes them coarser still; 1.5 GB. `--config.rounds 2` makes both,
                             `styledrop extend --run RUN --rounds 1` the second afterwards
     amused-256, amused-512  the public aMUSEd checkpoints, from the Hugging Face cache, the hub or a
                             local diffusers folder (`--config.base FOLDER`); for a GPU

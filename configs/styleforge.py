@@ -9,9 +9,9 @@ Takes the presets of `styledrop`: `emoji128` (default) is the shipped Stable Dif
 makes none itself unless told how many (`--config.aux.generate 20`). The authors train the text
 encoder too (`--config.round_1.adapter.text_encoder true`).
 
-At 64 pixels on two CPU cores, 15 images and 30 Aux: a minute, 1.6 GB. Paper and ink come, simple
-shapes stay, others become lumps: nothing says what the images show. At 1e-4 and 400 steps things
-last better, with half of the style.
+On a CPU core, 15 images and 30 Aux: 65 seconds, 1.7 GB. Paper and ink come, simple shapes stay,
+others become lumps: nothing says what the images show. At 1e-4 and 400 steps things last better,
+with half of the style.
 """
 
 import runpy

@@ -15,8 +15,8 @@ also all that Muse can do, and what `styledrop sample --prompt "{subject}"` does
 more of it. At 1 a schedule that ends in pure noise, as the shipped model's, forgets the source, and
 makes the target again; at 0.8 some seeds keep the source, some draw the target, and some the
 source's shape in the target's ink, more of them without the negator (`--config.contrast.negator=`):
-draw several (`--config.round_1.sample.images_per_prompt 8`) and choose. On two CPU cores: 70
-seconds, 1.8 GB.
+draw several (`--config.round_1.sample.images_per_prompt 8`) and choose. On a CPU core: a minute,
+1.8 GB.
 
 From the paper: Adam 1e-6, 400 steps, the style said 3 times, the content once. It does not state
 the batch size, nor the steps of the control, and sources differ on whether the repeats hold in

@@ -6,8 +6,7 @@ StyleDrop's prompts.
 Takes the fields of `styledrop`, and its presets: `emoji128` (default) is the shipped Stable
 Diffusion, `emoji128-muse` the Muse. The paper's learning rate is 1e-3.
 
-At 64 pixels on two CPU cores: 2 minutes, 1.5 GB. Less of the style than LoRA, and the lines inside
-things last.
+On a CPU core: 105 seconds. Less of the style than LoRA, and the lines inside things last.
 """
 
 import runpy

@@ -6,8 +6,8 @@ Takes the fields of `styledrop`, and its presets: `emoji128` (default) is the sh
 Diffusion, `emoji128-muse` the Muse. `--config.round_1.adapter.vectors` sets how many tokens the
 word has, `initializer` what they start as, `norm true` keeps their length.
 
-At 64 pixels on two CPU cores: a minute, 1.4 GB. 768 numbers turn colours towards the reference's
-and leave things as they were.
+On a CPU core: 70 seconds. 768 numbers turn colours towards the reference's and leave things as they
+were.
 """
 
 import runpy
