@@ -99,8 +99,11 @@ def _doubled(settings: VqSettings, data: Corpus) -> base.Task[Doubled]:
     like = muse_files.VQVAE.load(Path(settings.like))
     config = vqgan.Config.emoji(width=settings.width, size=settings.size)
     doubling.check_half(settings.like, like.config, config)
-    codes = like.config.num_vq_embeddings
-    config = dataclasses.replace(config, num_vq_embeddings=codes)
+    config = dataclasses.replace(
+        config,
+        num_vq_embeddings=like.config.num_vq_embeddings,
+        vq_embed_dim=like.config.vq_embed_dim,
+    )
     key = jax.random.key(settings.seed)
     model = vqgan.VQModel(config, rngs=nnx.Rngs(key))
     doubling.begin(model, like, key)
@@ -127,7 +130,7 @@ def _anew(settings: VqSettings, data: Corpus) -> base.Task[vqgan.VQModel]:
     if settings.init:
         model = muse_files.VQVAE.load(Path(settings.init))
     else:
-        config = vqgan.Config.emoji(width=settings.width)
+        config = vqgan.Config.emoji(width=settings.width, size=settings.size)
         model = vqgan.VQModel(config, rngs=nnx.Rngs(settings.seed))
     encode = nnx.jit(lambda model, images: model.features(base.to_floats(images)))
     restore = nnx.jit(lambda model, images: model.decode(model.encode(base.to_floats(images))))
