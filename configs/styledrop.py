@@ -27,10 +27,10 @@ Any field is overridden by `--config.FIELD VALUE`, a scorer's weight too
 `styledrop personalize --config styledrop --help` shows. Round N takes `round_N`; rounds beyond the
 last one reuse it. The result is `report.html` in the run folder.
 
-What a preset does not set is the paper's for its 3B Muse, as the aMUSEd presets are: adapters of rank
-4, shared, then 32, unshared; Adam 3e-5, batch 8, 1000 steps; 36 decoding steps, temperature 4.5,
-lambda 2 and 5; 30 prompts x 64 images, the best one of each. The paper does not state the share of
-dropped prompts (Muse's 10% is taken) nor whether lambda ramps (it does not here).
+What a preset does not set is the paper's for its 3B Muse, as the aMUSEd presets are: adapters of
+rank 4, shared, then 32, unshared; Adam 3e-5, batch 8, 1000 steps; 36 decoding steps, temperature
+4.5, lambda 2 and 5; 30 prompts x 64 images, the best one of each. The paper does not state the
+share of dropped prompts (Muse's 10% is taken) nor whether lambda ramps (it does not here).
 """
 
 from ml_collections import ConfigDict
