@@ -19,6 +19,7 @@ def shipped(tmp_path, monkeypatch):
     """A base model that ships with a start, which is what another run learnt on it."""
     folder = tmp_path / "shipped" / "muse"
     shutil.copytree(tiny.models() / "muse", folder)
+    (folder / "model_index.json").write_text("{}")
     shutil.copyfile(tiny.finished() / "round_1/adapter.safetensors", folder / hub.START)
     monkeypatch.setattr(hub, "SHIPPED", folder.parent)
     return folder
