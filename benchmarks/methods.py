@@ -10,8 +10,8 @@ heirs get 15 true drawings of the style instead, and 30 in other styles as Aux. 
 the reference's subject, Cut-Mix-Unmix it and a cat by the same artist. StyO redraws a plain drawing
 of what the reference shows, by another artist. Scores are means over images with a 95% bootstrap
 interval over (style, seed, prompt) means. KID is of a run's samples and the style's true drawings,
-in CLIP features, its mean over runs. Seconds are those of the fastest run, memory the most that one
-had. Resumable.
+in CLIP features, its mean over runs. Seconds are those of the fastest run, memory the most that
+any had. Resumable.
 """
 
 import re

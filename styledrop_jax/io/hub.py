@@ -337,7 +337,7 @@ def is_shipped(name: str) -> bool:
 
 def shipped_vocabulary(name: str) -> Path:
     """The folder of a shipped base model's `vocabulary.json`; other models have no such file."""
-    return SHIPPED / name
+    return SHIPPED / name.partition("/")[0]
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -104,6 +104,12 @@ def test_a_shipped_model_is_found_wherever_one_stands(shipped, tmp_path, monkeyp
     assert hub.resolve("emoji64/clip") == shipped / "emoji64/clip"
 
 
+def test_a_model_of_ones_own_has_no_vocabulary(tmp_path):
+    (tmp_path / "vocabulary.json").write_text("of another kind")
+    assert not (hub.shipped_vocabulary(str(tmp_path)) / "vocabulary.json").exists()
+    assert (hub.shipped_vocabulary("emoji128-muse") / "vocabulary.json").exists()
+
+
 def test_a_local_folder_is_found_by_any_spelling(shipped, tmp_path, monkeypatch):
     folder = tmp_path / "models/mine"
     folder.mkdir(parents=True)

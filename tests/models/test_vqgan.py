@@ -124,7 +124,7 @@ def test_amused_has_the_public_names_and_shapes(null_means_latent_channels):
 
 
 def test_the_shipped_one_has_the_reference_names_and_shapes():
-    config = Config.emoji()
+    config = Config.emoji(width=16, size=128)
     theirs = shapes(lambda: VQModel.from_config(config.to_dict()))
     abstract = nnx.eval_shape(lambda: vqgan.VQModel(config, rngs=pretrained.ONE_KEY))
     assert pretrained.shapes(abstract, RULES) == theirs

@@ -57,6 +57,11 @@ def _revive(table: jax.Array, features: jax.Array, key: jax.Array) -> jax.Array:
     return jnp.where(is_dead[:, None], chosen, table)
 
 
+@nnx.jit
+def _restored(model: vqgan.VQModel, images: np.ndarray) -> jax.Array:
+    return model.decode(model.encode(base.to_floats(images)))
+
+
 class Doubled(nnx.Module):
     """A tokenizer, and the frozen one of half its size whose tokens it is to share."""
 
@@ -108,7 +113,6 @@ def _doubled(settings: VqSettings, data: Corpus) -> base.Task[Doubled]:
     model = vqgan.VQModel(config, rngs=nnx.Rngs(key))
     doubling.begin(model, like, key)
     held = data.held_out_images(32)
-    restore = nnx.jit(lambda model, images: model.decode(model.encode(base.to_floats(images))))
     without_codes = nnx.All(
         nnx.Param, nnx.PathContains("tokenizer"), nnx.Not(nnx.PathContains("quantize"))
     )
@@ -117,7 +121,7 @@ def _doubled(settings: VqSettings, data: Corpus) -> base.Task[Doubled]:
         trainable=without_codes,
         loss=_loss_of_doubled,
         batches=base.image_batches(data, settings),
-        sheet=lambda trained: base.reconstructions("vq", held, restore(trained.tokenizer, held)),
+        sheet=lambda trained: base.reconstructions("vq", held, _restored(trained.tokenizer, held)),
         export=lambda trained, out: base.save_component(
             out / "vqvae", trained.tokenizer, vqgan.RULES, config.to_dict()
         ),
@@ -133,7 +137,6 @@ def _anew(settings: VqSettings, data: Corpus) -> base.Task[vqgan.VQModel]:
         config = vqgan.Config.emoji(width=settings.width, size=settings.size)
         model = vqgan.VQModel(config, rngs=nnx.Rngs(settings.seed))
     encode = nnx.jit(lambda model, images: model.features(base.to_floats(images)))
-    restore = nnx.jit(lambda model, images: model.decode(model.encode(base.to_floats(images))))
 
     def revived(current: vqgan.VQModel, step: int) -> jax.Array:
         images, _ = base.examples(data, settings, step * size, 4 * size)
@@ -152,7 +155,7 @@ def _anew(settings: VqSettings, data: Corpus) -> base.Task[vqgan.VQModel]:
         return state
 
     def sheet(trained: vqgan.VQModel) -> np.ndarray:
-        return base.reconstructions("vq", held, restore(trained, held))
+        return base.reconstructions("vq", held, _restored(trained, held))
 
     def export(trained: vqgan.VQModel, out: Path) -> None:
         base.save_component(out / "vqvae", trained, vqgan.RULES, model.config.to_dict())
